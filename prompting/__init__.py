@@ -1,0 +1,28 @@
+"""Frozen CLIP towers that take prompts, fast and exact. Knows torch and CLIP; nothing of Dassl or of configs."""
+
+from prompting.backbone import BackboneError, load_clip
+from prompting.layout import PromptLayout, layout_from_texts, layout_with_context
+from prompting.learner import PromptLearner, TowerSizes
+from prompting.model import Output, PromptedCLIP
+from prompting.precision import PRECISIONS, Precision, resolve_precision
+from prompting.prompts import AttentionMass, GatedPrompt, Prompts, TextPrompts, VisionPrompts
+
+__all__ = [
+    "PRECISIONS",
+    "AttentionMass",
+    "BackboneError",
+    "GatedPrompt",
+    "Output",
+    "Precision",
+    "PromptLayout",
+    "PromptLearner",
+    "PromptedCLIP",
+    "Prompts",
+    "TextPrompts",
+    "TowerSizes",
+    "VisionPrompts",
+    "layout_from_texts",
+    "layout_with_context",
+    "load_clip",
+    "resolve_precision",
+]

@@ -1,0 +1,88 @@
+"""Frozen residual attention blocks, run batch-first, and the attention mass that BMIP's gate reads.
+
+The blocks stay as the ``clip`` package built them; these functions only call their weights. Splitting a block into
+*project* (LayerNorm and Q, K, V) and *finish* (output projection and MLP) lets the encoders replace prompt tokens in
+between and compute no row that nobody reads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+# Rows of nn.MultiheadAttention's stacked input projection, in units of the width.
+QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
+
+# Images whose full attention matrix is held at once while the gate reads it: bounds the memory of large test batches.
+MASS_CHUNK = 16
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One matrix product with frozen weights, (..., n_in) -> (..., n_out)."""
+    return F.linear(x, weight, bias)
+
+
+def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
+    """LayerNorm and input projections of a block.
+
+    Args:
+        block: a CLIP ``ResidualAttentionBlock``.
+        x: (..., n, width).
+        rows: which of Q, K, V: one of the constants of this module.
+
+    Returns:
+        (..., n, parts, heads, head_width).
+    """
+    attention, width = block.attn, x.shape[-1]
+    take = slice(rows[0] * width, rows[1] * width)
+    y = frozen_linear(block.ln_1(x), attention.in_proj_weight[take], attention.in_proj_bias[take])
+    return y.unflatten(-1, (rows[1] - rows[0], attention.num_heads, -1))
+
+
+def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+    """Output projection, MLP and both residual additions, (..., n, width) -> (..., n, width)."""
+    output = block.attn.out_proj
+    x = x + frozen_linear(attended, output.weight, output.bias)
+    mlp = block.mlp
+    hidden = mlp.gelu(frozen_linear(block.ln_2(x), mlp.c_fc.weight, mlp.c_fc.bias))
+    return x + frozen_linear(hidden, mlp.c_proj.weight, mlp.c_proj.bias)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """Multi-head attention over the last-but-two dimension.
+
+    Args:
+        q: (batch, n_queries, heads, head_width).
+        k: (batch, n_keys, heads, head_width).
+        v: as ``k``.
+        mask: (n_queries, n_keys), true where a query may look.
+        causal: each row sees itself and what comes before; excludes ``mask``.
+
+    Returns:
+        (batch, n_queries, width).
+    """
+    q, k, v = (t.transpose(1, 2) for t in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    return out.transpose(1, 2).flatten(2)
+
+
+@torch.no_grad()
+def prompt_mass(q: Tensor, k: Tensor, prompts: slice) -> Tensor:
+    """Attention probability on the prompt keys, mean over heads and query rows.
+
+    Args:
+        q: (n, n_queries, heads, head_width); every query sees every key.
+        k: (n, n_keys, heads, head_width), the tokens as they arrive, before replacement.
+        prompts: which keys are prompt tokens.
+
+    Returns:
+        (n, n_prompts), float32, no gradient (BMIP's stop-gradient).
+    """
+    scale = q.shape[-1] ** -0.5
+    masses = []
+    for some_q, some_k in zip(q.split(MASS_CHUNK), k.split(MASS_CHUNK), strict=True):
+        scores = torch.einsum("nqhd,nkhd->nhqk", some_q * scale, some_k).float()
+        probability = torch.exp(scores[..., prompts] - scores.logsumexp(-1, keepdim=True))
+        masses.append(probability.mean(dim=(1, 2)))
+    return torch.cat(masses)

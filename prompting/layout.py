@@ -1,0 +1,129 @@
+"""From class names to token positions: which token of each class's text is a word and which is learned.
+
+A layout holds no weights. It is rebuilt whenever the class list changes, which is why a prompt learner trained on base
+classes can be evaluated on any others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from clip.clip import _tokenizer
+from torch import Tensor
+
+CLASS_TOKEN_POSITIONS = ("end", "middle", "front")
+_SOT = _tokenizer.encoder["<|startoftext|>"]
+_EOT = _tokenizer.encoder["<|endoftext|>"]
+
+
+class PromptTooLongError(ValueError):
+    """A class's text, with its context, does not fit into the text tower's context length."""
+
+
+@dataclass(frozen=True)
+class PromptLayout:
+    """Tokens of every class and the positions that context vectors take.
+
+    Attributes:
+        classnames: as given.
+        tokens: (n_cls, longest) token ids, [SOS] first, zero after [EOT]; a placeholder at learned positions.
+        context: (n_cls, longest) index of the context vector at a position, -1 where the word stays.
+        lengths: (n_cls,) number of tokens from [SOS] to [EOT], both counted.
+    """
+
+    classnames: tuple[str, ...]
+    tokens: Tensor
+    context: Tensor
+    lengths: Tensor
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.classnames)
+
+    def shared_length(self) -> int:
+        """Number of leading positions that are the same in every class; [EOT] is never one of them."""
+        same = (self.tokens == self.tokens[:1]).all(0) & (self.context == self.context[:1]).all(0)
+        limit = int(self.lengths.min()) - 1
+        differs = (~same[:limit]).nonzero()
+        return int(differs[0]) if len(differs) else limit
+
+
+def clean_name(name: str) -> str:
+    """A class name as it stands in a prompt: underscores are spaces."""
+    return name.replace("_", " ")
+
+
+def encode(text: str) -> list[int]:
+    """Token ids of a text without [SOS] and [EOT]."""
+    return _tokenizer.encode(text)
+
+
+def layout_from_texts(texts: Sequence[str], classnames: Sequence[str], context_length: int) -> PromptLayout:
+    """Layout of ready sentences with nothing learned, for example "a photo of a dog.".
+
+    Raises:
+        PromptTooLongError: naming the class whose text has too many tokens.
+    """
+    rows = [[(token, -1) for token in encode(text)] for text in texts]
+    return _stack(rows, classnames, context_length)
+
+
+def layout_with_context(
+    classnames: Sequence[str],
+    context_length: int,
+    n_ctx: int,
+    words: str = "",
+    position: str = "end",
+    class_specific: bool = False,
+) -> PromptLayout:
+    """Layout "[context] {class}." whose first ``n_ctx`` context tokens are learned.
+
+    Args:
+        classnames: one text each.
+        context_length: positions of the text tower (77).
+        n_ctx: number of learned context vectors.
+        words: the context in words; tokens beyond the first ``n_ctx`` stay words (MaPLe: two learned, "of a" kept).
+            Empty: ``n_ctx`` placeholders.
+        position: where the class name stands: "end", "middle" (between the halves of the context) or "front".
+        class_specific: every class has context vectors of its own (CoOp's CSC): class c uses vectors
+            c * n_ctx ... c * n_ctx + n_ctx - 1.
+
+    Raises:
+        PromptTooLongError: naming the class whose text has too many tokens.
+        ValueError: for an unknown position, or words shorter than ``n_ctx`` tokens.
+    """
+    if position not in CLASS_TOKEN_POSITIONS:
+        raise ValueError(f"CLASS_TOKEN_POSITION {position!r}: choose one of {', '.join(CLASS_TOKEN_POSITIONS)}")
+    words = clean_name(words) if words else " ".join(["X"] * n_ctx)
+    n_words = len(encode(words))
+    if n_words < n_ctx:
+        raise ValueError(f"CTX_INIT {words!r} has {n_words} tokens, fewer than the {n_ctx} to learn")
+    cut = {"end": n_words, "middle": n_ctx // 2, "front": 0}[position]
+    rows = []
+    for index, name in enumerate(classnames):
+        first = index * n_ctx if class_specific else 0
+        # The sentence is encoded whole: the tokenizer may join a name's last sign with the full stop, as in "crane (bird)."
+        tokens = encode(f"{words} {clean_name(name)}.")
+        row = [(token, first + j if j < n_ctx else -1) for j, token in enumerate(tokens)]
+        name_end = n_words + len(encode(clean_name(name)))
+        rows.append(row[:cut] + row[n_words:name_end] + row[cut:n_words] + row[name_end:])
+    return _stack(rows, classnames, context_length)
+
+
+def _stack(rows: list[list[tuple[int, int]]], classnames: Sequence[str], context_length: int) -> PromptLayout:
+    """Frame rows of (token, context index) with [SOS] and [EOT] and pad them to the longest."""
+    if not rows:
+        raise ValueError("no class names: the class list of the data set is empty")
+    rows = [[(_SOT, -1), *row, (_EOT, -1)] for row in rows]
+    for row, name in zip(rows, classnames, strict=True):
+        if len(row) > context_length:
+            raise PromptTooLongError(
+                f"the prompt of class {name!r} has {len(row)} tokens, the text tower takes {context_length}: "
+                "use fewer context tokens (N_CTX), a shorter CTX_INIT or a shorter class name"
+            )
+    longest = max(len(row) for row in rows)
+    padded = torch.tensor([row + [(0, -1)] * (longest - len(row)) for row in rows])  # (n_cls, longest, 2)
+    lengths = torch.tensor([len(row) for row in rows])
+    return PromptLayout(tuple(classnames), padded[..., 0].contiguous(), padded[..., 1].contiguous(), lengths)

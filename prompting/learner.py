@@ -1,0 +1,113 @@
+"""The base of every prompt learner: the trainable half of a method.
+
+A prompt learner owns all trainable tensors and nothing else. It says how class names become token layouts
+(:meth:`PromptLearner.layout`) and which tokens enter the towers (:meth:`PromptLearner.forward`). It keeps no tensor
+that depends on the class list, so what was trained on base classes runs on any others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from prompting.layout import PromptLayout, clean_name, encode, layout_with_context
+from prompting.prompts import Prompts
+from prompting.vision import is_vit
+
+
+@dataclass(frozen=True)
+class TowerSizes:
+    """The widths and depths a prompt learner needs, read from the model.
+
+    Attributes:
+        text_width, vision_width: width of the towers' tokens; ``vision_width`` is 0 for a ResNet.
+        text_layers, vision_layers: number of layers; 0 for a ResNet.
+        context_length: positions of the text tower.
+        embed_dim: width of the joint feature space.
+    """
+
+    text_width: int
+    vision_width: int
+    text_layers: int
+    vision_layers: int
+    context_length: int
+    embed_dim: int
+
+    @classmethod
+    def of(cls, clip_model: nn.Module) -> TowerSizes:
+        """Sizes of a CLIP with OpenAI's attribute layout."""
+        vit = is_vit(clip_model)
+        return cls(
+            text_width=clip_model.ln_final.weight.shape[0],
+            vision_width=clip_model.visual.class_embedding.shape[0] if vit else 0,
+            text_layers=len(clip_model.transformer.resblocks),
+            vision_layers=len(clip_model.visual.transformer.resblocks) if vit else 0,
+            context_length=clip_model.positional_embedding.shape[0],
+            embed_dim=clip_model.text_projection.shape[1],
+        )
+
+
+class PromptLearner(nn.Module):
+    """Base class of prompt learners.
+
+    Args:
+        sizes: of the towers.
+        n_ctx: number of learned context vectors in the text; 0 for none.
+        words: the context in words, "" for none.
+    """
+
+    def __init__(self, sizes: TowerSizes, n_ctx: int, words: str = "") -> None:
+        super().__init__()
+        self.sizes, self.n_ctx, self.words = sizes, n_ctx, words
+
+    def layout(self, classnames: Sequence[str]) -> PromptLayout:
+        """Token layout of a class list."""
+        return layout_with_context(classnames, self.sizes.context_length, self.n_ctx, self.words)
+
+    def forward(self) -> Prompts:
+        """The tokens to place into the towers, from the current parameters."""
+        raise NotImplementedError
+
+    @property
+    def varies_per_image(self) -> bool:
+        """Whether text features depend on the image, so that they cannot be computed once per evaluation (CoCoOp)."""
+        return False
+
+
+def normal_parameter(*shape: int, std: float = 0.02, generator: torch.Generator | None = None) -> nn.Parameter:
+    """A float32 parameter drawn from N(0, std^2) with a local generator."""
+    return nn.Parameter(torch.empty(shape).normal_(std=std, generator=generator))
+
+
+def linear_layer(n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Linear:
+    """``nn.Linear`` with PyTorch's default initialisation, U(-1/sqrt(n_in), 1/sqrt(n_in)), drawn with a local generator."""
+    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    bound = n_in**-0.5
+    with torch.no_grad():
+        layer.weight.uniform_(-bound, bound, generator=generator)
+        layer.bias.uniform_(-bound, bound, generator=generator)
+    return layer
+
+
+def context_parameter(
+    clip_model: nn.Module, n_ctx: int, words: str, generator: torch.Generator | None = None
+) -> nn.Parameter:
+    """Context vectors that start as the embeddings of the first ``n_ctx`` tokens of ``words``, else as N(0, 0.02^2).
+
+    Returns:
+        (n_ctx, text_width), float32.
+
+    Raises:
+        ValueError: when the words have fewer tokens than vectors are wanted.
+    """
+    weight = clip_model.token_embedding.weight
+    if not words:
+        return normal_parameter(n_ctx, weight.shape[1], generator=generator)
+    tokens = encode(clean_name(words))
+    if len(tokens) < n_ctx:
+        raise ValueError(f"CTX_INIT {words!r} has {len(tokens)} tokens, fewer than N_CTX {n_ctx}: set CTX_INIT ''")
+    start: Tensor = weight.detach()[torch.tensor(tokens[:n_ctx], device=weight.device)]
+    return nn.Parameter(start.float().cpu().clone())

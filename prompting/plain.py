@@ -1,0 +1,85 @@
+"""The plain path: every token, every row, attention weights asked for, one class or image after the other in a batch.
+
+Short and obviously correct rather than fast. The tests hold the fast encoders to it, and the benchmarks take it as
+their baseline; nothing else calls it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from prompting.layout import PromptLayout
+from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, VisionPrompts
+from prompting.text import TextEncoder
+from prompting.vision import VisionEncoder, embed_patches
+
+
+def attention_weights(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention probabilities of a block on its input, mean over heads, (n, rows, rows)."""
+    y = block.ln_1(x).transpose(0, 1)  # clip's attention takes (rows, n, width)
+    return block.attn(y, y, y, need_weights=True, average_attn_weights=True, attn_mask=mask)[1].float()
+
+
+def run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
+    """A residual attention block as its definition reads; (n, rows, width)."""
+    y = block.ln_1(x).transpose(0, 1)
+    x = x + block.attn(y, y, y, need_weights=True, attn_mask=mask)[0].transpose(0, 1)
+    return x + block.mlp(block.ln_2(x))
+
+
+class PlainTextEncoder(TextEncoder):
+    """All positions of the context length for every class; same interface as :class:`prompting.text.TextEncoder`."""
+
+    def forward(self, layout: PromptLayout, prompts: TextPrompts | None = None) -> Tensor:
+        prompts = prompts or TextPrompts()
+        if prompts.context is not None and prompts.context.dim() == 3:
+            groups = [TextPrompts(context, prompts.deep) for context in prompts.context]
+            return torch.stack([self.forward(layout, group) for group in groups])
+        x = self._embed(layout, prompts.context)
+        mask = torch.full((self.context_length,) * 2, float("-inf"), device=x.device).triu(1).to(x.dtype)
+        eot = (layout.lengths - 1).to(x.device)
+        for index, block in enumerate(self.blocks):
+            deep = prompts.deep.get(index)
+            if deep is not None:
+                new = self._new_prompts(block, x, deep, mask, eot)
+                x = torch.cat([x[:, :1], new, x[:, 1 + new.shape[1] :]], dim=1)
+            x = run_block(block, x, mask)
+        x = x[torch.arange(len(x), device=x.device), eot]
+        return self.ln_final(x).to(self.text_projection.dtype) @ self.text_projection
+
+    def _embed(self, layout: PromptLayout, context: Tensor | None) -> Tensor:
+        device = self.positional_embedding.device
+        pad = self.context_length - layout.tokens.shape[1]
+        x = self.token_embedding(F.pad(layout.tokens, (0, pad)).to(device))  # (n_cls, context_length, width)
+        if context is not None:
+            index = F.pad(layout.context, (0, pad), value=-1).to(device)
+            x = torch.where(index.unsqueeze(-1) >= 0, context[index.clamp(min=0)], x)
+        return (x + self.positional_embedding).to(self.dtype)
+
+    def _new_prompts(self, block: nn.Module, x: Tensor, deep: DeepPrompt, mask: Tensor, eot: Tensor) -> Tensor:
+        if isinstance(deep, GatedPrompt):
+            with torch.no_grad():
+                weights = attention_weights(block, x, mask)
+                row = weights[torch.arange(len(x), device=x.device), eot]  # (n_cls, context_length)
+            deep = deep.mix(AttentionMass(row[:, 1 : 1 + deep.n_prompts], (eot + 1).unsqueeze(1)))
+        return deep.to(x.dtype).expand(len(x), -1, -1)
+
+
+class PlainVisionEncoder(VisionEncoder):
+    """All rows of every layer; same interface as :class:`prompting.vision.VisionEncoder`."""
+
+    def _run_blocks(self, images: Tensor, prompts: VisionPrompts) -> Tensor:
+        x = embed_patches(self.visual, images, prompts.tokens)
+        n_stay = self.visual.positional_embedding.shape[0]
+        for index, block in enumerate(self.visual.transformer.resblocks):
+            deep = prompts.deep.get(index)
+            if isinstance(deep, GatedPrompt):
+                with torch.no_grad():
+                    weights = attention_weights(block, x, None)[:, :n_stay, n_stay:].mean(1)
+                deep = deep.mix(AttentionMass(weights, torch.full_like(weights[:, :1], x.shape[1])))
+            if deep is not None:
+                x = torch.cat([x[:, :n_stay], deep.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+            x = run_block(block, x, None)
+        return self.visual.ln_post(x[:, 0]).to(self.visual.proj.dtype) @ self.visual.proj

@@ -1,0 +1,113 @@
+"""What a prompt learner hands to the encoders: context vectors for the text, tokens for the vision tower, deep prompts.
+
+These are plain containers. They say *which* tokens enter *where*; how a tower runs them is the encoders' business
+(:mod:`prompting.text`, :mod:`prompting.vision`, and the plain reference in :mod:`prompting.plain`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class AttentionMass:
+    """How much attention a layer pays to the prompt tokens that arrive at it.
+
+    Attributes:
+        mass: attention probability per prompt token, mean over heads and query rows, detached;
+            shape (n, n_prompts) with one row per image (vision) or per class (text).
+        n_keys: number of keys the reading row can see, shape (n, 1). Uniform attention has ``mass == 1 / n_keys``.
+    """
+
+    mass: Tensor
+    n_keys: Tensor
+
+    def relative(self) -> Tensor:
+        """Mass relative to uniform attention: 1.0 where the layer does not prefer the token, shape (n, n_prompts)."""
+        return self.mass * self.n_keys
+
+
+@dataclass(frozen=True)
+class GatedPrompt:
+    """Prompt tokens of one layer that depend on the attention this layer pays to the arriving ones (BMIP).
+
+    Attributes:
+        mix: maps the attention mass to new tokens, shape (n_prompts, width) or (n, n_prompts, width).
+        n_prompts: number of tokens it returns.
+        per_sample: whether ``mix`` returns one set of tokens per image (vision) or per class (text).
+    """
+
+    mix: Callable[[AttentionMass], Tensor]
+    n_prompts: int
+    per_sample: bool
+
+
+DeepPrompt = Tensor | GatedPrompt
+
+
+@dataclass(frozen=True)
+class TextPrompts:
+    """Learned tokens of the text tower.
+
+    Attributes:
+        context: context vectors that take the learned positions of the layout before layer 0; shape
+            (n_vectors, width), or (groups, n_vectors, width) for one text per group and class (CoCoOp's images,
+            ProDA's prompts). ``None`` when the layout has no learned position.
+        deep: layer index (>= 1) -> tokens that replace positions 1..n_prompts before that layer.
+    """
+
+    context: Tensor | None = None
+    deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
+
+    @property
+    def n_deep(self) -> int:
+        """Number of tokens that deep layers replace; the same at every layer."""
+        counts = {p.n_prompts if isinstance(p, GatedPrompt) else p.shape[-2] for p in self.deep.values()}
+        if len(counts) > 1:
+            raise ValueError(
+                f"deep text prompts of different lengths {sorted(counts)}: give every layer the same number"
+            )
+        return counts.pop() if counts else 0
+
+    @property
+    def per_class(self) -> bool:
+        """Whether some layer's prompts differ between classes."""
+        return any(isinstance(prompt, GatedPrompt) and prompt.per_sample for prompt in self.deep.values())
+
+
+@dataclass(frozen=True)
+class VisionPrompts:
+    """Learned tokens of the vision tower (ViT only).
+
+    Attributes:
+        tokens: tokens placed after the patches before ``ln_pre``, shape (n_prompts, width); ``None`` for none.
+        deep: layer index (>= 1) -> tokens that replace them before that layer.
+    """
+
+    tokens: Tensor | None = None
+    deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """Everything a prompt learner adds to a frozen CLIP."""
+
+    text: TextPrompts = field(default_factory=TextPrompts)
+    vision: VisionPrompts = field(default_factory=VisionPrompts)
+
+
+def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str) -> None:
+    """Refuse deep prompts at layers that the tower does not have.
+
+    Raises:
+        ValueError: for a layer outside 1 .. n_layers - 1 (layer 0 takes the context or the vision tokens).
+    """
+    for layer in deep:
+        if not 1 <= layer < n_layers:
+            raise ValueError(
+                f"deep prompts at layer {layer} of the {tower} tower, which has layers 1..{n_layers - 1} to prompt: "
+                f"set PROMPT_DEPTH to at most {n_layers}"
+            )

@@ -1,0 +1,149 @@
+"""The vision tower with prompts, fast and exact: images in, image features out.
+
+Prompt tokens follow [CLS] and the patches. Rows that stay and prompt rows are projected apart, so that layer 0 records
+no gradient for the frozen rows and a gate can read the layer's own Q and K. The last layer is computed for [CLS] only.
+ResNet towers take no prompts and run as the ``clip`` package built them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_mass
+from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, VisionPrompts, check_deep_prompts
+
+
+def is_vit(clip_model: nn.Module) -> bool:
+    """Whether the vision tower is a transformer, which can take prompts."""
+    return hasattr(clip_model.visual, "transformer")
+
+
+def embed_patches(visual: nn.Module, images: Tensor, tokens: Tensor | None) -> Tensor:
+    """Input rows of layer 0: [CLS], patches and prompt tokens after ``ln_pre``.
+
+    Args:
+        visual: CLIP's VisionTransformer.
+        images: (batch, 3, height, width).
+        tokens: (n_prompts, width) without positional embedding, or ``None``.
+
+    Returns:
+        (batch, 1 + n_patches + n_prompts, width).
+    """
+    x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+    cls = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    x = torch.cat([cls, x], dim=1) + visual.positional_embedding.to(x.dtype)
+    if tokens is not None:
+        x = torch.cat([x, tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+    return visual.ln_pre(x)
+
+
+class VisionEncoder(nn.Module):
+    """CLIP's frozen vision tower, run with prompts.
+
+    Args:
+        clip_model: a CLIP with OpenAI's attribute layout; its modules are used, not changed.
+    """
+
+    def __init__(self, clip_model: nn.Module) -> None:
+        super().__init__()
+        self.visual = clip_model.visual
+        self.takes_prompts = is_vit(clip_model)
+        self.resolution: int = self.visual.input_resolution
+
+    @property
+    def n_layers(self) -> int:
+        """Layers that can be prompted; 0 for a ResNet."""
+        return len(self.visual.transformer.resblocks) if self.takes_prompts else 0
+
+    @property
+    def width(self) -> int:
+        """Width of the prompt tokens."""
+        return self.visual.class_embedding.shape[0]
+
+    def forward(self, images: Tensor, prompts: VisionPrompts | None = None) -> Tensor:
+        """Image features.
+
+        Args:
+            images: (batch, 3, resolution, resolution), normalised.
+            prompts: learned tokens; ``None`` for the images alone.
+
+        Returns:
+            (batch, embed_dim), not normalised.
+
+        Raises:
+            ValueError: for prompts on a ResNet tower, or images of another size than the tower's.
+        """
+        prompts = prompts or VisionPrompts()
+        check_images(images, self.resolution)
+        if not self.takes_prompts:
+            if prompts.tokens is not None or prompts.deep:
+                raise ValueError(
+                    "a ResNet image tower takes no prompt tokens: use a ViT backbone, for example ViT-B/16"
+                )
+            return self.visual(images.to(self.visual.conv1.weight.dtype))
+        check_deep_prompts(prompts.deep, self.n_layers, "vision")
+        return self._run_blocks(images, prompts)
+
+    def _run_blocks(self, images: Tensor, prompts: VisionPrompts) -> Tensor:
+        stay, own = self._first_layer_rows(images, prompts.tokens)
+        blocks = self.visual.transformer.resblocks
+        for index, block in enumerate(blocks[:-1]):
+            own, qkv = self._project(block, stay, own, prompts.deep.get(index), QKV)
+            x = finish(block, torch.cat([stay, own], dim=1), attend(*qkv.unbind(2)))
+            stay, own = x.split([stay.shape[1], own.shape[1]], dim=1)
+        return self._last_layer(stay, own, prompts.deep.get(len(blocks) - 1))
+
+    def _first_layer_rows(self, images: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Frozen rows and prompt rows of layer 0, apart, so that no gradient is recorded for the frozen ones."""
+        with torch.no_grad():
+            stay = embed_patches(self.visual, images, None)
+        if tokens is None:
+            return stay, stay[:, :0]
+        own = self.visual.ln_pre(tokens.to(stay.dtype))  # ln_pre is per row
+        return stay, own.expand(len(stay), -1, -1)
+
+    def _project(
+        self, block: nn.Module, stay: Tensor, own: Tensor, deep: DeepPrompt | None, rows: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Replace the prompt tokens if this layer does, and project: returns the tokens and all rows' Q, K, V (or K, V)."""
+        if isinstance(deep, GatedPrompt):
+            rows = QKV  # the gate reads queries too
+        projected = project(block, stay, rows)
+        if isinstance(deep, GatedPrompt):
+            deep = deep.mix(self._mass(block, projected, own))
+        if deep is not None:
+            own = deep.to(stay.dtype).expand(len(stay), -1, -1)
+        return own, torch.cat([projected, project(block, own, rows)], dim=1)
+
+    @torch.no_grad()
+    def _mass(self, block: nn.Module, stay_qkv: Tensor, arriving: Tensor) -> AttentionMass:
+        """Attention of [CLS] and all patches to the prompts that arrive; (batch, n_prompts)."""
+        n_stay = stay_qkv.shape[1]
+        keys = torch.cat([stay_qkv[:, :, 1], project(block, arriving, K)[:, :, 0]], dim=1)
+        mass = prompt_mass(stay_qkv[:, :, 0], keys, slice(n_stay, None))
+        return AttentionMass(mass, torch.full_like(mass[:, :1], keys.shape[1]))
+
+    def _last_layer(self, stay: Tensor, own: Tensor, deep: DeepPrompt | None) -> Tensor:
+        """The last layer for [CLS] only, and the projection; (batch, embed_dim)."""
+        block = self.visual.transformer.resblocks[-1]
+        _, kv = self._project(block, stay, own, deep, KV)
+        k, v = kv[:, :, -2:].unbind(2)
+        cls = stay[:, :1]
+        cls = finish(block, cls, attend(project(block, cls, Q)[:, :, 0], k, v))
+        features = self.visual.ln_post(cls[:, 0])
+        return features.to(self.visual.proj.dtype) @ self.visual.proj
+
+
+def check_images(images: Tensor, resolution: int) -> None:
+    """Refuse images that the tower's positional embedding does not fit.
+
+    Raises:
+        ValueError: naming both sizes and the config key.
+    """
+    if images.shape[-2:] != (resolution, resolution):
+        height, width = images.shape[-2:]
+        raise ValueError(
+            f"images of {height}x{width} pixels, but this backbone takes {resolution}x{resolution}: "
+            f"set INPUT.SIZE to ({resolution}, {resolution})"
+        )
