@@ -1,0 +1,133 @@
+"""Read and check a split file: which images are train, val and test, and what each class is called.
+
+The format is CoOp's (Zhou et al., IJCV 2022), with paths relative to the image folder:
+`{"train": [[path, label, class name], ...], "val": [...], "test": [...]}`.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from dassl.data.datasets import Datum
+
+PARTS = ("train", "val", "test")
+Entry = tuple[str, int, str]
+
+
+class SplitFileError(ValueError):
+    """A split file whose content cannot be used."""
+
+
+class SplitFileMissingError(FileNotFoundError):
+    """A split file, or an image that it names, does not exist."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """A data set as its split file states it.
+
+    Attributes:
+        train, val, test: the images of each part, in the file's order; val may be empty.
+        classnames: the name of every class; the label is the index.
+        sha256: hash of the split file.
+    """
+
+    train: list[Datum]
+    val: list[Datum]
+    test: list[Datum]
+    classnames: list[str]
+    sha256: str
+
+
+def read_split(path: str, image_dir: str, how_to_get: str) -> Split:
+    """Read a split file and check it against the images on disk.
+
+    Args:
+        path: the split file.
+        image_dir: folder that its paths are relative to.
+        how_to_get: one sentence for a user who lacks the file.
+
+    Raises:
+        SplitFileError: the content is malformed, or its labels and names do not make a list of classes.
+        SplitFileMissingError: the file or some of its images do not exist.
+    """
+    if not os.path.isfile(path):
+        raise SplitFileMissingError(f"split file {path} does not exist. {how_to_get}")
+    with open(path, "rb") as file:
+        content = file.read()
+    entries = parse_entries(content, path)
+    classnames = check_classes(entries, path)
+    check_images((entry[0] for part in PARTS for entry in entries[part]), image_dir, path)
+    items = {
+        part: [
+            Datum(impath=os.path.join(image_dir, impath), label=label, classname=name) for impath, label, name in rows
+        ]
+        for part, rows in entries.items()
+    }
+    return Split(**items, classnames=classnames, sha256=hashlib.sha256(content).hexdigest())
+
+
+def parse_entries(content: bytes, path: str) -> dict[str, list[Entry]]:
+    """The three parts of a split file as lists of (path, label, class name)."""
+    try:
+        data = json.loads(content)
+    except ValueError as error:
+        raise SplitFileError(f"split file {path} is not valid JSON: {error}") from error
+    if not isinstance(data, dict) or not all(isinstance(data.get(part), list) for part in PARTS):
+        raise SplitFileError(f"split file {path} must hold the lists {', '.join(PARTS)}")
+    for part in ("train", "test"):
+        if not data[part]:
+            raise SplitFileError(f"split file {path} has no images in {part!r}")
+    return {part: [parse_entry(row, f"{path}, {part}[{i}]") for i, row in enumerate(data[part])] for part in PARTS}
+
+
+def parse_entry(row: object, where: str) -> Entry:
+    """One `[path, label, class name]`; `where` names it in errors."""
+    if not isinstance(row, list) or len(row) != 3:
+        raise SplitFileError(f"{where}: expected [path, label, class name], found {row!r}")
+    impath, label, classname = row
+    if not isinstance(impath, str) or not impath:
+        raise SplitFileError(f"{where}: the image path is {impath!r}")
+    if not isinstance(classname, str) or not classname.strip():
+        raise SplitFileError(f"{where}: label {label!r} of {impath} has no class name")
+    if not str(label).isdecimal():
+        raise SplitFileError(f"{where}: the label of {impath} is {label!r}; labels are integers from 0")
+    return impath, int(label), classname
+
+
+def check_classes(entries: dict[str, list[Entry]], path: str) -> list[str]:
+    """Names by label, if labels and names match one to one, without gaps, and all have training images."""
+    names: dict[int, str] = {}
+    for part in PARTS:
+        for impath, label, name in entries[part]:
+            if names.setdefault(label, name) != name:
+                raise SplitFileError(f"{path}: label {label} is {names[label]!r} and, for {impath}, {name!r}")
+    gaps = sorted(set(range(max(names) + 1)) - set(names))
+    if gaps:
+        raise SplitFileError(f"{path}: labels run to {max(names)} but {listed(gaps)} do not occur")
+    labels: dict[str, int] = {}
+    for label, name in sorted(names.items()):
+        if labels.setdefault(name, label) != label:
+            raise SplitFileError(f"{path}: labels {labels[name]} and {label} are both called {name!r}")
+    untrained = sorted(set(names) - {label for _, label, _ in entries["train"]})
+    if untrained:
+        raise SplitFileError(f"{path}: no training images for {listed(names[label] for label in untrained)}")
+    return [names[label] for label in range(len(names))]
+
+
+def check_images(impaths: Iterable[str], image_dir: str, path: str) -> None:
+    """Refuse a data set whose images are not all there, naming the first few."""
+    missing = [impath for impath in impaths if not os.path.isfile(os.path.join(image_dir, impath))]
+    if missing:
+        raise SplitFileMissingError(
+            f"{len(missing)} images of {path} are not in {image_dir}: {listed(missing)}. Unpack the images there again."
+        )
+
+
+def listed(values: Iterable[object], limit: int = 5) -> str:
+    """The first few values, separated by commas."""
+    texts = [str(value) for value in values]
+    rest = f" and {len(texts) - limit} more" if len(texts) > limit else ""
+    return ", ".join(texts[:limit]) + rest

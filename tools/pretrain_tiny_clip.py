@@ -1,0 +1,275 @@
+"""Pretrain the small CLIP that comes with the code, on printed characters.
+
+    OMP_NUM_THREADS=1 python -m tools.pretrain_tiny_clip --seed 0 --steps 700 --out runs/seed0.pt
+
+A few CPU minutes. OpenAI's architecture with four layers of width 128; CLIP's contrastive loss (Radford et al., ICML
+2021), in which every pair with the same name is a positive. One thread and one seed give the same weights again on the
+same machine and torch version. Beside the checkpoint it writes `<out>.json` with the loss and accuracy on fonts that
+were held out; `tools/choose_tiny_clip.py` selects among seeds by that.
+"""
+
+import argparse
+import json
+import math
+import random
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import clip
+import torch
+import torch.nn.functional as F
+from clip.model import CLIP
+from torch import Tensor, nn
+
+from prompting.bundled import read_bundled, save_bundled
+from tools.glyphs import (
+    HELD_OUT_FONTS,
+    MAX_CONTEXT,
+    Glyph,
+    caption,
+    character_names,
+    draw_glyphs,
+    text_fonts,
+    vocabulary_captions,
+)
+
+VOCABULARY, CONTEXT_LENGTH = 49408, 77
+RESOLUTION = 48
+ARCHITECTURE = {
+    "embed_dim": 128,
+    "image_resolution": RESOLUTION,
+    "vision_layers": 4,
+    "vision_width": 128,
+    "vision_patch_size": 8,
+    "context_length": CONTEXT_LENGTH,
+    "transformer_width": 128,
+    "transformer_heads": 2,
+    "transformer_layers": 4,
+}
+MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(1, 3, 1, 1)
+STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(1, 3, 1, 1)
+HELD_OUT_SEED, HELD_OUT_VIEWS = 2025, 8
+TEMPLATE = "a photo of the {}."
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one model is trained."""
+
+    seed: int
+    steps: int
+    batch: int = 80
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.1
+    warmup: int = 40
+
+
+def uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Random numbers between two bounds."""
+    return torch.rand(shape, generator=generator) * (high - low) + low
+
+
+def augment(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Turn, slant, scale, shift and tint glyphs.
+
+    Args:
+        pixels: (B, CANVAS, CANVAS) uint8, dark on white.
+        generator: source of all randomness.
+
+    Returns:
+        (B, 3, RESOLUTION, RESOLUTION), normalised as CLIP's images.
+    """
+    number = len(pixels)
+    angle, shear = uniform(-0.25, 0.25, (number,), generator), uniform(-0.3, 0.3, (number,), generator)
+    zoom, stretch = uniform(0.8, 1.5, (number,), generator), uniform(0.9, 1.1, (number,), generator)
+    shift_x, shift_y = uniform(-0.08, 0.08, (2, number), generator)
+    row_x = torch.stack([angle.cos() * zoom * stretch, shear - angle.sin() * zoom, shift_x], dim=1)
+    row_y = torch.stack([angle.sin() * zoom * stretch, angle.cos() * zoom, shift_y], dim=1)
+    grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), [number, 1, RESOLUTION, RESOLUTION], align_corners=False)
+    ink = 1 - pixels[:, None] / 255  # white is 0, so that what lies outside the canvas is white
+    images = 1 - F.grid_sample(ink, grid, align_corners=False)
+    tint = uniform(0.8, 1.2, (number, 3, 1, 1), generator) * uniform(0.8, 1.2, (number, 1, 1, 1), generator)
+    return ((images * tint).clamp(0, 1) - MEAN) / STD
+
+
+class Vocabulary:
+    """The tokens in use, renumbered without gaps: the embedding that is trained has these rows only.
+
+    The order of ids is kept, so that [EOT] still has the highest id, which is how CLIP finds it.
+    """
+
+    def __init__(self, captions: list[str]) -> None:
+        self.ids = torch.unique(clip.tokenize(captions))
+        self._row = torch.full((VOCABULARY,), -1)
+        self._row[self.ids] = torch.arange(len(self.ids))
+
+    def tokenize(self, captions: list[str]) -> Tensor:
+        """Captions as rows of the small embedding, (B, longest) long, cut after the longest [EOT]."""
+        tokens = clip.tokenize(captions)
+        rows = self._row[tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]]
+        if (rows < 0).any():
+            raise ValueError(f"a caption has a word outside the vocabulary: {captions}")
+        return rows
+
+
+def new_model(vocabulary: int, seed: int) -> CLIP:
+    """A randomly initialised small CLIP in fp32."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return CLIP(vocab_size=vocabulary, **ARCHITECTURE).float()
+
+
+def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
+    """CLIP's text features for a cut token matrix: exact, since what follows [EOT] cannot influence it."""
+    length = tokens.shape[1]
+    for block in model.transformer.resblocks:
+        block.attn_mask = causal_mask(length)
+    return model.encode_text(tokens)
+
+
+def causal_mask(length: int) -> Tensor:
+    """(length, length), -inf above the diagonal."""
+    return torch.full((length, length), -math.inf).triu_(1)
+
+
+def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
+    """CLIP's symmetric cross-entropy, where the target is uniform over all pairs of the same name.
+
+    Args:
+        logits: (B, B) images against captions.
+        same: (B, B) bool, true where image and caption have the same name.
+    """
+    target = same.float() / same.sum(dim=1, keepdim=True)  # symmetric counts, so one target serves both directions
+    loss_image = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
+    loss_text = -(target.T * logits.log_softmax(dim=0)).sum(dim=0).mean()
+    return (loss_image + loss_text) / 2
+
+
+class Batches:
+    """An endless stream of training batches: half of each is digits, the rest any character."""
+
+    def __init__(self, glyphs: list[Glyph], vocabulary: Vocabulary, recipe: Recipe) -> None:
+        self.glyphs, self.vocabulary, self.size = glyphs, vocabulary, recipe.batch
+        self.digits = [glyph for glyph in glyphs if glyph.name.startswith("digit")]
+        self.rng = random.Random(recipe.seed)
+        self.generator = torch.Generator().manual_seed(recipe.seed)
+
+    def draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Images (B, 3, R, R), tokens (B, longest) and same-name pairs (B, B) bool."""
+        digits = self.rng.choices(self.digits, k=self.size // 2)
+        chosen = digits + self.rng.choices(self.glyphs, k=self.size - len(digits))
+        longest = self.rng.choice((4, 4, 8, 16, MAX_CONTEXT))  # one bound per batch keeps most batches short
+        tokens = self.vocabulary.tokenize([caption(glyph, longest, self.rng) for glyph in chosen])
+        images = augment(torch.stack([torch.tensor(glyph.pixels) for glyph in chosen]), self.generator)
+        names = {name: index for index, name in enumerate(sorted({glyph.name for glyph in chosen}))}
+        labels = torch.tensor([names[glyph.name] for glyph in chosen])
+        return images, tokens, labels[:, None] == labels[None, :]
+
+
+def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
+    """AdamW as CLIP's: no weight decay on gains, biases and embeddings."""
+    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and "embedding" not in name]
+    plain = [p for name, p in model.named_parameters() if p.ndim <= 1 or "embedding" in name]
+    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), foreach=True)
+
+
+def learning_rate(step: int, recipe: Recipe) -> float:
+    """Linear warm-up, then a cosine to zero."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    return recipe.learning_rate * min(1.0, (step + 1) / recipe.warmup) * cosine
+
+
+def train(model: CLIP, batches: Batches, recipe: Recipe) -> None:
+    """Train in place, saying the mean loss every fifty steps."""
+    optimizer, losses, start = build_optimizer(model, recipe), [], time.process_time()
+    for step in range(recipe.steps):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, recipe)
+        images, tokens, same = batches.draw()
+        image_features = F.normalize(model.visual(images), dim=-1)
+        text_features = F.normalize(encode_text(model, tokens), dim=-1)
+        loss = contrastive_loss(model.logit_scale.exp() * image_features @ text_features.T, same)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        model.logit_scale.data.clamp_(0, math.log(100))
+        losses.append(loss.item())
+        if (step + 1) % 50 == 0:
+            print(
+                f"step [{step + 1}/{recipe.steps}] loss {sum(losses[-50:]) / 50:.3f} "
+                f"scale {model.logit_scale.exp():.1f} cpu {time.process_time() - start:.0f} s",
+                flush=True,
+            )
+
+
+def full_state_dict(model: CLIP, vocabulary: Vocabulary) -> dict[str, Tensor]:
+    """The trained weights with the token embedding back at its full size, zero where untrained."""
+    state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    rows = state["token_embedding.weight"]
+    state["token_embedding.weight"] = torch.zeros(VOCABULARY, rows.shape[1])
+    state["token_embedding.weight"][vocabulary.ids] = rows
+    return state
+
+
+def load_model(path: Path) -> CLIP:
+    """The model as it is on disk, that is, after rounding to fp16."""
+    model = new_model(VOCABULARY, seed=0)
+    model.load_state_dict(read_bundled(path))
+    return model.eval()
+
+
+@torch.no_grad()
+def held_out_figures(model: CLIP, glyphs: list[Glyph]) -> dict[str, float]:
+    """Classify unseen fonts among all 62 names: cross-entropy, and accuracy in per cent.
+
+    The views are the same for every model.
+    """
+    names = list(character_names().values())
+    pixels = torch.stack([torch.tensor(glyph.pixels) for glyph in glyphs]).repeat(HELD_OUT_VIEWS, 1, 1)
+    labels = torch.tensor([names.index(glyph.name) for glyph in glyphs]).repeat(HELD_OUT_VIEWS)
+    images = augment(pixels, torch.Generator().manual_seed(HELD_OUT_SEED))
+    logits = class_logits(model, images, names)
+    accuracy = (logits.argmax(dim=1) == labels).float().mean().item() * 100
+    return {"loss": round(F.cross_entropy(logits, labels).item(), 4), "accuracy": round(accuracy, 2)}
+
+
+@torch.no_grad()
+def class_logits(model: CLIP, images: Tensor, names: list[str]) -> Tensor:
+    """Zero-shot logits (B, classes) with the prompt "a photo of the {}."."""
+    text_features = F.normalize(model.encode_text(clip.tokenize([TEMPLATE.format(name) for name in names])), dim=-1)
+    features = torch.cat([F.normalize(model.visual(chunk), dim=-1) for chunk in images.split(256)])
+    return model.logit_scale.exp() * features @ text_features.T
+
+
+def pretrain(recipe: Recipe, out: Path) -> dict:
+    """Train one model, write it and its figures, and return the figures."""
+    torch.set_num_threads(1)
+    glyphs = draw_glyphs(text_fonts())
+    seen = [glyph for glyph in glyphs if glyph.font not in HELD_OUT_FONTS]
+    unseen = [glyph for glyph in glyphs if glyph.font in HELD_OUT_FONTS]
+    vocabulary = Vocabulary(vocabulary_captions())
+    model, start = new_model(len(vocabulary.ids), recipe.seed), time.process_time()
+    train(model, Batches(seen, vocabulary, recipe), recipe)
+    seconds = round(time.process_time() - start)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    save_bundled(full_state_dict(model, vocabulary), out)
+    figures = {"recipe": asdict(recipe), "held_out": held_out_figures(load_model(out), unseen), "cpu_seconds": seconds}
+    out.with_suffix(".json").write_text(json.dumps(figures, indent=2) + "\n")
+    return figures
+
+
+def main() -> None:
+    """Read the command line and train."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the captions")
+    parser.add_argument("--steps", type=int, default=700, help="number of updates")
+    parser.add_argument("--out", type=Path, required=True, help="checkpoint to write; figures go beside it as .json")
+    arguments = parser.parse_args()
+    figures = pretrain(Recipe(seed=arguments.seed, steps=arguments.steps), arguments.out)
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()
