@@ -1,0 +1,38 @@
+"""Command line of the reporting package.
+
+    python -m reporting table --protocol open_world RUNS...
+    python -m reporting table --help
+
+A sub-command is a module with NAME, HELP, add_arguments(parser) and run(arguments), named in COMMANDS.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from reporting import table
+
+COMMANDS = (table,)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one sub-command; returns the exit status (2: unusable input, the reason on stderr)."""
+    parser = argparse.ArgumentParser(prog="python -m reporting", description="Tables from finished runs.")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        subparser = subparsers.add_parser(command.NAME, help=command.HELP, description=command.HELP)
+        command.add_arguments(subparser)
+        subparser.set_defaults(run=command.run)
+    parsed = parser.parse_args(arguments)
+    try:
+        parsed.run(parsed)
+    except (ValueError, OSError) as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

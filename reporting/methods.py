@@ -1,0 +1,129 @@
+"""Groups runs into methods, the rows of a table, and refuses runs that cannot stand in one table."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from reporting.layouts import PROTOCOLS, Protocol
+from reporting.runs import ResultsError, Run
+
+# the order in which the methods appeared; a table reads best that way
+TRAINER_ORDER = (
+    "ZeroshotCLIP",
+    "ZeroshotCLIP2",
+    "CoOp",
+    "CoCoOp",
+    "ProDA",
+    "KgCoOp",
+    "VPT",
+    "IVLP",
+    "MaPLe",
+    "PromptSRC",
+    "CoPrompt",
+    "BMIP",
+    "MaPLe_BMIP",
+    "PromptSRC_BMIP",
+    "CoPrompt_BMIP",
+)
+_NAMED_PER_PROTOCOL = 3
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row: the runs that differ in data set and seed only (and, in few-shot tables, in shots)."""
+
+    label: str
+    trainer: str
+    setting: str
+    backbone: str
+    shots: int | None
+    runs: tuple[Run, ...]
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether no run trained anything."""
+        return all(run.deterministic for run in self.runs)
+
+    @property
+    def selection_rule(self) -> str:
+        """The rule that chose the deployed weights, or several of them."""
+        return " / ".join(sorted({run.selection_rule for run in self.runs}))
+
+
+def check_protocol(runs: Sequence[Run], name: str | None) -> str:
+    """The protocol of the table: the given one, or the one that all runs share.
+
+    Raises:
+        ResultsError: unknown name, or runs of other protocols among them, named with their paths.
+    """
+    by_protocol: dict[str, list[Run]] = defaultdict(list)
+    for run in runs:
+        by_protocol[run.protocol].append(run)
+    if name is None and len(by_protocol) > 1:
+        raise ResultsError("runs of several protocols cannot share a table:\n" + _listing(by_protocol))
+    name = name or next(iter(by_protocol))
+    if name not in PROTOCOLS:
+        found = "\n" + _listing({name: by_protocol[name]}) if name in by_protocol else ""
+        raise ResultsError(f"no table for protocol {name!r}; known: {', '.join(PROTOCOLS)}{found}")
+    accepted = (name, *PROTOCOLS[name].also_reads)
+    others = {protocol: group for protocol, group in by_protocol.items() if protocol not in accepted}
+    if others:
+        raise ResultsError(f"runs of other protocols cannot stand in a {name} table:\n" + _listing(others))
+    return name
+
+
+def _listing(by_protocol: dict[str, list[Run]]) -> str:
+    lines = []
+    for protocol, runs in sorted(by_protocol.items()):
+        lines += [f"  {protocol}: {run.path}" for run in runs[:_NAMED_PER_PROTOCOL]]
+        if len(runs) > _NAMED_PER_PROTOCOL:
+            lines.append(f"  {protocol}: and {len(runs) - _NAMED_PER_PROTOCOL} more")
+    return "\n".join(lines)
+
+
+def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
+    """The table's rows in order.
+
+    Raises:
+        ResultsError: two runs with nothing to tell them apart, named with their paths.
+    """
+    groups: dict[tuple[str, str, str, int | None], list[Run]] = defaultdict(list)
+    for run in runs:
+        # zero-shot runs use no shots, whatever their configuration says
+        shots = None if protocol.columns_by == "shots" or run.deterministic else run.shots
+        groups[(run.trainer, run.setting, run.backbone, shots)].append(run)
+    _refuse_duplicates(groups.values())
+    keys = sorted(groups, key=lambda key: (_rank(key[0]), key[0], key[1], key[2], key[3] or 0))
+    trained = [key for key in keys if not all(run.deterministic for run in groups[key])]
+    several_backbones = len({key[2] for key in keys}) > 1
+    several_shots = len({key[3] for key in trained}) > 1
+    methods = []
+    for key in keys:
+        trainer, setting, backbone, shots = key
+        details = [setting] if len({other[1] for other in keys if other[0] == trainer}) > 1 else []
+        details += [backbone] if several_backbones else []
+        details += [f"{shots} shots"] if several_shots and key in trained else []
+        label = f"{trainer} ({', '.join(details)})" if details else trainer
+        methods.append(Method(label, trainer, setting, backbone, shots, tuple(groups[key])))
+    return methods
+
+
+def _rank(trainer: str) -> int:
+    return TRAINER_ORDER.index(trainer) if trainer in TRAINER_ORDER else len(TRAINER_ORDER)
+
+
+def _refuse_duplicates(groups: Iterable[Sequence[Run]]) -> None:
+    problems = []
+    for runs in groups:
+        seen: dict[tuple[str, int, int], Run] = {}
+        for run in runs:
+            first = seen.setdefault((run.dataset, run.shots, run.seed), run)
+            if first is not run:
+                problems.append(
+                    f"two runs of {run.trainer} ({run.setting}) on {run.dataset}, {run.shots} shots, seed {run.seed}: "
+                    f"{first.path} and {run.path}"
+                )
+    if problems:
+        raise ResultsError("\n".join([*problems, "keep one of each, or give them different settings"]))

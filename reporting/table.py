@@ -1,0 +1,204 @@
+"""The `table` sub-command: one protocol's results as a table, mean and spread over seeds.
+
+python -m reporting table --protocol open_world output/open_world
+python -m reporting table --format latex --output table.tex output/base_to_new
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reporting.checks import warnings_about
+from reporting.formats import FORMATS
+from reporting.layouts import AVERAGE, PROTOCOLS, Column, Protocol, blocks_of, source_datasets
+from reporting.methods import Method, check_protocol, group_methods
+from reporting.runs import Run, load_runs
+from reporting.statistics import Summary, average_over, harmonic_of_averages, summarise
+
+NAME = "table"
+HELP = "one protocol's results as a table: mean and standard deviation over seeds"
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's numbers in one block; a cell is None where no run has the number."""
+
+    method: Method
+    cells: tuple[Summary | None, ...]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Every seed that entered a cell."""
+        return tuple(sorted({seed for cell in self.cells if cell is not None for seed in cell.seeds}))
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether no cell depends on a seed."""
+        present = [cell for cell in self.cells if cell is not None]
+        return bool(present) and all(cell.deterministic for cell in present)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows under one heading: a data set, the average over data sets, or the whole table."""
+
+    title: str
+    keys: tuple[str, ...]
+    labels: tuple[str, ...]
+    rows: tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before it takes a format."""
+
+    protocol: str
+    title: str
+    blocks: tuple[Block, ...]
+    legend: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def build_table(runs: Sequence[Run], protocol_name: str | None = None) -> Table:
+    """Arrange runs into their protocol's table.
+
+    Args:
+        runs: finished runs.
+        protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
+
+    Raises:
+        ResultsError: runs of another protocol, or two runs with nothing to tell them apart.
+    """
+    protocol_name = check_protocol(runs, protocol_name)
+    protocol = PROTOCOLS[protocol_name]
+    methods = group_methods(runs, protocol)
+    columns_by_title = blocks_of(protocol, runs)
+    blocks = [_block(title, columns, methods) for title, columns in columns_by_title.items()]
+    if protocol.columns_by == "dataset":
+        blocks = [_with_average_column(blocks[0], source_datasets(runs))]
+    elif len(blocks) > 1:
+        blocks.append(_average_block(blocks, next(iter(columns_by_title.values())), methods))
+    return Table(
+        protocol_name,
+        protocol.title,
+        tuple(blocks),
+        (*_counting_legend(), *protocol.legend, *_runs_legend(runs, methods, protocol)),
+        tuple(warnings_about(methods, columns_by_title)),
+    )
+
+
+def _block(title: str, columns: Sequence[Column], methods: Sequence[Method]) -> Block:
+    rows = []
+    for method in methods:
+        cells = [_cell([run for run in method.runs if column.covers(run)], column) for column in columns]
+        rows.append(Row(method, tuple(_with_harmonic_means(columns, cells))))
+    return Block(title, tuple(column.key for column in columns), tuple(column.label for column in columns), tuple(rows))
+
+
+def _cell(runs: Sequence[Run], column: Column) -> Summary | None:
+    read = column.metric.of_run
+    if read is None:
+        return None
+    values = {run.seed: value for run in runs if (value := read(run)) is not None}
+    return summarise(values, deterministic=all(run.deterministic for run in runs))
+
+
+def _with_harmonic_means(columns: Sequence[Column], cells: Sequence[Summary | None]) -> list[Summary | None]:
+    """Fill the columns that are computed from the averages of two others."""
+    by_key = {column.key: cell for column, cell in zip(columns, cells, strict=True)}
+    return [
+        harmonic_of_averages(*(by_key[key] for key in column.metric.harmonic_of)) if column.metric.harmonic_of else cell
+        for column, cell in zip(columns, cells, strict=True)
+    ]
+
+
+def _average_block(blocks: Sequence[Block], columns: Sequence[Column], methods: Sequence[Method]) -> Block:
+    rows = []
+    for index, method in enumerate(methods):
+        per_column = zip(columns, *(block.rows[index].cells for block in blocks), strict=True)
+        cells = [None if column.metric.harmonic_of else average_over(cells) for column, *cells in per_column]
+        rows.append(Row(method, tuple(_with_harmonic_means(columns, cells))))
+    return Block(f"{AVERAGE} over {len(blocks)} data sets", blocks[0].keys, blocks[0].labels, tuple(rows))
+
+
+def _with_average_column(block: Block, sources: set[str]) -> Block:
+    """Append the average over the target data sets, when there are several."""
+    targets = [index for index, key in enumerate(block.keys) if key not in sources]
+    if len(targets) < 2:
+        return block
+    rows = tuple(
+        Row(row.method, (*row.cells, average_over([row.cells[index] for index in targets]))) for row in block.rows
+    )
+    return Block(block.title, (*block.keys, AVERAGE), (*block.labels, AVERAGE), rows)
+
+
+def _counting_legend() -> tuple[str, ...]:
+    return (
+        "All numbers in percent; mean ± sample standard deviation (n - 1) over the seeds listed; one seed (n=1): no "
+        "deviation. deterministic: nothing is trained, every seed gives the same number.",
+        'A "-" stands where no finished run has the number; (n=k) in a cell: fewer seeds than its row lists.',
+    )
+
+
+def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], protocol: Protocol) -> list[str]:
+    lines = []
+    if len({run.dataset for run in runs}) > 1:
+        lines.append(
+            "average: each seed's average over the data sets first, over the seeds that all of them have"
+            + (", source data sets left out." if source_datasets(runs) else ".")
+        )
+    lines.append(f"Backbone: {', '.join(sorted({run.backbone for run in runs}))}.")
+    trained = [method for method in methods if not method.deterministic]
+    if trained and protocol.columns_by != "shots":
+        lines.append(f"Shots per class: {', '.join(map(str, sorted({method.shots for method in trained})))}.")
+    rules = {method.selection_rule for method in trained}
+    if len(rules) == 1:
+        lines.append(f"Selection rule: {rules.pop()}.")
+    elif rules:
+        lines.append(f"Selection rules: {'; '.join(f'{method.label}: {method.selection_rule}' for method in trained)}.")
+    return lines
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the sub-command's arguments."""
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
+    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help="default: the one that all runs share")
+    parser.add_argument("--format", choices=sorted(FORMATS), default="md")
+    parser.add_argument("--digits", type=int, default=2, help="decimals in md and latex (default: %(default)s)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Build the table and write it out.
+
+    Raises:
+        ValueError: unusable runs or arguments.
+        OSError: a file cannot be read or written.
+    """
+    if not 0 <= arguments.digits <= 10:
+        raise ValueError(f"--digits must be between 0 and 10, got {arguments.digits}")
+    table = build_table(load_runs(arguments.runs), arguments.protocol)
+    text = FORMATS[arguments.format](table, arguments.digits)
+    # csv has no place for them, and a file is not looked at while it is written
+    if arguments.format == "csv" or arguments.output is not None:
+        sys.stderr.writelines(f"warning: {warning}\n" for warning in table.warnings)
+    if arguments.output is None:
+        sys.stdout.write(text)
+    else:
+        _replace(arguments.output, text)
+
+
+def _replace(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8", newline="")
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,76 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from reporting.__main__ import main
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_command_prints_the_table(runs):
+    runs.add()
+    command = [sys.executable, "-m", "reporting", "table", "--protocol", "open_world", str(runs.root)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "| CoOp     | 1 (n=1) |" in done.stdout
+
+
+def test_output_goes_to_a_file_and_replaces_it(runs, tmp_path, capsys):
+    runs.add()
+    target = tmp_path / "tables" / "table.json"
+    target.parent.mkdir()
+    target.write_text("old")
+    assert main(["table", "--format", "json", "--output", str(target), str(runs.root)]) == 0
+    assert json.loads(target.read_text())["protocol"] == "open_world"
+    assert [path.name for path in target.parent.iterdir()] == ["table.json"]
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("arguments", [["--format", "csv"], ["--output", "{folder}/table.md"]])
+def test_warnings_reach_the_terminal_where_the_output_does_not_show_them(runs, capsys, arguments):
+    runs.add(seed=1)
+    runs.add(seed=2)
+    runs.add(trainer="MaPLe")
+    assert main(["table", *(text.format(folder=runs.root) for text in arguments), str(runs.root)]) == 0
+    assert "warning: MaPLe on digits: other rows have seed 2" in capsys.readouterr().err
+
+
+def test_bad_runs_end_with_status_2_and_their_paths(runs, capsys):
+    path = runs.add()
+    path.write_text(path.read_text()[:100])
+    assert main(["table", str(path)]) == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err.startswith(f"error: {path}: not valid JSON")
+
+
+def test_a_failed_write_leaves_nothing_behind(runs, capsys):
+    runs.add()
+    folder = runs.root / "folder"
+    folder.mkdir()
+    assert main(["table", "--output", str(folder), str(runs.root)]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert not list(runs.root.glob(".folder*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table", "--digits", "-1", "."], "--digits must be between 0 and 10, got -1"),
+        (["table", "no/such/folder"], "no/such/folder: no such file or folder"),
+    ],
+)
+def test_bad_arguments_are_named(arguments, message, capsys):
+    assert main(arguments) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("arguments", [[], ["chart"], ["table"], ["table", "--protocol", "chess", "."]])
+def test_unknown_commands_and_choices_are_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(arguments)
+    assert stopped.value.code == 2
+    assert "usage:" in capsys.readouterr().err
