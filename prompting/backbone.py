@@ -92,8 +92,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise BackboneError(
-            f"{path} is neither a JIT archive nor a state dict that loads without running code ({type(error).__name__}): "
-            "the file may be cut short; delete it and fetch it again"
+            f"{path} is neither a JIT archive nor a state dict that loads without running code "
+            f"({type(error).__name__}): the file may be cut short; delete it and fetch it again"
         ) from error
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):

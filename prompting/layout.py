@@ -104,7 +104,7 @@ def layout_with_context(
     rows = []
     for index, name in enumerate(classnames):
         first = index * n_ctx if class_specific else 0
-        # The sentence is encoded whole: the tokenizer may join a name's last sign with the full stop, as in "crane (bird)."
+        # Encoded whole: the tokenizer may join a name's last sign with the full stop, as in "crane (bird)."
         tokens = encode(f"{words} {clean_name(name)}.")
         row = [(token, first + j if j < n_ctx else -1) for j, token in enumerate(tokens)]
         name_end = n_words + len(encode(clean_name(name)))

@@ -83,7 +83,7 @@ def normal_parameter(*shape: int, std: float = 0.02, generator: torch.Generator 
 
 
 def linear_layer(n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Linear:
-    """``nn.Linear`` with PyTorch's default initialisation, U(-1/sqrt(n_in), 1/sqrt(n_in)), drawn with a local generator."""
+    """``nn.Linear`` as PyTorch starts it, U(-1/sqrt(n_in), 1/sqrt(n_in)), drawn with a local generator."""
     layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
     bound = n_in**-0.5
     with torch.no_grad():

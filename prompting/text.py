@@ -239,7 +239,7 @@ class TextEncoder(nn.Module):
 
 
 def _with_head(head: Tensor, own: Tensor) -> Tensor:
-    """The head's rows before each class's own; (groups, n, ..) and (groups, classes, m, ..) -> (groups * classes, n + m, ..)."""
+    """The head's rows before each class's own; (groups, classes, m, ..) -> (groups * classes, n_head + m, ..)."""
     head = head.unsqueeze(1).expand(-1, own.shape[1], *head.shape[1:])
     return torch.cat([head, own], dim=2).flatten(0, 1)
 

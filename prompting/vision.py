@@ -106,7 +106,7 @@ class VisionEncoder(nn.Module):
     def _project(
         self, block: nn.Module, stay: Tensor, own: Tensor, deep: DeepPrompt | None, rows: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
-        """Replace the prompt tokens if this layer does, and project: returns the tokens and all rows' Q, K, V (or K, V)."""
+        """Replace the prompt tokens if this layer does, and project: the tokens and all rows' Q, K, V (or K, V)."""
         if isinstance(deep, GatedPrompt):
             rows = QKV  # the gate reads queries too
         projected = project(block, stay, rows)

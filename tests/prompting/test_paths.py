@@ -1,0 +1,203 @@
+"""The fast path equals the plain one, for every way of placing prompts; and the plain one equals clip itself."""
+
+import clip
+import pytest
+import torch
+from torch.nn import functional as F
+
+from prompting import GatedPrompt, Prompts, TextPrompts, VisionPrompts, layout_from_texts, layout_with_context
+from prompting.plain import PlainTextEncoder, PlainVisionEncoder
+from prompting.text import TextEncoder
+from prompting.vision import VisionEncoder
+from tests.clips import CLASSNAMES, random_clip
+
+WIDTH = 128
+MAX_LOGIT_DIFFERENCE = 1e-4
+MIN_COSINE = 0.999999
+
+
+class Scenario:
+    """Named trainable tensors, drawn from a seed, and the prompts made of them."""
+
+    def __init__(self):
+        self.generator = torch.Generator().manual_seed(3)
+        self.tensors = {}
+
+    def tensor(self, name, *shape, std=0.3):
+        if name not in self.tensors:
+            self.tensors[name] = (torch.randn(shape, generator=self.generator) * std).requires_grad_()
+        return self.tensors[name]
+
+    def deep(self, tower, n, depth):
+        return {i: self.tensor(f"{tower}{i}", n, WIDTH) for i in range(1, depth)}
+
+    def gated(self, tower, n, depth, per_sample=True):
+        def rule(i):
+            own, foreign = self.tensor(f"{tower}own{i}", n, WIDTH), self.tensor(f"{tower}foreign{i}", n, WIDTH)
+            alpha, beta = self.tensor(f"{tower}alpha{i}", std=1.0), self.tensor(f"{tower}beta{i}", std=1.0)
+
+            def mix(attention):
+                a = attention.relative() if per_sample else attention.mass.mean(0)
+                w = torch.sigmoid(alpha * a + beta).unsqueeze(-1)
+                return w * own + (1 - w) * foreign
+
+            return GatedPrompt(mix, n, per_sample)
+
+        return {i: rule(i) for i in range(1, depth)}
+
+
+def assert_paths_agree(model, images, layout, build):
+    """Logits, predictions and every gradient of the two paths."""
+    paths = {"fast": (TextEncoder, VisionEncoder), "plain": (PlainTextEncoder, PlainVisionEncoder)}
+    logits, gradients = {}, {}
+    labels = torch.arange(len(images)) % layout.n_classes
+    for path, (text_encoder, vision_encoder) in paths.items():
+        scenario = Scenario()
+        prompts = build(scenario)
+        text = F.normalize(text_encoder(model)(layout, prompts.text), dim=-1)
+        image = F.normalize(vision_encoder(model)(images, prompts.vision), dim=-1)
+        logits[path] = 100 * (image @ text.t() if text.dim() == 2 else torch.einsum("bd,bcd->bc", image, text))
+        F.cross_entropy(logits[path] / 10, labels).backward()
+        gradients[path] = {name: t.grad for name, t in scenario.tensors.items()}
+    difference = (logits["fast"] - logits["plain"]).abs().max()
+    assert difference <= MAX_LOGIT_DIFFERENCE
+    assert torch.equal(logits["fast"].argmax(1), logits["plain"].argmax(1))
+    assert logits["plain"].std() > 0.1  # the comparison is not one of constants
+    for name, reference in gradients["plain"].items():
+        assert reference is not None, name
+        assert gradients["fast"][name].dtype == torch.float32
+        if reference.numel() == 1:  # a scalar has no direction
+            torch.testing.assert_close(gradients["fast"][name], reference, rtol=1e-3, atol=1e-6)
+            continue
+        assert reference.norm() > 0, name
+        cosine = F.cosine_similarity(gradients["fast"][name].flatten().double(), reference.flatten().double(), dim=0)
+        assert cosine >= MIN_COSINE, name
+
+
+@pytest.mark.parametrize("csc", [False, True])
+@pytest.mark.parametrize("n_ctx", [1, 4, 16])
+@pytest.mark.parametrize("position", ["end", "middle", "front"])
+def test_context_layouts(tiny_vit, images, position, n_ctx, csc):
+    layout = layout_with_context(CLASSNAMES, 77, n_ctx, "", position, csc)
+    rows = n_ctx * len(CLASSNAMES) if csc else n_ctx
+    assert_paths_agree(tiny_vit, images, layout, lambda s: Prompts(TextPrompts(s.tensor("ctx", rows, WIDTH))))
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 4, 16])
+@pytest.mark.parametrize("depth", [1, 2, 3, 4])
+def test_deep_prompts(tiny_vit, images, depth, n_ctx):
+    layout = layout_with_context(CLASSNAMES, 77, n_ctx, "a photo of a" if n_ctx <= 4 else "")
+
+    def build(s):
+        text = TextPrompts(s.tensor("ctx", n_ctx, WIDTH), s.deep("text", n_ctx, depth))
+        return Prompts(text, VisionPrompts(s.tensor("tokens", n_ctx, WIDTH), s.deep("vision", n_ctx, depth)))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("per_sample", [True, False], ids=["per_sample", "per_batch"])
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_gated_vision_prompts(tiny_vit, images, depth, per_sample):
+    layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
+
+    def build(s):
+        deep = s.gated("vision", 2, depth, per_sample)
+        return Prompts(TextPrompts(s.tensor("ctx", 2, WIDTH)), VisionPrompts(s.tensor("tokens", 2, WIDTH), deep))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("n_ctx", [1, 2, 16])
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_gated_text_prompts(tiny_vit, images, depth, n_ctx):
+    layout = layout_with_context(CLASSNAMES, 77, n_ctx, "a photo of a" if n_ctx <= 4 else "")
+
+    def build(s):
+        return Prompts(TextPrompts(s.tensor("ctx", n_ctx, WIDTH), s.gated("text", n_ctx, depth)))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def test_one_context_per_image(tiny_vit, images):
+    layout = layout_with_context(CLASSNAMES, 77, 4)
+    build = lambda s: Prompts(TextPrompts(s.tensor("ctx", len(images), 4, WIDTH)))  # noqa: E731
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def test_a_single_class(tiny_vit, images):
+    layout = layout_with_context(["cat"], 77, 4)
+    context = torch.randn(4, WIDTH)
+    fast, plain = TextEncoder(tiny_vit), PlainTextEncoder(tiny_vit)
+    torch.testing.assert_close(
+        fast(layout, TextPrompts(context)), plain(layout, TextPrompts(context)), atol=1e-5, rtol=1e-5
+    )
+
+
+SHAPES = {
+    "ViT-B/32": dict(vision_width=768, vision_patch_size=32, image_resolution=224, embed_dim=512),
+    "ViT-B/16": dict(vision_width=768, vision_patch_size=16, image_resolution=224, embed_dim=512),
+    "ViT-L/14": dict(vision_width=1024, vision_patch_size=14, image_resolution=224, embed_dim=768),
+    "RN50": dict(vision_layers=(3, 4, 6, 3), vision_width=64, vision_patch_size=None, image_resolution=224),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_no_prompts_equals_clip(name):
+    """Published widths, patch and image sizes; two layers instead of twelve or twenty-four keep it quick."""
+    text = dict(transformer_width=768 if name == "ViT-L/14" else 512, transformer_layers=2)
+    text["transformer_heads"] = text["transformer_width"] // 64
+    model = random_clip(**({"vision_layers": 2} | SHAPES[name] | text))
+    texts = [f"a photo of a {name.replace('_', ' ')}." for name in CLASSNAMES]
+    layout = layout_from_texts(texts, CLASSNAMES, 77)
+    images = torch.randn(2, 3, 224, 224, generator=torch.Generator().manual_seed(1))
+    encoders = [(TextEncoder, VisionEncoder), (PlainTextEncoder, PlainVisionEncoder)]
+    with torch.no_grad():
+        text_reference, image_reference = model.encode_text(clip.tokenize(texts)), model.encode_image(images)
+        for text_encoder, vision_encoder in encoders:
+            torch.testing.assert_close(text_encoder(model)(layout), text_reference, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(vision_encoder(model)(images), image_reference, atol=2e-5, rtol=1e-4)
+
+
+def test_the_fast_path_records_no_gradient_for_frozen_rows(tiny_vit, images):
+    encoder = VisionEncoder(tiny_vit)
+    assert not encoder(images).requires_grad
+    layout = layout_from_texts(["a cat.", "a dog."], ["cat", "dog"], 77)
+    assert not TextEncoder(tiny_vit)(layout).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_towers_stay_close(images, dtype):
+    from prompting.precision import convert_towers
+
+    model = random_clip()
+    layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
+    scenario = Scenario()
+    text = TextPrompts(scenario.tensor("ctx", 2, WIDTH), scenario.gated("text", 2, 3))
+    vision = VisionPrompts(scenario.tensor("tokens", 2, WIDTH), scenario.gated("vision", 2, 3))
+    exact = [
+        F.normalize(TextEncoder(model)(layout, text), dim=-1),
+        F.normalize(VisionEncoder(model)(images, vision), dim=-1),
+    ]
+    convert_towers(model, dtype)
+    features = [TextEncoder(model)(layout, text), VisionEncoder(model)(images, vision)]
+    for low, high in zip(features, exact, strict=True):
+        assert low.dtype == dtype
+        assert (F.cosine_similarity(low.float(), high) > 0.995).all()
+    sum(f.float().sum() for f in features).backward()
+    assert all(t.grad.dtype == torch.float32 and torch.isfinite(t.grad).all() for t in scenario.tensors.values())
+
+
+def test_prompts_beyond_the_tower_are_refused(tiny_vit, images):
+    prompts = TextPrompts(None, {4: torch.zeros(2, WIDTH)})
+    with pytest.raises(ValueError, match="layer 4 of the text tower.*PROMPT_DEPTH to at most 4"):
+        TextEncoder(tiny_vit)(layout_with_context(CLASSNAMES, 77, 2), prompts)
+
+
+def test_images_of_another_size_are_refused(tiny_vit):
+    with pytest.raises(ValueError, match=r"48x48 pixels.*INPUT.SIZE to \(32, 32\)"):
+        VisionEncoder(tiny_vit)(torch.zeros(1, 3, 48, 48))
+
+
+def test_resnet_takes_no_prompts(tiny_resnet):
+    with pytest.raises(ValueError, match="ResNet image tower takes no prompt"):
+        VisionEncoder(tiny_resnet)(torch.zeros(1, 3, 64, 64), VisionPrompts(torch.zeros(2, 64)))

@@ -1,0 +1,265 @@
+"""The trainer that all methods share: build, step, save, load, evaluate on other classes.
+
+A method is a prompt learner and an objective. Its trainer says which config node it reads and builds these two; all
+else is here. Only torch, clip, ``prompting`` and Dassl's public API are imported, so this file also works in a
+checkout that runs on upstream Dassl.
+"""
+
+from __future__ import annotations
+
+import os.path as osp
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from yacs.config import CfgNode
+
+from dassl.config import cfg_default
+from dassl.data import DataManager
+from dassl.engine import TrainerX
+from dassl.metrics import compute_accuracy
+from dassl.optim import build_lr_scheduler, build_optimizer
+from dassl.utils import load_checkpoint, load_pretrained_weights
+from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
+from prompting.checkpoint import CheckpointError, load_trained
+from trainers.objectives import CrossEntropy, Objective
+
+MODEL_NAME = "prompt_learner"
+
+
+def add_trainer_config(name: str, **defaults: Any) -> None:
+    """Add the node ``cfg.TRAINER.<name>`` with its defaults to Dassl's default config.
+
+    Called when a trainer's module is imported, before ``get_cfg_default()`` hands out copies; so a method owns its
+    settings, and one import line is all that another repository's train.py needs.
+    """
+    cfg_default.TRAINER[name] = CfgNode(defaults)
+
+
+if "INIT_SEED" not in cfg_default.MODEL:
+    # Seed of the prompts' initial values, apart from SEED, which draws the few-shot samples. -1: the same as SEED.
+    cfg_default.MODEL.INIT_SEED = -1
+
+
+class PromptTrainer(TrainerX):
+    """Base of all prompt-learning trainers.
+
+    Attributes:
+        node: name of the method's config node, ``cfg.TRAINER.<node>``.
+        needs_vit: whether the method puts tokens into the image tower.
+    """
+
+    node: str
+    needs_vit = False
+
+    @property
+    def settings(self) -> CfgNode:
+        """The method's own settings."""
+        return self.cfg.TRAINER[self.node]
+
+    # What a method provides
+
+    def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> PromptLearner:
+        """The method's prompt learner, its initial values drawn with ``generator``."""
+        raise NotImplementedError
+
+    def build_objective(self, clip_model: nn.Module) -> Objective:
+        """What the method minimises; cross-entropy unless it says otherwise."""
+        return CrossEntropy()
+
+    # Dassl's hooks
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        """Refuse settings that cannot work, before anything is loaded."""
+        check_choice(f"TRAINER.{self.node}.PREC", cfg.TRAINER[self.node].PREC, PRECISIONS)
+
+    def build_model(self) -> None:
+        """Load the frozen CLIP, build learner, objective, optimiser and schedule, and register the learner."""
+        cfg = self.cfg
+        self.precision = resolve_precision(self.settings.PREC, self.device)
+        print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
+        clip_model = load_clip(cfg.MODEL.BACKBONE.NAME, "cpu", self.precision.tower_dtype)
+        self._check_backbone(clip_model)
+        learner = self.build_learner(clip_model, self._init_generator())
+        clip_model.to(self.device)
+        self.model = PromptedCLIP(clip_model, learner, self.dm.dataset.classnames, self.precision).to(self.device)
+        self.objective = self.build_objective(clip_model)
+        self._load_initial_weights()
+        self._build_optimizer()
+
+    def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
+        """One optimisation step; returns loss, its terms and the training accuracy."""
+        images, labels = self.parse_batch_train(batch)
+        loss = self.objective(self.model, images, labels)
+        if self.scaler is None:
+            self.model_backward_and_update(loss.total)
+        else:
+            self._scaled_update(loss.total)
+        summary = {"loss": loss.total.item()}
+        summary |= {name: term.item() for name, term in loss.terms.items()}
+        summary["acc"] = compute_accuracy(loss.output.logits, labels)[0].item()
+        if (self.batch_idx + 1) == self.num_batches:
+            self.update_lr()
+        return summary
+
+    def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
+        """Images and labels of a batch, on the trainer's device."""
+        return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def test(self, split: str | None = None) -> float:
+        """Evaluate as Dassl does, with the text features computed once."""
+        with self.model.evaluating():
+            return super().test(split)
+
+    def checkpoint_extra(self, name: str) -> dict[str, Any]:
+        """What a checkpoint says about itself, beside the trained tensors."""
+        return {
+            "trainer": type(self).__name__,
+            "backbone": self.cfg.MODEL.BACKBONE.NAME,
+            "classnames": list(self.train_classnames),
+            "settings": self.settings.dump(),
+        }
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load trained prompts from a run's folder.
+
+        Args:
+            directory: the run's output folder; nothing is loaded when it is empty.
+            epoch: which epoch's checkpoint; by default the best on validation if there is one, else the last.
+
+        Raises:
+            FileNotFoundError: when there is no such checkpoint, naming the path.
+            CheckpointError: when it does not fit this trainer and its settings.
+        """
+        if not directory:
+            print("Note that load_model() is skipped as no pretrained model is given")
+            return
+        path = find_checkpoint(Path(directory), epoch)
+        checkpoint = load_checkpoint(str(path))
+        trainer = checkpoint.get("trainer", type(self).__name__)
+        if trainer != type(self).__name__:
+            raise CheckpointError(f"checkpoint {path} was trained with {trainer}, not {type(self).__name__}")
+        load_trained(self.model.prompt_learner, checkpoint["state_dict"], path)
+        print(f'Loading weights to {MODEL_NAME} from "{path}" (epoch = {checkpoint["epoch"]})')
+
+    # Evaluation on other classes
+
+    @property
+    def train_classnames(self) -> list[str]:
+        """Names of the classes that the run trains on, in label order."""
+        return self._train_classnames
+
+    def build_data_loader(self) -> None:
+        """Dassl's loaders; remembers which classes are trained on."""
+        super().build_data_loader()
+        self._train_classnames = list(self.dm.dataset.classnames)
+
+    def set_class_split(self, split: str) -> None:
+        """Evaluate on another part of the classes from now on: "base", "new" or "all"; nothing trained changes."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATASET.SUBSAMPLE_CLASSES = split
+        cfg.freeze()
+        self.dm = DataManager(cfg)
+        self.test_loader, self.val_loader = self.dm.test_loader, self.dm.val_loader
+        self.num_classes, self.lab2cname = self.dm.num_classes, self.dm.lab2cname
+        self.model.set_classes(self.dm.dataset.classnames)
+
+    # Building
+
+    def _check_backbone(self, clip_model: nn.Module) -> None:
+        """Refuse a backbone that the method or the image size does not fit."""
+        if self.needs_vit and TowerSizes.of(clip_model).vision_layers == 0:
+            raise ValueError(
+                f"{type(self).__name__} puts prompts into the image tower, which {self.cfg.MODEL.BACKBONE.NAME} "
+                "(a ResNet) does not take: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp"
+            )
+        resolution, size = clip_model.visual.input_resolution, tuple(self.cfg.INPUT.SIZE)
+        if size != (resolution, resolution):
+            raise ValueError(
+                f"INPUT.SIZE is {size}, but {self.cfg.MODEL.BACKBONE.NAME} takes images of "
+                f"{resolution}x{resolution} pixels: set INPUT.SIZE to ({resolution}, {resolution})"
+            )
+
+    def _init_generator(self) -> torch.Generator:
+        """Generator of the prompts' initial values."""
+        seed = self.cfg.MODEL.INIT_SEED if self.cfg.MODEL.INIT_SEED >= 0 else self.cfg.SEED
+        generator = torch.Generator()
+        if seed >= 0:
+            generator.manual_seed(seed)
+        else:
+            generator.seed()
+        return generator
+
+    def _load_initial_weights(self) -> None:
+        if self.cfg.MODEL.INIT_WEIGHTS:
+            load_pretrained_weights(self.model.prompt_learner, self.cfg.MODEL.INIT_WEIGHTS)
+
+    def _build_optimizer(self) -> None:
+        """Optimise the prompt learner only."""
+        learner = self.model.prompt_learner
+        self.optim = build_optimizer(learner, self.cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
+        self.register_model(MODEL_NAME, learner, self.optim, self.sched)
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.precision.needs_scaler else None
+        n_trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+        print(f"Trainable parameters: {n_trained:,}")
+
+    def _scaled_update(self, loss: Tensor) -> None:
+        """One step with loss scaling: steps whose scaled gradients overflow are skipped by the scaler."""
+        self.detect_anomaly(loss)
+        self.optim.zero_grad()
+        self.scaler.scale(loss).backward()
+        self.scaler.step(self.optim)
+        self.scaler.update()
+
+
+def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:
+    """The checkpoint file of a run.
+
+    Args:
+        directory: the run's output folder.
+        epoch: which epoch; ``None`` for the best on validation if there is one, else the last.
+
+    Raises:
+        FileNotFoundError: naming what was looked for and which checkpoints there are.
+    """
+    folder = directory / MODEL_NAME
+    found = {
+        int(m[1]): p for p in folder.glob("model.pth.tar-*") if (m := re.fullmatch(r"model\.pth\.tar-(\d+)", p.name))
+    }
+    best = folder / "model-best.pth.tar"
+    if epoch is None and best.exists():
+        return best
+    if epoch is None and found:
+        return found[max(found)]
+    if epoch in found:
+        return found[epoch]
+    wanted = osp.join(
+        str(folder), f"model.pth.tar-{epoch}" if epoch is not None else "model-best.pth.tar or model.pth.tar-*"
+    )
+    there = f"epochs there: {', '.join(map(str, sorted(found)))}" if found else "no checkpoint there"
+    raise FileNotFoundError(f'Model not found at "{wanted}" ({there}): give the OUTPUT_DIR of a finished run')
+
+
+def check_depth(key: str, depth: int, sizes: TowerSizes) -> None:
+    """Refuse a prompt depth that the towers do not have.
+
+    Raises:
+        ValueError: naming the config key and the depths that work.
+    """
+    deepest = min(sizes.text_layers, sizes.vision_layers)
+    if not 1 <= depth <= deepest:
+        raise ValueError(f"{key} is {depth}, but this backbone can be prompted in 1 to {deepest} layers")
+
+
+def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a setting that is not one of its choices.
+
+    Raises:
+        ValueError: naming the config key and the choices.
+    """
+    if value not in choices:
+        raise ValueError(f"{key} {value!r}: choose one of {', '.join(choices)}")

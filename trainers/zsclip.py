@@ -1,0 +1,122 @@
+"""Zero-shot CLIP: hand-written prompts, nothing trained.
+
+Radford et al., "Learning Transferable Visual Models From Natural Language Supervision", ICML 2021,
+https://arxiv.org/abs/2103.00020
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from dassl.engine import TRAINER_REGISTRY
+from prompting import (
+    PromptedCLIP,
+    PromptLayout,
+    PromptLearner,
+    Prompts,
+    TowerSizes,
+    layout_from_texts,
+    load_clip,
+    resolve_precision,
+)
+from prompting.layout import clean_name
+from trainers.base import PromptTrainer, add_trainer_config
+from trainers.templates import IMAGENET_TEMPLATES_SELECT, template_of
+
+add_trainer_config(
+    "ZEROSHOTCLIP",
+    PREC="fp32",  # fp32, fp16, bf16, amp
+    TEMPLATE="",  # prompt with one {} for the class name; "": the data set's own
+)
+
+
+class FixedPrompt(PromptLearner):
+    """A template with the class name filled in; no parameters.
+
+    Args:
+        clip_model: gives the context length.
+        template: with one "{}".
+    """
+
+    def __init__(self, clip_model: nn.Module, template: str) -> None:
+        super().__init__(TowerSizes.of(clip_model), n_ctx=0)
+        self.template = template
+
+    def layout(self, classnames: Sequence[str]) -> PromptLayout:
+        texts = [self.template.format(clean_name(name)) for name in classnames]
+        return layout_from_texts(texts, classnames, self.sizes.context_length)
+
+    def forward(self) -> Prompts:
+        return Prompts()
+
+
+class EnsembleCLIP(PromptedCLIP):
+    """Zero-shot classifier over the mean text feature of several templates.
+
+    Args:
+        clip_model: frozen CLIP.
+        learners: one fixed prompt per template.
+        **kwargs: as :class:`prompting.PromptedCLIP`.
+    """
+
+    def __init__(self, clip_model: nn.Module, learners: Sequence[FixedPrompt], **kwargs) -> None:  # noqa: ANN003
+        self.learners = tuple(learners)
+        super().__init__(clip_model, learners[0], **kwargs)
+
+    def text_features(self, prompts: Prompts | None = None) -> Tensor:
+        """Mean over templates of the normalised features, normalised again, (n_cls, embed_dim)."""
+        features = []
+        for learner in self.learners:
+            with self.precision.autocast(self.device):
+                feature = self.text_encoder(learner.layout(self.classnames), learner().text)
+            features.append(F.normalize(feature.float(), dim=-1))
+        return F.normalize(torch.stack(features).mean(0), dim=-1)
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP(PromptTrainer):
+    """Zero-shot CLIP with the data set's prompt template; "training" only evaluates."""
+
+    node = "ZEROSHOTCLIP"
+
+    def templates(self) -> list[str]:
+        """The templates that are averaged; here one."""
+        own = getattr(self.dm.dataset, "template", None)
+        return [self.settings.TEMPLATE or template_of(self.cfg.DATASET.NAME, own)]
+
+    def build_model(self) -> None:
+        """Load CLIP; there is no learner to optimise and none is registered."""
+        name = self.cfg.MODEL.BACKBONE.NAME
+        self.precision = resolve_precision(self.settings.PREC, self.device)
+        print(f"Loading CLIP (backbone: {name})")
+        clip_model = load_clip(name, self.device, self.precision.tower_dtype)
+        self._check_backbone(clip_model)
+        templates = self.templates()
+        print(f"Prompt templates: {templates}")
+        learners = [FixedPrompt(clip_model, template) for template in templates]
+        self.model = EnsembleCLIP(
+            clip_model, learners, classnames=self.dm.dataset.classnames, precision=self.precision
+        ).eval()
+
+    def train(self) -> None:
+        """Nothing to train: evaluate, so that the same command line serves every trainer."""
+        print(f"{type(self).__name__} has nothing to train")
+        if not self.cfg.TEST.NO_TEST:
+            self.test()
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Nothing to load."""
+
+
+@TRAINER_REGISTRY.register()
+class ZeroshotCLIP2(ZeroshotCLIP):
+    """Zero-shot CLIP with the ensemble of OpenAI's seven selected ImageNet templates and the data set's own."""
+
+    def templates(self) -> list[str]:
+        own = super().templates()
+        others = [t for t in IMAGENET_TEMPLATES_SELECT if t not in own]
+        return others + own if self.cfg.DATASET.NAME != "ImageNet" else list(IMAGENET_TEMPLATES_SELECT)
