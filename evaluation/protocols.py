@@ -9,20 +9,22 @@ from __future__ import annotations
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from dassl.config import cfg_default
 from dassl.engine import build_trainer
-from dassl.evaluation import build_evaluator
-from dassl.evaluation.evaluator import EvaluatorBase
+from dassl.evaluation import EvaluatorBase, build_evaluator
 from evaluation.metrics import accuracy
 from evaluation.openworld import OPEN_WORLD_METRICS, OpenWorld, num_base_classes
 
 CLASS_SPLITS = ("base", "new", "all")
 
 cfg_default.TEST.CLASS_SPLITS = ()
+# Protocol that a run belongs to, for the tables; empty: what its class splits amount to.
+cfg_default.TEST.PROTOCOL = ""
 
 
 def check_class_splits(splits: Sequence[str]) -> tuple[str, ...]:
@@ -72,9 +74,10 @@ def evaluate_class_splits(
         trainer: the trainer, holding the weights to test.
         cfg: its configuration.
         splits: names out of `CLASS_SPLITS`.
-        model_dir: where the trained weights lie, for a trainer without `set_class_split`; default `cfg.OUTPUT_DIR`.
-        load_epoch: which epoch's weights it loads; default the last one, or the best one where
-            `TEST.FINAL_MODEL` is "best_val".
+        model_dir: for a trainer without `set_class_split`: the folder to load the weights from; default the run's own,
+            that is `cfg.OUTPUT_DIR`, with the epoch that training ended at, or the best one where `TEST.FINAL_MODEL` is
+            "best_val".
+        load_epoch: with `model_dir`: which epoch to load; default the best one, as in Dassl.
 
     Returns:
         For each split: accuracy, error_rate and macro_f1 in percent, num_images, num_classes, per_class, seconds; and
@@ -85,19 +88,29 @@ def evaluate_class_splits(
     """
     splits, trained_on = check_class_splits(splits), train_classes_of(cfg)
     switchable = hasattr(trainer, "set_class_split")
-    metrics = {}
+    metrics, current = {}, None
     try:
         for split in splits:
             subject = trainer
             if switchable:
+                current = split
                 trainer.set_class_split(split)
             elif split != trained_on:
-                subject = _rebuilt_trainer(cfg, split, model_dir, load_epoch)
+                subject = _rebuilt_trainer(cfg, split, *_weights_of(trainer, cfg, model_dir, load_epoch))
             metrics[split] = _evaluate(subject, cfg, split, open_world=split == "all" and trained_on == "base")
     finally:
-        if switchable:
+        if current not in (None, trained_on):
             trainer.set_class_split(trained_on)
     return metrics
+
+
+def _weights_of(trainer: Any, cfg: Any, model_dir: str, load_epoch: int | None) -> tuple[str, int | None]:
+    """The folder and epoch that `load_model` finds the trainer's weights under."""
+    if model_dir:
+        return model_dir, load_epoch
+    # a resumed run that had nothing left to train never enters an epoch: its start tells where it stands
+    last = max(trainer.epoch + 1, trainer.start_epoch)
+    return cfg.OUTPUT_DIR, None if cfg.TEST.FINAL_MODEL == "best_val" else last
 
 
 def _rebuilt_trainer(cfg: Any, split: str, model_dir: str, load_epoch: int | None) -> Any:
@@ -106,34 +119,42 @@ def _rebuilt_trainer(cfg: Any, split: str, model_dir: str, load_epoch: int | Non
     cfg.defrost()
     cfg.DATASET.SUBSAMPLE_CLASSES = split
     cfg.freeze()
-    if load_epoch is None and cfg.TEST.FINAL_MODEL != "best_val":
-        load_epoch = cfg.OPTIM.MAX_EPOCH
     trainer = build_trainer(cfg)
-    trainer.load_model(model_dir or cfg.OUTPUT_DIR, epoch=load_epoch)
+    trainer.load_model(model_dir, epoch=load_epoch)
     return trainer
 
 
 def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> dict[str, Any]:
     num_classes = len(trainer.lab2cname)
+    recorder = _Recorder(_evaluator_for(trainer, cfg, split, open_world), split)
     print(f"Evaluate class split *{split}* ({num_classes} classes)")
-    recorder = _Recorder(_evaluator_for(trainer, cfg, open_world), split)
     own_evaluator, trainer.evaluator = trainer.evaluator, recorder
     start = time.perf_counter()
     try:
         trainer.test()
     finally:
         trainer.evaluator = own_evaluator
+    seconds = time.perf_counter() - start
     return {
         **recorder.metrics(trainer.lab2cname),
         "num_classes": num_classes,
-        "seconds": time.perf_counter() - start,
+        "seconds": seconds,
         **({"open_world": recorder.open_world(num_base_classes(num_classes))} if open_world else {}),
     }
 
 
-def _evaluator_for(trainer: Any, cfg: Any, open_world: bool) -> EvaluatorBase:
+def _evaluator_for(trainer: Any, cfg: Any, split: str, open_world: bool) -> EvaluatorBase:
     """An evaluator for the class names of this split; the trainer's own one knows the training classes."""
+    if cfg.TEST.COMPUTE_CMAT:
+        # every split has its confusion matrix: they may not overwrite one another
+        cfg = cfg.clone()
+        cfg.defrost()
+        cfg.OUTPUT_DIR = str(Path(cfg.OUTPUT_DIR) / split)
+        cfg.freeze()
+        Path(cfg.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
     if open_world:
+        if cfg.TEST.EVALUATOR not in ("Classification", "OpenWorld"):
+            print(f"Class split *{split}* is measured by OpenWorld in place of {cfg.TEST.EVALUATOR}")
         return OpenWorld(cfg, lab2cname=trainer.lab2cname, num_base=num_base_classes(len(trainer.lab2cname)))
     return build_evaluator(cfg, lab2cname=trainer.lab2cname)
 

@@ -6,7 +6,6 @@ process knows (environment, memory) and writes atomically, so that no reader eve
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
@@ -64,8 +63,7 @@ def _write_atomically(path: Path, text: str) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            temporary.unlink()
+        temporary.unlink(missing_ok=True)
         raise
 
 

@@ -1,0 +1,105 @@
+"""Collects what results.json says about a run, from the trainer and its configuration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.protocols import train_classes_of
+from evaluation.results import collect_environment, peak_memory
+from evaluation.rundir import plain_config
+
+
+def build_record(
+    trainer: Any, cfg: Any, metrics: Mapping[str, Any], *, config_file: str, timing: Mapping[str, Any], eval_only: bool
+) -> dict[str, Any]:
+    """The content of results.json, without what :func:`evaluation.results.write_results` fills in.
+
+    Args:
+        trainer: any Dassl trainer; prompt trainers say more (gates, trained tensors).
+        cfg: its configuration.
+        metrics: of every class split.
+        config_file: the trainer's config file, whose name is the setting's name.
+        timing: seconds by phase.
+        eval_only: whether the weights were loaded rather than trained here.
+    """
+    splits = tuple(metrics)
+    return {
+        "protocol": cfg.TEST.PROTOCOL or guess_protocol(train_classes_of(cfg), splits),
+        "trainer": cfg.TRAINER.NAME,
+        "setting": Path(config_file).stem if config_file else "defaults",
+        "dataset": cfg.DATASET.NAME,
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "seed": cfg.SEED,
+        "init_seed": cfg.MODEL.INIT_SEED if cfg.MODEL.get("INIT_SEED", -1) >= 0 else cfg.SEED,
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "train_classes": train_classes_of(cfg),
+        "selection_rule": selection_rule(cfg),
+        "eval_only": eval_only,
+        "config": plain_config(cfg),
+        "environment": collect_environment(trainer.device, precision_of(trainer)),
+        "data": describe_data(trainer),
+        "model": describe_model(trainer),
+        "metrics": dict(metrics),
+        "history": list(getattr(trainer, "history", [])),
+        "gates": getattr(trainer, "gates", None),
+        "timing": dict(timing),
+        "memory": peak_memory(),
+    }
+
+
+def guess_protocol(train_classes: str, splits: Sequence[str]) -> str:
+    """The protocol that a set of class splits amounts to, where ``TEST.PROTOCOL`` does not say."""
+    if train_classes == "base":
+        return "open_world" if "all" in splits else "base_to_new"
+    return "few_shot"
+
+
+def selection_rule(cfg: Any) -> str:
+    """How the evaluated epoch was chosen; never on test data."""
+    if cfg.TEST.FINAL_MODEL != "best_val":
+        return "last epoch"
+    patience = f", stopping after {cfg.TRAIN.PATIENCE} epochs without gain" if cfg.TRAIN.get("PATIENCE", 0) else ""
+    return f"best epoch on the few-shot validation set{patience}"
+
+
+def precision_of(trainer: Any) -> str:
+    """The precision's name, "fp32" for trainers that do not say."""
+    return getattr(getattr(trainer, "precision", None), "name", "fp32")
+
+
+def describe_data(trainer: Any) -> dict[str, Any]:
+    """Data set facts that let a reader check that two runs saw the same images."""
+    dataset, dm = trainer.dm.dataset, trainer.dm
+    split_path = getattr(dataset, "split_path", None)
+    return {
+        "split_file": os.path.basename(split_path) if split_path else None,
+        "split_sha256": getattr(dataset, "split_sha256", None),
+        "fewshot_sha256": getattr(dataset, "fewshot_sha256", None),
+        "num_train": len(dataset.train_x or []),
+        "num_val": len(dataset.val or []),
+        "num_test": len(dataset.test or []),
+        "classnames": list(dataset.classnames),
+        "transform_train": str(getattr(dm, "tfm_train", "")),
+        "transform_test": str(getattr(dm, "tfm_test", "")),
+    }
+
+
+def describe_model(trainer: Any) -> dict[str, Any]:
+    """The trained tensors of all registered models."""
+    shapes: dict[str, list[int]] = {}
+    for name in trainer.get_model_names():
+        for tensor_name, tensor in trainer._models[name].named_parameters():
+            if tensor.requires_grad:
+                shapes[f"{name}.{tensor_name}"] = list(tensor.shape)
+    total = sum(_product(shape) for shape in shapes.values())
+    return {"trainable_parameters": total, "trainable_tensors": shapes}
+
+
+def _product(shape: list[int]) -> int:
+    total = 1
+    for size in shape:
+        total *= size
+    return total

@@ -1,0 +1,126 @@
+"""A run's output folder: is it finished, does it belong to these settings, may it be written to.
+
+A run is finished when its results.json exists. A folder that was written with other settings is refused, so that
+nothing finished is overwritten and no half-trained run is continued with different settings by accident.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from reporting.runs import RESULTS_FILE, read_results
+
+CONFIG_FILE = "config.yaml"
+# Settings that may differ between a run and its continuation: where files lie and how fast they are read.
+FREE_KEYS = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "USE_CUDA",
+    "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ",
+)
+WRITTEN = ("results.json", "config.yaml", "tensorboard", "prompt_learner")
+
+
+class RunDirError(ValueError):
+    """An output folder that this run must not or cannot write to."""
+
+
+def prepare_run_dir(cfg: Any, overwrite: bool = False) -> bool:
+    """Make the output folder ready.
+
+    Args:
+        cfg: the run's configuration; ``cfg.OUTPUT_DIR`` names the folder.
+        overwrite: remove what an earlier run wrote there, and nothing else.
+
+    Returns:
+        True when the folder holds this very run, finished: there is nothing to do.
+
+    Raises:
+        RunDirError: the folder holds a run with other settings (the first differing keys are named), or cannot be
+            written to.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    settings = flatten(plain_config(cfg))
+    if overwrite:
+        remove_run(folder)
+    elif (folder / RESULTS_FILE).exists():
+        _require_same(flatten(read_results(folder / RESULTS_FILE)["config"]), settings, folder, "a finished run")
+        return True
+    elif (folder / CONFIG_FILE).exists():
+        earlier = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        _require_same(flatten(earlier or {}), settings, folder, "an unfinished run")
+    _require_writable(folder)
+    return False
+
+
+def write_config(cfg: Any) -> None:
+    """Write config.yaml, so that a continuation can be held to it."""
+    path = Path(cfg.OUTPUT_DIR) / CONFIG_FILE
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(yaml.safe_dump(plain_config(cfg), sort_keys=True), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def remove_run(folder: Path) -> None:
+    """Remove the files that a run writes (logs are kept: the logger moves an old log aside)."""
+    for name in WRITTEN:
+        path = folder / name
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def plain_config(cfg: Any) -> dict[str, Any]:
+    """A configuration in plain dicts and lists, as JSON and YAML hold it."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items()}
+        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+
+    return plain(cfg)
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested settings by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _require_same(earlier: dict[str, Any], now: dict[str, Any], folder: Path, what: str) -> None:
+    """Both have the same value for every key that both know."""
+    keys = [key for key in now if key in earlier and key not in FREE_KEYS and earlier[key] != now[key]]
+    if keys:
+        named = ", ".join(f"{key} was {earlier[key]!r}, now {now[key]!r}" for key in keys[:3])
+        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+        raise RunDirError(
+            f"{folder} holds {what} with other settings ({named}{more}): "
+            "choose another --output-dir, or --overwrite to redo it"
+        )
+
+
+def _require_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-test.{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise RunDirError(
+            f"cannot write to the output folder {folder} ({error.strerror}): choose another --output-dir"
+        ) from error
