@@ -122,7 +122,8 @@ class BMIPLearner(PromptLearner):
         words = words if n_placed <= len(words.split()) else ""  # random start when the words do not suffice
         super().__init__(sizes, n_placed, words)
         self.depth, self.aggregator, self.gate = depth, aggregator, gate
-        self.ctx = context_parameter(clip_model, n_ctx, words, generator)
+        if aggregator != "vision_to_text":
+            self.ctx = context_parameter(clip_model, n_ctx, words, generator)
         self._build_prompts(n_ctx, share_visual, generator)
         self._build_projections(share_text, share_visual, generator)
         if aggregator == "gate":
@@ -234,8 +235,8 @@ class BMIPLearner(PromptLearner):
 def _projections(
     n_in: int, n_out: int, layers: int, share: bool, generator: torch.Generator | None
 ) -> nn.Linear | nn.ModuleList:
-    """One linear layer for all prompted layers, or one each."""
-    if share:
+    """One linear layer for all prompted layers, or one each; none where there are no deep layers."""
+    if share and layers > 0:
         return linear_layer(n_in, n_out, generator)
     return nn.ModuleList(linear_layer(n_in, n_out, generator) for _ in range(layers))
 

@@ -106,7 +106,7 @@ class ZeroshotCLIP(PromptTrainer):
         """Nothing to train: evaluate, so that the same command line serves every trainer."""
         print(f"{type(self).__name__} has nothing to train")
         if not self.cfg.TEST.NO_TEST:
-            self.test()
+            getattr(self, "final_evaluation", self.test)()
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Nothing to load."""

@@ -1,0 +1,200 @@
+"""Train and evaluate one method on one data set: the one entry point, with Dassl's command line.
+
+    python train.py --root assets --seed 1 --trainer BMIP \
+        --dataset-config-file configs/datasets/digits.yaml \
+        --config-file configs/trainers/BMIP/tiny_ep10_batch4_2ctx.yaml \
+        --output-dir output/open_world/BMIP/tiny_ep10_batch4_2ctx/digits/shots16/seed1 \
+        DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base TEST.CLASS_SPLITS "('base', 'new', 'all')"
+
+The configuration is Dassl's defaults, then the trainer's and the data set's files, then the options. A finished run
+has a results.json and is skipped; an unfinished one goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+import datasets  # noqa: F401  registers the data sets
+import trainers  # noqa: F401  registers the trainers and their settings
+from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.utils import collect_env_info, set_random_seed, setup_logger
+from evaluation.protocols import class_splits_of, evaluate_class_splits
+from evaluation.record import build_record
+from evaluation.results import write_results
+from evaluation.rundir import prepare_run_dir, write_config
+
+USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Dassl's and CoOp's options, and --device, --overwrite, --debug."""
+    parser = argparse.ArgumentParser(
+        description=__doc__.splitlines()[0], epilog="KEY VALUE pairs at the end override the configuration."
+    )
+    parser.add_argument("--root", default="", help="folder that holds one folder per data set")
+    parser.add_argument("--output-dir", default="", help="where the run writes")
+    parser.add_argument("--resume", default="", help="folder of an unfinished run to go on with")
+    parser.add_argument("--seed", type=int, default=-1, help="draws the few-shot sample; negative: random")
+    parser.add_argument("--source-domains", nargs="+", help="source domains, for domain data sets")
+    parser.add_argument("--target-domains", nargs="+", help="target domains, for domain data sets")
+    parser.add_argument("--transforms", nargs="+", help="training transforms")
+    parser.add_argument(
+        "--config-file", default="", help="the trainer's setting: configs/trainers/<Name>/<setting>.yaml"
+    )
+    parser.add_argument("--dataset-config-file", default="", help="the data set: configs/datasets/<name>.yaml")
+    parser.add_argument("--trainer", default="", help="name of the method")
+    parser.add_argument("--backbone", default="", help="ViT-B/16, RN50 ..., a .pt file, or bundled:tiny_clip")
+    parser.add_argument("--head", default="", help="head of Dassl's SimpleNet")
+    parser.add_argument("--eval-only", action="store_true", help="load --model-dir and evaluate")
+    parser.add_argument("--model-dir", default="", help="folder of the run to load")
+    parser.add_argument("--load-epoch", type=int, help="which epoch's checkpoint to load; default: best, else last")
+    parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
+    parser.add_argument("--device", default="", help="cpu, cuda or cuda:N; default: cuda when there is one")
+    parser.add_argument("--overwrite", action="store_true", help="redo a run that is finished")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
+    return parser
+
+
+def reset_cfg(cfg: Any, args: argparse.Namespace) -> None:
+    """Options override the files."""
+    if args.root:
+        cfg.DATASET.ROOT = args.root
+    if args.output_dir:
+        cfg.OUTPUT_DIR = args.output_dir
+    if args.resume:
+        cfg.RESUME = args.resume
+    if args.seed >= 0:
+        cfg.SEED = args.seed
+    if args.source_domains:
+        cfg.DATASET.SOURCE_DOMAINS = args.source_domains
+    if args.target_domains:
+        cfg.DATASET.TARGET_DOMAINS = args.target_domains
+    if args.transforms:
+        cfg.INPUT.TRANSFORMS = args.transforms
+    if args.trainer:
+        cfg.TRAINER.NAME = args.trainer
+    if args.backbone:
+        cfg.MODEL.BACKBONE.NAME = args.backbone
+    if args.head:
+        cfg.MODEL.HEAD.NAME = args.head
+    if args.device:
+        cfg.USE_CUDA = select_device(args.device)
+
+
+def select_device(name: str) -> bool:
+    """Make ``name`` the device that Dassl will use; returns whether that is CUDA.
+
+    Raises:
+        ValueError: for a name that is no device, or a CUDA device that is not there.
+    """
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"--device {name!r} is not a device: use cpu, cuda or cuda:N") from error
+    if device.type == "cpu":
+        return False
+    if device.type != "cuda" or not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
+        )
+    torch.cuda.set_device(device)
+    return True
+
+
+def setup_cfg(args: argparse.Namespace) -> Any:
+    """Defaults, files and options, in this order."""
+    cfg = get_cfg_default()
+    if args.config_file:
+        cfg.merge_from_file(args.config_file)
+    if args.dataset_config_file:
+        cfg.merge_from_file(args.dataset_config_file)
+    reset_cfg(cfg, args)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
+
+
+def print_args(args: argparse.Namespace, cfg: Any) -> None:
+    """The arguments and the whole configuration, as Dassl logs them."""
+    print("***************\n** Arguments **\n***************")
+    for name, value in sorted(vars(args).items()):
+        print(f"{name}: {value}")
+    print(f"************\n** Config **\n************\n{cfg}")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Train (or load) and evaluate, then write results.json."""
+    cfg = setup_cfg(args)
+    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # before anything is written
+    splits = class_splits_of(cfg)
+    if prepare_run_dir(cfg, args.overwrite):
+        print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
+        return
+    if cfg.SEED >= 0:
+        print(f"Setting fixed seed: {cfg.SEED}")
+        set_random_seed(cfg.SEED)
+    setup_logger(cfg.OUTPUT_DIR)
+    if torch.cuda.is_available() and cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+    print_args(args, cfg)
+    print(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
+    train_and_evaluate(cfg, args, splits)
+
+
+def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]) -> None:
+    """The run itself."""
+    start = time.perf_counter()
+    trainer = build_trainer(cfg)
+    timing = {"build": time.perf_counter() - start}
+    write_config(cfg)
+    metrics: dict[str, Any] = {}
+
+    def evaluate() -> None:
+        begin = time.perf_counter()
+        metrics.update(
+            evaluate_class_splits(trainer, cfg, splits, model_dir=args.model_dir, load_epoch=args.load_epoch)
+        )
+        timing["evaluation"] = time.perf_counter() - begin
+
+    if args.eval_only:
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        evaluate()
+    elif not args.no_train:
+        trainer.final_evaluation = (
+            evaluate  # Dassl deploys the last or best model, then tests: here on all class splits
+        )
+        trainer.train()
+    if not metrics:
+        return
+    timing |= getattr(trainer, "timing", {}) | {"total": time.perf_counter() - start}
+    record = build_record(trainer, cfg, metrics, config_file=args.config_file, timing=timing, eval_only=args.eval_only)
+    write_results(f"{cfg.OUTPUT_DIR}/results.json", record)
+    for split, values in metrics.items():
+        print(f"{cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, class split {split}: accuracy {values['accuracy']:.2f}%")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 done, 2 wrong input."""
+    args = build_parser().parse_args(argv)
+    try:
+        run(args)
+    except USER_ERRORS as error:
+        if args.debug:
+            traceback.print_exc()
+        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
+        print(f"error: {text}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
