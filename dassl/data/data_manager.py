@@ -1,0 +1,318 @@
+"""From a data set to loaders of batches.
+
+With `SEED >= 0`, which images a batch holds and how they are augmented depends on the seed, the epoch and the image
+only: not on the number of workers, and not on what else draws random numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from typing import Any
+
+import torch
+import torchvision.transforms as T
+from PIL import Image
+from tabulate import tabulate
+from torch.utils.data import DataLoader
+from torch.utils.data import Dataset as TorchDataset
+from yacs.config import CfgNode
+
+from dassl.utils import derive_seed, read_image, seeded_random_state
+
+from .datasets import Datum, EmptySplitError, build_dataset
+from .samplers import build_sampler
+from .transforms.transforms import build_transform, interpolation_mode
+
+Transform = Callable[[Image.Image], Any]
+
+
+class DatasetWrapper(TorchDataset):
+    """Reads and transforms images.
+
+    An item is a dictionary of `img` (`img2`, `img3` ... where there are several transforms; lists where there are
+    several views), `label`, `domain`, `impath`, `index`, and `img0`, the image without augmentation, under
+    DATALOADER.RETURN_IMG0.
+
+    Args:
+        cfg: configuration.
+        data_source: the images.
+        transform: one transform, a list of them, or None for the image as it is.
+        is_train: for training: K_TRANSFORMS counts, and the random numbers of an item follow from the seed.
+
+    Raises:
+        ValueError: if K_TRANSFORMS asks for several views without a transform.
+    """
+
+    stream = "x"
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        data_source: Sequence[Datum],
+        transform: Transform | Sequence[Transform] | None = None,
+        is_train: bool = False,
+    ) -> None:
+        self.cfg = cfg
+        self.data_source = data_source
+        self.transform = transform
+        self.is_train = is_train
+        self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
+        self.return_img0 = cfg.DATALOADER.RETURN_IMG0
+        self._pass = (0, 0)
+        if self.k_tfm > 1 and transform is None:
+            raise ValueError(f"cannot make {self.k_tfm} views of an image (K_TRANSFORMS) without a transform")
+        plain = [T.Resize(cfg.INPUT.SIZE, interpolation=interpolation_mode(cfg)), T.ToTensor()]
+        if "normalize" in cfg.INPUT.TRANSFORMS:
+            plain.append(T.Normalize(mean=cfg.INPUT.PIXEL_MEAN, std=cfg.INPUT.PIXEL_STD))
+        self.to_tensor = T.Compose(plain)
+
+    def set_pass(self, epoch: int, number: int) -> None:
+        """Say which epoch it is, and which pass over the images within it."""
+        self._pass = (epoch, number)
+
+    def __len__(self) -> int:
+        return len(self.data_source)
+
+    def __getitem__(self, idx: int) -> dict[str, Any]:
+        item = self.data_source[idx]
+        image = read_image(item.impath)
+        output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
+        with self._random_state(idx):
+            output.update(self._views(image))
+        if self.return_img0:
+            output["img0"] = self.to_tensor(image)
+        return output
+
+    def _random_state(self, idx: int) -> Any:
+        if not self.is_train or self.cfg.SEED < 0:
+            return nullcontext()
+        return seeded_random_state(derive_seed("item", self.stream, self.cfg.SEED, *self._pass, idx))
+
+    def _views(self, image: Image.Image) -> dict[str, Any]:
+        if self.transform is None:
+            return {"img": image}
+        transforms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
+        names = ["img"] + [f"img{number}" for number in range(2, len(transforms) + 1)]
+        return {name: self._transform_image(tfm, image) for name, tfm in zip(names, transforms, strict=True)}
+
+    def _transform_image(self, tfm: Transform, img0: Image.Image) -> Any:
+        views = [tfm(img0) for _ in range(self.k_tfm)]
+        return views[0] if len(views) == 1 else views
+
+
+class EpochDataLoader(DataLoader):
+    """A loader that tells its sampler and data set which epoch it is and draws nothing from the global generators.
+
+    Args:
+        seed: seed of its generator; None for torch's global one.
+        kwargs: of `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, *args: Any, seed: int | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, generator=None if seed is None else torch.Generator(), **kwargs)
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start an epoch."""
+        self.epoch, self.passes = epoch, 0
+        if self.seed is not None:
+            self.generator.manual_seed(derive_seed("loader", self.seed, epoch))
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        # Without set_epoch(), as in a loop of one's own, passes are told apart by counting them.
+        if hasattr(self.dataset, "set_pass"):
+            self.dataset.set_pass(self.epoch, self.passes)
+        self.passes += 1
+        return super().__iter__()
+
+
+def build_data_loader(
+    cfg: CfgNode,
+    sampler_type: str = "SequentialSampler",
+    data_source: Sequence[Datum] | None = None,
+    batch_size: int = 64,
+    n_domain: int = 0,
+    n_ins: int = 2,
+    tfm: Transform | Sequence[Transform] | None = None,
+    is_train: bool = True,
+    dataset_wrapper: type | None = None,
+    split: str = "",
+) -> DataLoader:
+    """Build the loader of one split.
+
+    Args:
+        cfg: configuration.
+        sampler_type: name of the sampler.
+        data_source: the images.
+        batch_size: images per batch; an incomplete last batch of training is dropped, unless it is the only one.
+        n_domain: see `RandomDomainSampler`.
+        n_ins: see `RandomClassSampler`.
+        tfm: transform, or a list of them.
+        is_train: for training.
+        dataset_wrapper: class to use instead of `DatasetWrapper`.
+        split: name of the split, for errors; `train_u` also has an order of its own.
+
+    Raises:
+        EmptySplitError: if there are no images.
+        ValueError: if they do not fill a batch.
+    """
+    if not data_source:
+        raise EmptySplitError(_describe_empty(cfg, split or ("training" if is_train else "test")))
+    stream = "u" if split == "train_u" else "x"
+    sampler = build_sampler(
+        sampler_type,
+        cfg=cfg,
+        data_source=data_source,
+        batch_size=batch_size,
+        n_domain=n_domain,
+        n_ins=n_ins,
+        stream=stream,
+    )
+    dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
+    dataset.stream = stream
+    loader = EpochDataLoader(
+        dataset,
+        batch_size=batch_size,
+        sampler=sampler,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+        drop_last=is_train and len(data_source) >= batch_size,
+        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        seed=derive_seed(stream, cfg.SEED) if cfg.SEED >= 0 else None,
+    )
+    if len(loader) == 0:
+        raise ValueError(f"{sampler_type} does not fill a single batch of {batch_size} from {len(data_source)} images")
+    return loader
+
+
+def _describe_empty(cfg: CfgNode, split: str) -> str:
+    return f"data set {cfg.DATASET.NAME}: the split {split} has no images (DATASET.ROOT: {cfg.DATASET.ROOT!r})"
+
+
+class DataManager:
+    """The loaders of a run: `train_loader_x`, `train_loader_u`, `val_loader`, `test_loader`.
+
+    Args:
+        cfg: configuration.
+        custom_tfm_train: transform of training images instead of the configured one.
+        custom_tfm_test: transform of validation and test images instead of the configured one.
+        dataset_wrapper: class to use instead of `DatasetWrapper`.
+
+    Raises:
+        EmptySplitError: if there are no training or no test images.
+        ValueError: if a label has no class name.
+    """
+
+    def __init__(
+        self,
+        cfg: CfgNode,
+        custom_tfm_train: Transform | Sequence[Transform] | None = None,
+        custom_tfm_test: Transform | Sequence[Transform] | None = None,
+        dataset_wrapper: type | None = None,
+    ) -> None:
+        self.dataset = dataset = build_dataset(cfg)
+        self._num_classes = dataset.num_classes
+        self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
+        self._lab2cname = dataset.lab2cname
+        self._cfg, self._wrapper = cfg, dataset_wrapper
+        _check_labels(cfg, dataset)
+
+        tfm_train, tfm_test = custom_tfm_train, custom_tfm_test
+        if tfm_train is None:
+            tfm_train = build_transform(cfg, is_train=True)
+        else:
+            print("* Using custom transform for training")
+        if tfm_test is None:
+            tfm_test = build_transform(cfg, is_train=False)
+        else:
+            print("* Using custom transform for testing")
+
+        section = cfg.DATALOADER
+        section_u = section.TRAIN_X if section.TRAIN_U.SAME_AS_X else section.TRAIN_U
+        self.train_loader_x = self._train_loader("train_x", section.TRAIN_X, tfm_train)
+        self.train_loader_u = self._train_loader("train_u", section_u, tfm_train) if dataset.train_u else None
+        self.val_loader = self._test_loader("val", tfm_test) if dataset.val else None
+        self.test_loader = self._test_loader("test", tfm_test)
+        if cfg.VERBOSE:
+            self.show_dataset_summary(cfg)
+
+    def _train_loader(self, split: str, section: CfgNode, tfm: Any) -> DataLoader:
+        return build_data_loader(
+            self._cfg,
+            sampler_type=section.SAMPLER,
+            data_source=getattr(self.dataset, split),
+            batch_size=section.BATCH_SIZE,
+            n_domain=section.N_DOMAIN,
+            n_ins=section.N_INS,
+            tfm=tfm,
+            is_train=True,
+            dataset_wrapper=self._wrapper,
+            split=split,
+        )
+
+    def _test_loader(self, split: str, tfm: Any) -> DataLoader:
+        return build_data_loader(
+            self._cfg,
+            sampler_type=self._cfg.DATALOADER.TEST.SAMPLER,
+            data_source=getattr(self.dataset, split),
+            batch_size=self._cfg.DATALOADER.TEST.BATCH_SIZE,
+            tfm=tfm,
+            is_train=False,
+            dataset_wrapper=self._wrapper,
+            split=split,
+        )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return self._num_classes
+
+    @property
+    def num_source_domains(self) -> int:
+        """Number of source domains."""
+        return self._num_source_domains
+
+    @property
+    def lab2cname(self) -> dict[int, str]:
+        """Class name per label."""
+        return self._lab2cname
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start an epoch in the training loaders."""
+        for loader in (self.train_loader_x, self.train_loader_u):
+            if hasattr(loader, "set_epoch"):
+                loader.set_epoch(epoch)
+
+    def show_dataset_summary(self, cfg: CfgNode) -> None:
+        """Print a table of the data set's name, domains and sizes."""
+        table = [["Dataset", cfg.DATASET.NAME]]
+        if cfg.DATASET.SOURCE_DOMAINS:
+            table.append(["Source", cfg.DATASET.SOURCE_DOMAINS])
+        if cfg.DATASET.TARGET_DOMAINS:
+            table.append(["Target", cfg.DATASET.TARGET_DOMAINS])
+        table.append(["# classes", f"{self.num_classes:,}"])
+        for split in ("train_x", "train_u", "val", "test"):
+            images = getattr(self.dataset, split)
+            if images:
+                table.append([f"# {split}", f"{len(images):,}"])
+        print(tabulate(table))
+
+
+def _check_labels(cfg: CfgNode, dataset: Any) -> None:
+    """Check that labels are 0 ... n - 1 and that each has a class name, in every split."""
+    names = dataset.lab2cname
+    missing = sorted(set(range(dataset.num_classes)) - set(names))
+    if missing:
+        raise ValueError(
+            f"data set {cfg.DATASET.NAME}: the labels {missing} have no class name; labels must run from 0 without gaps"
+        )
+    for split in ("val", "test"):
+        for item in getattr(dataset, split) or ():
+            if item.label not in names:
+                raise ValueError(
+                    f"data set {cfg.DATASET.NAME}: label {item.label} of {item.impath} in the split {split} "
+                    "has no class name, since no training image has it"
+                )

@@ -1,0 +1,233 @@
+"""`TrainerBase`: the models of a run and the loop over epochs."""
+
+from __future__ import annotations
+
+import time
+from collections import OrderedDict
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from dassl.utils import set_random_state, tolist_if_not
+
+from .checkpointing import CheckpointMixin
+
+Names = str | list[str] | None
+
+
+class TrainerBase(CheckpointMixin):
+    """Base of iterative trainers.
+
+    Attributes:
+        history: a dictionary per finished epoch.
+        timing: seconds spent in `train`, `val` and `test`.
+        last_results: all results of the last evaluation.
+        best_result: best validation result so far.
+        should_stop: set it to end training after the current epoch.
+    """
+
+    def __init__(self) -> None:
+        self._models: OrderedDict[str, nn.Module] = OrderedDict()
+        self._optims: OrderedDict[str, torch.optim.Optimizer | None] = OrderedDict()
+        self._scheds: OrderedDict[str, Any] = OrderedDict()
+        self._writer: Any = None
+        self.start_epoch = self.epoch = self.max_epoch = 0
+        self.history: list[dict[str, Any]] = []
+        self.timing: dict[str, float] = {}
+        self.last_results: dict[str, Any] = {}
+        self.best_result: float = -np.inf
+        self.epochs_without_gain = 0
+        self.should_stop = False
+        self.resumed_random_state: dict[str, Any] | None = None
+        self._epoch_record: dict[str, Any] = {}
+
+    def register_model(
+        self,
+        name: str = "model",
+        model: nn.Module | None = None,
+        optim: torch.optim.Optimizer | None = None,
+        sched: Any = None,
+    ) -> None:
+        """Put a model, its optimiser and its scheduler under the trainer's care.
+
+        Raises:
+            AttributeError: if `super().__init__()` was not called before.
+            ValueError: if the name is taken.
+        """
+        if "_models" not in self.__dict__:
+            raise AttributeError("cannot register a model before super().__init__() was called")
+        if name in self._models:
+            raise ValueError(f"a model named {name} is already registered")
+        self._models[name] = model
+        self._optims[name] = optim
+        self._scheds[name] = sched
+
+    def get_model_names(self, names: Names = None) -> list[str]:
+        """Return the names of all registered models, or `names` as a list.
+
+        Raises:
+            ValueError: if `names` holds one that is not registered.
+        """
+        if names is None:
+            return list(self._models)
+        names = tolist_if_not(names)
+        for name in names:
+            if name not in self._models:
+                raise ValueError(f"no model named {name} is registered; there are {list(self._models)}")
+        return names
+
+    def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
+        """Put models in the mode `train`, `test` or `eval`.
+
+        Raises:
+            KeyError: if the mode is none of these.
+        """
+        if mode not in ("train", "test", "eval"):
+            raise KeyError(f"mode must be train, test or eval, but got {mode}")
+        for name in self.get_model_names(names):
+            self._models[name].train(mode == "train")
+
+    def update_lr(self, names: Names = None) -> None:
+        """Step the schedulers."""
+        for name in self.get_model_names(names):
+            if self._scheds[name] is not None:
+                self._scheds[name].step()
+
+    def model_zero_grad(self, names: Names = None) -> None:
+        """Clear the gradients."""
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].zero_grad()
+
+    def model_backward(self, loss: torch.Tensor) -> None:
+        """Check the loss and compute the gradients."""
+        self.detect_anomaly(loss)
+        loss.backward()
+
+    def model_update(self, names: Names = None) -> None:
+        """Step the optimisers."""
+        for name in self.get_model_names(names):
+            if self._optims[name] is not None:
+                self._optims[name].step()
+
+    def model_backward_and_update(self, loss: torch.Tensor, names: Names = None) -> None:
+        """Clear the gradients, compute them anew and step the optimisers."""
+        self.model_zero_grad(names)
+        self.model_backward(loss)
+        self.model_update(names)
+
+    def detect_anomaly(self, loss: torch.Tensor) -> None:
+        """Check that the loss is finite.
+
+        Raises:
+            FloatingPointError: if it is not, naming epoch and batch.
+        """
+        if not torch.isfinite(loss).all():
+            raise FloatingPointError(f"Loss is infinite or NaN! ({self.where()})")
+
+    def where(self) -> str:
+        """Return the epoch and the batch that training is at, for messages."""
+        batch = getattr(self, "batch_idx", None)
+        at_batch = "" if batch is None else f", batch {batch + 1} of {getattr(self, 'num_batches', '?')}"
+        return f"epoch {self.epoch + 1} of {self.max_epoch}{at_batch}"
+
+    # TensorBoard
+
+    def init_writer(self, log_dir: str) -> None:
+        """Open the TensorBoard writer, if it is not open."""
+        if self._writer is None:
+            # Importing it takes longer than the rest of the engine, and evaluation does not need it.
+            from torch.utils.tensorboard import SummaryWriter
+
+            print(f"Initialize tensorboard (log_dir={log_dir})")
+            self._writer = SummaryWriter(log_dir=log_dir)
+
+    def close_writer(self) -> None:
+        """Close the TensorBoard writer."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def write_scalar(self, tag: str, scalar_value: float, global_step: int | None = None) -> None:
+        """Write a number to TensorBoard, if the writer is open."""
+        if self._writer is not None:
+            self._writer.add_scalar(tag, scalar_value, global_step)
+
+    # The loop
+
+    def train(self, start_epoch: int, max_epoch: int) -> None:
+        """Train from `start_epoch`, or from where `before_train` resumes, up to `max_epoch`."""
+        self.start_epoch = start_epoch
+        self.max_epoch = max_epoch
+        self.should_stop = False
+        self.before_train()
+        self._restore_random_state()
+        self.epoch = max(self.start_epoch - 1, 0)
+        for epoch in range(self.start_epoch, self.max_epoch):
+            if self.should_stop:
+                break
+            self.epoch = epoch
+            self._begin_epoch()
+            self.before_epoch()
+            started = time.perf_counter()
+            self.run_epoch()
+            seconds = time.perf_counter() - started
+            self.after_epoch()
+            self._end_epoch(seconds)
+        self.after_train()
+        self._end_train()
+
+    def _restore_random_state(self) -> None:
+        """Continue the random numbers of a resumed run; after all that building and loading may have drawn."""
+        if self.resumed_random_state is not None:
+            set_random_state(self.resumed_random_state)
+            self.resumed_random_state = None
+
+    def _begin_epoch(self) -> None:
+        """Prepare the epoch; the engine's own part, so that hooks can be overridden without calling `super()`."""
+
+    def _end_epoch(self, seconds: float) -> None:
+        """Finish the epoch, whose batches took `seconds`; the engine's own part."""
+
+    def _end_train(self) -> None:
+        """Clean up; the engine's own part."""
+
+    # Hooks and what subclasses implement
+
+    def before_train(self) -> None:
+        """Run before the first epoch. A hook."""
+
+    def after_train(self) -> None:
+        """Run after the last epoch. A hook."""
+
+    def before_epoch(self) -> None:
+        """Run before each epoch. A hook."""
+
+    def after_epoch(self) -> None:
+        """Run after each epoch. A hook."""
+
+    def run_epoch(self) -> None:
+        """Train for one epoch."""
+        raise NotImplementedError
+
+    def test(self) -> Any:
+        """Evaluate."""
+        raise NotImplementedError
+
+    def parse_batch_train(self, batch: Any) -> Any:
+        """Take from a training batch what the model needs."""
+        raise NotImplementedError
+
+    def parse_batch_test(self, batch: Any) -> Any:
+        """Take from a test batch what the model needs."""
+        raise NotImplementedError
+
+    def forward_backward(self, batch: Any) -> dict[str, float]:
+        """Train on one batch and return what to report."""
+        raise NotImplementedError
+
+    def model_inference(self, input: Any) -> Any:
+        """Return the model's output for a test batch."""
+        raise NotImplementedError

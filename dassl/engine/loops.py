@@ -1,0 +1,119 @@
+"""`TrainerX` and `TrainerXU`: one epoch over labelled images, or over labelled and unlabelled ones."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch
+
+from dassl.utils import AverageMeter, MetricMeter
+
+from .simple import SimpleTrainer
+
+
+def run_batches(trainer: SimpleTrainer, batches: Iterable[tuple[Any, ...]]) -> None:
+    """Train on batches, one after the other: the loop of all trainers.
+
+    Args:
+        trainer: its `num_batches` must be set; each tuple of `batches` goes to its `forward_backward`.
+        batches: the batches of an epoch.
+
+    Raises:
+        FloatingPointError: if a reported loss is not finite.
+    """
+    losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
+    end = time.time()
+    for trainer.batch_idx, batch in enumerate(batches):
+        data_time.update(time.time() - end)
+        loss_summary = trainer.forward_backward(*batch)
+        batch_time.update(time.time() - end)
+        losses.update(loss_summary)
+        _check_finite(trainer, losses)
+        if _is_time_to_print(trainer):
+            print(_progress_line(trainer, batch_time, data_time, losses))
+        step = trainer.epoch * trainer.num_batches + trainer.batch_idx
+        for name, meter in losses.meters.items():
+            trainer.write_scalar(f"train/{name}", meter.avg, step)
+        trainer.write_scalar("train/lr", trainer.get_current_lr(), step)
+        end = time.time()
+    trainer._epoch_record.update(losses.averages(), data_seconds=data_time.sum)
+
+
+def _check_finite(trainer: SimpleTrainer, losses: MetricMeter) -> None:
+    """Stop on a reported loss that is not finite: trainers with mixed precision do not pass `detect_anomaly`."""
+    for name, meter in losses.meters.items():
+        if name.startswith("loss") and not math.isfinite(meter.val):
+            raise FloatingPointError(f"{name} is {meter.val} ({trainer.where()})")
+
+
+def _is_time_to_print(trainer: SimpleTrainer) -> bool:
+    frequency = trainer.cfg.TRAIN.PRINT_FREQ
+    return (trainer.batch_idx + 1) % frequency == 0 or trainer.num_batches < frequency
+
+
+def _progress_line(
+    trainer: SimpleTrainer, batch_time: AverageMeter, data_time: AverageMeter, losses: MetricMeter
+) -> str:
+    left_in_epoch = trainer.num_batches - trainer.batch_idx - 1
+    left = left_in_epoch + (trainer.max_epoch - trainer.epoch - 1) * trainer.num_batches
+    eta = datetime.timedelta(seconds=int(batch_time.avg * left))
+    return (
+        f"epoch [{trainer.epoch + 1}/{trainer.max_epoch}] "
+        f"batch [{trainer.batch_idx + 1}/{trainer.num_batches}] "
+        f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "
+        f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
+        f"{losses} "
+        f"lr {trainer.get_current_lr():.4e} "
+        f"eta {eta}"
+    )
+
+
+def _forever(loader: Iterable[Any]) -> Iterator[Any]:
+    while True:
+        yield from loader
+
+
+class TrainerX(SimpleTrainer):
+    """Base of trainers that use labelled images only."""
+
+    def run_epoch(self) -> None:
+        """Train on every batch of the training loader."""
+        self.set_model_mode("train")
+        self.num_batches = len(self.train_loader_x)
+        run_batches(self, ((batch,) for batch in self.train_loader_x))
+
+    def parse_batch_train(self, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """Return images, labels and domains on the trainer's device."""
+        return tuple(batch[key].to(self.device) for key in ("img", "label", "domain"))
+
+
+class TrainerXU(SimpleTrainer):
+    """Base of trainers that use labelled and unlabelled images, as in domain adaptation."""
+
+    def run_epoch(self) -> None:
+        """Train on pairs of a labelled and an unlabelled batch; the loader that runs out first starts again.
+
+        Raises:
+            ValueError: if TRAIN.COUNT_ITER is unknown, or there are no unlabelled images.
+        """
+        if self.train_loader_u is None:
+            raise ValueError(f"data set {self.cfg.DATASET.NAME} has no unlabelled images (train_u)")
+        self.set_model_mode("train")
+        self.num_batches = self._count_batches()
+        pairs = zip(_forever(self.train_loader_x), _forever(self.train_loader_u), strict=False)
+        run_batches(self, (next(pairs) for _ in range(self.num_batches)))
+
+    def _count_batches(self) -> int:
+        sizes = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}
+        sizes["smaller_one"] = min(sizes.values())
+        if self.cfg.TRAIN.COUNT_ITER not in sizes:
+            raise ValueError(f"TRAIN.COUNT_ITER must be one of {list(sizes)}, but got {self.cfg.TRAIN.COUNT_ITER!r}")
+        return sizes[self.cfg.TRAIN.COUNT_ITER]
+
+    def parse_batch_train(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> tuple[torch.Tensor, ...]:
+        """Return labelled images, their labels and unlabelled images on the trainer's device."""
+        return batch_x["img"].to(self.device), batch_x["label"].to(self.device), batch_u["img"].to(self.device)

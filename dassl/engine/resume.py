@@ -1,0 +1,164 @@
+"""Exact resume: the whole state of a run between two epochs, in one file that is replaced after every epoch."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from dassl.utils import CheckpointError, get_random_state, load_checkpoint
+from dassl.utils.checkpoint import POINTER_NAME, write_checkpoint
+
+if TYPE_CHECKING:
+    from .base import TrainerBase
+
+RESUME_NAME = "resume.pth.tar"
+# Options that may differ between the parts of a run without changing what it computes.
+FREE_OPTIONS = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ")
+
+
+def resume_path(directory: str) -> str:
+    """Return where the resume checkpoint of a run in `directory` is."""
+    return os.path.join(directory, RESUME_NAME)
+
+
+def write_resume_checkpoint(trainer: TrainerBase, directory: str) -> None:
+    """Write everything that the next epochs depend on, atomically."""
+    scaler = getattr(trainer, "scaler", None)
+    state = {
+        "epoch": trainer.epoch + 1,
+        "models": {name: _model_state(trainer, name) for name in trainer.get_model_names()},
+        "scaler": None if scaler is None else scaler.state_dict(),
+        "random_state": get_random_state(),
+        "best_result": trainer.best_result,
+        "epochs_without_gain": trainer.epochs_without_gain,
+        "stopped_early": trainer.should_stop,
+        "history": trainer.history,
+        "timing": trainer.timing,
+        "config": flat_config(getattr(trainer, "cfg", {})),
+        "extra": trainer.resume_state(),
+    }
+    write_checkpoint(state, resume_path(directory))
+
+
+def _model_state(trainer: TrainerBase, name: str) -> dict[str, Any]:
+    optim, sched = trainer._optims[name], trainer._scheds[name]
+    return {
+        "state_dict": trainer._models[name].state_dict(),
+        "optimizer": None if optim is None else optim.state_dict(),
+        "scheduler": None if sched is None else sched.state_dict(),
+    }
+
+
+def read_resume_checkpoint(trainer: TrainerBase, directory: str) -> int:
+    """Put the state written by `write_resume_checkpoint` back, in all models or in none.
+
+    Returns:
+        The number of finished epochs.
+
+    Raises:
+        CheckpointError: if it is of other models.
+    """
+    path = resume_path(directory)
+    state = load_checkpoint(path)
+    names = trainer.get_model_names()
+    if set(state["models"]) != set(names):
+        raise CheckpointError(f"{path} is of the models {sorted(state['models'])}, but this run has {sorted(names)}")
+    load_models(trainer, state["models"], path)
+    scaler = getattr(trainer, "scaler", None)
+    if scaler is not None and state["scaler"]:
+        scaler.load_state_dict(state["scaler"])
+    trainer.best_result = state["best_result"]
+    trainer.epochs_without_gain = state["epochs_without_gain"]
+    trainer.should_stop = state["stopped_early"]
+    trainer.history = state["history"]
+    trainer.timing = state["timing"]
+    trainer.resumed_random_state = state["random_state"]
+    trainer.load_resume_state(state["extra"])
+    _say_what_changed(state["config"], flat_config(getattr(trainer, "cfg", {})))
+    return state["epoch"]
+
+
+def load_models(trainer: TrainerBase, states: Mapping[str, Mapping[str, Any]], path: str) -> None:
+    """Load weights, optimisers and schedulers; nothing is loaded unless the weights of all models fit.
+
+    Args:
+        trainer: the trainer whose models they are.
+        states: per model, its `state_dict`, `optimizer` and `scheduler`.
+        path: for errors.
+    """
+    for name, state in states.items():
+        check_fit(trainer._models[name], state["state_dict"], f"{path} ({name})")
+    for name, state in states.items():
+        trainer._models[name].load_state_dict(state["state_dict"])
+        for key, target in (("optimizer", trainer._optims[name]), ("scheduler", trainer._scheds[name])):
+            if target is not None and state.get(key) is not None:
+                target.load_state_dict(state[key])
+
+
+def check_fit(model: nn.Module, state_dict: Mapping[str, Any], where: str) -> None:
+    """Check that a state dict has exactly the entries and shapes of a model.
+
+    Raises:
+        CheckpointError: naming every entry that does not fit.
+    """
+    own = model.state_dict()
+    problems = [f"missing {key}" for key in own if key not in state_dict]
+    problems += [f"unexpected {key}" for key in state_dict if key not in own]
+    problems += [
+        f"{key} is {tuple(state_dict[key].shape)} instead of {tuple(value.shape)}"
+        for key, value in own.items()
+        if key in state_dict and hasattr(value, "shape") and state_dict[key].shape != value.shape
+    ]
+    if problems:
+        raise CheckpointError(f"the checkpoint {where} does not fit the model: {'; '.join(problems)}")
+
+
+def common_checkpoint(directory: str, names: Iterable[str]) -> str | None:
+    """Return the file name of the latest checkpoint that every model has a version of in its folder, or None.
+
+    That is the `model.pth.tar-N` with the highest common N; without one, the file that all `checkpoint` texts name.
+    """
+    folders = [os.path.join(directory, name) for name in names]
+    if not folders or not all(os.path.isdir(folder) for folder in folders):
+        return None
+    common = set.intersection(*(_saved_epochs(folder) for folder in folders))
+    if common:
+        return f"model.pth.tar-{max(common)}"
+    pointed = {_pointed_file(folder) for folder in folders}
+    return pointed.pop() if len(pointed) == 1 else None
+
+
+def _saved_epochs(folder: str) -> set[int]:
+    matches = (re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder))
+    return {int(match.group(1)) for match in matches if match}
+
+
+def _pointed_file(folder: str) -> str | None:
+    pointer = os.path.join(folder, POINTER_NAME)
+    if not os.path.isfile(pointer):
+        return None
+    with open(pointer, encoding="utf-8") as file:
+        name = os.path.basename(file.readline().strip())
+    return name if os.path.isfile(os.path.join(folder, name)) else None
+
+
+def flat_config(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the options of a config under their dotted names, as text."""
+    flat = {}
+    for key, value in cfg.items():
+        if isinstance(value, Mapping):
+            flat.update(flat_config(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = repr(value)
+    return flat
+
+
+def _say_what_changed(old: Mapping[str, str], new: Mapping[str, str]) -> None:
+    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    lines = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed if key not in FREE_OPTIONS]
+    if lines:
+        print(f"Note: the configuration has changed since the checkpoint: {'; '.join(lines)}")

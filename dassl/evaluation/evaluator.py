@@ -1,0 +1,171 @@
+"""Accuracy, macro F1, per-class accuracy and confusion matrix of a classifier."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from yacs.config import CfgNode
+
+from dassl.utils import atomic_write
+
+from .build import EVALUATOR_REGISTRY
+
+
+class EvaluatorBase:
+    """What a trainer asks of an evaluator: `reset`, `process` each batch, `evaluate`."""
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.cfg = cfg
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        raise NotImplementedError
+
+    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        """Take in model outputs and ground truth of a batch."""
+        raise NotImplementedError
+
+    def evaluate(self) -> dict[str, float]:
+        """Return the named results of all batches; the first is the one that models are selected by."""
+        raise NotImplementedError
+
+
+@EVALUATOR_REGISTRY.register()
+class Classification(EvaluatorBase):
+    """Evaluator for classification.
+
+    Args:
+        cfg: configuration; TEST.PER_CLASS_RESULT and TEST.COMPUTE_CMAT are read.
+        lab2cname: class name per label.
+
+    Raises:
+        ValueError: if per-class results are asked for without class names.
+    """
+
+    def __init__(self, cfg: CfgNode, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
+        super().__init__(cfg)
+        if cfg.TEST.PER_CLASS_RESULT and lab2cname is None:
+            raise ValueError("TEST.PER_CLASS_RESULT needs the class names (lab2cname), but none were given")
+        self._lab2cname = lab2cname
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        self._correct = 0
+        self._total = 0
+        self._y_true: list[int] = []
+        self._y_pred: list[int] = []
+
+    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        """Take in a batch.
+
+        Args:
+            mo: model output, scores (batch, classes).
+            gt: labels (batch,).
+
+        Raises:
+            FloatingPointError: if a score is NaN.
+        """
+        if torch.isnan(mo).any():
+            raise FloatingPointError(f"the model output holds NaN (after {self._total} evaluated images)")
+        pred = mo.max(1)[1]
+        self._correct += int(pred.eq(gt).sum().item())
+        self._total += gt.shape[0]
+        self._y_true.extend(gt.cpu().tolist())
+        self._y_pred.extend(pred.cpu().tolist())
+
+    def evaluate(self) -> dict[str, float]:
+        """Print and return accuracy, error_rate and macro_f1 in percent, and perclass_accuracy where it is asked for.
+
+        Raises:
+            ValueError: if there was no image.
+        """
+        if self._total == 0:
+            raise ValueError("nothing to evaluate: no image was processed")
+        accuracy = 100.0 * self._correct / self._total
+        results: dict[str, float] = OrderedDict()
+        results["accuracy"] = accuracy
+        results["error_rate"] = 100.0 - accuracy
+        results["macro_f1"] = 100.0 * _macro_f1(self._y_true, self._y_pred)
+        print(
+            "=> result\n"
+            f"* total: {self._total:,}\n"
+            f"* correct: {self._correct:,}\n"
+            f"* accuracy: {accuracy:.1f}%\n"
+            f"* error: {results['error_rate']:.1f}%\n"
+            f"* macro_f1: {results['macro_f1']:.1f}%"
+        )
+        if self.cfg.TEST.PER_CLASS_RESULT:
+            results["perclass_accuracy"] = self._print_per_class()
+        if self.cfg.TEST.COMPUTE_CMAT:
+            self._save_confusion_matrix()
+        return results
+
+    def per_class_results(self) -> dict[int, dict[str, Any]]:
+        """Return, per label that occurs, its classname, total, correct and accuracy in percent."""
+        y_true, y_pred = np.asarray(self._y_true), np.asarray(self._y_pred)
+        results = {}
+        for label in np.unique(y_true).tolist():
+            rows = y_true == label
+            total, correct = int(rows.sum()), int((y_pred[rows] == label).sum())
+            results[label] = {
+                "classname": self._classname(label),
+                "total": total,
+                "correct": correct,
+                "accuracy": 100.0 * correct / total,
+            }
+        return results
+
+    def confusion_matrix(self) -> torch.Tensor:
+        """Return the share of images of a class (row) that got each prediction (column).
+
+        Rows and columns are the labels that occur as class or as prediction, in order; a class without images has a
+        row of zeros.
+        """
+        y_true, y_pred = np.asarray(self._y_true), np.asarray(self._y_pred)
+        labels = np.union1d(y_true, y_pred)
+        counts = np.zeros((len(labels), len(labels)))
+        np.add.at(counts, (np.searchsorted(labels, y_true), np.searchsorted(labels, y_pred)), 1)
+        return torch.from_numpy(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+    def _classname(self, label: int) -> str:
+        if self._lab2cname is None:
+            return ""
+        if label not in self._lab2cname:
+            raise ValueError(f"label {label} has no class name; the names cover {sorted(self._lab2cname)}")
+        return self._lab2cname[label]
+
+    def _print_per_class(self) -> float:
+        print("=> per-class result")
+        results = self.per_class_results()
+        for label, row in results.items():
+            print(
+                f"* class: {label} ({row['classname']})\t"
+                f"total: {row['total']:,}\t"
+                f"correct: {row['correct']:,}\t"
+                f"acc: {row['accuracy']:.1f}%"
+            )
+        mean = sum(row["accuracy"] for row in results.values()) / len(results)
+        print(f"* average: {mean:.1f}%")
+        return mean
+
+    def _save_confusion_matrix(self) -> None:
+        path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
+        with atomic_write(path) as file:
+            torch.save(self.confusion_matrix(), file)
+        print(f"Confusion matrix is saved to {path}")
+
+
+def _macro_f1(y_true: list[int], y_pred: list[int]) -> float:
+    """Return the mean over the classes in `y_true` of F1 = 2 TP / (2 TP + FP + FN)."""
+    true, pred = np.asarray(y_true), np.asarray(y_pred)
+    scores = []
+    for label in np.unique(true):
+        hits = np.sum((true == label) & (pred == label))
+        scores.append(2 * hits / (np.sum(true == label) + np.sum(pred == label)))
+    return float(np.mean(scores))

@@ -1,0 +1,27 @@
+"""Top-k accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def compute_accuracy(
+    output: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor, topk: Sequence[int] = (1,)
+) -> list[torch.Tensor]:
+    """Return the share of samples, in percent, whose label is among the k highest scores.
+
+    Args:
+        output: scores (batch, classes), or a tuple that starts with them.
+        target: labels (batch,).
+        topk: the values of k.
+
+    Returns:
+        One tensor of shape (1,) per k.
+    """
+    if isinstance(output, (tuple, list)):
+        output = output[0]
+    ranked = output.topk(max(topk), dim=1).indices  # (batch, max k)
+    hits = ranked.eq(target.view(-1, 1)).float()
+    return [hits[:, :k].sum().view(1) * (100.0 / target.size(0)) for k in topk]

@@ -1,0 +1,72 @@
+"""Optimisers by name, with an optional smaller learning rate for layers that were pretrained."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+from yacs.config import CfgNode
+
+AVAI_OPTIMS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
+
+
+def build_optimizer(
+    model: nn.Module | Iterable[Any], optim_cfg: CfgNode, param_groups: Iterable[Any] | None = None
+) -> torch.optim.Optimizer:
+    """Build the optimiser `optim_cfg.NAME`.
+
+    Args:
+        model: network, or its parameters.
+        optim_cfg: the section OPTIM of a config.
+        param_groups: parameters or groups to optimise instead of the model's.
+
+    Raises:
+        ValueError: if the name is unknown, or NEW_LAYERS names a layer that the model lacks.
+        TypeError: if STAGED_LR is set and `model` is not a network.
+    """
+    if optim_cfg.NAME not in AVAI_OPTIMS:
+        raise ValueError(f"optim must be one of {AVAI_OPTIMS}, but got {optim_cfg.NAME}")
+    if param_groups is not None:
+        if optim_cfg.STAGED_LR:
+            warnings.warn("OPTIM.STAGED_LR has no effect where param_groups are given", stacklevel=2)
+    elif optim_cfg.STAGED_LR:
+        param_groups = _staged_groups(model, optim_cfg)
+    else:
+        param_groups = model.parameters() if isinstance(model, nn.Module) else model
+    return _constructor(optim_cfg)(param_groups, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY)
+
+
+def _constructor(cfg: CfgNode) -> partial[torch.optim.Optimizer]:
+    """Return the optimiser class with what only it takes filled in."""
+    betas = (cfg.ADAM_BETA1, cfg.ADAM_BETA2)
+    if cfg.NAME == "sgd":
+        return partial(torch.optim.SGD, momentum=cfg.MOMENTUM, dampening=cfg.SGD_DAMPNING, nesterov=cfg.SGD_NESTEROV)
+    if cfg.NAME == "rmsprop":
+        return partial(torch.optim.RMSprop, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA)
+    if cfg.NAME == "radam":
+        return partial(torch.optim.RAdam, betas=betas, decoupled_weight_decay=True)
+    if cfg.NAME == "adamw":
+        return partial(torch.optim.AdamW, betas=betas)
+    return partial(torch.optim.Adam, betas=betas, amsgrad=cfg.NAME == "amsgrad")
+
+
+def _staged_groups(model: nn.Module | Iterable[Any], cfg: CfgNode) -> list[dict[str, Any]]:
+    """Return two groups: layers at LR * BASE_LR_MULT, and those of NEW_LAYERS at LR."""
+    if not isinstance(model, nn.Module):
+        raise TypeError("OPTIM.STAGED_LR needs the network itself, not its parameters")
+    if isinstance(model, nn.DataParallel):
+        model = model.module
+    new_layers = [cfg.NEW_LAYERS] if isinstance(cfg.NEW_LAYERS, str) else list(cfg.NEW_LAYERS)
+    layers = dict(model.named_children())
+    missing = [name for name in new_layers if name not in layers]
+    if missing:
+        raise ValueError(f"OPTIM.NEW_LAYERS names {missing}, but the network has {list(layers)}")
+    if not new_layers:
+        warnings.warn("OPTIM.NEW_LAYERS is empty: all layers learn at LR * BASE_LR_MULT", stacklevel=3)
+    base = [p for name, layer in layers.items() if name not in new_layers for p in layer.parameters()]
+    new = [p for name in layers if name in new_layers for p in layers[name].parameters()]
+    return [{"params": base, "lr": cfg.LR * cfg.BASE_LR_MULT}, {"params": new}]

@@ -1,0 +1,45 @@
+"""Small tools: images, lists, a description of the machine."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import PIL
+from PIL import Image
+
+
+class UnreadableImageError(OSError):
+    """An image file that cannot be decoded."""
+
+
+def read_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Return the image as RGB.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        UnreadableImageError: if it is not an image or is cut short, naming the path.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f"no image at {path}")
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except MemoryError:
+        raise
+    except Exception as error:  # Decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+        raise UnreadableImageError(
+            f"cannot read the image {path} ({error}); replace the file or take it out of the split"
+        ) from error
+
+
+def tolist_if_not(x: Any) -> list[Any]:
+    """Return `x` if it is a list, else a list of it."""
+    return x if isinstance(x, list) else [x]
+
+
+def collect_env_info() -> str:
+    """Return a description of the machine and of the installed versions."""
+    from torch.utils.collect_env import get_pretty_env_info
+
+    return f"{get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
