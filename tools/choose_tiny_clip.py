@@ -9,13 +9,13 @@ measured after the choice and has no part in it.
 import argparse
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 
+from dassl.utils import write_json
 from prompting.bundled import read_bundled, save_bundled
 from tools.pretrain_tiny_clip import MEAN, STD, TEMPLATE, class_logits, load_model
 
@@ -59,10 +59,7 @@ def publish(checkpoints: list[Path], assets: Path) -> dict:
         run["zero_shot"] = zero_shot(path, assets / "digits")
     save_bundled(read_bundled(checkpoints[runs.index(chosen)]), assets / f"{NAME}.pt")
     report = {"shipped_seed": chosen["recipe"]["seed"], "rule": RULE, "template": TEMPLATE, "runs": runs}
-    target = assets / f"{NAME}_seeds.json"
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    part.write_text(json.dumps(report, indent=2) + "\n")
-    os.replace(part, target)
+    write_json(report, str(assets / f"{NAME}_seeds.json"))
     return report
 
 

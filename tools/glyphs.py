@@ -143,4 +143,4 @@ def filled_context(name: str, longest: int, rng: random.Random) -> str:
 def vocabulary_captions() -> list[str]:
     """Captions that together hold every word that `caption` can produce."""
     words = sorted(set(FILLERS) | {"X", "bold", "slanted", "typewriter", "printed"})
-    return [*TEMPLATES, *character_names().values(), *words, "."]
+    return [*(template.format("digit one") for template in TEMPLATES), *character_names().values(), *words, "."]

@@ -12,6 +12,7 @@ import random
 from pathlib import Path
 
 import numpy as np
+from dassl.utils.files import atomic_write
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -64,7 +65,8 @@ def write_digits(out: Path) -> None:
         ]
         for part, indices in split(labels, SPLIT_SEED).items()
     }
-    (out / "split_digits.json").write_text(json.dumps(entries, indent=None, separators=(", ", ": ")) + "\n")
+    with atomic_write(out / "split_digits.json", "w") as file:
+        file.write(json.dumps(entries) + "\n")
 
 
 def main() -> None:
