@@ -12,10 +12,10 @@ import random
 from pathlib import Path
 
 import numpy as np
-from dassl.utils.files import atomic_write
 from PIL import Image
 from sklearn.datasets import load_digits
 
+from dassl.utils.files import atomic_write
 from tools.glyphs import DIGIT_NAMES
 
 SIDE, INNER = 48, 36
