@@ -45,9 +45,8 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> dict[str, Any
         ResultsError: a key is missing or of a wrong type.
     """
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    record = _plain(
-        {"finished_at": now, **results, "schema_version": SCHEMA_VERSION, "status": "finished"}, where="results"
-    )
+    fixed = {"schema_version": SCHEMA_VERSION, "status": "finished"}
+    record = _plain(fixed | dict(results) | fixed | {"finished_at": results.get("finished_at", now)}, where="results")
     validate_results(record, path)
     _write_atomically(Path(path), json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return record

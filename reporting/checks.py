@@ -22,7 +22,8 @@ def warnings_about(methods: Sequence[Method], blocks: Mapping[str, Sequence[Colu
     for method in methods:
         warnings += _mixed_rules(method)
         warnings += _unsteady_zero_shot(method, columns)
-    return warnings + _mixed_splits(run for method in methods for run in method.runs)
+    runs = [run for method in methods for run in method.runs]
+    return [*warnings, *_mixed_splits(runs), *_demonstration_beside_others(runs)]
 
 
 def _missing_seeds(methods: Sequence[Method], columns: Sequence[Column]) -> list[str]:
@@ -95,4 +96,14 @@ def _mixed_splits(runs: Iterable[Run]) -> list[str]:
         f"runs on {dataset} use different split files: {', '.join(str(run.path) for run in by_hash.values())}"
         for dataset, by_hash in first_with.items()
         if len(by_hash) > 1
+    ]
+
+
+def _demonstration_beside_others(runs: Sequence[Run]) -> list[str]:
+    first_of = {run.demonstration: run for run in reversed(runs)}
+    if len(first_of) < 2:
+        return []
+    return [
+        "the bundled demonstration model stands beside other backbones, with which it cannot be compared: "
+        f"{first_of[True].path}, {first_of[False].path}"
     ]

@@ -133,6 +133,11 @@ class Run:
         return self.record["model"]["trainable_parameters"] == 0
 
     @property
+    def demonstration(self) -> bool:
+        """Whether the backbone is one of the small models that come with the repository."""
+        return self.backbone.startswith("bundled:")
+
+    @property
     def source_dataset(self) -> str | None:
         """The data set trained on, where the record tells it apart from the one tested on."""
         return self.record.get("source_dataset")

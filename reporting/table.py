@@ -153,6 +153,8 @@ def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], protocol: Proto
             + (", source data sets left out." if source_datasets(runs) else ".")
         )
     lines.append(f"Backbone: {', '.join(sorted({run.backbone for run in runs}))}.")
+    if any(run.demonstration for run in runs):
+        lines.append("A bundled backbone is a small demonstration model: not comparable with any published number.")
     trained = [method for method in methods if not method.deterministic]
     if trained and protocol.columns_by != "shots":
         lines.append(f"Shots per class: {', '.join(map(str, sorted({method.shots for method in trained})))}.")

@@ -44,6 +44,7 @@ def test_what_is_written_is_what_the_reporting_package_reads(record, tmp_path):
     read = read_results(path)
     assert read == written
     assert set(REQUIRED_KEYS) <= set(read)
+    assert next(iter(read)) == "schema_version"
     assert (read["schema_version"], read["status"]) == (SCHEMA_VERSION, "finished")
     run = Run.read(path)
     assert (run.trainer, run.seed, run.accuracy("new")) == ("CoOp", 2, 60.5)

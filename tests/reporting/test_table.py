@@ -155,6 +155,20 @@ def test_different_split_files_are_warned_about(runs):
     assert build(runs).warnings == (f"runs on digits use different split files: {first}, {second}",)
 
 
+def test_the_bundled_model_is_called_a_demonstration_and_not_set_beside_others(runs):
+    legend = "A bundled backbone is a small demonstration model: not comparable with any published number."
+    small = runs.add(seed=1)
+    table = build(runs)
+    assert legend in table.legend
+    assert table.warnings == ()
+    full = runs.add(trainer="MaPLe", backbone="ViT-B/16")
+    (warning,) = build(runs).warnings
+    assert warning.startswith("the bundled demonstration model stands beside other backbones")
+    assert warning.endswith(f"{small}, {full}")
+    small.unlink()
+    assert legend not in build(runs).legend
+
+
 def test_mixed_protocols_are_refused_with_paths(runs):
     first, second = runs.add(), runs.add(protocol="few_shot")
     with pytest.raises(ResultsError, match="several protocols cannot share a table") as raised:
