@@ -142,7 +142,16 @@ def run(args: argparse.Namespace) -> None:
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
-    setup_logger(cfg.OUTPUT_DIR)
+    logger = setup_logger(cfg.OUTPUT_DIR)
+    try:
+        log_and_run(cfg, args, splits)
+    finally:
+        if logger is not None:
+            logger.close()
+
+
+def log_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str]) -> None:
+    """Log what the run is, then run it."""
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     print_args(args, cfg)

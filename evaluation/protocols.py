@@ -58,7 +58,7 @@ def class_splits_of(cfg: Any) -> tuple[str, ...]:
     Raises:
         ValueError: see `check_class_splits`.
     """
-    return check_class_splits(cfg.TEST.CLASS_SPLITS or (train_classes_of(cfg),))
+    return check_class_splits(cfg.TEST.CLASS_SPLITS) or (train_classes_of(cfg),)
 
 
 def evaluate_class_splits(

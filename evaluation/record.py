@@ -44,7 +44,7 @@ def build_record(
         "model": describe_model(trainer),
         "metrics": dict(metrics),
         "history": list(getattr(trainer, "history", [])),
-        "gates": getattr(trainer, "gates", None),
+        "gates": {"per_epoch": trainer.gates} if getattr(trainer, "gates", None) else None,
         "timing": dict(timing),
         "memory": peak_memory(),
     }
@@ -82,8 +82,8 @@ def describe_data(trainer: Any) -> dict[str, Any]:
         "num_val": len(dataset.val or []),
         "num_test": len(dataset.test or []),
         "classnames": list(dataset.classnames),
-        "transform_train": str(getattr(dm, "tfm_train", "")),
-        "transform_test": str(getattr(dm, "tfm_test", "")),
+        "transform_train": str(dm.train_loader_x.dataset.transform),
+        "transform_test": str(dm.test_loader.dataset.transform),
     }
 
 

@@ -78,6 +78,7 @@ class PromptTrainer(TrainerX):
     def build_model(self) -> None:
         """Load the frozen CLIP, build learner, objective, optimiser and schedule, and register the learner."""
         cfg = self.cfg
+        self.gates: list[dict[str, float]] = []  # per epoch, weight of the own prompt by "tower/layer"
         self.precision = resolve_precision(self.settings.PREC, self.device)
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip_model = load_clip(cfg.MODEL.BACKBONE.NAME, "cpu", self.precision.tower_dtype)
@@ -107,6 +108,23 @@ class PromptTrainer(TrainerX):
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Images and labels of a batch, on the trainer's device."""
         return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    def after_epoch(self) -> None:
+        """Keep the gates' weights of this epoch, for the log and results.json; then as Dassl does."""
+        values = getattr(self.model.prompt_learner, "gate_values", dict)()
+        if values:
+            self.gates.append({"epoch": self.epoch + 1, **values})
+        for name, value in values.items():
+            self.write_scalar(f"gate/{name}", value, self.epoch)
+        super().after_epoch()
+
+    def resume_state(self) -> dict[str, Any]:
+        """What a resumed run needs beside the weights."""
+        return {"gates": self.gates}
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        """Take back what :meth:`resume_state` gave."""
+        self.gates = list(state["gates"])
 
     def test(self, split: str | None = None) -> float:
         """Evaluate as Dassl does, with the text features computed once."""
@@ -155,14 +173,17 @@ class PromptTrainer(TrainerX):
         """Dassl's loaders; remembers which classes are trained on."""
         super().build_data_loader()
         self._train_classnames = list(self.dm.dataset.classnames)
+        self._managers = {self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"): self.dm}
 
     def set_class_split(self, split: str) -> None:
         """Evaluate on another part of the classes from now on: "base", "new" or "all"; nothing trained changes."""
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.DATASET.SUBSAMPLE_CLASSES = split
-        cfg.freeze()
-        self.dm = DataManager(cfg)
+        if split not in self._managers:
+            cfg = self.cfg.clone()
+            cfg.defrost()
+            cfg.DATASET.SUBSAMPLE_CLASSES = split
+            cfg.freeze()
+            self._managers[split] = DataManager(cfg)
+        self.dm = self._managers[split]
         self.test_loader, self.val_loader = self.dm.test_loader, self.dm.val_loader
         self.num_classes, self.lab2cname = self.dm.num_classes, self.dm.lab2cname
         self.model.set_classes(self.dm.dataset.classnames)

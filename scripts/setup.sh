@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+# Install what the repository needs: into the active environment, else into .venv (made if missing).
+#
+# Usage: scripts/setup.sh [--dev]
+#   --dev   also what the tests need
+# Runs again in a second when nothing has changed.
+
+source "$(dirname "$0")/common.sh"
+
+requirements=requirements.txt
+case "${1:-}" in
+    "") ;;
+    --dev) requirements=requirements-dev.txt ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "setup.sh: unknown option $1" >&2; usage >&2; exit 2 ;;
+esac
+
+if [ ! -x "$PYTHON" ]; then
+    echo "Making the environment $REPO/.venv"
+    "${BASE_PYTHON:-python3}" -m venv "$REPO/.venv"
+fi
+"$PYTHON" - <<'CHECK' || exit 1
+import sys
+if sys.version_info < (3, 10):
+    sys.exit(f"Python 3.10 or newer is needed, {sys.executable} is {sys.version.split()[0]}: set BASE_PYTHON")
+CHECK
+
+stamp="$("$PYTHON" -c 'import sys; print(sys.prefix)')/.prompt-learning-$requirements"
+wanted="$(cat requirements.txt "$requirements")"
+if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
+    echo "Installing $requirements with $PYTHON"
+    "$PYTHON" -m pip install --disable-pip-version-check --quiet -r "$requirements"
+    printf '%s\n' "$wanted" >"$stamp"
+fi
+"$PYTHON" -W ignore -c 'import torch, torchvision, clip, yacs; print(f"Ready: torch {torch.__version__}, torchvision {torchvision.__version__}")'

@@ -1,0 +1,308 @@
+"""train.py end to end on the bundled data: every trainer, class splits, skip, resume, and wrong input."""
+
+import json
+import shutil
+
+import pytest
+import torch
+
+import train
+
+SETTINGS = {
+    "ZeroshotCLIP": "tiny",
+    "CoOp": "tiny_c4_ep50_batch32",
+    "MaPLe": "tiny_c2_ep10_batch4_2ctx",
+    "BMIP": "tiny_c2_ep10_batch4_2ctx",
+}
+QUICK = ["DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "5"]
+ALL_SPLITS = ["DATASET.SUBSAMPLE_CLASSES", "base", "TEST.CLASS_SPLITS", "('base', 'new', 'all')"]
+
+
+def arguments(trainer, output, *options, flags=(), seed=1, root="assets"):
+    setting = SETTINGS.get(trainer, "tiny_c2_ep10_batch4_2ctx")
+    config = trainer if trainer in SETTINGS else "BMIP"
+    return [
+        *("--root", str(root), "--seed", str(seed), "--trainer", trainer, "--device", "cpu"),
+        *("--config-file", f"configs/trainers/{config}/{setting}.yaml"),
+        *("--dataset-config-file", "configs/datasets/digits.yaml", "--output-dir", str(output)),
+        *flags,
+        *QUICK,
+        *options,
+    ]
+
+
+def read(folder):
+    return json.loads((folder / "results.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture(autouse=True)
+def repository_folder(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.mark.parametrize("trainer", SETTINGS)
+def test_base_to_new_and_open_world(trainer, tmp_path, capsys):
+    assert train.main(arguments(trainer, tmp_path, *ALL_SPLITS)) == 0
+    results = read(tmp_path)
+    assert {split: m["num_classes"] for split, m in results["metrics"].items()} == {"base": 5, "new": 5, "all": 10}
+    assert sum(results["metrics"][s]["num_images"] for s in ("base", "new")) == results["metrics"]["all"]["num_images"]
+    world = results["metrics"]["all"]["open_world"]
+    assert world["accuracy_all"] == pytest.approx(results["metrics"]["all"]["accuracy"])
+    assert 0 <= world["openworld_auc"] <= 100
+    assert results["protocol"] == "open_world"
+    assert (results["seed"], results["init_seed"], results["shots"]) == (1, 1, 2)
+    assert len(results["data"]["split_sha256"]) == 64
+    assert results["memory"]["peak_rss_mib"] > 0
+    assert results["config"]["TRAINER"]["NAME"] == trainer
+    log = capsys.readouterr().out
+    assert log.count("=> result") >= 3
+    if trainer != "ZeroshotCLIP":
+        assert "Finish training" in log
+        assert [epoch["epoch"] for epoch in results["history"]] == [1, 2]
+        assert results["model"]["trainable_parameters"] > 0
+    if trainer == "BMIP":
+        assert {"epoch", "vision/1", "vision/2", "text/1", "text/2"} == set(results["gates"]["per_epoch"][0])
+        assert "few-shot validation" in results["selection_rule"]
+
+
+def test_checkpoints_hold_the_prompts_only(tmp_path):
+    assert train.main(arguments("CoOp", tmp_path)) == 0
+    checkpoint = torch.load(tmp_path / "prompt_learner" / "model.pth.tar-2", weights_only=True)
+    assert {name: tuple(t.shape) for name, t in checkpoint["state_dict"].items()} == {"ctx": (4, 128)}
+    assert checkpoint["trainer"] == "CoOp"
+    assert checkpoint["classnames"][0] == "digit zero"
+    assert checkpoint["backbone"] == "bundled:tiny_clip"
+
+
+def test_eval_only_gives_the_numbers_of_the_run(tmp_path):
+    assert train.main(arguments("MaPLe", tmp_path / "run", *ALL_SPLITS)) == 0
+    flags = ("--eval-only", "--model-dir", str(tmp_path / "run"), "--load-epoch", "2")
+    assert train.main(arguments("MaPLe", tmp_path / "eval", *ALL_SPLITS, flags=flags)) == 0
+    accuracy = lambda f: {split: m["accuracy"] for split, m in read(f)["metrics"].items()}  # noqa: E731
+    assert accuracy(tmp_path / "eval") == accuracy(tmp_path / "run")
+    options = ("DATASET.SUBSAMPLE_CLASSES", "new")  # as CoOp's scripts evaluate new classes
+    assert train.main(arguments("MaPLe", tmp_path / "new", *options, flags=flags)) == 0
+    assert accuracy(tmp_path / "new") == {"new": accuracy(tmp_path / "run")["new"]}
+
+
+def test_a_finished_run_is_skipped_and_overwrite_redoes_it(tmp_path, capsys):
+    assert train.main(arguments("CoOp", tmp_path)) == 0
+    first = (tmp_path / "results.json").read_bytes()
+    capsys.readouterr()
+    assert train.main(arguments("CoOp", tmp_path)) == 0
+    assert capsys.readouterr().out.startswith("Finished already")
+    assert (tmp_path / "results.json").read_bytes() == first
+    assert train.main(arguments("CoOp", tmp_path, flags=("--overwrite",))) == 0
+    again = read(tmp_path)
+    assert again["finished_at"] >= json.loads(first)["finished_at"]
+    assert again["metrics"]["all"]["accuracy"] == json.loads(first)["metrics"]["all"]["accuracy"]
+
+
+def test_other_settings_in_a_used_folder_are_refused(tmp_path, capsys):
+    assert train.main(arguments("CoOp", tmp_path)) == 0
+    before = (tmp_path / "results.json").read_bytes()
+    assert train.main(arguments("CoOp", tmp_path, "OPTIM.LR", "0.1")) == 2
+    assert "OPTIM.LR was 0.002, now 0.1" in capsys.readouterr().err
+    assert (tmp_path / "results.json").read_bytes() == before
+
+
+class Interrupt(Exception):
+    """Stands in for a kill after an epoch."""
+
+
+@pytest.mark.parametrize("trainer", ["CoOp", "MaPLe", "BMIP"])
+def test_a_stopped_run_resumes_exactly(trainer, tmp_path, monkeypatch):
+    from trainers.base import PromptTrainer
+
+    three = ("OPTIM.MAX_EPOCH", "3", *ALL_SPLITS)
+    assert train.main(arguments(trainer, tmp_path / "whole", *three)) == 0
+    before_epoch = PromptTrainer.before_epoch
+
+    def stop_before_the_third(self):
+        before_epoch(self)
+        if self.epoch == 2:
+            raise Interrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTrainer, "before_epoch", stop_before_the_third)
+        with pytest.raises(Interrupt):
+            train.main(arguments(trainer, tmp_path / "parts", *three))
+    assert not (tmp_path / "parts" / "results.json").exists()
+    torch.manual_seed(999)  # whatever else ran in between
+    assert train.main(arguments(trainer, tmp_path / "parts", *three)) == 0
+    weights = [
+        torch.load(tmp_path / part / "prompt_learner" / "model.pth.tar-3", weights_only=True)
+        for part in ("whole", "parts")
+    ]
+    for name, tensor in weights[0]["state_dict"].items():
+        assert torch.equal(tensor, weights[1]["state_dict"][name]), name
+    whole, parts = read(tmp_path / "whole"), read(tmp_path / "parts")
+    accuracies = [{s: m["accuracy"] for s, m in r["metrics"].items()} for r in (whole, parts)]
+    assert accuracies[0] == accuracies[1]
+    assert [e["epoch"] for e in parts["history"]] == [1, 2, 3]
+    assert parts["gates"] == whole["gates"]
+
+
+def test_seeds_are_kept_apart(tmp_path):
+    """SEED draws the images, MODEL.INIT_SEED the prompts' start."""
+    for name, options in {"a": (), "b": ("MODEL.INIT_SEED", "7")}.items():
+        assert train.main(arguments("CoOp", tmp_path / name, *options)) == 0
+    a, b = read(tmp_path / "a"), read(tmp_path / "b")
+    assert a["data"]["fewshot_sha256"] == b["data"]["fewshot_sha256"]
+    assert (a["init_seed"], b["init_seed"]) == (1, 7)
+    contexts = [
+        torch.load(tmp_path / n / "prompt_learner" / "model.pth.tar-2", weights_only=True)["state_dict"]["ctx"]
+        for n in "ab"
+    ]
+    assert not torch.allclose(*contexts)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "amp"])
+@pytest.mark.parametrize("trainer", ["CoOp", "MaPLe", "BMIP"])
+@pytest.mark.filterwarnings("ignore:PREC fp16")
+def test_precisions_run_on_the_cpu_with_float32_prompts(trainer, precision, tmp_path):
+    node = {"CoOp": "COOP", "MaPLe": "MAPLE", "BMIP": "BMIP"}[trainer]
+    options = (f"TRAINER.{node}.PREC", precision, "OPTIM.MAX_EPOCH", "1", "TRAIN.PATIENCE", "0")
+    assert train.main(arguments(trainer, tmp_path, *options)) == 0
+    results = read(tmp_path)
+    assert results["environment"]["precision"] == precision
+    assert 0 < results["history"][0]["loss"] < 20
+    checkpoint = torch.load(tmp_path / "prompt_learner" / "model.pth.tar-1", weights_only=True)
+    assert {t.dtype for t in checkpoint["state_dict"].values()} == {torch.float32}
+
+
+WRONG = {
+    "unknown trainer": (["--trainer", "BMPI"], r"BMPI.*BMIP"),
+    "unknown data set": (["DATASET.NAME", "Digit"], r"Digit.*Digits"),
+    "unknown backbone": (["--backbone", "ViT-B/61"], r"ViT-B/61.*did you mean"),
+    "unknown key": (["TRAINER.BMIP.N_CTXX", "2"], r"TRAINER.BMIP.N_CTXX.*TRAINER.BMIP.N_CTX"),
+    "unknown class split": (["TEST.CLASS_SPLITS", "('base', 'novel')"], r"novel.*base, new, all"),
+    "unknown subsample": (["DATASET.SUBSAMPLE_CLASSES", "novel"], r"novel.*all, base, new"),
+    "data root missing": (["--root", "nowhere"], r"nowhere"),
+    "data root one level off": (["--root", "assets/digits"], r"--root .*assets"),
+    "too many context tokens": (["TRAINER.BMIP.N_CTX", "80"], r"80|77"),
+    "prompt depth above the tower": (["TRAINER.BMIP.PROMPT_DEPTH", "5"], r"PROMPT_DEPTH is 5.*1 to 4 layers"),
+    "prompt depth zero": (["TRAINER.BMIP.PROMPT_DEPTH", "0"], r"PROMPT_DEPTH is 0.*1 to 4 layers"),
+    "unknown gate": (["TRAINER.BMIP.GATE", "soft"], r"GATE 'soft'.*attention, official"),
+    "unknown aggregator": (["TRAINER.BMIP.AGGREGATOR", "max"], r"AGGREGATOR 'max'.*gate, add"),
+    "unknown precision": (["TRAINER.BMIP.PREC", "fp8"], r"PREC 'fp8'.*fp32, fp16, bf16, amp"),
+    "image size": (["INPUT.SIZE", "(224, 224)"], r"INPUT.SIZE is \(224, 224\).*48x48"),
+    "no such device": (["--device", "cuda:99"], r"cuda:99.*CUDA devices"),
+    "not a device": (["--device", "gpu"], r"'gpu'"),
+    "wrong type": (["OPTIM.MAX_EPOCH", "many"], r"OPTIM.MAX_EPOCH"),
+    "config file missing": (["--config-file", "configs/none.yaml"], r"configs/none.yaml"),
+    "no checkpoint": (["--eval-only", "--model-dir", "assets"], r"Model not found at .assets"),
+    "patience without validation": (["TEST.FINAL_MODEL", "last_step"], r"PATIENCE"),
+}
+
+
+def with_wrong(argv, wrong):
+    """Wrong options go before the trailing KEY VALUE pairs, wrong pairs after them."""
+    if wrong[0].startswith("--"):
+        cut = argv.index(QUICK[0])
+        return argv[:cut] + wrong + argv[cut:]
+    return argv + wrong
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_clear_line_and_leaves_nothing(case, tmp_path, capsys):
+    import re
+
+    wrong, message = WRONG[case]
+    output = tmp_path / "run"
+    assert train.main(with_wrong(arguments("BMIP", output), wrong)) == 2
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("error: ")
+    assert re.search(message, error[-1]), error[-1]
+    assert not (output / "results.json").exists()
+    assert not (output / "prompt_learner").exists()
+
+
+def test_output_folder_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert train.main(arguments("CoOp", tmp_path / "file" / "run")) == 2
+    assert "cannot write to the output folder" in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(request.config.rootpath)
+        assert train.main(arguments("BMIP", folder)) == 0
+    return folder
+
+
+def evaluate(trainer, model_dir, output, *options):
+    return train.main(arguments(trainer, output, *options, flags=("--eval-only", "--model-dir", str(model_dir))))
+
+
+def test_checkpoint_of_another_method_is_refused(trained, tmp_path, capsys):
+    assert evaluate("MaPLe", trained, tmp_path) == 2
+    assert "was trained with BMIP, not MaPLe" in capsys.readouterr().err
+
+
+def test_checkpoint_of_another_prompt_length_is_refused(trained, tmp_path, capsys):
+    assert evaluate("BMIP", trained, tmp_path, "TRAINER.BMIP.N_CTX", "3") == 2
+    assert "ctx has shape (2, 128), this setting needs (3, 128)" in capsys.readouterr().err
+
+
+def test_truncated_checkpoint_is_refused(trained, tmp_path, capsys):
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    for path in (copy / "prompt_learner").glob("model*"):
+        path.write_bytes(path.read_bytes()[:1000])
+    assert evaluate("BMIP", copy, tmp_path / "eval") == 2
+    assert str(copy / "prompt_learner" / "model-best.pth.tar") in capsys.readouterr().err
+
+
+def copy_of_digits(tmp_path):
+    shutil.copytree("assets/digits", tmp_path / "data" / "digits")
+    return tmp_path / "data"
+
+
+def test_unreadable_image_is_named(tmp_path, capsys):
+    root = copy_of_digits(tmp_path)
+    split = json.loads((root / "digits" / "split_digits.json").read_text())
+    first = next((root / "digits").rglob(split["test"][0][0]))
+    first.write_bytes(first.read_bytes()[:60])
+    assert train.main(arguments("ZeroshotCLIP", tmp_path / "run", root=root)) == 2
+    assert first.name in capsys.readouterr().err
+
+
+def test_empty_split_is_named(tmp_path, capsys):
+    root = copy_of_digits(tmp_path)
+    path = root / "digits" / "split_digits.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"test": []}))
+    assert train.main(arguments("ZeroshotCLIP", tmp_path / "run", root=root)) == 2
+    assert "test" in capsys.readouterr().err
+
+
+def test_label_without_class_name_is_named(tmp_path, capsys):
+    root = copy_of_digits(tmp_path)
+    path = root / "digits" / "split_digits.json"
+    split = json.loads(path.read_text())
+    split["train"] = [[p, label, ""] if label == 3 else [p, label, name] for p, label, name in split["train"]]
+    path.write_text(json.dumps(split))
+    assert train.main(arguments("ZeroshotCLIP", tmp_path / "run", root=root)) == 2
+    assert "split_digits.json" in capsys.readouterr().err
+
+
+def test_more_shots_than_images_is_said_once(tmp_path, capsys):
+    options = ("DATASET.NUM_SHOTS", "500", "OPTIM.MAX_EPOCH", "1", "DATALOADER.TRAIN_X.BATCH_SIZE", "64")
+    assert train.main(arguments("CoOp", tmp_path, *options)) == 0
+    assert capsys.readouterr().out.count("fewer than 500") == 1
+
+
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch(tmp_path, capsys):
+    assert train.main(arguments("CoOp", tmp_path, "OPTIM.LR", "1e30", "OPTIM.WARMUP_EPOCH", "-1")) == 2
+    error = capsys.readouterr().err
+    assert "epoch" in error
+    assert "batch" in error
+    assert not (tmp_path / "results.json").exists()
+
+
+def test_class_specific_context_serves_its_own_classes_only(tmp_path, capsys):
+    assert train.main(arguments("CoOp", tmp_path, "TRAINER.COOP.CSC", "True", *ALL_SPLITS[2:])) == 2
+    assert "CSC" in capsys.readouterr().err
