@@ -168,10 +168,14 @@ class SimpleTrainer(TrainerBase):
                 self.load_model(self.output_dir)
             else:
                 print("Deploy the last-epoch model")
-            self.test()
+            self.final_evaluation()
         elapsed = datetime.timedelta(seconds=round(time.time() - self.time_start))
         print(f"Elapsed: {elapsed}")
         self.close_writer()
+
+    def final_evaluation(self) -> None:
+        """Evaluate the deployed model after training. A hook: a caller may put its own in place."""
+        self.test()
 
     def _end_train(self) -> None:
         """Remove the resume checkpoint: only now are the final checkpoint and the final results there."""

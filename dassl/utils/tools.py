@@ -1,4 +1,4 @@
-"""Small tools: images, lists, a description of the machine."""
+"""Small tools: images, lists, a description of the machine; and, as in Dassl, the names of `files` and `registry`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,26 @@ from typing import Any
 
 import PIL
 from PIL import Image
+
+from .files import check_isfile, download_url, listdir_nohidden, mkdir_if_missing, read_json, write_json
+from .random_state import set_random_seed
+from .registry import check_availability, get_most_similar_str_to_a_from_b
+
+__all__ = [
+    "UnreadableImageError",
+    "check_availability",
+    "check_isfile",
+    "collect_env_info",
+    "download_url",
+    "get_most_similar_str_to_a_from_b",
+    "listdir_nohidden",
+    "mkdir_if_missing",
+    "read_image",
+    "read_json",
+    "set_random_seed",
+    "tolist_if_not",
+    "write_json",
+]
 
 
 class UnreadableImageError(OSError):

@@ -1,4 +1,4 @@
-"""Parameters of models: counting, opening, initialising."""
+"""Parameters of models: counting, opening, initialising; and, as in Dassl, the names of `checkpoint`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,19 @@ from functools import partial
 
 import torch
 from torch import nn
+
+from .checkpoint import load_checkpoint, load_pretrained_weights, resume_from_checkpoint, save_checkpoint
+
+__all__ = [
+    "count_num_param",
+    "init_network_weights",
+    "load_checkpoint",
+    "load_pretrained_weights",
+    "open_all_layers",
+    "open_specified_layers",
+    "resume_from_checkpoint",
+    "save_checkpoint",
+]
 
 _INITIALISERS = {
     "normal": lambda weight, gain: nn.init.normal_(weight, 0.0, gain),

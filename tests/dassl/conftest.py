@@ -1,10 +1,10 @@
 """Fixtures of the engine's tests: generated images and a configuration for a run on them."""
 
 import pytest
-from tiny_run import make_images
 
 from dassl.config import CfgNode, get_cfg_default
 from dassl.utils import set_random_seed
+from tests.dassl.tiny_run import make_images
 
 
 @pytest.fixture(scope="session")
