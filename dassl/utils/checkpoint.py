@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import warnings
+import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -105,7 +106,7 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
     try:
         return torch.load(fpath, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise CheckpointError(_explain_pickle(fpath, error)) from error
+        raise CheckpointError(_explain_pickle(fpath)) from error
     except (RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError) as error:
         raise CheckpointError(
             f'the checkpoint "{fpath}" is damaged or cut short ({_first_line(error)}); '
@@ -113,9 +114,9 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
         ) from error
 
 
-def _explain_pickle(fpath: StrPath, error: Exception) -> str:
-    if "Unsupported global" not in str(error) and "Unsupported class" not in str(error):
-        return f'"{fpath}" is not a checkpoint, or is damaged ({_first_line(error)}); copy it again'
+def _explain_pickle(fpath: StrPath) -> str:
+    if not zipfile.is_zipfile(fpath):
+        return f'"{fpath}" is not a checkpoint of torch 1.6 or later, or it is damaged; copy it again'
     return (
         f'the checkpoint "{fpath}" holds pickled Python objects, as upstream Dassl saved its schedulers, '
         "and loading those can run code. If you trust the file, keep its weights only: "

@@ -204,7 +204,9 @@ def test_labels_without_class_name(cfg, train_labels, test_labels, message):
 
 
 @pytest.mark.parametrize(("damage", "workers"), [("truncated", 0), ("truncated", 1), ("not an image", 0), ("gone", 0)])
-def test_a_bad_image_is_named(cfg, tmp_path, workers, damage):
+def test_a_bad_image_is_named(cfg, tmp_path, workers, damage, monkeypatch):
+    # How long the loader waits for a worker that failed.
+    monkeypatch.setattr("torch.utils.data._utils.MP_STATUS_CHECK_INTERVAL", 0.1)
     good = read_split(Path(cfg.DATASET.ROOT), "train")[0]
     path = tmp_path / "bad.png"
     content = Path(good.impath).read_bytes()
