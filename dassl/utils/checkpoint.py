@@ -105,28 +105,25 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
         raise FileNotFoundError(f'no checkpoint at "{fpath}"')
     try:
         return torch.load(fpath, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(_explain_pickle(fpath)) from error
-    except (RuntimeError, EOFError, OSError, KeyError, UnicodeDecodeError) as error:
-        raise CheckpointError(
-            f'the checkpoint "{fpath}" is damaged or cut short ({_first_line(error)}); '
-            "delete it and use an earlier one, or copy it again"
-        ) from error
+    except MemoryError:
+        raise
+    except Exception as error:  # Reading arbitrary bytes as a pickle raises whatever they happen to mean.
+        raise CheckpointError(_explain(fpath, error)) from error
 
 
-def _explain_pickle(fpath: StrPath) -> str:
-    if not zipfile.is_zipfile(fpath):
-        return f'"{fpath}" is not a checkpoint of torch 1.6 or later, or it is damaged; copy it again'
+def _explain(fpath: StrPath, error: Exception) -> str:
+    if zipfile.is_zipfile(fpath) and isinstance(error, pickle.UnpicklingError):
+        return (
+            f'the checkpoint "{fpath}" holds pickled Python objects, as upstream Dassl saved its schedulers, '
+            "and loading those can run code. If you trust the file, keep its weights only: "
+            "c = torch.load(PATH, map_location='cpu', weights_only=False); "
+            "torch.save({'state_dict': c['state_dict'], 'epoch': c['epoch'], 'val_result': None}, PATH)"
+        )
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
-        f'the checkpoint "{fpath}" holds pickled Python objects, as upstream Dassl saved its schedulers, '
-        "and loading those can run code. If you trust the file, keep its weights only: "
-        "c = torch.load(PATH, map_location='cpu', weights_only=False); "
-        "torch.save({'state_dict': c['state_dict'], 'epoch': c['epoch'], 'val_result': None}, PATH)"
+        f'"{fpath}" is not a checkpoint, or it is damaged or cut short ({reason}); '
+        "delete it and use an earlier one, or copy it again"
     )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def resume_from_checkpoint(

@@ -77,6 +77,6 @@ def test_simple_net(head, classes, shape):
         images = torch.empty(2, 3, 32, 32)
         assert net(images).shape == shape
         if classes:
-            scores, features = net(images, return_feature=True)
+            _, features = net(images, return_feature=True)
             assert features.shape == (2, net.fdim)
     assert net.fdim == (7 if head else 512)
