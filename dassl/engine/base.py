@@ -163,7 +163,7 @@ class TrainerBase(CheckpointMixin):
         self.max_epoch = max_epoch
         self.should_stop = False
         self.before_train()
-        self._restore_random_state()
+        self._begin_train()
         self.epoch = max(self.start_epoch - 1, 0)
         for epoch in range(self.start_epoch, self.max_epoch):
             if self.should_stop:
@@ -179,7 +179,7 @@ class TrainerBase(CheckpointMixin):
         self.after_train()
         self._end_train()
 
-    def _restore_random_state(self) -> None:
+    def _begin_train(self) -> None:
         """Continue the random numbers of a resumed run; after all that building and loading may have drawn."""
         if self.resumed_random_state is not None:
             set_random_state(self.resumed_random_state)

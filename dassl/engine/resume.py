@@ -17,7 +17,18 @@ if TYPE_CHECKING:
 
 RESUME_NAME = "resume.pth.tar"
 # Options that may differ between the parts of a run without changing what it computes.
-FREE_OPTIONS = ("OUTPUT_DIR", "RESUME", "VERBOSE", "DATASET.ROOT", "DATALOADER.NUM_WORKERS", "TRAIN.PRINT_FREQ")
+FREE_OPTIONS = (
+    "OUTPUT_DIR",
+    "RESUME",
+    "VERBOSE",
+    "DATASET.ROOT",
+    "DATALOADER.NUM_WORKERS",
+    "DATALOADER.TEST.BATCH_SIZE",
+    "TRAIN.PRINT_FREQ",
+    "TRAIN.CHECKPOINT_FREQ",
+    "TEST.PER_CLASS_RESULT",
+    "TEST.COMPUTE_CMAT",
+)
 
 
 def resume_path(directory: str) -> str:
@@ -25,11 +36,17 @@ def resume_path(directory: str) -> str:
     return os.path.join(directory, RESUME_NAME)
 
 
-def write_resume_checkpoint(trainer: TrainerBase, directory: str) -> None:
-    """Write everything that the next epochs depend on, atomically."""
+def write_resume_checkpoint(trainer: TrainerBase, directory: str, epoch: int) -> None:
+    """Write everything that the next epochs depend on, atomically.
+
+    Args:
+        trainer: the trainer.
+        directory: of the run.
+        epoch: number of finished epochs.
+    """
     scaler = getattr(trainer, "scaler", None)
     state = {
-        "epoch": trainer.epoch + 1,
+        "epoch": epoch,
         "models": {name: _model_state(trainer, name) for name in trainer.get_model_names()},
         "scaler": None if scaler is None else scaler.state_dict(),
         "random_state": get_random_state(),
@@ -56,14 +73,27 @@ def _model_state(trainer: TrainerBase, name: str) -> dict[str, Any]:
 def read_resume_checkpoint(trainer: TrainerBase, directory: str) -> int:
     """Put the state written by `write_resume_checkpoint` back, in all models or in none.
 
+    A state of no finished epoch and other settings is left alone: starting anew loses nothing.
+
     Returns:
         The number of finished epochs.
 
     Raises:
-        CheckpointError: if it is of other models.
+        CheckpointError: if it is of other models, or of other settings and `cfg.RESUME` does not ask for it.
     """
     path = resume_path(directory)
     state = load_checkpoint(path)
+    changed = _changes(state["config"], flat_config(getattr(trainer, "cfg", {})))
+    if changed and state["epoch"] == 0:
+        print("Its settings are others and no epoch of it was finished, train from scratch")
+        return 0
+    if changed and not trainer.cfg.RESUME:
+        raise CheckpointError(
+            f"{path} is the state of an unfinished run with other settings: {changed}. Run with those settings to "
+            "continue it, choose another OUTPUT_DIR, or delete that file to start anew"
+        )
+    if changed:
+        print(f"Note: the settings have changed since the checkpoint: {changed}")
     names = trainer.get_model_names()
     if set(state["models"]) != set(names):
         raise CheckpointError(f"{path} is of the models {sorted(state['models'])}, but this run has {sorted(names)}")
@@ -78,7 +108,6 @@ def read_resume_checkpoint(trainer: TrainerBase, directory: str) -> int:
     trainer.timing = state["timing"]
     trainer.resumed_random_state = state["random_state"]
     trainer.load_resume_state(state["extra"])
-    _say_what_changed(state["config"], flat_config(getattr(trainer, "cfg", {})))
     return state["epoch"]
 
 
@@ -157,8 +186,7 @@ def flat_config(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _say_what_changed(old: Mapping[str, str], new: Mapping[str, str]) -> None:
-    changed = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
-    lines = [f"{key} was {old.get(key)}, is {new.get(key)}" for key in changed if key not in FREE_OPTIONS]
-    if lines:
-        print(f"Note: the configuration has changed since the checkpoint: {'; '.join(lines)}")
+def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """Return which options that matter differ, as text; empty if none does."""
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in FREE_OPTIONS]
+    return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys)

@@ -117,6 +117,12 @@ class SimpleTrainer(TrainerBase):
             raise FileNotFoundError(f"no directory to resume from at {resume}")
         return resume or self.output_dir
 
+    def _begin_train(self) -> None:
+        super()._begin_train()
+        # Already here, so that a run killed in its first epoch starts from the same random numbers again.
+        if self.output_dir and self.start_epoch < self.max_epoch:
+            write_resume_checkpoint(self, self.output_dir, self.start_epoch)
+
     def _begin_epoch(self) -> None:
         for holder in (getattr(self, name, None) for name in ("dm", "train_loader_x", "train_loader_u")):
             if hasattr(holder, "set_epoch"):
@@ -157,7 +163,7 @@ class SimpleTrainer(TrainerBase):
         self.timing["train"] = self.timing.get("train", 0.0) + seconds
         self.history.append(dict(self._epoch_record))
         if self.output_dir:
-            write_resume_checkpoint(self, self.output_dir)
+            write_resume_checkpoint(self, self.output_dir, self.epoch + 1)
 
     def after_train(self) -> None:
         """Evaluate the final model, and close the TensorBoard writer."""
