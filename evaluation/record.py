@@ -45,6 +45,7 @@ def build_record(
         "metrics": dict(metrics),
         "history": list(getattr(trainer, "history", [])),
         "gates": {"per_epoch": trainer.gates} if getattr(trainer, "gates", None) else None,
+        "notes": dict(getattr(trainer, "notes", {})),
         "timing": dict(timing),
         "memory": peak_memory(),
     }

@@ -22,7 +22,7 @@ class PromptTooLongError(ValueError):
     """A class's text, with its context, does not fit into the text tower's context length."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # compared and hashed by identity: encoders keep what they derive from it
 class PromptLayout:
     """Tokens of every class and the positions that context vectors take.
 

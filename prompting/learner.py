@@ -7,6 +7,7 @@ that depends on the class list, so what was trained on base classes runs on any 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -71,10 +72,26 @@ class PromptLearner(nn.Module):
         """The tokens to place into the towers, from the current parameters."""
         raise NotImplementedError
 
-    @property
-    def varies_per_image(self) -> bool:
-        """Whether text features depend on the image, so that they cannot be computed once per evaluation (CoCoOp)."""
-        return False
+    # Hooks of methods that do more than place tokens
+
+    varies_per_image = False  # whether every image has a context of its own (CoCoOp), given by condition()
+    text_is_frozen = False  # whether nothing trained touches the text (VPT), so that its features are constants
+
+    def condition(self, image_features: Tensor) -> Prompts:
+        """Prompts that depend on normalised image features, (batch, embed_dim); for ``varies_per_image``."""
+        raise NotImplementedError
+
+    def adapt_text(self, features: Tensor) -> Tensor:
+        """Change text features before they are normalised (CoPrompt's adapter); the identity unless overridden."""
+        return features
+
+    def adapt_image(self, features: Tensor) -> Tensor:
+        """Change image features before they are normalised; the identity unless overridden."""
+        return features
+
+    def gate_values(self) -> dict[str, float]:
+        """Mixing weights of the last forward pass by "tower/layer", for the log; empty for methods without gates."""
+        return {}
 
 
 def normal_parameter(*shape: int, std: float = 0.02, generator: torch.Generator | None = None) -> nn.Parameter:
@@ -90,6 +107,12 @@ def linear_layer(n_in: int, n_out: int, generator: torch.Generator | None = None
         layer.weight.uniform_(-bound, bound, generator=generator)
         layer.bias.uniform_(-bound, bound, generator=generator)
     return layer
+
+
+def equal_linear_layers(count: int, n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.ModuleList:
+    """Linear layers that start with the same values and train apart, as MaPLe's coupling functions do."""
+    first = linear_layer(n_in, n_out, generator)
+    return nn.ModuleList(copy.deepcopy(first) for _ in range(count))
 
 
 def context_parameter(

@@ -14,11 +14,13 @@ from prompting.layout import PromptLayout
 from prompting.learner import PromptLearner
 from prompting.plain import PlainTextEncoder, PlainVisionEncoder
 from prompting.precision import Precision
-from prompting.prompts import Prompts
+from prompting.prompts import Prompts, TextPrompts
 from prompting.text import TextEncoder
 from prompting.vision import VisionEncoder
 
 PATHS = ("fast", "plain")
+# Rows of the text tower that are evaluated at once where every image has texts of its own: bounds memory.
+MAX_TEXT_ROWS = 32768
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,7 @@ class PromptedCLIP(nn.Module):
     def set_classes(self, classnames: Sequence[str]) -> None:
         """Classify over another class list from now on; no trained tensor changes."""
         self.layout = self.prompt_learner.layout(classnames)
-        if self._cached_text is not None:
-            self._cached_text = self.text_features().detach()
+        self._cached_text = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (batch, 3, height, width) -> (batch, n_cls), float32."""
@@ -88,8 +89,13 @@ class PromptedCLIP(nn.Module):
 
     def outputs(self, images: Tensor) -> Output:
         """Logits together with the normalised features they came from."""
-        prompts = self.prompt_learner()
+        learner = self.prompt_learner
+        prompts = learner()
         image = self.image_features(images, prompts)
+        if learner.varies_per_image:
+            return self.compare(image, self.text_features(learner.condition(image)))
+        if self._cached_text is None and learner.text_is_frozen:
+            self._cached_text = self.text_features(prompts).detach()
         text = self._cached_text if self._cached_text is not None else self.text_features(prompts)
         return self.compare(image, text)
 
@@ -100,10 +106,11 @@ class PromptedCLIP(nn.Module):
         return Output(logits, image, text)
 
     def text_features(self, prompts: Prompts | None = None) -> Tensor:
-        """Normalised text features of the current classes, float32."""
+        """Normalised text features of the current classes, float32; (n_cls, dim), or (groups, n_cls, dim)."""
         prompts = prompts or self.prompt_learner()
         with self.precision.autocast(self.device):
-            features = self.text_encoder(self.layout, prompts.text)
+            features = self._encode_text(prompts.text)
+            features = self.prompt_learner.adapt_text(features.float())
         return F.normalize(features.float(), dim=-1)
 
     def image_features(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
@@ -111,7 +118,17 @@ class PromptedCLIP(nn.Module):
         prompts = prompts or self.prompt_learner()
         with self.precision.autocast(self.device):
             features = self.image_encoder(images, prompts.vision)
+            features = self.prompt_learner.adapt_image(features.float())
         return F.normalize(features.float(), dim=-1)
+
+    def _encode_text(self, text: TextPrompts) -> Tensor:
+        """Text features; one context per image is encoded in parts when no gradient needs them together."""
+        grouped = text.context is not None and text.context.dim() == 3
+        if not grouped or torch.is_grad_enabled():
+            return self.text_encoder(self.layout, text)
+        part = max(1, MAX_TEXT_ROWS // int(self.layout.lengths.sum()))
+        contexts = text.context.split(part)
+        return torch.cat([self.text_encoder(self.layout, TextPrompts(context, text.deep)) for context in contexts])
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[None]:

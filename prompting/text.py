@@ -14,6 +14,7 @@ The last layer is computed for the [EOT] rows only.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -130,8 +131,8 @@ class TextEncoder(nn.Module):
         self.text_projection = clip_model.text_projection
         self.width: int = clip_model.ln_final.weight.shape[0]
         self.context_length: int = clip_model.positional_embedding.shape[0]
-        self._packings: dict[tuple[int, bool, torch.device], Packing] = {}
-        self._layout: PromptLayout | None = None
+        # What was derived from a layout lives as long as the layout.
+        self._packings: WeakKeyDictionary[PromptLayout, dict] = WeakKeyDictionary()
 
     @property
     def n_layers(self) -> int:
@@ -164,14 +165,12 @@ class TextEncoder(nn.Module):
         return features if grouped else features[0]
 
     def _packing(self, layout: PromptLayout, prompts: TextPrompts) -> Packing:
-        """Packing of a layout, remembered until another class list comes."""
-        if layout is not self._layout:
-            self._layout, self._packings = layout, {}
-        device = self.positional_embedding.device
-        key = (prompts.n_deep, prompts.per_class, device)
-        if key not in self._packings:
-            self._packings[key] = Packing(layout, *key)
-        return self._packings[key]
+        """Packing of a layout, made once."""
+        packings = self._packings.setdefault(layout, {})
+        key = (prompts.n_deep, prompts.per_class, self.positional_embedding.device)
+        if key not in packings:
+            packings[key] = Packing(layout, *key)
+        return packings[key]
 
     def _first_layer_rows(self, packing: Packing, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Input rows of layer 0 and their Q, K, V; words and learned rows apart, so that words record no gradient."""

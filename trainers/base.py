@@ -69,6 +69,10 @@ class PromptTrainer(TrainerX):
         """What the method minimises; cross-entropy unless it says otherwise."""
         return CrossEntropy()
 
+    def build_classifier(self, clip_model: nn.Module, learner: PromptLearner) -> PromptedCLIP:
+        """The frozen CLIP with the learner's prompts."""
+        return PromptedCLIP(clip_model, learner, self.train_classnames, self.precision)
+
     # Dassl's hooks
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -85,7 +89,7 @@ class PromptTrainer(TrainerX):
         self._check_backbone(clip_model)
         learner = self.build_learner(clip_model, self._init_generator())
         clip_model.to(self.device)
-        self.model = PromptedCLIP(clip_model, learner, self.dm.dataset.classnames, self.precision).to(self.device)
+        self.model = self.build_classifier(clip_model, learner).to(self.device)
         self.objective = self.build_objective(clip_model)
         self._load_initial_weights()
         self._build_optimizer()
@@ -111,7 +115,7 @@ class PromptTrainer(TrainerX):
 
     def after_epoch(self) -> None:
         """Keep the gates' weights of this epoch, for the log and results.json; then as Dassl does."""
-        values = getattr(self.model.prompt_learner, "gate_values", dict)()
+        values = self.model.prompt_learner.gate_values()
         if values:
             self.gates.append({"epoch": self.epoch + 1, **values})
         for name, value in values.items():
@@ -120,11 +124,13 @@ class PromptTrainer(TrainerX):
 
     def resume_state(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights."""
-        return {"gates": self.gates}
+        return {"gates": self.gates, "objective_step": getattr(self.objective, "step", 0)}
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`resume_state` gave."""
         self.gates = list(state["gates"])
+        if hasattr(self.objective, "step"):  # objectives that draw at random draw by their step
+            self.objective.step = state["objective_step"]
 
     def test(self, split: str | None = None) -> float:
         """Evaluate as Dassl does, with the text features computed once."""
@@ -266,14 +272,22 @@ def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:
 
 
 def check_depth(key: str, depth: int, sizes: TowerSizes) -> None:
-    """Refuse a prompt depth that the towers do not have.
+    """Refuse a prompt depth that one of the towers does not have.
 
     Raises:
         ValueError: naming the config key and the depths that work.
     """
-    deepest = min(sizes.text_layers, sizes.vision_layers)
-    if not 1 <= depth <= deepest:
-        raise ValueError(f"{key} is {depth}, but this backbone can be prompted in 1 to {deepest} layers")
+    check_range(key, depth, 1, min(sizes.text_layers, sizes.vision_layers))
+
+
+def check_range(key: str, depth: int, least: int, most: int) -> None:
+    """Refuse a number of prompted layers outside a range.
+
+    Raises:
+        ValueError: naming the config key and the range.
+    """
+    if not least <= depth <= most:
+        raise ValueError(f"{key} is {depth}, but this backbone can be prompted in {least} to {most} layers")
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -33,7 +33,7 @@ from prompting import (
     VisionPrompts,
     layout_with_context,
 )
-from prompting.learner import context_parameter, linear_layer, normal_parameter
+from prompting.learner import context_parameter, equal_linear_layers, linear_layer, normal_parameter
 from trainers.base import PromptTrainer, add_trainer_config, check_choice, check_depth
 
 GATES = ("attention", "official")
@@ -238,7 +238,7 @@ def _projections(
     """One linear layer for all prompted layers, or one each; none where there are no deep layers."""
     if share and layers > 0:
         return linear_layer(n_in, n_out, generator)
-    return nn.ModuleList(linear_layer(n_in, n_out, generator) for _ in range(layers))
+    return equal_linear_layers(layers, n_in, n_out, generator)
 
 
 def _project_all(projections: nn.Linear | nn.ModuleList, prompts: list[Tensor]) -> list[Tensor]:
@@ -246,6 +246,36 @@ def _project_all(projections: nn.Linear | nn.ModuleList, prompts: list[Tensor]) 
     if isinstance(projections, nn.ModuleList):
         return [project(p) for project, p in zip(projections, prompts, strict=True)]
     return [projections(p) for p in prompts]
+
+
+def check_bmip_settings(settings: CfgNode) -> None:
+    """Refuse values of ``cfg.TRAINER.BMIP`` that name no choice.
+
+    Raises:
+        ValueError: naming the key and the choices.
+    """
+    check_choice("TRAINER.BMIP.GATE", settings.GATE, GATES)
+    check_choice("TRAINER.BMIP.AGGREGATOR", settings.AGGREGATOR, AGGREGATORS)
+
+
+def build_bmip_learner(settings: CfgNode, clip_model: nn.Module, generator: torch.Generator) -> BMIPLearner:
+    """The learner that ``cfg.TRAINER.BMIP`` describes.
+
+    Raises:
+        ValueError: for a depth that the towers do not have.
+    """
+    check_depth("TRAINER.BMIP.PROMPT_DEPTH", settings.PROMPT_DEPTH, TowerSizes.of(clip_model))
+    return BMIPLearner(
+        clip_model,
+        n_ctx=settings.N_CTX,
+        words=settings.CTX_INIT,
+        depth=settings.PROMPT_DEPTH,
+        gate=settings.GATE,
+        aggregator=settings.AGGREGATOR,
+        share_text=settings.SHARE_PARAMETER_TEXT,
+        share_visual=settings.SHARE_PARAMETER_VISUAL,
+        generator=generator,
+    )
 
 
 @TRAINER_REGISTRY.register()
@@ -257,20 +287,7 @@ class BMIP(PromptTrainer):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        check_choice(f"TRAINER.{self.node}.GATE", cfg.TRAINER[self.node].GATE, GATES)
-        check_choice(f"TRAINER.{self.node}.AGGREGATOR", cfg.TRAINER[self.node].AGGREGATOR, AGGREGATORS)
+        check_bmip_settings(cfg.TRAINER.BMIP)
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> BMIPLearner:
-        s = self.settings
-        check_depth(f"TRAINER.{self.node}.PROMPT_DEPTH", s.PROMPT_DEPTH, TowerSizes.of(clip_model))
-        return BMIPLearner(
-            clip_model,
-            n_ctx=s.N_CTX,
-            words=s.CTX_INIT,
-            depth=s.PROMPT_DEPTH,
-            gate=s.GATE,
-            aggregator=s.AGGREGATOR,
-            share_text=s.SHARE_PARAMETER_TEXT,
-            share_visual=s.SHARE_PARAMETER_VISUAL,
-            generator=generator,
-        )
+        return build_bmip_learner(self.settings, clip_model, generator)

@@ -64,7 +64,7 @@ class CoOpLearner(PromptLearner):
         if self.n_classes is not None and len(classnames) != self.n_classes:
             raise ValueError(
                 f"class-specific context (CSC) was built for {self.n_classes} classes and cannot serve "
-                f"{len(classnames)}: evaluate on the training classes only, or set TRAINER.COOP.CSC False"
+                f"{len(classnames)}: evaluate on the training classes only, or set CSC False"
             )
         return layout_with_context(
             classnames, self.sizes.context_length, self.n_ctx, self.words, self.position, self.n_classes is not None
@@ -83,8 +83,8 @@ class CoOp(PromptTrainer):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        position = cfg.TRAINER.COOP.CLASS_TOKEN_POSITION
-        check_choice("TRAINER.COOP.CLASS_TOKEN_POSITION", position, CLASS_TOKEN_POSITIONS)
+        position = cfg.TRAINER[self.node].CLASS_TOKEN_POSITION
+        check_choice(f"TRAINER.{self.node}.CLASS_TOKEN_POSITION", position, CLASS_TOKEN_POSITIONS)
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> CoOpLearner:
         s = self.settings

@@ -10,7 +10,7 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLearner, Prompts, TextPrompts, TowerSizes, VisionPrompts
-from prompting.learner import context_parameter, linear_layer, normal_parameter
+from prompting.learner import context_parameter, equal_linear_layers, linear_layer, normal_parameter
 from trainers.base import PromptTrainer, add_trainer_config, check_depth
 
 add_trainer_config(
@@ -45,7 +45,7 @@ class MaPLeLearner(PromptLearner):
         self.text_prompts = nn.ParameterList(
             normal_parameter(n_ctx, text, generator=generator) for _ in range(depth - 1)
         )
-        self.projections = nn.ModuleList(linear_layer(text, vision, generator) for _ in range(depth - 1))
+        self.projections = equal_linear_layers(depth - 1, text, vision, generator)
 
     def forward(self) -> Prompts:
         """Text tokens (n_ctx, text_width) and vision tokens (n_ctx, vision_width) of every prompted layer."""

@@ -6,9 +6,12 @@ output, so that any objective goes with any prompt learner.
 
 from __future__ import annotations
 
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -44,3 +47,100 @@ class CrossEntropy:
     def __call__(self, model: PromptedCLIP, images: Tensor, labels: Tensor) -> Loss:
         output = model.outputs(images)
         return Loss(F.cross_entropy(output.logits, labels), output)
+
+
+class KnowledgeGuided:
+    """Cross-entropy and the distance of the learned prompts' text features to frozen ones (KgCoOp, eq. 6).
+
+    ``CE + weight * (1 - mean over classes of cos(text, teacher))``; both features are unit vectors, for which this is
+    half the squared Euclidean distance of the paper.
+
+    Args:
+        teacher: normalised text features of the hand-written prompts, (n_cls, embed_dim).
+        weight: of the distance.
+    """
+
+    def __init__(self, teacher: Tensor, weight: float) -> None:
+        self.teacher, self.weight = teacher, weight
+
+    def __call__(self, model: PromptedCLIP, images: Tensor, labels: Tensor) -> Loss:
+        output = model.outputs(images)
+        cross_entropy = F.cross_entropy(output.logits, labels)
+        distance = 1 - F.cosine_similarity(output.text_features, self.teacher, dim=-1).mean()
+        terms = {"loss_ce": cross_entropy, "loss_text": distance}
+        return Loss(cross_entropy + self.weight * distance, output, terms)
+
+
+class SelfRegulating:
+    """Cross-entropy, consistency with the frozen model in both towers and in the logits (PromptSRC, eq. 3 - 6).
+
+    ``CE + w_t * mean|text - teacher| + w_i * mean|image - frozen image| + KL(frozen logits, logits)``; the Kullback-
+    Leibler term is divided by the number of logits, as in the published code.
+
+    Args:
+        teacher: normalised mean text features of the templates, (n_cls, embed_dim).
+        text_weight, image_weight: of the two consistency terms.
+    """
+
+    def __init__(self, teacher: Tensor, text_weight: float, image_weight: float) -> None:
+        self.teacher, self.text_weight, self.image_weight = teacher, text_weight, image_weight
+
+    def __call__(self, model: PromptedCLIP, images: Tensor, labels: Tensor) -> Loss:
+        output = model.outputs(images)
+        frozen = frozen_image_features(model, images)
+        frozen_logits = model.compare(frozen, self.teacher).logits
+        cross_entropy = F.cross_entropy(output.logits, labels)
+        text = F.l1_loss(output.text_features, self.teacher)
+        image = F.l1_loss(output.image_features, frozen)
+        divergence = F.kl_div(
+            F.log_softmax(output.logits, dim=1), F.log_softmax(frozen_logits, dim=1), reduction="sum", log_target=True
+        )
+        divergence = divergence / output.logits.numel()
+        total = cross_entropy + self.text_weight * text + self.image_weight * image + divergence
+        terms = {"loss_ce": cross_entropy, "loss_text": text, "loss_image": image, "loss_logits": divergence}
+        return Loss(total, output, terms)
+
+
+@torch.no_grad()
+def frozen_image_features(model: PromptedCLIP, images: Tensor) -> Tensor:
+    """Normalised image features of the frozen CLIP, without prompts, (batch, embed_dim), float32."""
+    with model.precision.autocast(model.device):
+        features = model.image_encoder(images)
+    return F.normalize(features.float(), dim=-1)
+
+
+class ConsistencyGuided:
+    """Cross-entropy and consistency with the frozen model on other text and another view (CoPrompt, eq. 3 - 5).
+
+    Text: one of several sentences per class, the same number for all classes, drawn anew at every step. Images: the
+    frozen model sees a second augmented view. ``images`` is therefore a pair of views.
+
+    Args:
+        sentences: normalised frozen text features, (n_sentences, n_cls, embed_dim).
+        weight: of the consistency.
+        distance: "cosine" (1 - mean cosine, text and image added) or "mse".
+        seed: of the draws.
+    """
+
+    def __init__(self, sentences: Tensor, weight: float, distance: str, seed: int) -> None:
+        self.sentences, self.weight, self.distance, self.seed = sentences, weight, distance, seed
+        self.step = 0
+
+    def __call__(self, model: PromptedCLIP, images: Sequence[Tensor], labels: Tensor) -> Loss:
+        output = model.outputs(images[0])
+        text = self._distance(output.text_features, self._draw())
+        image = self._distance(output.image_features, frozen_image_features(model, images[1]))
+        cross_entropy = F.cross_entropy(output.logits, labels)
+        terms = {"loss_ce": cross_entropy, "loss_text": text, "loss_image": image}
+        return Loss(cross_entropy + self.weight * (text + image), output, terms)
+
+    def _draw(self) -> Tensor:
+        """Text features of one sentence per class; which one follows from the seed and the step alone."""
+        choice = random.Random(f"{self.seed}/{self.step}").randrange(len(self.sentences))
+        self.step += 1
+        return self.sentences[choice]
+
+    def _distance(self, ours: Tensor, frozen: Tensor) -> Tensor:
+        if self.distance == "mse":
+            return F.mse_loss(ours, frozen)
+        return 1 - F.cosine_similarity(ours, frozen, dim=-1).mean()

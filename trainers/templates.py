@@ -119,6 +119,31 @@ IMAGENET_TEMPLATES_SELECT = (
     "a photo of the small {}.",
 )
 
+# PromptSRC averages 60 of the 80: these are left out (Khattak et al., ICCV 2023).
+_NOT_IN_PROMPTSRC = (
+    "a jpeg corrupted photo of the {}.",
+    "a good photo of a {}.",
+    "a plushie {}.",
+    "a photo of the nice {}.",
+    "a photo of the small {}.",
+    "a photo of the weird {}.",
+    "the cartoon {}.",
+    "art of the {}.",
+    "a drawing of the {}.",
+    "a photo of the large {}.",
+    "a black and white photo of a {}.",
+    "the plushie {}.",
+    "a dark photo of a {}.",
+    "itap of a {}.",
+    "graffiti of the {}.",
+    "a toy {}.",
+    "itap of my {}.",
+    "a photo of a cool {}.",
+    "a photo of a small {}.",
+    "a tattoo of the {}.",
+)
+PROMPTSRC_TEMPLATES = tuple(t for t in IMAGENET_TEMPLATES if t not in _NOT_IN_PROMPTSRC)
+
 
 def template_of(dataset_name: str, own_template: str | None = None) -> str:
     """The prompt template of a data set, with one "{}" for the class name.

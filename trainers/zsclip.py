@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import (
+    Precision,
     PromptedCLIP,
     PromptLayout,
     PromptLearner,
@@ -24,6 +23,7 @@ from prompting import (
     resolve_precision,
 )
 from prompting.layout import clean_name
+from prompting.zeroshot import ensemble, template_features
 from trainers.base import PromptTrainer, add_trainer_config
 from trainers.templates import IMAGENET_TEMPLATES_SELECT, template_of
 
@@ -42,6 +42,8 @@ class FixedPrompt(PromptLearner):
         template: with one "{}".
     """
 
+    text_is_frozen = True
+
     def __init__(self, clip_model: nn.Module, template: str) -> None:
         super().__init__(TowerSizes.of(clip_model), n_ctx=0)
         self.template = template
@@ -59,22 +61,19 @@ class EnsembleCLIP(PromptedCLIP):
 
     Args:
         clip_model: frozen CLIP.
-        learners: one fixed prompt per template.
-        **kwargs: as :class:`prompting.PromptedCLIP`.
+        templates: each with one "{}".
+        classnames, precision: as :class:`prompting.PromptedCLIP`.
     """
 
-    def __init__(self, clip_model: nn.Module, learners: Sequence[FixedPrompt], **kwargs) -> None:  # noqa: ANN003
-        self.learners = tuple(learners)
-        super().__init__(clip_model, learners[0], **kwargs)
+    def __init__(
+        self, clip_model: nn.Module, templates: Sequence[str], classnames: Sequence[str], precision: Precision
+    ) -> None:
+        self.templates = tuple(templates)
+        super().__init__(clip_model, FixedPrompt(clip_model, templates[0]), classnames, precision)
 
     def text_features(self, prompts: Prompts | None = None) -> Tensor:
         """Mean over templates of the normalised features, normalised again, (n_cls, embed_dim)."""
-        features = []
-        for learner in self.learners:
-            with self.precision.autocast(self.device):
-                feature = self.text_encoder(learner.layout(self.classnames), learner().text)
-            features.append(F.normalize(feature.float(), dim=-1))
-        return F.normalize(torch.stack(features).mean(0), dim=-1)
+        return ensemble(template_features(self.text_encoder, self.classnames, self.templates, self.precision))
 
 
 @TRAINER_REGISTRY.register()
@@ -97,10 +96,7 @@ class ZeroshotCLIP(PromptTrainer):
         self._check_backbone(clip_model)
         templates = self.templates()
         print(f"Prompt templates: {templates}")
-        learners = [FixedPrompt(clip_model, template) for template in templates]
-        self.model = EnsembleCLIP(
-            clip_model, learners, classnames=self.dm.dataset.classnames, precision=self.precision
-        ).eval()
+        self.model = EnsembleCLIP(clip_model, templates, self.dm.dataset.classnames, self.precision).eval()
 
     def train(self) -> None:
         """Nothing to train: evaluate, so that the same command line serves every trainer."""

@@ -1,0 +1,44 @@
+"""KgCoOp: CoOp held close to hand-written prompts.
+
+Yao et al., "Visual-Language Prompt Tuning with Knowledge-guided Context Optimization", CVPR 2023,
+https://arxiv.org/abs/2303.13283
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from dassl.engine import TRAINER_REGISTRY
+from prompting.text import TextEncoder
+from prompting.zeroshot import ensemble, template_features
+from trainers.base import add_trainer_config
+from trainers.coop import CoOp
+from trainers.objectives import KnowledgeGuided
+from trainers.templates import template_of
+
+add_trainer_config(
+    "KGCOOP",
+    N_CTX=4,  # number of context vectors, when CTX_INIT is empty
+    CSC=False,  # class-specific context
+    CTX_INIT="a photo of a",  # words to start from
+    PREC="fp16",  # fp32, fp16, bf16, amp
+    CLASS_TOKEN_POSITION="end",  # end, middle, front
+    W=8.0,  # weight of the distance to the hand-written prompts' features
+)
+
+# The published code's teacher differs from zero-shot CLIP's template on one data set.
+TEACHER_TEMPLATES = {"DescribableTextures": "a photo of a {}, a type of texture."}
+
+
+@TRAINER_REGISTRY.register()
+class KgCoOp(CoOp):
+    """Knowledge-guided context optimization: CoOp's prompts; cross-entropy and a distance to zero-shot CLIP."""
+
+    node = "KGCOOP"
+
+    def build_objective(self, clip_model: nn.Module) -> KnowledgeGuided:
+        name = self.cfg.DATASET.NAME
+        template = TEACHER_TEMPLATES.get(name) or template_of(name, getattr(self.dm.dataset, "template", None))
+        encoder = TextEncoder(clip_model)
+        teacher = ensemble(template_features(encoder, self.train_classnames, [template], self.precision))
+        return KnowledgeGuided(teacher, self.settings.W)

@@ -1,0 +1,98 @@
+"""PromptSRC: deep prompts regulated by the frozen model and averaged over the epochs.
+
+Khattak et al., "Self-regulating Prompts: Foundational Model Adaptation without Forgetting", ICCV 2023,
+https://arxiv.org/abs/2307.06948
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dassl.engine import TRAINER_REGISTRY
+from prompting.text import TextEncoder
+from prompting.zeroshot import ensemble, template_features
+from trainers.base import add_trainer_config
+from trainers.ivlp import IVLP
+from trainers.objectives import SelfRegulating
+from trainers.templates import PROMPTSRC_TEMPLATES
+
+add_trainer_config(
+    "PROMPTSRC",
+    N_CTX_VISION=4,  # tokens per prompted layer of the image tower
+    N_CTX_TEXT=4,  # tokens per prompted layer of the text tower
+    CTX_INIT="a photo of a",  # words of the text prompt; the first N_CTX_TEXT of them are learned
+    PREC="fp16",  # fp32, fp16, bf16, amp
+    PROMPT_DEPTH_VISION=9,  # prompted layers of the image tower
+    PROMPT_DEPTH_TEXT=9,  # prompted layers of the text tower
+    TEXT_LOSS_WEIGHT=25.0,  # of the consistency with the frozen text features
+    IMAGE_LOSS_WEIGHT=10.0,  # of the consistency with the frozen image features
+    GPA_MEAN=15.0,  # epoch that weighs most in the average of the prompts
+    GPA_STD=1.0,  # spread of these weights, in epochs
+)
+
+
+def gaussian_weights(mean: float, std: float, epochs: int) -> list[float]:
+    """Weight of every epoch 1..``epochs`` in the aggregation: a normal density, normalised to sum 1 (eq. 8).
+
+    Raises:
+        ValueError: when all weights vanish, so that no epoch would count.
+    """
+    density = [math.exp(-0.5 * ((epoch - mean) / std) ** 2) for epoch in range(1, epochs + 1)]
+    total = sum(density)
+    if total == 0:
+        raise ValueError(
+            f"GPA_MEAN {mean} with GPA_STD {std} is too far from the {epochs} epochs trained: every weight is zero; "
+            "set GPA_MEAN within 1..MAX_EPOCH or a larger GPA_STD"
+        )
+    return [value / total for value in density]
+
+
+class GaussianAggregation:
+    """Mixin for trainers: the final prompts are a Gaussian-weighted mean of all epochs' prompts.
+
+    Only trained tensors are averaged. The sum is part of what a stopped run resumes from.
+    """
+
+    aggregate: dict[str, Tensor] | None = None
+
+    def before_train(self) -> None:
+        """Start a new sum, unless one is resumed."""
+        super().before_train()
+        self.epoch_weights = gaussian_weights(self.settings.GPA_MEAN, self.settings.GPA_STD, self.max_epoch)
+
+    def after_epoch(self) -> None:
+        """Add this epoch's prompts; after the last epoch deploy the mean, then save as usual."""
+        weight = self.epoch_weights[self.epoch]
+        state = self.model.prompt_learner.state_dict()
+        before = self.aggregate or {name: torch.zeros_like(value) for name, value in state.items()}
+        self.aggregate = {name: before[name] + weight * value for name, value in state.items()}
+        if self.epoch + 1 == self.max_epoch:
+            print("Deploying the Gaussian-weighted mean of all epochs' prompts")
+            self.model.prompt_learner.load_state_dict(self.aggregate)
+        super().after_epoch()
+
+    def resume_state(self) -> dict[str, Any]:
+        return {**super().resume_state(), "aggregate": self.aggregate}
+
+    def load_resume_state(self, state: dict[str, Any]) -> None:
+        super().load_resume_state(state)
+        self.aggregate = state["aggregate"]
+
+
+@TRAINER_REGISTRY.register()
+class PromptSRC(GaussianAggregation, IVLP):
+    """Self-regulating prompts: IVLP's prompts, PromptSRC's losses and the aggregation over epochs."""
+
+    node = "PROMPTSRC"
+
+    def build_objective(self, clip_model: nn.Module) -> SelfRegulating:
+        features = template_features(
+            TextEncoder(clip_model), self.train_classnames, PROMPTSRC_TEMPLATES, self.precision
+        )
+        s = self.settings
+        teacher = ensemble(features, normalise_each=False)
+        return SelfRegulating(teacher, s.TEXT_LOSS_WEIGHT, s.IMAGE_LOSS_WEIGHT)
