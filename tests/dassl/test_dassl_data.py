@@ -43,7 +43,11 @@ def test_a_seeded_epoch_depends_on_nothing_but_seed_and_epoch(cfg):
         other_index, other_images = epoch_of(cfg, workers=workers, epoch=1, draw_before=draw)
         assert torch.equal(index, other_index)
         assert torch.equal(images, other_images)
-    assert not torch.equal(index, epoch_of(cfg, workers=0, epoch=2)[0])
+    next_index, next_images = epoch_of(cfg, workers=0, epoch=2)
+    assert not torch.equal(index, next_index)
+    both = sorted(set(index.tolist()) & set(next_index.tolist()))
+    views = [images[index == i] for i in both], [next_images[next_index == i] for i in both]
+    assert not any(torch.equal(*pair) for pair in zip(*views, strict=True)), "each epoch augments anew"
     cfg.SEED = 2
     assert not torch.equal(index, epoch_of(cfg, workers=0, epoch=1)[0])
 
