@@ -1,9 +1,9 @@
 """Choose which pretrained model ships, by its loss on held-out fonts alone, and publish the figures of all.
 
-    python -m tools.choose_tiny_clip runs/seed*.pt --assets assets
+    python -m tools.choose_tiny_clip runs/seed?.pt --assets assets
 
 Copies the chosen checkpoint to `tiny_clip.pt` and writes `tiny_clip_seeds.json`. Zero-shot accuracy on the digits is
-measured after the choice and has no part in it.
+measured for the record and has no part in the choice.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from prompting.bundled import read_bundled, save_bundled
 from tools.pretrain_tiny_clip import MEAN, STD, TEMPLATE, class_logits, load_model
 
 NAME = "tiny_clip"
-RULE = "lowest loss on the held-out fonts; neither the digits nor any few-shot result was looked at"
+RULE = "lowest loss on the held-out fonts; accuracy on the digits, zero-shot or few-shot, has no part in it"
 
 
 def choose(figures: list[dict]) -> dict:
