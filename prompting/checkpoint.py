@@ -1,25 +1,93 @@
-"""Trained prompts on disk: what a checkpoint must hold before a prompt learner takes it."""
+"""Trained prompts on disk: read a run's checkpoint or a published repository's, show it, convert it, load it.
+
+python -m prompting.checkpoint show FILE
+python -m prompting.checkpoint convert OLD NEW [--trainer NAME]
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import argparse
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from prompting.unpickling import CheckpointError, read_checkpoint
+from prompting.upstream import FORMATS, from_upstream, is_upstream, upstream_methods
 
-class CheckpointError(ValueError):
-    """A checkpoint that does not fit the prompt learner; the message names every tensor that is wrong."""
+__all__ = ["CheckpointError", "TrainedPrompts", "convert", "load_trained", "read_checkpoint", "read_trained"]
 
 
-def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path) -> None:
+@dataclass(frozen=True)
+class TrainedPrompts:
+    """What a checkpoint holds of a method.
+
+    Attributes:
+        source: the file.
+        trainer: the method's trainer; ``None`` when neither the file nor the reader says.
+        epoch: finished epochs, if the file says so.
+        tensors: trained tensors under our names.
+        published: whether a published repository's code wrote the file.
+        content: everything else in the file.
+    """
+
+    source: Path
+    trainer: str | None
+    epoch: int | None
+    tensors: dict[str, Tensor]
+    published: bool
+    content: Mapping[str, Any]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Prompt settings that show in the tensors' names and shapes, by config key."""
+        return prompt_settings(self.tensors, self.trainer)
+
+    @property
+    def advice(self) -> str:
+        """What to set so that a prompt learner takes the tensors; "" when nothing is known."""
+        settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        note = FORMATS[self.trainer].note if self.published else ""
+        return "; ".join(text for text in (settings and f"the file was trained with {settings}", note) if text)
+
+
+def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts:
+    """Trained prompts of a checkpoint of this project, or of a published repository, with nothing executed.
+
+    Args:
+        path: the file.
+        trainer: the trainer it must belong to; ``None``: find out.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        CheckpointError: when it cannot be read, belongs to another method, or leaves the method open.
+    """
+    content = read_checkpoint(path)
+    state_dict, named = content.pop("state_dict"), content.get("trainer")
+    named = named if isinstance(named, str) else None
+    if named and trainer and named != trainer:
+        raise CheckpointError(f"checkpoint {path} was trained with {named}, not {trainer}")
+    published = named is None and (trainer is None or is_upstream(state_dict))
+    trainer = trainer or named or _method_of(state_dict, path)
+    tensors = from_upstream(state_dict, trainer, path) if published else state_dict
+    epoch = content.get("epoch")
+    return TrainedPrompts(Path(path), trainer, epoch if isinstance(epoch, int) else None, tensors, published, content)
+
+
+def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:
     """Load trained tensors into a prompt learner, all or none.
 
     Args:
         learner: takes the values; its parameters keep their type (float32).
         state_dict: must have exactly the learner's tensors, with equal shapes.
         source: file named in errors.
+        advice: added to an error, what to set instead.
 
     Raises:
         CheckpointError: naming each missing, unexpected, wrongly shaped or non-finite tensor.
@@ -36,7 +104,149 @@ def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: s
     if problems:
         raise CheckpointError(
             f"checkpoint {source} does not fit {type(learner).__name__}: {'; '.join(sorted(problems))}. "
-            "It belongs to another method or to other prompt settings (N_CTX, PROMPT_DEPTH, ...): "
-            "use the config file it was trained with"
+            "It belongs to another method, backbone or other prompt settings (N_CTX, PROMPT_DEPTH, ...): "
+            f"use the config file it was trained with{advice and f' ({advice})'}"
         )
     learner.load_state_dict({name: value.float() for name, value in state_dict.items()})
+
+
+def convert(old: str | Path, new: str | Path, trainer: str | None = None) -> TrainedPrompts:
+    """Write the trained prompts of a published repository's checkpoint in this project's format.
+
+    Args:
+        old: the published file.
+        new: where to write; must not exist. ``--model-dir DIR`` finds ``DIR/prompt_learner/model.pth.tar-EPOCH``.
+        trainer: the method, where the tensors leave it open.
+
+    Raises:
+        FileExistsError: when ``new`` exists.
+        CheckpointError: when ``old`` cannot be read, is in this project's format already, or leaves the method open.
+    """
+    new = Path(new)
+    if new.exists():
+        raise FileExistsError(f"{new} exists and is not overwritten: give another name")
+    trained = read_trained(old, trainer)
+    if "trainer" in trained.content:
+        raise CheckpointError(f"checkpoint {old} is in this project's format already (trainer {trained.trainer})")
+    content = {
+        "state_dict": trained.tensors,
+        "trainer": trained.trainer,
+        "epoch": trained.epoch,
+        "val_result": None,
+        "converted_from": trained.source.name,
+    }
+    _write(content, new)
+    return trained
+
+
+def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[str, Any]:
+    """Prompt settings that show in trained tensors, by config key; none for an unknown trainer."""
+    tensors = {name.removeprefix("prompts."): value for name, value in tensors.items()}
+    deep = {tower: _count(tensors, f"{tower}_prompts") for tower in ("text", "vision")}
+    ctx = tensors.get("ctx")
+    if trainer in ("VPT", "IVLP", "PromptSRC"):
+        towers = {"VISION": tensors.get("vision_tokens")} | ({} if trainer == "VPT" else {"TEXT": ctx})
+        counts = {f"N_CTX_{tower}": len(first) for tower, first in towers.items() if first is not None}
+        return counts | {
+            f"PROMPT_DEPTH_{tower}": 0 if first is None else 1 + deep[tower.lower()] for tower, first in towers.items()
+        }
+    if ctx is None or trainer is None:
+        return {}
+    if trainer == "ProDA":
+        return {"N_PROMPT": len(ctx), "N_CTX": ctx.shape[-2]}
+    if trainer in ("CoOp", "KgCoOp"):
+        return {"N_CTX": ctx.shape[-2], "CSC": ctx.dim() == 3}
+    if trainer == "CoCoOp":
+        return {"N_CTX": len(ctx)}
+    return {"N_CTX": len(ctx), "PROMPT_DEPTH": 1 + deep["text"], **_interaction_settings(tensors)}
+
+
+def _count(tensors: Mapping[str, Tensor], name: str) -> int:
+    """Number of entries of a list of tensors, ``name.0``, ``name.1`` ..."""
+    return len([key for key in tensors if re.fullmatch(rf"{name}\.\d+", key)])
+
+
+def _interaction_settings(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+    """BMIP's settings that show in trained tensors; none for other methods."""
+    settings: dict[str, Any] = {}
+    if "vision_gates.0.beta" in tensors:
+        last = _count(tensors, "text_prompts") - 1
+        settings = {"GATE": "attention" if f"text_gates.{last}.beta" in tensors else "official", "AGGREGATOR": "gate"}
+    for key, head in (("TEXT", "text_to_vision"), ("VISUAL", "vision_to_text")):
+        if any(name.startswith(f"{head}.") for name in tensors):
+            settings[f"SHARE_PARAMETER_{key}"] = f"{head}.weight" in tensors
+    return settings
+
+
+def _method_of(state_dict: Mapping[str, Tensor], path: str | Path) -> str:
+    """The one method whose published checkpoints hold such tensors.
+
+    Raises:
+        CheckpointError: when there is none or more than one.
+    """
+    methods = upstream_methods(state_dict)
+    if len(methods) == 1:
+        return methods[0]
+    if methods:
+        raise CheckpointError(f"checkpoint {path} may be one of {' or '.join(methods)}: say which with --trainer NAME")
+    names = list(state_dict)
+    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    raise CheckpointError(
+        f"checkpoint {path} has the tensors of no method that is known ({', '.join(FORMATS)}); it holds {shown}. "
+        "Name the method with --trainer NAME to see which tensors are in the way"
+    )
+
+
+def _write(content: Mapping[str, Any], path: Path) -> None:
+    """Write a checkpoint whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            torch.save(dict(content), file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _describe(trained: TrainedPrompts) -> str:
+    """A checkpoint in lines for people."""
+    origin = "a published repository's file" if trained.published else "this project's format"
+    settings = ", ".join(f"{key} {value}" for key, value in trained.settings.items())
+    lines = [f"trainer   {trained.trainer} ({origin})", f"epoch     {trained.epoch}", f"settings  {settings or '?'}"]
+    if "backbone" in trained.content:
+        lines.append(f"backbone  {trained.content['backbone']}, {len(trained.content['classnames'])} classes")
+    if "converted_from" in trained.content:
+        lines.append(f"from      {trained.content['converted_from']}")
+    lines.append(f"tensors   {len(trained.tensors)} with {sum(t.numel() for t in trained.tensors.values()):,} numbers")
+    return "\n".join(lines + [f"  {name}  {tuple(t.shape)}" for name, t in trained.tensors.items()])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser("python -m prompting.checkpoint", description="Checkpoints of trained prompts.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    show = commands.add_parser("show", help="what a checkpoint holds")
+    show.add_argument("file", metavar="FILE")
+    change = commands.add_parser("convert", help="a published repository's checkpoint into this project's format")
+    change.add_argument("old", metavar="OLD")
+    change.add_argument("new", metavar="NEW", help="DIR/prompt_learner/model.pth.tar-EPOCH for --model-dir DIR")
+    for command in (show, change):
+        command.add_argument("--trainer", metavar="NAME", help=f"the method: {', '.join(FORMATS)}")
+    args = parser.parse_args(arguments)
+    try:
+        if args.command == "show":
+            print(_describe(read_trained(args.file, args.trainer)))
+        else:
+            trained = convert(args.old, args.new, args.trainer)
+            print(f"Wrote {args.new}: {trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors")
+    except (CheckpointError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -21,12 +21,14 @@ from dassl.data import DataManager
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import load_checkpoint, load_pretrained_weights
+from dassl.utils import load_pretrained_weights
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
-from prompting.checkpoint import CheckpointError, load_trained
+from prompting.checkpoint import load_trained, read_trained
 from trainers.objectives import CrossEntropy, Objective
 
 MODEL_NAME = "prompt_learner"
+# Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
+CHECKPOINT_FOLDERS = (MODEL_NAME, "MultiModalPromptLearner", "VLPromptLearner")
 
 
 def add_trainer_config(name: str, **defaults: Any) -> None:
@@ -147,7 +149,7 @@ class PromptTrainer(TrainerX):
         }
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load trained prompts from a run's folder.
+        """Load trained prompts from the folder of a run, by this project or by the method's published code.
 
         Args:
             directory: the run's output folder; nothing is loaded when it is empty.
@@ -161,12 +163,9 @@ class PromptTrainer(TrainerX):
             print("Note that load_model() is skipped as no pretrained model is given")
             return
         path = find_checkpoint(Path(directory), epoch)
-        checkpoint = load_checkpoint(str(path))
-        trainer = checkpoint.get("trainer", type(self).__name__)
-        if trainer != type(self).__name__:
-            raise CheckpointError(f"checkpoint {path} was trained with {trainer}, not {type(self).__name__}")
-        load_trained(self.model.prompt_learner, checkpoint["state_dict"], path)
-        print(f'Loading weights to {MODEL_NAME} from "{path}" (epoch = {checkpoint["epoch"]})')
+        trained = read_trained(path, type(self).__name__)
+        load_trained(self.model.prompt_learner, trained.tensors, path, trained.advice)
+        print(f'Loading weights to {MODEL_NAME} from "{path}" (epoch = {trained.epoch})')
 
     # Evaluation on other classes
 
@@ -253,7 +252,8 @@ def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:
     Raises:
         FileNotFoundError: naming what was looked for and which checkpoints there are.
     """
-    folder = directory / MODEL_NAME
+    folders = (directory / name for name in CHECKPOINT_FOLDERS)
+    folder = next((folder for folder in folders if folder.is_dir()), directory / MODEL_NAME)
     found = {
         int(m[1]): p for p in folder.glob("model.pth.tar-*") if (m := re.fullmatch(r"model\.pth\.tar-(\d+)", p.name))
     }

@@ -1,0 +1,137 @@
+"""Our trainers with the settings and the values of a reference run, and that run's checkpoint as upstream saves it.
+
+reference = load_reference("maple_depth3")
+trainer = trainer_of(reference, small_clip())           # model and objective of our MaPLe
+load_upstream_values(trainer, reference)                # now it computes what upstream computed
+torch.save({"state_dict": upstream_state(reference)}, path)   # what upstream's code would have written
+"""
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import trainers  # noqa: F401  registers the methods
+from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY
+from prompting import resolve_precision
+from prompting.checkpoint import load_trained
+from prompting.upstream import FORMATS, from_upstream
+from tests.reference import Reference
+from tests.reference.small_clip import prompt_tensor, small_clip_state_dict
+from trainers.base import PromptTrainer
+
+NODES = {"KgCoOp": "COOP", "CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC"}
+UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
+VISUAL = "visual."
+
+
+def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, dict[str, Any]]:
+    """Config nodes of our trainer, by name, from upstream's settings; `folder` takes CoPrompt's sentences."""
+    method, given = reference.record["method"], reference.settings
+    if method == "PromptSRC_BMIP":
+        own = _kept(given["TRAINER.PROMPTSRC"])
+        # Upstream reads the prompts' number from N_CTX_TEXT and their depth from a key of its own.
+        bmip = {"N_CTX": own["N_CTX_TEXT"], "CTX_INIT": own["CTX_INIT"], "PROMPT_DEPTH": own.pop("PROMPT_DEPTH")}
+        del own["N_CTX"]
+        return {"PROMPTSRC": own, "BMIP": bmip | _bmip_extra(given)}
+    own = _kept(given[f"TRAINER.{NODES.get(method, method)}"])
+    if method == "BMIP":
+        own |= _bmip_extra(given)
+    elif method == "KgCoOp":  # any true value means these words
+        own["CTX_INIT"] = "a photo of a" if own["CTX_INIT"] else ""
+    elif method == "ProDA":  # upstream takes as many prompts per step as images
+        own["PROMPT_BATCH"] = given["DATALOADER.TRAIN_X.BATCH_SIZE"]
+    elif method == "CoPrompt":
+        own |= {"W": given["TRAINER.W"], "DISTILL": given["TRAINER.DISTILL"]}
+        if folder is not None:
+            path = folder / "sentences.json"
+            path.write_text(json.dumps(reference.record["sentences"]), encoding="utf-8")
+            own["SENTENCES"] = str(path)
+    return {TRAINER_REGISTRY.get(method).node: own}
+
+
+def trainer_of(reference: Reference, model: nn.Module, folder: Path | None = None, path: str = "fast") -> PromptTrainer:
+    """Our trainer of the reference's method with model and objective, on `model` in fp32, without data or optimiser."""
+    method = reference.record["method"]
+    trainer = object.__new__(TRAINER_REGISTRY.get(method))
+    trainer.cfg, trainer.path = get_cfg_default(), path
+    trainer.cfg.DATASET.NAME = reference.settings.get("DATASET.NAME", "Caltech101")
+    for node, values in our_settings(reference, folder).items():
+        for key, value in values.items():
+            assert key in trainer.cfg.TRAINER[node], f"TRAINER.{node} has no {key}"
+            trainer.cfg.TRAINER[node][key] = value
+    trainer.device, trainer.precision = torch.device("cpu"), resolve_precision("fp32", "cpu")
+    trainer._train_classnames = list(reference.class_names)
+    trainer.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=trainer._train_classnames))
+    learner = trainer.build_learner(model, torch.Generator().manual_seed(0))
+    trainer.model = trainer.build_classifier(model, learner)
+    trainer.objective = trainer.build_objective(model)
+    return trainer
+
+
+def load_upstream_values(trainer: PromptTrainer, reference: Reference) -> None:
+    """Give our learner the values that upstream's trainable tensors had."""
+    tensors = from_upstream(upstream_state(reference), reference.record["method"], reference.name)
+    load_trained(trainer.model.prompt_learner, tensors, reference.name)
+
+
+def our_name(reference: Reference, name: str) -> str | None:
+    """Our name of upstream's trainable tensor; `None` for one that is never used."""
+    return FORMATS[reference.record["method"]].our_name(_saved_name(reference, name))
+
+
+def upstream_state(reference: Reference) -> dict[str, Tensor]:
+    """The state dict that upstream's code writes: trained values, and zeros for buffers and frozen weights.
+
+    The zeros are views of one number, so that files of whole CLIPs stay small.
+    """
+    (saved,) = reference.record["saved"].values()
+    frozen = [name for prefix in saved["frozen_prefixes"] for name in _frozen_names(prefix)]
+    assert len(frozen) == saved["frozen_tensor_count"]
+    shapes = {name: tuple(shape) for name, shape in saved["keys"].items()}
+    state = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    for name, shape in reference.trainable_shapes.items():
+        assert shapes[_saved_name(reference, name)] == shape
+        state[_saved_name(reference, name)] = prompt_tensor(name, shape)
+    return state | dict.fromkeys(frozen, torch.zeros(()).expand(3, 5))
+
+
+def model_folder(reference: Reference) -> str:
+    """Name of the folder that upstream's checkpoints go to."""
+    (name,) = reference.record["saved"]
+    return name
+
+
+def _saved_name(reference: Reference, name: str) -> str:
+    """A trainable tensor's name in the checkpoint: some methods save the prompt learner alone."""
+    (saved,) = reference.record["saved"].values()
+    return name if name in saved["keys"] else name.removeprefix("prompt_learner.")
+
+
+def _frozen_names(prefix: str) -> list[str]:
+    """Names of a saved CLIP's tensors under one of its prefixes."""
+    names = [*_CLIP_NAMES, "logit_scale"]
+    if prefix == "logit_scale":
+        return [prefix]
+    if prefix == "model_distill.":
+        return [prefix + name for name in names]
+    if prefix == "text_encoder.":
+        text = ("transformer.", "positional_embedding", "ln_final.", "text_projection")
+        return [prefix + name for name in names if name.startswith(text)]
+    return [prefix + name.removeprefix(VISUAL) for name in names if name.startswith(VISUAL)]
+
+
+def _kept(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in settings.items() if key not in UNREAD_BY_OURS}
+
+
+def _bmip_extra(settings: dict[str, Any]) -> dict[str, Any]:
+    shares = ("SHARE_PARAMETER_VISUAL", "SHARE_PARAMETER_TEXT")
+    return {"GATE": "official", **{key: settings[f"SHARE.{key}"] for key in shares}}
+
+
+_CLIP_NAMES = tuple(name for name in small_clip_state_dict() if name != "logit_scale")
