@@ -1,6 +1,6 @@
-"""A table as markdown, LaTeX, csv or json.
+"""A table as markdown, LaTeX, HTML, csv or json.
 
-md and latex are for reading: rounded, with legend and warnings. csv and json are for further work: full precision and
+md, latex and html are for reading: rounded, with legend and warnings. csv and json are for further work: full precision and
 every seed's value.
 """
 
@@ -17,7 +17,7 @@ from tabulate import tabulate
 from reporting.statistics import Summary
 
 if TYPE_CHECKING:
-    from reporting.table import Block, Row, Table
+    from reporting.blocks import Block, Row, Table
 
 MISSING = "-"
 _LATEX_SPECIAL = {
@@ -70,15 +70,15 @@ def to_csv(table: Table, digits: int) -> str:
     seeds = sorted({seed for _, row, _, _ in _numbers(table) for seed in row.seeds})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    facts = ("protocol", "block", "method", "trainer", "setting", "backbone", "shots", "selection_rule")
+    facts = ("protocol", "block", "method", "trainer", "setting", "backbone", "shots", "selection_rule", "source")
     writer.writerow([*facts, "column", "n", "mean", "std", *(f"seed_{seed}" for seed in seeds)])
     for block, row, key, cell in _numbers(table):
         method = row.method
-        shots = key if table.protocol == "few_shot" else method.shots
+        shots = _shots(table.protocol, block.title, key) or method.shots
         writer.writerow(
             [table.protocol, block.title, method.label, method.trainer, method.setting, method.backbone, shots]
-            + [method.selection_rule, key]
-            + ([0, None, None] if cell is None else [cell.n, cell.mean, cell.std])
+            + [method.selection_rule, row.source, key]
+            + _csv_numbers(row, cell)
             + [cell.values.get(seed) if cell is not None else None for seed in seeds]
         )
     return buffer.getvalue()
@@ -117,17 +117,19 @@ def _escape_markdown(text: str) -> str:
 
 
 def _grid(block: Block, digits: int, style: str, escape: Callable[[str], str]) -> str:
+    block = block.for_reading()
     headings = ["Method", "Seeds", *block.labels]
     body = []
     for row in block.rows:
-        cells = [_cell_text(cell, len(row.seeds), digits) for cell in row.cells]
-        body.append([escape(text) for text in (row.method.label, _seeds_text(row), *cells)])
+        cells = [cell_text(cell, len(row.seeds), digits) for cell in row.cells]
+        body.append([escape(text) for text in (row.method.label, seeds_text(row), *cells)])
     alignment = ("left", "left", *("right" for _ in block.labels))
     # without disable_numparse, tabulate would reformat the numbers
     return tabulate(body, [escape(text) for text in headings], style, colalign=alignment, disable_numparse=True)
 
 
-def _cell_text(cell: Summary | None, seeds_in_row: int, digits: int) -> str:
+def cell_text(cell: Summary | None, seeds_in_row: int, digits: int) -> str:
+    """A number for reading: mean, deviation if there is one, and the number of seeds where some are missing."""
     if cell is None:
         return MISSING
     spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
@@ -135,7 +137,21 @@ def _cell_text(cell: Summary | None, seeds_in_row: int, digits: int) -> str:
     return f"{cell.mean:.{digits}f}{spread}{fewer}"
 
 
-def _seeds_text(row: Row) -> str:
+def _shots(protocol: str, *places: str) -> str | None:
+    """In a few-shot table, the number of shots is a column's name, or a block's in the papers' layout."""
+    return next((place for place in places if place.isdigit()), None) if protocol == "few_shot" else None
+
+
+def _csv_numbers(row: Row, cell: Summary | None) -> list[float | None]:
+    if cell is None:
+        return [0, None, None]
+    return [None if row.source else cell.n, cell.mean, cell.std]
+
+
+def seeds_text(row: Row) -> str:
+    """Which seeds a row's numbers are from, or which footnote names their source."""
+    if row.source:
+        return f"published [{row.source_number}]"
     if not row.seeds:
         return MISSING
     listed = "deterministic" if row.deterministic else ", ".join(map(str, row.seeds))
@@ -160,6 +176,7 @@ def _json_row(block: Block, row: Row) -> dict[str, Any]:
         "selection_rule": method.selection_rule,
         "seeds": list(row.seeds),
         "deterministic": row.deterministic,
+        "source": row.source or None,
         "cells": {key: _json_cell(cell) for key, cell in zip(block.keys, row.cells, strict=True)},
     }
 

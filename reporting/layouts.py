@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
+from reporting.names import dataset_order
 from reporting.runs import Run
 from reporting.statistics import harmonic_mean
 
@@ -47,7 +48,8 @@ class Column:
 
     def covers(self, run: Run) -> bool:
         """Whether the run belongs into this column."""
-        return self.dataset in (None, run.dataset) and self.shots in (None, run.shots)
+        # zero-shot runs use no shots: their number stands for every number of shots
+        return self.dataset in (None, run.dataset) and (self.shots in (None, run.shots) or run.deterministic)
 
 
 @dataclass(frozen=True)
@@ -134,7 +136,7 @@ def blocks_of(protocol: Protocol, runs: Sequence[Run]) -> dict[str, list[Column]
         protocol: whose table.
         runs: all runs of the table; they tell which data sets and shots there are.
     """
-    datasets = sorted({run.dataset for run in runs})
+    datasets = sorted({run.dataset for run in runs}, key=dataset_order)
     if protocol.columns_by == "dataset":
         return {protocol.title: _dataset_columns(protocol.metrics[0], runs, datasets)}
     blocks = {}

@@ -7,26 +7,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from reporting.layouts import PROTOCOLS, Protocol
+from reporting.names import trainer_order
 from reporting.runs import ResultsError, Run
 
-# the order in which the methods appeared; a table reads best that way
-TRAINER_ORDER = (
-    "ZeroshotCLIP",
-    "ZeroshotCLIP2",
-    "CoOp",
-    "CoCoOp",
-    "ProDA",
-    "KgCoOp",
-    "VPT",
-    "IVLP",
-    "MaPLe",
-    "PromptSRC",
-    "CoPrompt",
-    "BMIP",
-    "MaPLe_BMIP",
-    "PromptSRC_BMIP",
-    "CoPrompt_BMIP",
-)
 _NAMED_PER_PROTOCOL = 3
 
 
@@ -95,7 +78,7 @@ def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
         shots = None if protocol.columns_by == "shots" or run.deterministic else run.shots
         groups[(run.trainer, run.setting, run.backbone, shots)].append(run)
     _refuse_duplicates(groups.values())
-    keys = sorted(groups, key=lambda key: (_rank(key[0]), key[0], key[1], key[2], key[3] or 0))
+    keys = sorted(groups, key=lambda key: (trainer_order(key[0]), key[1], key[2], key[3] or 0))
     trained = [key for key in keys if not all(run.deterministic for run in groups[key])]
     several_backbones = len({key[2] for key in keys}) > 1
     several_shots = len({key[3] for key in trained}) > 1
@@ -108,10 +91,6 @@ def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
         label = f"{trainer} ({', '.join(details)})" if details else trainer
         methods.append(Method(label, trainer, setting, backbone, shots, tuple(groups[key])))
     return methods
-
-
-def _rank(trainer: str) -> int:
-    return TRAINER_ORDER.index(trainer) if trainer in TRAINER_ORDER else len(TRAINER_ORDER)
 
 
 def _refuse_duplicates(groups: Iterable[Sequence[Run]]) -> None:

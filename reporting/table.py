@@ -1,19 +1,20 @@
 """The `table` sub-command: one protocol's results as a table, mean and spread over seeds.
 
 python -m reporting table --protocol open_world output/open_world
-python -m reporting table --format latex --output table.tex output/base_to_new
+python -m reporting table --published --format latex --output table.tex output/base_to_new
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
+from reporting import published_rows
+from reporting.blocks import Block, Row, Table, turned
 from reporting.checks import warnings_about
+from reporting.files import check_target, write_file
 from reporting.formats import FORMATS
 from reporting.layouts import AVERAGE, PROTOCOLS, Column, Protocol, blocks_of, source_datasets
 from reporting.methods import Method, check_protocol, group_methods
@@ -24,52 +25,17 @@ NAME = "table"
 HELP = "one protocol's results as a table: mean and standard deviation over seeds"
 
 
-@dataclass(frozen=True)
-class Row:
-    """A method's numbers in one block; a cell is None where no run has the number."""
-
-    method: Method
-    cells: tuple[Summary | None, ...]
-
-    @property
-    def seeds(self) -> tuple[int, ...]:
-        """Every seed that entered a cell."""
-        return tuple(sorted({seed for cell in self.cells if cell is not None for seed in cell.seeds}))
-
-    @property
-    def deterministic(self) -> bool:
-        """Whether no cell depends on a seed."""
-        present = [cell for cell in self.cells if cell is not None]
-        return bool(present) and all(cell.deterministic for cell in present)
-
-
-@dataclass(frozen=True)
-class Block:
-    """Rows under one heading: a data set, the average over data sets, or the whole table."""
-
-    title: str
-    keys: tuple[str, ...]
-    labels: tuple[str, ...]
-    rows: tuple[Row, ...]
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table before it takes a format."""
-
-    protocol: str
-    title: str
-    blocks: tuple[Block, ...]
-    legend: tuple[str, ...]
-    warnings: tuple[str, ...]
-
-
-def build_table(runs: Sequence[Run], protocol_name: str | None = None) -> Table:
+def build_table(
+    runs: Sequence[Run], protocol_name: str | None = None, *, group: str = "dataset", published: str | None = None
+) -> Table:
     """Arrange runs into their protocol's table.
 
     Args:
         runs: finished runs.
         protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
+        group: "dataset" for a block per data set, "metric" for the papers' layout: a block per metric (few-shot: per
+            number of shots) with the data sets as columns; where the data sets are columns anyway it changes nothing.
+        published: which published rows to add, one of `published_rows.CHOICES`; None for none.
 
     Raises:
         ResultsError: runs of another protocol, or two runs with nothing to tell them apart.
@@ -78,26 +44,33 @@ def build_table(runs: Sequence[Run], protocol_name: str | None = None) -> Table:
     protocol = PROTOCOLS[protocol_name]
     methods = group_methods(runs, protocol)
     columns_by_title = blocks_of(protocol, runs)
-    blocks = [_block(title, columns, methods) for title, columns in columns_by_title.items()]
-    if protocol.columns_by == "dataset":
-        blocks = [_with_average_column(blocks[0], source_datasets(runs))]
+    by_dataset = protocol.columns_by != "dataset"
+    blocks = [_block(title, columns, methods, by_dataset) for title, columns in columns_by_title.items()]
+    sources = source_datasets(runs)
+    if not by_dataset:
+        blocks = [_with_average_column(blocks[0], sources)]
     elif len(blocks) > 1:
         blocks.append(_average_block(blocks, next(iter(columns_by_title.values())), methods))
-    return Table(
-        protocol_name,
-        protocol.title,
-        tuple(blocks),
-        (*_counting_legend(), *protocol.legend, *_runs_legend(runs, methods, protocol)),
-        tuple(warnings_about(methods, columns_by_title)),
-    )
+    legend = [*_counting_legend(), *protocol.legend, *_runs_legend(runs, methods, protocol)]
+    if published is not None:
+        targets = {run.dataset for run in runs} - sources
+        blocks, notes = published_rows.with_published(
+            blocks, protocol_name, protocol, datasets=targets, choice=published
+        )
+        legend += notes
+    if group == "metric" and by_dataset:
+        blocks = turned(blocks)
+    warnings = warnings_about(methods, columns_by_title)
+    return Table(protocol_name, protocol.title, tuple(blocks), tuple(legend), tuple(warnings))
 
 
-def _block(title: str, columns: Sequence[Column], methods: Sequence[Method]) -> Block:
+def _block(title: str, columns: Sequence[Column], methods: Sequence[Method], by_dataset: bool) -> Block:
     rows = []
     for method in methods:
         cells = [_cell([run for run in method.runs if column.covers(run)], column) for column in columns]
         rows.append(Row(method, tuple(_with_harmonic_means(columns, cells))))
-    return Block(title, tuple(column.key for column in columns), tuple(column.label for column in columns), tuple(rows))
+    keys, labels = tuple(column.key for column in columns), tuple(column.label for column in columns)
+    return Block(title, keys, labels, tuple(rows), title if by_dataset else None)
 
 
 def _cell(runs: Sequence[Run], column: Column) -> Summary | None:
@@ -170,9 +143,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-command's arguments."""
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help="default: the one that all runs share")
+    parser.add_argument(
+        "--group",
+        choices=("dataset", "metric"),
+        help="a block per data set, or per metric with the data sets as columns, as papers have it "
+        "(default: metric where there are several data sets)",
+    )
+    parser.add_argument(
+        "--published",
+        nargs="?",
+        const="measured",
+        choices=published_rows.CHOICES,
+        help="add published numbers: of the methods in the table and of BMIP, or all that are known (default: none)",
+    )
     parser.add_argument("--format", choices=sorted(FORMATS), default="md")
-    parser.add_argument("--digits", type=int, default=2, help="decimals in md and latex (default: %(default)s)")
-    parser.add_argument("--output", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument("--digits", type=int, default=2, help="decimals in md, latex and html (default: %(default)s)")
+    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -184,7 +171,11 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if not 0 <= arguments.digits <= 10:
         raise ValueError(f"--digits must be between 0 and 10, got {arguments.digits}")
-    table = build_table(load_runs(arguments.runs), arguments.protocol)
+    if arguments.output is not None:
+        check_target(arguments.output, arguments.force)
+    runs = load_runs(arguments.runs)
+    group = arguments.group or ("metric" if len({run.dataset for run in runs}) > 1 else "dataset")
+    table = build_table(runs, arguments.protocol, group=group, published=arguments.published)
     text = FORMATS[arguments.format](table, arguments.digits)
     # csv has no place for them, and a file is not looked at while it is written
     if arguments.format == "csv" or arguments.output is not None:
@@ -192,15 +183,4 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output is None:
         sys.stdout.write(text)
     else:
-        _replace(arguments.output, text)
-
-
-def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8", newline="")
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+        write_file(arguments.output, text, arguments.force)

@@ -18,12 +18,16 @@ def test_the_command_prints_the_table(runs):
     assert "| CoOp     | 1 (n=1) |" in done.stdout
 
 
-def test_output_goes_to_a_file_and_replaces_it(runs, tmp_path, capsys):
+def test_output_goes_to_a_file_and_replaces_one_only_when_told(runs, tmp_path, capsys):
     runs.add()
     target = tmp_path / "tables" / "table.json"
     target.parent.mkdir()
     target.write_text("old")
-    assert main(["table", "--format", "json", "--output", str(target), str(runs.root)]) == 0
+    command = ["table", "--format", "json", "--output", str(target), str(runs.root)]
+    assert main(command) == 2
+    assert f"{target} exists already: choose another name, or --force" in capsys.readouterr().err
+    assert target.read_text() == "old"
+    assert main([*command, "--force"]) == 0
     assert json.loads(target.read_text())["protocol"] == "open_world"
     assert [path.name for path in target.parent.iterdir()] == ["table.json"]
     assert capsys.readouterr().out == ""
