@@ -1,0 +1,225 @@
+"""The local launcher: one process on each GPU, or on each share of the CPU's cores."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from types import FrameType
+
+from sweeping.jobs import Job
+from sweeping.progress import Progress
+from sweeping.settings import REPOSITORY, SweepError
+from sweeping.state import CONSOLE_FILE, console_tail, forget_failure, is_finished, record_failure
+
+POLL_SECONDS = 0.1
+STOP_SECONDS = 30.0  # for a child to write its checkpoint and end
+CORES_PER_CPU_SLOT = 4
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one process.
+
+    Attributes:
+        gpu: value of CUDA_VISIBLE_DEVICES; "" hides all GPUs.
+        threads: OMP_NUM_THREADS.
+    """
+
+    gpu: str
+    threads: int
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the process."""
+        threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        return {**os.environ, **threads, "CUDA_VISIBLE_DEVICES": self.gpu}
+
+
+def slots_for(gpus: Sequence[str] | None, count: int | None) -> list[Slot]:
+    """The slots of this machine; the cores are shared out evenly.
+
+    Args:
+        gpus: ids to use; None for all that are visible, empty for none.
+        count: slots in all; default one per GPU, or one per four cores without a GPU.
+
+    Raises:
+        SweepError: no slot at all.
+    """
+    gpus = visible_gpus() if gpus is None else list(gpus)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (len(gpus) or max(1, cores // CORES_PER_CPU_SLOT)) if count is None else count
+    if count < 1:
+        raise SweepError(f"--slots {count}: at least one process must run")
+    threads = max(1, cores // count)
+    return [Slot(gpus[index % len(gpus)] if gpus else "", threads) for index in range(count)]
+
+
+def visible_gpus() -> list[str]:
+    """Ids of the GPUs that this process may use, without loading torch."""
+    if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
+        return [gpu for gpu in given.split(",") if gpu.strip() not in ("", "-1")]
+    if shutil.which("nvidia-smi") is None:
+        return []
+    listed = subprocess.run(
+        ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, check=False
+    )
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+@dataclass
+class Stop:
+    """Whether to stop, and how hard; set by signals."""
+
+    signal: int = 0
+    at_once: bool = False
+
+    def request(self, number: int, _frame: FrameType | None = None) -> None:
+        """A first signal asks for an end, a second one for an end at once."""
+        self.at_once, self.signal = self.signal != 0, number
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """SIGINT and SIGTERM come here while the context lasts."""
+        before = {number: signal.signal(number, self.request) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+@dataclass
+class LocalLauncher:
+    """Works off a queue on this machine.
+
+    Attributes:
+        slots: where processes run.
+        progress: is told what happens.
+        stop: is asked whether to go on.
+        foreground: processes write to the terminal instead of into a file.
+    """
+
+    slots: Sequence[Slot]
+    progress: Progress
+    stop: Stop
+    foreground: bool = False
+    _children: dict[int, tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=dict)
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Run the jobs in order, each after the one that it needs; returns when all ended or a stop was asked for."""
+        waiting = list(jobs)
+        try:
+            while (waiting or self._children) and not self.stop.signal:
+                self._collect()
+                self._fill(waiting)
+                self.progress.tick()
+                time.sleep(POLL_SECONDS)
+        finally:
+            self._end_children()
+
+    def _fill(self, waiting: list[Job]) -> None:
+        """Start ready jobs in free slots; jobs that can never be ready fail."""
+        for job in list(waiting):
+            blocked = self._blocked(job, waiting)
+            if blocked is True:
+                continue
+            free = [index for index in range(len(self.slots)) if index not in self._children]
+            if blocked:
+                waiting.remove(job)
+                self.progress.fail(job, blocked)
+            elif free:
+                waiting.remove(job)
+                self._start(job, free[0])
+
+    def _blocked(self, job: Job, waiting: Sequence[Job]) -> bool | str:
+        """False: ready; True: what it needs is under way; a text: what it needs will not come."""
+        if job.needs is None or is_finished(job.needs):
+            return False
+        under_way = [*waiting, *(other for other, _ in self._children.values())]
+        if any(other.folder == job.needs for other in under_way):
+            return True
+        return f"needs the run in {job.needs}, which is not finished"
+
+    def _start(self, job: Job, index: int) -> None:
+        forget_failure(job)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            output = None if self.foreground else stack.enter_context((job.folder / CONSOLE_FILE).open("wb"))
+            child = subprocess.Popen(
+                job.command(sys.executable),
+                cwd=REPOSITORY,
+                env=self.slots[index].environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                start_new_session=True,  # Ctrl-C on the terminal is for the sweep, which ends its children itself
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+        self._children[index] = (job, child)
+        self.progress.start(job)
+
+    def _collect(self) -> None:
+        """Take note of the processes that ended."""
+        for index, (job, child) in list(self._children.items()):
+            status = child.poll()
+            if status is None:
+                continue
+            del self._children[index]
+            reason = failure_reason(job, status)
+            if reason is None:
+                self.progress.finish(job)
+            else:
+                record_failure(job, reason)
+                self.progress.fail(job, reason)
+
+    def _end_children(self) -> None:
+        """End what still runs: first politely, then, after a while or a second signal, by force."""
+        self._signal_all(signal.SIGTERM)
+        deadline = time.monotonic() + STOP_SECONDS
+        while self._alive() and time.monotonic() < deadline and not self.stop.at_once:
+            time.sleep(POLL_SECONDS)
+        self._signal_all(signal.SIGKILL)
+        for job, child in self._children.values():
+            child.wait()
+            # one that finished in the meantime is finished
+            (self.progress.finish if is_finished(job.folder) else self.progress.drop)(job)
+        self._children.clear()
+
+    def _alive(self) -> bool:
+        return any(child.poll() is None for _, child in self._children.values())
+
+    def _signal_all(self, number: int) -> None:
+        for _, child in self._children.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, number)  # the loader's workers, too
+
+
+def failure_reason(job: Job, status: int) -> str | None:
+    """Why a process that ended did not finish its job; None when it did."""
+    if status == 0 and is_finished(job.folder):
+        return None
+    if status == 0:
+        return "ended without results"
+    ending = f"killed by {_signal_name(-status)}" if status < 0 else f"exit status {status}"
+    errors = [line for line in console_tail(job.folder) if line.startswith("error:")]
+    return f"{ending}, {errors[-1]}" if errors else ending
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def _end_with_parent() -> None:
+    """In the child: be ended when the sweep dies, however it dies, so that no run goes on unseen beside its retry."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
