@@ -25,6 +25,10 @@ CLASS_SPLITS = ("base", "new", "all")
 cfg_default.TEST.CLASS_SPLITS = ()
 # Protocol that a run belongs to, for the tables; empty: what its class splits amount to.
 cfg_default.TEST.PROTOCOL = ""
+# Registered name of the data set that the weights were trained on, in protocols that test on others; empty: this one.
+cfg_default.TEST.SOURCE_DATASET = ""
+# Name of what a run changes in its setting (an ablation, a grid); empty: nothing. Becomes part of the setting's name.
+cfg_default.TEST.VARIANT = ""
 
 
 def check_class_splits(splits: Sequence[str]) -> tuple[str, ...]:

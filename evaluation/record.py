@@ -29,8 +29,9 @@ def build_record(
     return {
         "protocol": cfg.TEST.PROTOCOL or guess_protocol(train_classes_of(cfg), splits),
         "trainer": cfg.TRAINER.NAME,
-        "setting": Path(config_file).stem if config_file else "defaults",
+        "setting": "_".join(filter(None, (Path(config_file).stem if config_file else "defaults", cfg.TEST.VARIANT))),
         "dataset": cfg.DATASET.NAME,
+        **({"source_dataset": cfg.TEST.SOURCE_DATASET} if cfg.TEST.SOURCE_DATASET else {}),
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "seed": cfg.SEED,
         "init_seed": cfg.MODEL.INIT_SEED if cfg.MODEL.get("INIT_SEED", -1) >= 0 else cfg.SEED,
