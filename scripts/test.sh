@@ -1,15 +1,22 @@
 #!/usr/bin/env bash
 # Set up, check the style and run all tests. Fast, on the CPU, without a network.
 #
-# Usage: scripts/test.sh [PYTEST ARGUMENTS]
+# Usage: scripts/test.sh [--dry-run] [PYTEST ARGUMENTS]
+#   --dry-run  print the commands only
+# Environment: WORKERS=2, the number of pytest processes.
 
+# shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
 
+step() { # command: run it, or print it
+    "$@"
+}
 case "${1:-}" in
     -h | --help) usage; exit 0 ;;
+    --dry-run) step() { show "$@"; }; shift ;;
 esac
-bash scripts/setup.sh --dev
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-"$PYTHON" -m ruff check --quiet .
-"$PYTHON" -m ruff format --check --quiet .
-"$PYTHON" -m pytest -n "${WORKERS:-2}" "$@"
+step bash scripts/setup.sh --dev
+step "$PYTHON" -m ruff check --quiet .
+step "$PYTHON" -m ruff format --check --quiet .
+step "$PYTHON" -m pytest -n "${WORKERS:-2}" "$@"
