@@ -1,0 +1,188 @@
+"""Where every data set comes from: `sources.json` read into types, one `DatasetInfo` per data set.
+
+The table holds folders, counts, licence, and for each file its mirrors, size and checksums. What is not known is absent
+there and None here, and such a download is called "not verified". To add a mirror, add its address to the table.
+"""
+
+import difflib
+import json
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+TABLE = Path(__file__).with_name("sources.json")
+
+
+class UnknownDatasetError(ValueError):
+    """A name that no data set has."""
+
+
+@dataclass(frozen=True)
+class Mirror:
+    """One place to get a file from.
+
+    Attributes:
+        url: `https://...` or `http://...`; `gdrive:ID` for Google Drive; `root:PATH` for a file under the data root.
+        size: bytes; None if unknown.
+        sha256, md5: checksums; None if unknown.
+    """
+
+    url: str
+    size: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
+
+    @property
+    def verified(self) -> bool:
+        """Whether a checksum is known."""
+        return bool(self.sha256 or self.md5)
+
+    @property
+    def scheme(self) -> str:
+        """http, https, gdrive or root."""
+        return self.url.partition(":")[0]
+
+    @property
+    def rest(self) -> str:
+        """What follows the scheme: for gdrive the file's id, for root its path."""
+        return self.url.partition(":")[2]
+
+    @property
+    def page(self) -> str:
+        """The address to open in a browser."""
+        return f"https://drive.google.com/file/d/{self.rest}/view" if self.scheme == "gdrive" else self.url
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file to download.
+
+    Attributes:
+        file: its name.
+        mirrors: where to get it, tried in order.
+        provides: names in the data set's folder that are there afterwards; a source whose names all exist is skipped.
+        archive: it is unpacked; otherwise it is the one name it provides.
+        split: it is the split file, whose content is checked.
+        inside: folder in the archive whose content goes to the data set's folder.
+        nested: an archive in the archive, which is unpacked in place of the outer one.
+        renames: names in `inside` that become others.
+        optional: what it is needed for, if training and testing do without it.
+    """
+
+    file: str
+    mirrors: tuple[Mirror, ...]
+    provides: tuple[str, ...] = ()
+    archive: bool = True
+    split: bool = False
+    inside: str = ""
+    nested: str = ""
+    renames: tuple[tuple[str, str], ...] = ()
+    optional: str = ""
+
+    @property
+    def size(self) -> int | None:
+        """Bytes, as the first mirror that knows says."""
+        return next((mirror.size for mirror in self.mirrors if mirror.size), None)
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What is known of a data set.
+
+    Attributes:
+        name: as in DATASET.NAME.
+        folder: its folder under the data root.
+        classes: number of classes.
+        images: number of images that its parts use together.
+        counts: images in train, val and test; None where no fixed number is expected.
+        licence: as its authors state it; "see source" where that is not certain.
+        homepage: the authors' page.
+        folders: the folders with images, and the least number of entries in each.
+        split: name of the split file; empty if the layout itself is the split.
+        sources: what `download` fetches.
+        bundle: one archive of the whole data set, for when an image archive cannot be had.
+        by_hand: what to do by hand where a licence forbids to fetch the images; "{folder}" stands for the folder.
+    """
+
+    name: str
+    folder: str
+    classes: int
+    images: int
+    counts: tuple[int | None, int | None, int | None]
+    licence: str
+    homepage: str
+    folders: tuple[tuple[str, int], ...]
+    split: str = ""
+    sources: tuple[Source, ...] = ()
+    bundle: Source | None = None
+    by_hand: str = ""
+
+    @property
+    def download_size(self) -> int | None:
+        """Bytes of all sources whose size is known; the bundle's where none is; None if that is not known either."""
+        sizes = [source.size for source in self.sources if source.size and not source.optional]
+        if self.by_hand:
+            return None
+        return sum(sizes) if sizes else self.bundle.size if self.bundle else None
+
+
+@lru_cache(maxsize=1)
+def known_datasets() -> dict[str, DatasetInfo]:
+    """The table, by name."""
+    rows = json.loads(TABLE.read_text(encoding="utf-8"))["datasets"]
+    return {row["name"]: read_dataset(row) for row in rows}
+
+
+def read_dataset(row: dict[str, Any]) -> DatasetInfo:
+    """One data set of the table."""
+    return DatasetInfo(
+        **{
+            **row,
+            "counts": tuple(row["counts"]),
+            "folders": tuple(row["folders"].items()),
+            "sources": tuple(read_source(source) for source in row.get("sources", [])),
+            "bundle": read_source(row["bundle"]) if "bundle" in row else None,
+            "by_hand": "\n".join(row.get("by_hand", [])),
+        }
+    )
+
+
+def read_source(row: dict[str, Any]) -> Source:
+    """One file of the table; its size and checksums are those of every mirror that does not state its own."""
+    fields = dict(row)
+    common = {key: fields.pop(key) for key in ("size", "sha256", "md5") if key in fields}
+    mirrors = tuple(
+        Mirror(mirror, **common) if isinstance(mirror, str) else Mirror(**mirror) for mirror in fields.pop("mirrors")
+    )
+    fields["archive"] = fields.get("archive", not fields.get("split", False))
+    fields["provides"] = tuple(fields.get("provides", ()))
+    fields["renames"] = tuple(fields.get("renames", {}).items())
+    return Source(mirrors=mirrors, **fields)
+
+
+def find_name(name: str, names: list[str]) -> str:
+    """The data set that is meant: its name, its name in another case, or the name of its folder.
+
+    Raises:
+        UnknownDatasetError: none is; the message names the nearest ones.
+    """
+    by_key = {info.folder.lower(): info.name for info in known_datasets().values() if info.name in names}
+    by_key |= {known.lower(): known for known in names}
+    if name in names:
+        return name
+    if name.lower() in by_key:
+        return by_key[name.lower()]
+    near = [by_key[key] for key in difflib.get_close_matches(name.lower(), by_key, n=3, cutoff=0.5)]
+    meant = f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
+    raise UnknownDatasetError(f"no data set is called {name!r}.{meant} Known: {', '.join(sorted(names))}")
+
+
+def readable_size(size: int | None) -> str:
+    """Bytes with a unit, as in "1.3 GB"; "?" if unknown."""
+    if size is None:
+        return "?"
+    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
+    while value >= 1000 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if value >= 10 or units[0] == "B" else f"{value:.1f} {units[0]}"
