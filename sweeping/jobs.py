@@ -11,11 +11,11 @@ from sweeping.protocols import PROTOCOLS, UNTRAINED, Protocol
 from sweeping.settings import (
     BUNDLED_ROOT,
     REPOSITORY,
+    Setting,
     SweepError,
     dataset_file,
-    default_setting,
     is_bundled,
-    published_options,
+    published_setting,
     registered_name,
     setting_file,
 )
@@ -166,15 +166,17 @@ class _Builder:
             yield self._job(self.protocol, dataset, tests_only=True)
 
     def _job(self, protocol: Protocol, dataset: str, tests_only: bool) -> Job:
-        name, _, setting = self.trainer.partition("=")
-        # what is tested was trained on the source: its model and setting are the ones to use
-        bundled = is_bundled(protocol.source or dataset)
-        chosen = setting or default_setting(name, protocol, bundled)
-        setting_path, dataset_path = setting_file(name, chosen), dataset_file(dataset)
+        name, _, own = self.trainer.partition("=")
+        # what is tested was trained on the source: its setting is the one to use
+        setting = (
+            Setting(own, own) if own else published_setting(name, protocol, protocol.source or dataset, self.shots)
+        )
+        setting_path, dataset_path = setting_file(name, setting.file), dataset_file(dataset)
+        called = "_".join(filter(None, (setting.name, self.variation.name)))
         labels = {
             "protocol": protocol.name,
             "trainer": name,
-            "setting": "_".join(filter(None, (chosen, self.variation.name))),
+            "setting": called,
             "dataset": dataset_path.stem,
             "shots": self.shots,
             "seed": self.seed,
@@ -182,7 +184,6 @@ class _Builder:
         }
         folder = self.plan.output / protocol.layout.format(**labels)
         needs = self.plan.output / protocol.weights_layout.format(**labels) if tests_only else None
-        published = () if setting or bundled else published_options(name, protocol.setting_suffix, dataset, self.shots)
         arguments = (
             *("--root", self._root(dataset), "--seed", str(self.seed), "--trainer", name),
             *("--config-file", _relative(setting_path), "--dataset-config-file", _relative(dataset_path)),
@@ -192,10 +193,10 @@ class _Builder:
             *("DATASET.NUM_SHOTS", str(self.shots), "DATASET.SUBSAMPLE_CLASSES", protocol.train_classes),
             *("TEST.CLASS_SPLITS", str(protocol.splits), "TEST.PROTOCOL", protocol.name),
             *(("TEST.SOURCE_DATASET", registered_name(protocol.source)) if protocol.source else ()),
-            *(("TEST.VARIANT", self.variation.name) if self.variation.name else ()),
-            *(*published, *self.variation.options, *self.plan.options),
+            *(("TEST.SETTING", called) if called != setting.file else ()),
+            *(*self.variation.options, *self.plan.options),
         )
-        return Job(name, labels["setting"], labels["dataset"], self.shots, self.seed, folder, arguments, needs)
+        return Job(name, called, labels["dataset"], self.shots, self.seed, folder, arguments, needs)
 
     def _root(self, dataset: str) -> str:
         if self.plan.root:

@@ -54,8 +54,12 @@ class Progress:
 
     def finish(self, job: Job) -> None:
         """The job is done."""
-        seconds = time.monotonic() - self.running.pop(job.folder)
         self.finished.add(job.folder)
+        began = self.running.pop(job.folder, None)
+        if began is None:
+            self.line(f"finished {job.label}")
+            return
+        seconds = time.monotonic() - began
         self._seconds[_kind(job)].append(seconds)
         self.line(f"finished {job.label} ({duration(seconds)})")
 

@@ -58,9 +58,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
     "open_world": Protocol(
         "open_world", "Open-world generalization", train_classes="base", splits=("base", "new", "all")
     ),
-    "base_to_new": Protocol(
-        "base_to_new", "Base-to-new generalization", train_classes="base", splits=("base", "new")
-    ),
+    "base_to_new": Protocol("base_to_new", "Base-to-new generalization", train_classes="base", splits=("base", "new")),
     "base2new_train": Protocol(
         "base_to_new",
         "Base-to-new generalization, training",
@@ -76,9 +74,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
         layout=COOP_TEST_LAYOUT,
         weights_layout=COOP_TRAIN_LAYOUT,
     ),
-    "few_shot": Protocol(
-        "few_shot", "Few-shot classification", shots=(1, 2, 4, 8, 16), setting_suffix="_few_shot"
-    ),
+    "few_shot": Protocol("few_shot", "Few-shot classification", shots=(1, 2, 4, 8, 16), setting_suffix="_few_shot"),
     "cross_dataset": Protocol(
         "cross_dataset",
         "Cross-dataset transfer",

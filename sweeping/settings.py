@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -14,14 +15,34 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 DATASET_CONFIGS = REPOSITORY / "configs" / "datasets"
 TRAINER_CONFIGS = REPOSITORY / "configs" / "trainers"
 BUNDLED_ROOT = "assets"
+# What transfer is trained on in place of ImageNet; its other drawing styles are files of its name and more.
+BUNDLED_SOURCE = "emoji_kinds"
 
 # Where several settings fit, the one the published tables were made with; by the suffix of the protocol's settings.
 PREFERRED = {
-    ("CoOp", ""): "vit_b16_ep50",
+    ("CoOp", ""): "vit_b16_ctxv1",
+    ("CoOp", "_cross_datasets"): "vit_b16_ctxv1",
     ("CoOp", "_few_shot"): "vit_b16",
-    ("CoOp", "_cross_datasets"): "vit_b16_ep50",
+    ("CoCoOp", ""): "vit_b16_c4_ep10_batch1_ctxv1",
+    ("CoCoOp", "_cross_datasets"): "vit_b16_c4_ep10_batch1_ctxv1",
+    ("CoCoOp", "_few_shot"): "vit_b16_c4_ep10_batch1_ctxv1",
     ("IVLP", ""): "vit_b16_c2_ep5_batch4_2+2ctx",
+    ("IVLP", "_cross_datasets"): "vit_b16_c2_ep5_batch4_2+2ctx",
+    ("IVLP", "_few_shot"): "vit_b16_c2_ep5_batch4_2+2ctx",
 }
+# Data sets on which PromptSRC's few-shot setting averages its prompts over other epochs.
+GPA45 = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting as the tables call it, and the file that one of its runs reads.
+
+    They differ where a method's authors train differently per data set or number of shots: that is one row of a table.
+    """
+
+    name: str
+    file: str
 
 
 class SweepError(ValueError):
@@ -36,6 +57,30 @@ def is_bundled(dataset: str) -> bool:
 def bundled_datasets() -> tuple[str, ...]:
     """The bundled data sets that are there, by config name."""
     return tuple(sorted(path.stem for path in DATASET_CONFIGS.glob("*.yaml") if is_bundled(path.stem)))
+
+
+def bundled_plan(protocol: Protocol, source: str) -> tuple[tuple[str, ...], str]:
+    """The bundled data sets that stand in for a protocol's, and the one to train on ("" where each trains its own).
+
+    Args:
+        protocol: which experiment.
+        source: the data set that the user wants to train on; "": the bundled one made for it.
+
+    Raises:
+        SweepError: a transfer protocol without the bundled data it needs.
+    """
+    there = bundled_datasets()
+    if not protocol.source:
+        return there, ""
+    source = source or BUNDLED_SOURCE
+    styles = tuple(name for name in there if name.startswith(f"{source}_"))
+    targets = styles if protocol.name == "domain_generalization" else ("digits",)
+    if source not in there or not targets:
+        raise SweepError(
+            f"{protocol.name} on bundled data needs configs/datasets/{source}.yaml and data sets to test on, which are "
+            "not there: give real data with --root and --datasets"
+        )
+    return (source, *targets), source
 
 
 def dataset_file(dataset: str) -> Path:
@@ -106,8 +151,9 @@ def default_setting(trainer: str, protocol: Protocol, bundled: bool) -> str:
     prefix = "tiny" if bundled else "vit_b16"
     pool = [name for name in names if name.startswith("tiny") == bundled]
     pool = [name for name in pool if name.startswith(prefix)] or pool
-    own = [name for name in pool if protocol.setting_suffix and name.endswith(protocol.setting_suffix)]
-    return _only(trainer, own or [name for name in pool if not name.endswith(SETTING_SUFFIXES)], prefix)
+    own = [name for name in pool if protocol.setting_suffix and protocol.setting_suffix in name]
+    others = [name for name in pool if not any(suffix in name for suffix in SETTING_SUFFIXES)]
+    return _only(trainer, own or others, prefix)
 
 
 def _only(trainer: str, candidates: Sequence[str], prefix: str) -> str:
@@ -120,20 +166,32 @@ def _only(trainer: str, candidates: Sequence[str], prefix: str) -> str:
     raise SweepError(f"{trainer} has no setting {prefix}*: write configs/trainers/{trainer}/{prefix}_....yaml")
 
 
-def published_options(trainer: str, suffix: str, dataset: str, shots: int) -> tuple[str, ...]:
-    """What a method's authors change per data set or number of shots, as KEY VALUE pairs.
+def published_setting(trainer: str, protocol: Protocol, dataset: str, shots: int) -> Setting:
+    """The setting to run where the user names none, with the file for this data set and number of shots.
 
-    CoOp's few-shot curve trains 50 epochs at one shot and on ImageNet, 100 at two and four, 200 above. PromptSRC's
-    averages its prompts over other epochs on five of the data sets.
+    Args:
+        trainer: a folder under configs/trainers.
+        protocol: which experiment.
+        dataset: config name of the data set trained on.
+        shots: images per class.
+
+    Raises:
+        SweepError: none fits, or several do.
     """
-    if suffix != "_few_shot":
-        return ()
-    if trainer == "CoOp":
-        epochs = 50 if shots == 1 or dataset == "imagenet" else 100 if shots <= 4 else 200
-        return ("OPTIM.MAX_EPOCH", str(epochs))
-    if trainer == "PromptSRC" and dataset in ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat"):
-        return ("TRAINER.PROMPTSRC.GPA_MEAN", "45.0", "TRAINER.PROMPTSRC.GPA_STD", "5.0")
-    return ()
+    name = default_setting(trainer, protocol, is_bundled(dataset))
+    own = f"{name}_{dataset}"
+    if trainer == "CoOp" and not is_bundled(dataset):
+        return Setting(name, _coop_file(name, protocol, dataset, shots))
+    if trainer == "PromptSRC" and name.endswith("_few_shot") and dataset in GPA45:
+        own = f"{name}_gpa45"
+    return Setting(name, own if own in settings_of(trainer) else name)
+
+
+def _coop_file(name: str, protocol: Protocol, dataset: str, shots: int) -> str:
+    """CoOp trains 200 epochs; 50 on ImageNet; in few-shot curves 50 at one shot and 100 at two and four."""
+    shots = shots if protocol.name == "few_shot" else 16
+    short = "_ep50" if dataset == "imagenet" or shots == 1 else "_ep100" if shots <= 4 else ""
+    return name.replace("vit_b16", f"vit_b16{short}", 1)
 
 
 def _shown(path: Path) -> str:

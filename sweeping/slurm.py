@@ -1,0 +1,306 @@
+"""The Slurm launcher: a job array through submitit; jobs that reach their time limit are requeued and resume.
+
+Slurm signals a job before its time is up; the run is ended, the job goes back into the queue, and train.py goes on
+from its last checkpoint. Needs `pip install submitit` where the sweep is started and where the jobs run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sweeping.jobs import Job
+from sweeping.local import Stop, failure_reason
+from sweeping.progress import Progress
+from sweeping.settings import REPOSITORY, SweepError
+from sweeping.state import CONSOLE_FILE, earlier_failure, forget_failure, is_finished, record_failure
+
+JOB_FILE = "slurm_job.txt"
+SUBMITIT_FOLDER = ".slurm"
+END_SECONDS = 60  # for a run to end once its job is told to
+REQUEUES = 50  # a run that resumes may reach its time limit often
+POLL_SECONDS = 5.0
+# How long a job that left the queue may take until its files are seen here (network file systems).
+FILES_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class SlurmOptions:
+    """What every job asks Slurm for.
+
+    Attributes:
+        minutes: time limit.
+        gpus, cpus: per job.
+        partition: "" for the cluster's default.
+        parallel: jobs of the array that may run at once.
+        extra: other sbatch parameters, as submitit names them.
+        wait: watch the jobs until they end.
+    """
+
+    minutes: int = 240
+    gpus: int = 1
+    cpus: int = 8
+    partition: str = ""
+    parallel: int = 256
+    extra: Mapping[str, str] = field(default_factory=dict)
+    wait: bool = True
+
+    @staticmethod
+    def add_arguments(group: Any) -> None:
+        """Declare the options on an argparse group."""
+        group.add_argument("--time-limit", type=int, default=240, metavar="MINUTES", help="default: %(default)s")
+        group.add_argument("--job-gpus", type=int, default=1, metavar="N", help="per job; default: %(default)s")
+        group.add_argument("--job-cpus", type=int, default=8, metavar="N", help="per job; default: %(default)s")
+        group.add_argument("--partition", default="", help="default: the cluster's")
+        group.add_argument("--parallel", type=int, default=256, metavar="N", help="jobs at once; default: %(default)s")
+        group.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="mem=16G, account=..., qos=...")
+        group.add_argument("--no-wait", action="store_true", help="submit and return; the same command watches")
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> SlurmOptions:
+        """The options of a command line.
+
+        Raises:
+            SweepError: a parameter without a value.
+        """
+        wrong = [text for text in args.slurm if "=" not in text]
+        if wrong:
+            raise SweepError(f"--slurm {wrong[0]!r}: write KEY=VALUE")
+        extra = dict(text.split("=", 1) for text in args.slurm)
+        return cls(
+            args.time_limit, args.job_gpus, args.job_cpus, args.partition, args.parallel, extra, not args.no_wait
+        )
+
+    def parameters(self, cluster: str) -> dict[str, Any]:
+        """As submitit's executors take them."""
+        common = {"timeout_min": self.minutes, "name": "sweep", "cpus_per_task": self.cpus}
+        if self.gpus:
+            common["gpus_per_node"] = self.gpus
+        if cluster != "slurm":
+            return common
+        slurm = {"slurm_array_parallelism": self.parallel, "slurm_use_srun": True}
+        if self.partition:
+            slurm["slurm_partition"] = self.partition
+        return common | slurm | {f"slurm_{key}": value for key, value in self.extra.items()}
+
+
+class Chain:
+    """Runs that one Slurm job does one after another: a run, and the tests of the weights that it trains.
+
+    Args:
+        jobs: in order.
+        threads: OMP_NUM_THREADS of each.
+    """
+
+    def __init__(self, jobs: Sequence[Job], threads: int) -> None:
+        self.jobs, self.threads = tuple(jobs), threads
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_child": None}
+
+    def __call__(self) -> int:
+        """Run what is not finished; returns the number of runs that are.
+
+        Raises:
+            RuntimeError: a run failed.
+        """
+        for job in self.jobs:
+            if not is_finished(job.folder):
+                self._run(job)
+        return len(self.jobs)
+
+    def checkpoint(self) -> Any:
+        """Called by submitit when the job's time is nearly up: end the run and ask for the job to be queued again."""
+        import submitit
+
+        if self._child is not None:
+            self._child.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._child.wait(END_SECONDS)
+        return submitit.helpers.DelayedSubmission(self)
+
+    def _run(self, job: Job) -> None:
+        forget_failure(job)
+        job.folder.mkdir(parents=True, exist_ok=True)
+        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+        with (job.folder / CONSOLE_FILE).open("ab") as console:
+            self._child = subprocess.Popen(
+                job.command(sys.executable),
+                cwd=REPOSITORY,
+                env=environment,
+                stdin=subprocess.DEVNULL,
+                stdout=console,
+                stderr=subprocess.STDOUT,
+            )
+            status = self._child.wait()
+        if status < 0:
+            # Slurm's warning reaches the run and this process at about the same time; it is no failure
+            time.sleep(2)
+        reason = failure_reason(job, status)
+        if reason is not None:
+            record_failure(job, reason)
+            raise RuntimeError(f"{job.label}: {reason}")
+
+
+def chains_of(jobs: Sequence[Job], threads: int) -> list[Chain]:
+    """Jobs with those that need them; what needs a finished run stands alone."""
+    groups: dict[Path, list[Job]] = {}
+    for job in jobs:
+        groups.setdefault(job.needs if job.needs in groups else job.folder, []).append(job)
+    return [Chain(group, threads) for group in groups.values()]
+
+
+class SlurmLauncher:
+    """Submits a queue and watches it.
+
+    Args:
+        options: what jobs ask for.
+        progress: is told what happens.
+        stop: is asked whether to go on watching; the jobs go on by themselves.
+        output: folder of the runs; submitit's files go into a folder in it.
+        cluster: submitit's name for where jobs run: "slurm", or "local" to try it out without one.
+    """
+
+    def __init__(
+        self, options: SlurmOptions, progress: Progress, stop: Stop, output: Path, cluster: str = "slurm"
+    ) -> None:
+        self.options, self.progress, self.stop = options, progress, stop
+        self.output, self.cluster = output, cluster
+        self._gone: dict[str, float] = {}
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Submit the jobs that no earlier call has in the queue, and watch until all ended or a stop is asked for.
+
+        Raises:
+            SweepError: submitit or Slurm is missing, or refuses.
+        """
+        ready = [job for job in jobs if self._may_run(job, jobs)]
+        chains = chains_of(ready, self.options.cpus)
+        queued = self._queue_states() if self.cluster == "slurm" else {}
+        new = [chain for chain in chains if _job_id(chain.jobs[0]) not in queued]
+        handles = self._submit(new) if new else {}
+        watched = {_job_id(chain.jobs[0]): chain for chain in chains}
+        if not watched:
+            return
+        self.progress.line(f"{len(new)} jobs submitted, {len(chains) - len(new)} were queued before")
+        self.progress.line(f"scancel {' '.join(sorted({name.partition('_')[0] for name in watched}))} cancels them")
+        while self.options.wait and watched and not self.stop.signal:
+            self._look_at(watched, handles)
+            self.progress.tick()
+            self._pause()
+
+    def _may_run(self, job: Job, jobs: Sequence[Job]) -> bool:
+        """Whether the weights that a job tests exist or will."""
+        if job.needs is None or is_finished(job.needs) or any(other.folder == job.needs for other in jobs):
+            return True
+        self.progress.fail(job, f"needs the run in {job.needs}, which is not finished")
+        return False
+
+    def _submit(self, chains: Sequence[Chain]) -> dict[str, Any]:
+        """Submit one array; returns submitit's handles by job id."""
+        # train.py and submitit take the same warning
+        os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
+        try:
+            import submitit
+        except ImportError as error:
+            raise SweepError("--launcher slurm needs submitit: pip install submitit") from error
+        more = {f"{self.cluster}_max_num_timeout": REQUEUES} if self.cluster == "slurm" else {}
+        try:
+            executor = submitit.AutoExecutor(self.output / SUBMITIT_FOLDER / "%j", cluster=self.cluster, **more)
+            executor.update_parameters(**self.options.parameters(self.cluster))
+            for chain in chains:
+                for job in chain.jobs:
+                    forget_failure(job)
+            with executor.batch():
+                submitted = [executor.submit(chain) for chain in chains]
+        except (RuntimeError, submitit.core.utils.FailedJobError, NameError) as error:
+            raise SweepError(f"Slurm did not take the jobs: {error}") from error
+        for chain, handle in zip(chains, submitted, strict=True):
+            for job in chain.jobs:
+                job.folder.mkdir(parents=True, exist_ok=True)
+                (job.folder / JOB_FILE).write_text(handle.job_id + "\n", encoding="utf-8")
+        return {handle.job_id: handle for handle in submitted}
+
+    def _look_at(self, watched: dict[str, Chain], handles: Mapping[str, Any]) -> None:
+        """Tell the progress view what has changed; ended jobs are watched no more."""
+        states = self._states(watched, handles)
+        for name, chain in list(watched.items()):
+            self._settle(chain, states.get(name))
+            if name in states:
+                self._gone.pop(name, None)
+            elif self._settled(chain) or self._gone_for(name) > FILES_SECONDS:
+                del watched[name]
+                self._give_up(chain)
+
+    def _states(self, watched: Mapping[str, Chain], handles: Mapping[str, Any]) -> dict[str, str]:
+        if self.cluster == "slurm":
+            return self._queue_states()
+        return {name: "RUNNING" for name in watched if name in handles and not handles[name].done()}
+
+    def _queue_states(self) -> dict[str, str]:
+        """State of every job of this user that Slurm has not done with, by id."""
+        command = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T"]
+        try:
+            listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        except FileNotFoundError as error:
+            raise SweepError(
+                "--launcher slurm: there is no squeue on this machine; start the sweep on a login node"
+            ) from error
+        except subprocess.CalledProcessError as error:
+            raise SweepError(f"squeue failed: {error.stderr.strip()}") from error
+        ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
+        return dict(pair for line in listed.splitlines() if (pair := line.split())[1] not in ended)
+
+    def _settle(self, chain: Chain, state: str | None) -> None:
+        """Take note of a chain's finished, failed and running jobs."""
+        for job in chain.jobs:
+            if job.folder in self.progress.finished or job.folder in self.progress.failures:
+                continue
+            if is_finished(job.folder):
+                self.progress.finish(job)
+            elif (reason := earlier_failure(job)) is not None:
+                self.progress.fail(job, reason)
+            elif state == "RUNNING" and job.folder not in self.progress.running:
+                self.progress.start(job)
+                return
+            elif state is not None and state != "RUNNING":
+                self.progress.drop(job)  # waiting, or back in the queue
+                return
+            else:
+                return
+
+    def _settled(self, chain: Chain) -> bool:
+        known = self.progress.finished | self.progress.failures.keys()
+        return all(job.folder in known for job in chain.jobs)
+
+    def _gone_for(self, name: str) -> float:
+        return time.monotonic() - self._gone.setdefault(name, time.monotonic())
+
+    def _give_up(self, chain: Chain) -> None:
+        """The job has ended: what it has not finished has failed."""
+        for job in chain.jobs:
+            if job.folder not in self.progress.finished and job.folder not in self.progress.failures:
+                self.progress.fail(job, f"its Slurm job {_job_id(job)} ended without results")
+
+    def _pause(self) -> None:
+        deadline = time.monotonic() + (POLL_SECONDS if self.cluster == "slurm" else 0.2)
+        while time.monotonic() < deadline and not self.stop.signal:
+            time.sleep(0.1)
+            self.progress.tick()
+
+
+def _job_id(job: Job) -> str:
+    """The Slurm job that has or had the run; "" for none."""
+    try:
+        return (job.folder / JOB_FILE).read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
