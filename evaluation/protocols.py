@@ -17,18 +17,21 @@ import torch
 from dassl.config import cfg_default
 from dassl.engine import build_trainer
 from dassl.evaluation import EvaluatorBase, build_evaluator
+from evaluation.features import collecting, save_features
 from evaluation.metrics import accuracy
 from evaluation.openworld import OPEN_WORLD_METRICS, OpenWorld, num_base_classes
 
 CLASS_SPLITS = ("base", "new", "all")
+# A confusion matrix of more classes would fill results.json and no plot could show it.
+MOST_CLASSES_CONFUSED = 100
 
 cfg_default.TEST.CLASS_SPLITS = ()
 # Protocol that a run belongs to, for the tables; empty: what its class splits amount to.
 cfg_default.TEST.PROTOCOL = ""
 # Registered name of the data set that the weights were trained on, in protocols that test on others; empty: this one.
 cfg_default.TEST.SOURCE_DATASET = ""
-# Name of what a run changes in its setting (an ablation, a grid); empty: nothing. Becomes part of the setting's name.
-cfg_default.TEST.VARIANT = ""
+# Name of the setting in the tables, where it is not the config file's: an ablation's, or one with a file per data set.
+cfg_default.TEST.SETTING = ""
 
 
 def check_class_splits(splits: Sequence[str]) -> tuple[str, ...]:
@@ -84,8 +87,9 @@ def evaluate_class_splits(
         load_epoch: with `model_dir`: which epoch to load; default the best one, as in Dassl.
 
     Returns:
-        For each split: accuracy, error_rate and macro_f1 in percent, num_images, num_classes, per_class, seconds; and
-        for `all` after training on `base` also open_world.
+        For each split: accuracy, error_rate and macro_f1 in percent, num_images, num_classes, per_class, seconds; with
+        up to `MOST_CLASSES_CONFUSED` classes confusion, counts by true class and prediction; and for `all` after
+        training on `base` also open_world. With `TEST.SAVE_FEATURES` the features lie in features.npz.
 
     Raises:
         ValueError: a split name is wrong, or base-to-new open-world metrics are not defined on this data.
@@ -93,6 +97,7 @@ def evaluate_class_splits(
     splits, trained_on = check_class_splits(splits), train_classes_of(cfg)
     switchable = hasattr(trainer, "set_class_split")
     metrics, current = {}, None
+    features: dict[str, Any] = {}
     try:
         for split in splits:
             subject = trainer
@@ -101,10 +106,13 @@ def evaluate_class_splits(
                 trainer.set_class_split(split)
             elif split != trained_on:
                 subject = _rebuilt_trainer(cfg, split, *_weights_of(trainer, cfg, model_dir, load_epoch))
-            metrics[split] = _evaluate(subject, cfg, split, open_world=split == "all" and trained_on == "base")
+            open_world = split == "all" and trained_on == "base"
+            metrics[split] = _evaluate(subject, cfg, split, open_world=open_world, features=features)
     finally:
         if current not in (None, trained_on):
             trainer.set_class_split(trained_on)
+    if features:
+        save_features(cfg.OUTPUT_DIR, features)
     return metrics
 
 
@@ -128,17 +136,21 @@ def _rebuilt_trainer(cfg: Any, split: str, model_dir: str, load_epoch: int | Non
     return trainer
 
 
-def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> dict[str, Any]:
+def _evaluate(trainer: Any, cfg: Any, split: str, *, open_world: bool, features: dict[str, Any]) -> dict[str, Any]:
+    """Test on one class split; its features are put into `features` where they are wanted."""
     num_classes = len(trainer.lab2cname)
     recorder = _Recorder(_evaluator_for(trainer, cfg, split, open_world), split)
     print(f"Evaluate class split *{split}* ({num_classes} classes)")
     own_evaluator, trainer.evaluator = trainer.evaluator, recorder
     start = time.perf_counter()
     try:
-        trainer.test()
+        with collecting(trainer, cfg.TEST.SAVE_FEATURES) as collector:
+            trainer.test()
     finally:
         trainer.evaluator = own_evaluator
     seconds = time.perf_counter() - start
+    if collector is not None:
+        features[split] = collector.arrays(recorder.labels, trainer.lab2cname)
     return {
         **recorder.metrics(trainer.lab2cname),
         "num_classes": num_classes,
@@ -189,18 +201,31 @@ class _Recorder(EvaluatorBase):
         # the keys become TensorBoard tags: without the split's name, the splits would draw one curve over another
         return OrderedDict((f"{self._split}/{name}", value) for name, value in self._results.items())
 
+    @property
+    def labels(self) -> torch.Tensor:
+        """The labels of all images, in the order in which they came."""
+        return torch.cat(self._labels)
+
     def metrics(self, lab2cname: Mapping[int, str]) -> dict[str, Any]:
-        labels, predictions = torch.cat(self._labels), torch.cat(self._predictions)
+        labels, predictions = self.labels, torch.cat(self._predictions)
+        confused = len(lab2cname) <= MOST_CLASSES_CONFUSED
         named = {name: float(value) for name, value in self._results.items() if name not in OPEN_WORLD_METRICS}
         return {
             "accuracy": 100.0 * accuracy(predictions, labels),
             **named,
             "num_images": labels.numel(),
             "per_class": _per_class(labels, predictions, lab2cname),
+            **({"confusion": _confusion(labels, predictions, len(lab2cname))} if confused else {}),
         }
 
     def open_world(self, num_base: int) -> dict[str, float]:
         return {**{name: self._results[name] for name in OPEN_WORLD_METRICS}, "num_base_classes": num_base}
+
+
+def _confusion(labels: torch.Tensor, predictions: torch.Tensor, num_classes: int) -> list[list[int]]:
+    """Counts by true class (row) and prediction (column)."""
+    counts = torch.bincount(labels * num_classes + predictions, minlength=num_classes**2)
+    return counts.view(num_classes, num_classes).tolist()
 
 
 def _per_class(

@@ -21,7 +21,7 @@ def build_record(
         trainer: any Dassl trainer; prompt trainers say more (gates, trained tensors).
         cfg: its configuration.
         metrics: of every class split.
-        config_file: the trainer's config file, whose name is the setting's name.
+        config_file: the trainer's config file, whose name is the setting's name unless ``TEST.SETTING`` gives one.
         timing: seconds by phase.
         eval_only: whether the weights were loaded rather than trained here.
     """
@@ -29,7 +29,7 @@ def build_record(
     return {
         "protocol": cfg.TEST.PROTOCOL or guess_protocol(train_classes_of(cfg), splits),
         "trainer": cfg.TRAINER.NAME,
-        "setting": "_".join(filter(None, (Path(config_file).stem if config_file else "defaults", cfg.TEST.VARIANT))),
+        "setting": cfg.TEST.SETTING or (Path(config_file).stem if config_file else "defaults"),
         "dataset": cfg.DATASET.NAME,
         **({"source_dataset": cfg.TEST.SOURCE_DATASET} if cfg.TEST.SOURCE_DATASET else {}),
         "backbone": cfg.MODEL.BACKBONE.NAME,
