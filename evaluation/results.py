@@ -10,6 +10,7 @@ import json
 import math
 import os
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -48,8 +49,15 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> dict[str, Any
     fixed = {"schema_version": SCHEMA_VERSION, "status": "finished"}
     record = _plain(fixed | dict(results) | fixed | {"finished_at": results.get("finished_at", now)}, where="results")
     validate_results(record, path)
-    _write_atomically(Path(path), json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    _write_atomically(Path(path), _dump(record) + "\n")
     return record
+
+
+def _dump(record: Mapping[str, Any]) -> str:
+    """JSON with an entry per line, except that a list of whole numbers (a matrix's row) takes one line."""
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    # no string can hold the line break looked for here: JSON escapes it
+    return re.sub(r"\[\n[\s\d,-]+\]", lambda match: f"[{' '.join(match[0][1:-1].split())}]", text)
 
 
 def _write_atomically(path: Path, text: str) -> None:

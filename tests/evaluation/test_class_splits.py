@@ -1,9 +1,14 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 import torch
 
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
+from evaluation import protocols
 from evaluation.openworld import OPEN_WORLD_METRICS, OpenWorld
 from evaluation.protocols import check_class_splits, class_splits_of, evaluate_class_splits
 
@@ -114,6 +119,9 @@ def test_every_split_is_measured_among_its_own_classes(kind, cfg, capsys):
         per_class = values["per_class"].values()
         assert sum(row["correct"] for row in per_class) == round(values["accuracy"] * values["num_images"] / 100)
         assert all(row["total"] == 8 and row["accuracy"] == 12.5 * row["correct"] for row in per_class)
+        confusion = torch.tensor(values["confusion"])
+        assert confusion.sum(dim=1).tolist() == [8] * len(SPLIT_LABELS[split])
+        assert confusion.diagonal().tolist() == [row["correct"] for row in per_class]
     lines = capsys.readouterr().out
     assert lines.count("=> result\n") == 3
     assert "Evaluate class split *new* (2 classes)\nEvaluate on the *test* set" in lines
@@ -129,6 +137,36 @@ def test_open_world_metrics_of_a_base_trained_run_only(kind, cfg):
     assert set(metrics["all"]).isdisjoint(OPEN_WORLD_METRICS)
     cfg = changed(cfg, DATASET__SUBSAMPLE_CLASSES="all")
     assert "open_world" not in evaluate_class_splits(trained(kind, cfg), cfg, ("all",))["all"]
+
+
+def test_no_confusion_matrix_of_many_classes(cfg, monkeypatch):
+    monkeypatch.setattr(protocols, "MOST_CLASSES_CONFUSED", 4)
+    metrics = evaluate_class_splits(trained(ToyTrainer, cfg), cfg, ("base", "all"))
+    assert ["confusion" in metrics[split] for split in ("base", "all")] == [True, False]
+
+
+def test_features_of_every_split_are_saved_when_asked_for(cfg):
+    class Model:
+        """Logits are the features against unit vectors."""
+
+        def __init__(self, trainer):
+            self.trainer = trainer
+
+        def outputs(self, images):
+            logits = ToyTrainer.model_inference(self.trainer, images)
+            return SimpleNamespace(logits=logits, image_features=logits, text_features=torch.eye(logits.shape[1]))
+
+    evaluate_class_splits(trained(SwitchingTrainer, cfg), cfg, ("base",))
+    assert not (Path(cfg.OUTPUT_DIR) / "features.npz").exists()
+    cfg = changed(cfg, TEST__SAVE_FEATURES=True)
+    trainer = trained(SwitchingTrainer, cfg)
+    trainer.model = Model(trainer)
+    metrics = evaluate_class_splits(trainer, cfg, ("base", "new"))
+    with np.load(Path(cfg.OUTPUT_DIR) / "features.npz") as file:
+        for split in ("base", "new"):
+            right = file[f"{split}_images"].argmax(axis=1) == file[f"{split}_labels"]
+            assert 100 * right.mean() == pytest.approx(metrics[split]["accuracy"])
+            assert file[f"{split}_classnames"].tolist() == [NAMES[label] for label in SPLIT_LABELS[split]]
 
 
 def test_a_switching_trainer_is_put_back(cfg):

@@ -59,6 +59,17 @@ def test_values_become_plain_json(record, tmp_path):
     assert read["gates"] == {"vision": [0.25, 0.5], "path": "a/b"}
 
 
+def test_a_matrix_takes_a_line_per_row_and_no_text_is_touched(record, tmp_path):
+    record["metrics"]["base"]["confusion"] = [[7, -1], [0, 12]]
+    record["selection_rule"] = "[\n 1,\n 2\n]"
+    path = tmp_path / "results.json"
+    written = write_results(path, record)
+    text = path.read_text()
+    assert "[7, -1],\n" in text
+    assert json.loads(text) == written
+    assert json.loads(text)["selection_rule"] == "[\n 1,\n 2\n]"
+
+
 @pytest.mark.parametrize(
     ("value", "message"),
     [
