@@ -12,9 +12,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from reporting import table
+from reporting import plot, table
 
-COMMANDS = (table,)
+COMMANDS = (table, plot)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,7 +1,7 @@
 """A table as markdown, LaTeX, HTML, csv or json.
 
-md, latex and html are for reading: rounded, with legend and warnings. csv and json are for further work: full precision and
-every seed's value.
+md, latex and html are for reading: rounded, with legend and warnings. csv and json are for further work: full precision
+and every seed's value.
 """
 
 from __future__ import annotations

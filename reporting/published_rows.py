@@ -125,8 +125,8 @@ def _footnote_numbers(entries: Sequence[Entry]) -> dict[str, int]:
 
 def _legend(entries: Sequence[Entry], numbers: dict[str, int]) -> list[str]:
     lines = [
-        f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in brackets. "
-        "They enter no average of measured numbers."
+        f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in "
+        "brackets. They enter no average of measured numbers."
     ]
     if any(entry.method == "BMIP" and entry.average_over for entry in entries):
         lines.append(BMIP_AVERAGES_NOTE)

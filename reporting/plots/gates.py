@@ -1,0 +1,73 @@
+"""How BMIP's gates weigh a layer's own prompt against the other modality's, over training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from reporting.plots.data import Options, arranged, datasets_of
+from reporting.plots.epochs import by_epoch, line_with_band
+from reporting.plots.style import DASHES, PlotError, at_most, panels
+from reporting.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+NAME = "gates"
+HELP = "gate weights per layer and modality by epoch (BMIP and its combinations)"
+MOST_ROWS = 6
+
+
+def draw(runs: Sequence[Run], options: Options) -> Figure:
+    """One row per method and data set, one panel per modality, one line per layer; band over seeds.
+
+    Raises:
+        PlotError: no run recorded gates, or too many methods and data sets.
+    """
+    _, methods = arranged(runs)
+    groups = {}
+    for method in methods:
+        for dataset in datasets_of(method.runs):
+            histories = [_per_epoch(run) for run in method.runs if run.dataset == dataset and _per_epoch(run)]
+            if histories:
+                groups[f"{method.label}, {dataset}"] = histories
+    if not groups:
+        raise PlotError("no run recorded gates: only BMIP and its combinations with the gate aggregator have them")
+    at_most(groups, MOST_ROWS, "methods and data sets")
+    towers = sorted({key.split("/")[0] for group in groups.values() for key in _keys(group)}, reverse=True)
+    places = [(title, tower) for title in groups for tower in towers]
+    figure, axes = panels(len(places), columns=len(towers), size=(4.4, 3.0))
+    for panel, (title, tower) in zip(axes, places, strict=True):
+        _layers(panel, groups[title], tower)
+        panel.set(title=f"{title}: {tower}", xlabel="epoch", ylabel="weight of the own prompt", ylim=(-0.02, 1.02))
+    return figure
+
+
+def _per_epoch(run: Run) -> list[dict[str, Any]]:
+    return (run.record["gates"] or {}).get("per_epoch") or []
+
+
+def _keys(histories: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
+    """Every "tower/layer" of the histories, by layer."""
+    keys = {key for history in histories for entry in history for key in entry if "/" in key}
+    return sorted(keys, key=lambda key: (key.split("/")[0], _layer(key), key))
+
+
+def _layer(key: str) -> int:
+    name = key.split("/", 1)[1]
+    return int(name) if name.isdigit() else -1
+
+
+def _layers(panel: Axes, histories: Sequence[Sequence[dict[str, Any]]], tower: str) -> None:
+    import matplotlib as mpl
+
+    keys = [key for key in _keys(histories) if key.split("/")[0] == tower]
+    # layers have an order: viridis without its palest end keeps it visible to everybody
+    colours = [mpl.colormaps["viridis"](0.85 * index / max(len(keys) - 1, 1)) for index in range(len(keys))]
+    for index, key in enumerate(keys):
+        values = by_epoch(histories, key)
+        if values:
+            look = {"color": colours[index], "linestyle": DASHES[index % len(DASHES)]}
+            line_with_band(panel, values, f"layer {key.split('/', 1)[1]}", look)
+    panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)

@@ -1,0 +1,52 @@
+"""Which of the runs a command is about: choices by trainer, data set and seed."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from reporting.names import canonical_dataset
+from reporting.runs import ResultsError, Run
+
+
+def add_selection(parser: argparse.ArgumentParser) -> None:
+    """Declare --trainer, --dataset and --seed, each of which may come several times."""
+    parser.add_argument(
+        "--trainer", action="append", default=[], metavar="NAME", help="only this trainer, or trainer/setting"
+    )
+    parser.add_argument("--dataset", action="append", default=[], metavar="NAME", help="only this data set")
+    parser.add_argument("--seed", action="append", default=[], type=int, metavar="N", help="only this seed")
+
+
+def selected(runs: Sequence[Run], trainers: Sequence[str], datasets: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+    """The runs that fit every choice; no choice fits all.
+
+    Raises:
+        ResultsError: a choice fits no run at all, or all together fit none.
+    """
+    wanted = {canonical_dataset(name) for name in datasets}
+    for trainer in trainers:
+        if not any(trainer in names_of(run) for run in runs):
+            raise ResultsError(f"no run of trainer {trainer!r}; there are: {_listed(run.trainer for run in runs)}")
+    for name in datasets:
+        if not any(canonical_dataset(run.dataset) == canonical_dataset(name) for run in runs):
+            raise ResultsError(f"no run on data set {name!r}; there are: {_listed(run.dataset for run in runs)}")
+    kept = [
+        run
+        for run in runs
+        if (not trainers or set(names_of(run)) & set(trainers))
+        and (not wanted or canonical_dataset(run.dataset) in wanted)
+        and (not seeds or run.seed in seeds)
+    ]
+    if not kept:
+        raise ResultsError("no run fits --trainer, --dataset and --seed together")
+    return kept
+
+
+def names_of(run: Run) -> tuple[str, str]:
+    """The two names that a run's method can be chosen by."""
+    return run.trainer, f"{run.trainer}/{run.setting}"
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(sorted(set(names)))
