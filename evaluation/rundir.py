@@ -27,7 +27,7 @@ FREE_KEYS = (
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
 )
-WRITTEN = ("results.json", "config.yaml", "tensorboard", "prompt_learner")
+WRITTEN = ("results.json", "resume.pth.tar", "config.yaml", "tensorboard", "prompt_learner")
 
 
 class RunDirError(ValueError):
@@ -71,7 +71,7 @@ def write_config(cfg: Any) -> None:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove the files that a run writes (logs are kept: the logger moves an old log aside)."""
+    """Remove the files that a run writes; logs are kept, a new one takes a name with the time in it."""
     for name in WRITTEN:
         path = folder / name
         if path.is_dir():

@@ -8,3 +8,7 @@ import pkgutil
 
 for _module in pkgutil.iter_modules(__path__):
     importlib.import_module(f"{__name__}.{_module.name}")
+
+from trainers.predictor import load_run  # noqa: E402  after the scan, which registers every method
+
+__all__ = ["load_run"]

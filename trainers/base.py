@@ -51,10 +51,14 @@ class PromptTrainer(TrainerX):
     Attributes:
         node: name of the method's config node, ``cfg.TRAINER.<node>``.
         needs_vit: whether the method puts tokens into the image tower.
+        needs_training: whether there is anything to train (zero-shot CLIP has nothing).
+        path: which implementation of the towers runs; "plain" is for tests and benchmarks.
     """
 
     node: str
     needs_vit = False
+    needs_training = True
+    path = "fast"
 
     @property
     def settings(self) -> CfgNode:
@@ -73,7 +77,11 @@ class PromptTrainer(TrainerX):
 
     def build_classifier(self, clip_model: nn.Module, learner: PromptLearner) -> PromptedCLIP:
         """The frozen CLIP with the learner's prompts."""
-        return PromptedCLIP(clip_model, learner, self.train_classnames, self.precision)
+        return PromptedCLIP(clip_model, learner, self.train_classnames, self.precision, self.path)
+
+    def load_backbone(self) -> nn.Module:
+        """The frozen CLIP that the configuration names, on the CPU."""
+        return load_clip(self.cfg.MODEL.BACKBONE.NAME, "cpu", self.precision.tower_dtype)
 
     # Dassl's hooks
 
@@ -87,7 +95,7 @@ class PromptTrainer(TrainerX):
         self.gates: list[dict[str, float]] = []  # per epoch, weight of the own prompt by "tower/layer"
         self.precision = resolve_precision(self.settings.PREC, self.device)
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        clip_model = load_clip(cfg.MODEL.BACKBONE.NAME, "cpu", self.precision.tower_dtype)
+        clip_model = self.load_backbone()
         self._check_backbone(clip_model)
         learner = self.build_learner(clip_model, self._init_generator())
         clip_model.to(self.device)

@@ -176,7 +176,7 @@ class ProDA(PromptTrainer):
         return ProDALearner(clip_model, self.settings.N_CTX, self.settings.N_PROMPT, generator)
 
     def build_classifier(self, clip_model: nn.Module, learner: PromptLearner) -> ProDAModel:
-        return ProDAModel(clip_model, learner, self.train_classnames, self.precision)
+        return ProDAModel(clip_model, learner, self.train_classnames, self.precision, self.path)
 
     def build_objective(self, clip_model: nn.Module) -> PromptDistribution:
         s = self.settings

@@ -158,9 +158,15 @@ def template_of(dataset_name: str, own_template: str | None = None) -> str:
     Raises:
         ValueError: for a template without exactly one "{}".
     """
-    template = DATASET_TEMPLATES.get(dataset_name) or own_template or "a photo of a {}."
+    return check_template(DATASET_TEMPLATES.get(dataset_name) or own_template or "a photo of a {}.")
+
+
+def check_template(template: str) -> str:
+    """The template itself, once it has a place for the class name.
+
+    Raises:
+        ValueError: for a template without exactly one "{}".
+    """
     if template.count("{}") != 1:
-        raise ValueError(
-            f"the prompt template {template!r} of {dataset_name} needs exactly one {{}} for the class name"
-        )
+        raise ValueError(f"the prompt template {template!r} needs exactly one {{}} for the class name")
     return template

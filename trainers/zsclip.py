@@ -19,13 +19,12 @@ from prompting import (
     Prompts,
     TowerSizes,
     layout_from_texts,
-    load_clip,
     resolve_precision,
 )
 from prompting.layout import clean_name
 from prompting.zeroshot import ensemble, template_features
 from trainers.base import PromptTrainer, add_trainer_config
-from trainers.templates import IMAGENET_TEMPLATES_SELECT, template_of
+from trainers.templates import IMAGENET_TEMPLATES_SELECT, check_template, template_of
 
 add_trainer_config(
     "ZEROSHOTCLIP",
@@ -81,18 +80,19 @@ class ZeroshotCLIP(PromptTrainer):
     """Zero-shot CLIP with the data set's prompt template; "training" only evaluates."""
 
     node = "ZEROSHOTCLIP"
+    needs_training = False
 
     def templates(self) -> list[str]:
         """The templates that are averaged; here one."""
         own = getattr(self.dm.dataset, "template", None)
-        return [self.settings.TEMPLATE or template_of(self.cfg.DATASET.NAME, own)]
+        return [check_template(self.settings.TEMPLATE or template_of(self.cfg.DATASET.NAME, own))]
 
     def build_model(self) -> None:
         """Load CLIP; there is no learner to optimise and none is registered."""
         name = self.cfg.MODEL.BACKBONE.NAME
         self.precision = resolve_precision(self.settings.PREC, self.device)
         print(f"Loading CLIP (backbone: {name})")
-        clip_model = load_clip(name, self.device, self.precision.tower_dtype)
+        clip_model = self.load_backbone().to(self.device)
         self._check_backbone(clip_model)
         templates = self.templates()
         print(f"Prompt templates: {templates}")

@@ -1,0 +1,41 @@
+"""Peak memory of a training step, measured in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import torch
+
+from benchmarks.setup import build_trainer, random_batch, random_clip
+
+
+def training_memory(backbone: str, trainer: str, n_classes: int, path: str, batch: int, options: list[str]) -> float:
+    """MiB that two training steps on the CPU add to the process's peak; a fresh process, since a peak never falls."""
+    arguments = json.dumps([backbone, trainer, n_classes, path, batch, options])
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"the measured process failed ({done.returncode}): {done.stderr.strip()[-500:]}")
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def _peak_mib() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _measure(backbone: str, name: str, n_classes: int, path: str, batch: int, options: list[str]) -> float:
+    torch.set_num_threads(1)
+    trainer: Any = build_trainer(name, random_clip(backbone), n_classes, path, "cpu", options)
+    trainer.set_model_mode("train")
+    before = _peak_mib()
+    for step in range(2):
+        trainer.forward_backward(random_batch(trainer, batch, seed=step))
+    return _peak_mib() - before
+
+
+if __name__ == "__main__":
+    print(_measure(*json.loads(sys.argv[1])))

@@ -1,0 +1,106 @@
+"""What is measured: a trainer on a randomly initialised CLIP of published size, without data or downloads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from clip.model import CLIP
+from torch import nn
+
+import trainers  # noqa: F401  registers the trainers and their settings
+from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY
+from trainers.predictor import trainer_without_data
+
+SIZES = {
+    "ViT-B/16": dict(vision_layers=12, vision_width=768, vision_patch_size=16, embed_dim=512, transformer_width=512),
+    "ViT-B/32": dict(vision_layers=12, vision_width=768, vision_patch_size=32, embed_dim=512, transformer_width=512),
+    "ViT-L/14": dict(vision_layers=24, vision_width=1024, vision_patch_size=14, embed_dim=768, transformer_width=768),
+    # Small enough for a smoke run in the tests.
+    "tiny": dict(vision_layers=4, vision_width=128, vision_patch_size=16, embed_dim=64, transformer_width=128),
+}
+# Nouns of one token each: names made of them are about as long as ImageNet's class names.
+NOUNS = (
+    *("apple", "bear", "boat", "bird", "bridge", "cake", "castle", "cat", "chair", "clock"),
+    *("cow", "dog", "fish", "flower", "fox", "guitar", "hat", "horse", "house", "lamp"),
+)
+
+
+def random_clip(name: str, seed: int = 0) -> nn.Module:
+    """A frozen CLIP of a published size with random weights, float32, in eval mode.
+
+    Raises:
+        ValueError: for an unknown size.
+    """
+    if name not in SIZES:
+        raise ValueError(f"size {name!r}: choose one of {', '.join(SIZES)}")
+    sizes = SIZES[name]
+    tiny = name == "tiny"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIP(
+            **sizes,
+            image_resolution=32 if tiny else 224,
+            context_length=77,
+            vocab_size=49408,
+            transformer_heads=sizes["transformer_width"] // 64,
+            transformer_layers=4 if tiny else 12,
+        )
+    model.logit_scale.data.fill_(torch.tensor(100.0).log())
+    return model.float().eval().requires_grad_(False)
+
+
+def class_names(count: int) -> list[str]:
+    """Different class names of one to four tokens: a few adjectives, a noun, and more nouns where these run out."""
+    names = []
+    for index in range(count):
+        rest, first = divmod(index, len(NOUNS))
+        words = ["small", "old"][: index % 3] + [NOUNS[first]]
+        while rest:
+            rest, word = divmod(rest, len(NOUNS))
+            words.append(NOUNS[word])
+        names.append(" ".join(words))
+    return names
+
+
+def build_trainer(
+    trainer: str, clip_model: nn.Module, n_classes: int, path: str, device: str, options: list[str]
+) -> Any:
+    """A trainer as train.py builds it, but on a given CLIP and on class names only.
+
+    Args:
+        trainer: registered name.
+        clip_model: used as it is; two trainers may share it.
+        n_classes: classes to train on.
+        path: "fast" or "plain".
+        device: "cpu" or "cuda".
+        options: KEY VALUE pairs for the configuration.
+    """
+    cfg = get_cfg_default()
+    cfg.TRAINER.NAME, cfg.SEED, cfg.USE_CUDA = trainer, 1, device != "cpu"
+    size = clip_model.visual.input_resolution
+    cfg.INPUT.SIZE = (size, size)
+    cfg.OPTIM.NAME, cfg.OPTIM.LR = "sgd", 1e-3
+    cfg.merge_from_list(options)
+    cfg.freeze()
+    kind = TRAINER_REGISTRY.get(trainer)
+    measured = trainer_without_data(
+        cfg,
+        class_names(n_classes),
+        path=path,
+        load_backbone=lambda self: clip_model,
+        build_objective=kind.build_objective,
+    )
+    measured.num_batches, measured.batch_idx = 1_000_000, 0  # the learning rate never moves
+    return measured
+
+
+def random_batch(trainer: Any, size: int, seed: int = 0) -> dict[str, Any]:
+    """A batch of random images with labels; two views where the trainer wants two."""
+    generator = torch.Generator().manual_seed(seed)
+    resolution = trainer.model.image_encoder.resolution
+    labels = torch.randint(trainer.num_classes, (size,), generator=generator)
+    views = [torch.randn(size, 3, resolution, resolution, generator=generator) for _ in range(2)]
+    two = trainer.cfg.DATALOADER.K_TRANSFORMS == 2
+    return {"img": views if two else views[0], "label": labels}

@@ -1,0 +1,145 @@
+"""Classify images with trained prompts, or with zero-shot CLIP.
+
+python predict.py --model-dir output/demo/BMIP/tiny_c2_ep10_batch4_2ctx/digits/shots16/seed1 assets/digits/images
+python predict.py --backbone ViT-B/16 --classes cat,dog photos/ --top 2 --format csv
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from trainers.predictor import Classifier, Prediction, load_run, zero_shot
+
+IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+USER_ERRORS = (ValueError, KeyError, OSError)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
+    parser.add_argument("--model-dir", default="", help="output folder of a finished run; without it zero-shot CLIP")
+    parser.add_argument("--load-epoch", type=int, help="which epoch's checkpoint; default: best, else last")
+    parser.add_argument("--backbone", default="", help="zero-shot: ViT-B/16, a .pt file, bundled:tiny_clip ...")
+    parser.add_argument("--template", default="a photo of a {}.", help="zero-shot: prompt with one {} for the class")
+    parser.add_argument("--classes", default="", help="class names with commas between; default: the run's own")
+    parser.add_argument("--classes-file", default="", help="file with one class name per line")
+    parser.add_argument("--top", type=int, default=5, help="how many classes to show per image")
+    parser.add_argument("--format", choices=("text", "json", "csv"), default="text")
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--device", default="", help="cpu or cuda; default: cuda when there is one")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def find_images(places: Sequence[str]) -> list[Path]:
+    """Image files among files and, recursively, folders.
+
+    Raises:
+        FileNotFoundError: for a place that does not exist, or a folder without images.
+    """
+    found: list[Path] = []
+    for place in map(Path, places):
+        if place.is_dir():
+            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+            if not inside:
+                raise FileNotFoundError(f"{place} holds no image ({', '.join(IMAGE_ENDINGS)})")
+            found += inside
+        elif place.is_file():
+            found.append(place)
+        else:
+            raise FileNotFoundError(f"{place} does not exist")
+    return found
+
+
+def class_names(args: argparse.Namespace) -> list[str] | None:
+    """Class names from the options; ``None`` for the run's own.
+
+    Raises:
+        ValueError: for an empty list, or both options at once.
+    """
+    if args.classes and args.classes_file:
+        raise ValueError("give --classes or --classes-file, not both")
+    if not args.classes and not args.classes_file:
+        return None
+    text = Path(args.classes_file).read_text(encoding="utf-8") if args.classes_file else args.classes.replace(",", "\n")
+    names = [line.strip() for line in text.splitlines() if line.strip()]
+    if not names:
+        raise ValueError(f"no class name in {args.classes_file or '--classes'}")
+    return names
+
+
+def load_classifier(args: argparse.Namespace, classes: Sequence[str] | None) -> Classifier:
+    """The run's classifier, or zero-shot CLIP.
+
+    Raises:
+        ValueError: when neither a run nor a backbone with classes is given.
+    """
+    if args.model_dir:
+        return load_run(args.model_dir, args.device, args.load_epoch)
+    if not args.backbone or classes is None:
+        raise ValueError("give --model-dir, or --backbone together with --classes or --classes-file")
+    return zero_shot(args.backbone, classes, args.template, args.device)
+
+
+def write_text(predictions: Iterable[Prediction]) -> None:
+    """A line per image: path, then class and probability in per cent."""
+    for prediction in predictions:
+        ranking = ", ".join(f"{name} {100 * p:.1f}%" for name, p in prediction.ranking)
+        print(f"{prediction.path}: {ranking}")
+
+
+def write_json(predictions: Iterable[Prediction]) -> None:
+    """One JSON object per line."""
+    for prediction in predictions:
+        ranking = [{"class": name, "probability": p} for name, p in prediction.ranking]
+        print(json.dumps({"image": prediction.path, "ranking": ranking}, ensure_ascii=False))
+
+
+def write_csv(predictions: Iterable[Prediction]) -> None:
+    """A row per image and rank."""
+    table = csv.writer(sys.stdout)
+    table.writerow(["image", "rank", "class", "probability"])
+    for prediction in predictions:
+        for rank, (name, p) in enumerate(prediction.ranking, start=1):
+            table.writerow([prediction.path, rank, name, f"{p:.6f}"])
+
+
+WRITERS = {"text": write_text, "json": write_json, "csv": write_csv}
+
+
+def run(args: argparse.Namespace) -> None:
+    """Find the images, load the classifier, print."""
+    images, classes = find_images(args.images), class_names(args)
+    stdout, sys.stdout = sys.stdout, sys.stderr  # what Dassl says while building is no result
+    try:
+        classifier = load_classifier(args, classes)
+    finally:
+        sys.stdout = stdout
+    predictions: Iterator[Prediction] = classifier.predict(images, classes, args.top, args.batch_size)
+    WRITERS[args.format](tqdm(predictions, total=len(images), disable=None, unit="image"))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status: 0 done, 2 wrong input."""
+    args = build_parser().parse_args(argv)
+    try:
+        run(args)
+    except USER_ERRORS as error:
+        if args.debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""predict.py and load_run: trained prompts on one's own images."""
+
+import csv
+import io
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+import predict
+import train
+from tests.test_train import arguments
+from trainers import load_run
+
+IMAGES = "assets/digits/images"
+SEVENS = f"{IMAGES}/digit_seven"
+KINDS = {"Grey.PNG": "L", "colour.jpg": "RGB", "cmyk.jpeg": "CMYK", "palette.gif": "P", "alpha.webp": "RGBA"}
+
+
+@pytest.fixture(autouse=True)
+def repository_folder(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(request.config.rootpath)
+        assert train.main(arguments("BMIP", folder, "DATASET.SUBSAMPLE_CLASSES", "base")) == 0
+    return folder
+
+
+def test_accuracy_equals_the_run(run):
+    """The same test images through load_run give the run's own accuracy."""
+    results = json.loads((run / "results.json").read_text())
+    split = json.loads(Path("assets/digits/split_digits.json").read_text())
+    base = [
+        (f"assets/digits/images/{p}".replace("images/images", "images"), name)
+        for p, label, name in split["test"]
+        if label < 5
+    ]
+    predictions = list(load_run(run).predict([path for path, _ in base], top=1, batch_size=100))
+    right = sum(p.ranking[0][0] == name for p, (_, name) in zip(predictions, base, strict=True))
+    assert 100 * right / len(base) == pytest.approx(results["metrics"]["base"]["accuracy"])
+
+
+def test_other_classes_and_probabilities(run):
+    classifier = load_run(run, device="cpu")
+    assert classifier.classnames[0] == "digit zero"
+    (one,) = classifier.predict([f"{SEVENS}/0007.png"], classes=["digit seven", "digit one", "digit two"])
+    assert [name for name, _ in one.ranking] != []
+    assert sum(p for _, p in one.ranking) == pytest.approx(1, abs=1e-5)
+    assert [p for _, p in one.ranking] == sorted((p for _, p in one.ranking), reverse=True)
+    assert classifier.classnames == ("digit seven", "digit one", "digit two")
+
+
+def test_batch_size_changes_nothing(run):
+    images = predict.find_images([SEVENS])[:7]
+    alone, together = (list(load_run(run).predict(images, batch_size=n)) for n in (1, 7))
+    for a, b in zip(alone, together, strict=True):
+        assert [name for name, _ in a.ranking] == [name for name, _ in b.ranking]
+        torch.testing.assert_close(torch.tensor([p for _, p in a.ranking]), torch.tensor([p for _, p in b.ranking]))
+
+
+def test_formats(run, capsys):
+    command = ["--model-dir", str(run), SEVENS, "--top", "2", "--device", "cpu", "--format"]
+    assert predict.main([*command, "text"]) == 0
+    text = capsys.readouterr().out.splitlines()
+    assert predict.main([*command, "json"]) == 0
+    objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert predict.main([*command, "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(text) == len(objects) == len(rows) / 2 == len(predict.find_images([SEVENS]))
+    assert text[0].startswith(objects[0]["image"] + ": " + objects[0]["ranking"][0]["class"])
+    assert float(rows[0]["probability"]) == pytest.approx(objects[0]["ranking"][0]["probability"], abs=1e-6)
+
+
+def test_zero_shot_with_a_class_file(tmp_path, capsys):
+    (tmp_path / "classes.txt").write_text("digit seven\ndigit one\n", encoding="utf-8")
+    command = ["--backbone", "bundled:tiny_clip", "--classes-file", str(tmp_path / "classes.txt"), f"{SEVENS}/0007.png"]
+    assert predict.main([*command, "--template", "a photo of the {}.", "--format", "json"]) == 0
+    (prediction,) = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {entry["class"] for entry in prediction["ranking"]} == {"digit seven", "digit one"}
+
+
+def test_a_folder_with_odd_names_and_kinds_of_images(run, tmp_path, capsys):
+    from PIL import Image
+
+    folder = tmp_path / "my pictures é"
+    folder.mkdir()
+    image = Image.open(f"{SEVENS}/0007.png")
+    for name, mode in {
+        "Grey.PNG": "L",
+        "colour.jpg": "RGB",
+        "cmyk.jpeg": "CMYK",
+        "palette.gif": "P",
+        "alpha.webp": "RGBA",
+    }.items():
+        image.convert(mode).save(folder / name)
+    (folder / "notes.txt").write_text("not an image")
+    assert predict.main(["--model-dir", str(run), str(folder), "--top", "1"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 5
+
+
+WRONG = {
+    "no run and no backbone": (["a.png"], "a.png does not exist"),
+    "nothing to load": ([SEVENS], "give --model-dir, or --backbone together with --classes"),
+    "not a run": ([SEVENS, "--model-dir", "assets"], "has no config.yaml"),
+    "no image": (["docs", "--model-dir", "assets"], "docs holds no image"),
+    "empty class list": ([SEVENS, "--backbone", "bundled:tiny_clip", "--classes", " , "], "no class name"),
+    "unknown backbone": ([SEVENS, "--backbone", "bundled:none", "--classes", "cat"], "tiny_clip"),
+    "bad template": ([SEVENS, "--backbone", "bundled:tiny_clip", "--classes", "cat", "--template", "cat"], "{}"),
+    "both class options": ([SEVENS, "--classes", "cat", "--classes-file", "x"], "not both"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input(case, capsys):
+    argv, message = WRONG[case]
+    assert predict.main(argv) == 2
+    captured = capsys.readouterr()
+    assert message in captured.err.splitlines()[-1]
+    assert captured.out == ""
+
+
+def test_a_damaged_image_is_named(run, tmp_path, capsys):
+    bad = tmp_path / "bad.png"
+    shutil.copy(f"{SEVENS}/0007.png", bad)
+    bad.write_bytes(bad.read_bytes()[:80])
+    assert predict.main(["--model-dir", str(run), str(bad)]) == 2
+    assert "bad.png is not a readable image" in capsys.readouterr().err
+
+
+def test_zero_top_is_refused(run, capsys):
+    assert predict.main(["--model-dir", str(run), SEVENS, "--top", "0"]) == 2
+    assert "must be at least 1" in capsys.readouterr().err

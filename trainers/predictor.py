@@ -1,0 +1,201 @@
+"""Trained prompts as a classifier for one's own images, outside any data set.
+
+from trainers import load_run
+
+classifier = load_run("output/open_world/BMIP/tiny_c2_ep10_batch4_2ctx/digits/shots16/seed1")
+for prediction in classifier.predict(["photo.png"], classes=["cat", "dog"]):
+    print(prediction.path, prediction.ranking[0])
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+from yacs.config import CfgNode
+
+from dassl.config import get_cfg_default
+from dassl.data.transforms import build_transform
+from dassl.engine import TRAINER_REGISTRY
+from prompting import load_clip
+from prompting.checkpoint import read_checkpoint
+from trainers.base import find_checkpoint
+
+CONFIG_FILE = "config.yaml"
+UNSET = ""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a classifier says of one image.
+
+    Attributes:
+        path: of the image.
+        ranking: (class name, probability) of the most probable classes, best first.
+    """
+
+    path: str
+    ranking: list[tuple[str, float]]
+
+
+class WithoutData:
+    """Mixin for trainers: class names take the place of a data set, and no objective is built."""
+
+    names: Sequence[str]
+
+    def build_data_loader(self) -> None:
+        """Stand in for Dassl's loaders."""
+        self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=list(self.names)))
+        self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
+        self.num_classes, self.lab2cname = len(self.names), dict(enumerate(self.names))
+        self._train_classnames = list(self.names)
+
+    def build_objective(self, clip_model: torch.nn.Module) -> None:
+        """Nothing is trained."""
+
+
+def trainer_without_data(cfg: CfgNode, classnames: Sequence[str], **attributes: Any) -> Any:
+    """Build the trainer that ``cfg.TRAINER.NAME`` names for a class list, without its data set.
+
+    Args:
+        cfg: its configuration.
+        classnames: what to classify.
+        **attributes: class attributes to set, for example another ``load_backbone``.
+    """
+    kind = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    return type(kind.__name__, (WithoutData, kind), {"names": tuple(classnames), **attributes})(cfg)
+
+
+class Classifier:
+    """A frozen CLIP with trained (or hand-written) prompts.
+
+    Args:
+        trainer: built by :func:`trainer_without_data`, its weights loaded.
+        cfg: its configuration, for the test transform.
+    """
+
+    def __init__(self, trainer: Any, cfg: CfgNode) -> None:
+        self.model = trainer.model.eval()
+        self.transform: Callable[[Image.Image], Tensor] = build_transform(cfg, is_train=False)
+        self.device = trainer.device
+
+    @property
+    def classnames(self) -> tuple[str, ...]:
+        """The classes it currently tells apart."""
+        return self.model.classnames
+
+    @torch.no_grad()
+    def predict(
+        self, paths: Sequence[str | Path], classes: Sequence[str] | None = None, top: int = 5, batch_size: int = 32
+    ) -> Iterator[Prediction]:
+        """Classify image files, a batch at a time.
+
+        Args:
+            paths: image files.
+            classes: class names to choose from; by default those that the run was trained on.
+            top: how many classes to rank.
+            batch_size: images per batch.
+
+        Yields:
+            One prediction per file, in order.
+
+        Raises:
+            ValueError: for a file that is no readable image, named; no class names; ``top`` or ``batch_size`` below 1.
+        """
+        if top < 1 or batch_size < 1:
+            raise ValueError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
+        if classes is not None:
+            self.model.set_classes(list(classes))
+        if self.classnames in ((), (UNSET,)):
+            raise ValueError("no class names: this run has none of its own, give them as classes")
+        with self.model.evaluating():
+            for start in range(0, len(paths), batch_size):
+                some = paths[start : start + batch_size]
+                images = torch.stack([self.transform(read_rgb(path)) for path in some]).to(self.device)
+                probabilities = self.model(images).softmax(dim=1).cpu()
+                yield from map(self._rank, some, probabilities, [top] * len(some))
+
+    def _rank(self, path: str | Path, probabilities: Tensor, top: int) -> Prediction:
+        values, labels = probabilities.topk(min(top, len(probabilities)))
+        names = [self.classnames[label] for label in labels.tolist()]
+        return Prediction(str(path), list(zip(names, values.tolist(), strict=True)))
+
+
+def read_rgb(path: str | Path) -> Image.Image:
+    """Decode an image file.
+
+    Raises:
+        ValueError: naming a file that is no complete image.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.convert("RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+
+
+def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> Classifier:
+    """A classifier with the prompts of a finished run.
+
+    Args:
+        folder: the run's output folder, with its config.yaml.
+        device: "cpu" or "cuda"; by default CUDA when there is one.
+        epoch: which checkpoint; by default the best on validation if there is one, else the last.
+
+    Raises:
+        FileNotFoundError: when the folder is no run's.
+    """
+    path = Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}: give the --output-dir of a finished run")
+    cfg = get_cfg_default()
+    cfg.merge_from_file(str(path))
+    return _classifier(cfg, device, str(folder), epoch)
+
+
+def zero_shot(
+    backbone: str, classes: Sequence[str], template: str = "a photo of a {}.", device: str = ""
+) -> Classifier:
+    """A classifier with a hand-written prompt, nothing trained.
+
+    Args:
+        backbone: as :func:`prompting.load_clip` takes it.
+        classes: class names.
+        template: with one "{}" for the class name.
+        device: "cpu" or "cuda"; by default CUDA when there is one.
+    """
+    cfg = get_cfg_default()
+    cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME = "ZeroshotCLIP", backbone
+    cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE = template
+    cfg.INPUT.INTERPOLATION, cfg.INPUT.TRANSFORMS = "bicubic", ("normalize",)
+    cfg.INPUT.PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]  # CLIP's own
+    cfg.INPUT.PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
+    return _classifier(cfg, device, "", None, classes)
+
+
+def _classifier(
+    cfg: CfgNode, device: str, folder: str, epoch: int | None, classes: Sequence[str] | None = None
+) -> Classifier:
+    cfg.USE_CUDA = torch.cuda.is_available() if not device else device != "cpu"
+    cfg.VERBOSE = False
+    trained = TRAINER_REGISTRY.get(cfg.TRAINER.NAME).needs_training
+    if trained:
+        classes = read_checkpoint(find_checkpoint(Path(folder), epoch))["classnames"]
+    # A zero-shot run has no classes of its own: predict() must be given some.
+    trainer = trainer_without_data(cfg, classes or [UNSET], load_backbone=_fitting_backbone)
+    if trained:
+        trainer.load_model(folder, epoch)
+    return Classifier(trainer, cfg)
+
+
+def _fitting_backbone(trainer: Any) -> torch.nn.Module:
+    """The configured backbone; images are resized to what it takes."""
+    model = load_clip(trainer.cfg.MODEL.BACKBONE.NAME, "cpu", trainer.precision.tower_dtype)
+    trainer.cfg.INPUT.SIZE = (model.visual.input_resolution,) * 2
+    return model
