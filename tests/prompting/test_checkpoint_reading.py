@@ -155,11 +155,15 @@ def test_opcodes_call_nothing(kind):
     assert not os.path.exists(MARKER)
 
 
-def test_a_file_cannot_change_how_the_next_is_read():
+# BUILD on what makes tensors: to make something else from then on, or to bear another name
+REBUILDS = {"other function": b"(ccollections\nOrderedDict\n)}Ntb", "attribute": b"N}S'__name__'\nS'x'\ns\x86b"}
+
+
+@pytest.mark.parametrize("kind", REBUILDS)
+def test_a_file_cannot_change_how_the_next_is_read(kind):
     torch.save(published(None), "good")
     torch.save(published(None), "bad")
-    # BUILD on what makes tensors: from then on it would make something else
-    insert_opcodes("bad", b"ctorch._utils\n_rebuild_tensor_v2\n(ccollections\nOrderedDict\n)}Ntb")
+    insert_opcodes("bad", b"ctorch._utils\n_rebuild_tensor_v2\n" + REBUILDS[kind])
     with pytest.raises(CheckpointError, match="bad"):
         read_checkpoint("bad")
     check_tensors(read_checkpoint("good"))
