@@ -50,7 +50,9 @@ class Mirror:
 
     @property
     def page(self) -> str:
-        """The address to open in a browser."""
+        """The address to open in a browser, or the place under the data root."""
+        if self.scheme == "root":
+            return f"{self.rest} under the data root"
         return f"https://drive.google.com/file/d/{self.rest}/view" if self.scheme == "gdrive" else self.url
 
 

@@ -1,0 +1,146 @@
+"""List, check and download data sets, and make splits and few-shot selections.
+
+    python -m datasets list [--root DATA]
+    python -m datasets check Caltech101 --root DATA [--deep]      (or: check all)
+    python -m datasets download Caltech101 --root DATA [--dry-run]
+    python -m datasets make-split Caltech101 --root DATA --seed 1
+    python -m datasets import-selection Caltech101 shot_16-seed_1.pkl --root DATA
+
+Exit status: 0 all is well, 1 something is missing or wrong, 2 the command is not understood, 130 interrupted.
+"""
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from dassl.data.datasets import DATASET_REGISTRY
+from datasets.check import check
+from datasets.download import DownloadOptions, describe_plan, download
+from datasets.fetch import FetchOptions
+from datasets.overview import overview
+from datasets.sources import DatasetInfo, UnknownDatasetError, find_name, known_datasets
+
+ALL = "all"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit status."""
+    options = command_line().parse_args(arguments)
+    try:
+        return options.run(options)
+    except UnknownDatasetError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        sys.stderr.close()
+        return 1
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted; what has arrived is kept, and the same command takes it up again", file=sys.stderr)
+        return 130
+
+
+def command_line() -> argparse.ArgumentParser:
+    """The commands and their options."""
+    parser = argparse.ArgumentParser(
+        prog="python -m datasets", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = commands.add_parser("list", help="all data sets, and whether they are there")
+    command.add_argument("--root", default="", metavar="DATA", help="data root, to see what is in it")
+    command.set_defaults(run=run_list)
+
+    command = add_command(commands, "check", "say what is wrong with a data set on disk, and the cure", run_check)
+    command.add_argument("--deep", action="store_true", help="decode every image, not one per class")
+    command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
+
+    command = add_command(commands, "download", "fetch what is missing of a data set", run_download)
+    command.add_argument("--dry-run", action="store_true", help="say what would be fetched from where; fetch nothing")
+    command.add_argument("--bundle", action="store_true", help="take the one archive of the whole data set at once")
+    command.add_argument("--timeout", type=float, default=60.0, help="seconds until a silent connection is given up")
+
+    command = add_command(commands, "make-split", "draw a split of your own, beside the published one", run_make_split)
+    command.add_argument("--seed", type=int, required=True, help="seed of the split")
+
+    command = add_command(commands, "import-selection", "turn few-shot images that CoOp drew into JSON", run_import)
+    command.add_argument("pickled", metavar="FILE.pkl", help="as CoOp wrote it; nothing in it is executed")
+    command.add_argument("--out", metavar="OUT.json", help="where to write; the data set's folder if left out")
+    return parser
+
+
+def add_command(commands: argparse.Action, name: str, text: str, run: Callable[..., int]) -> argparse.ArgumentParser:
+    """A command for a data set under a data root."""
+    command = commands.add_parser(name, help=text, description=text)
+    every = f", or {ALL}" if run in (run_check, run_download) else ""
+    command.add_argument("name", metavar="NAME", help=f"a data set as `list` shows it{every}")
+    command.add_argument("--root", required=True, metavar="DATA", help="data root: one folder per data set")
+    command.set_defaults(run=run)
+    return command
+
+
+def run_list(options: argparse.Namespace) -> int:
+    """Print the table of all data sets."""
+    print(overview(options.root))
+    return 0
+
+
+def run_check(options: argparse.Namespace) -> int:
+    """Check data sets; 1 if anything is wrong. With "all", those that are not there do not count, unless none is."""
+    if options.name == ALL:
+        there = [info.name for info in known_datasets().values() if is_there(info, options.root)]
+        print(f"not there: {', '.join(name for name in known_datasets() if name not in there) or 'none'}")
+        names = there or [next(iter(known_datasets()))]
+    else:
+        names = [find_name(options.name, DATASET_REGISTRY.registered_names())]
+    wrong = 0
+    for name in names:
+        report = check(name, options.root, options.deep, options.path)
+        wrong += not report.ok
+        print("\n".join(report.lines()), flush=True)
+    return 1 if wrong else 0
+
+
+def is_there(info: DatasetInfo, root: str) -> bool:
+    """Whether a data set's folder is under the data root."""
+    return os.path.isdir(os.path.join(os.path.expanduser(root), info.folder))
+
+
+def run_download(options: argparse.Namespace) -> int:
+    """Download data sets; 1 if anything is missing still."""
+    known = known_datasets()
+    infos = list(known.values()) if options.name == ALL else [known[find_name(options.name, list(known))]]
+    if options.dry_run:
+        for info in infos:
+            print("\n".join(describe_plan(info, options.root)))
+        return 0
+    wishes = DownloadOptions(FetchOptions(timeout=options.timeout), bundle=options.bundle)
+    complete = [download(info, options.root, wishes) for info in infos]
+    return 0 if all(complete) else 1
+
+
+def run_make_split(options: argparse.Namespace) -> int:
+    """Draw a new split and say where it is."""
+    from datasets.make_split import make_split
+
+    name = find_name(options.name, DATASET_REGISTRY.registered_names())
+    path = make_split(name, os.path.expanduser(options.root), options.seed)
+    print(f"{path}\nto use it: DATASET.SPLIT_FILE {path.name}")
+    return 0
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """Convert a pickled selection and say where it is."""
+    from datasets.import_selection import import_selection
+
+    name = find_name(options.name, DATASET_REGISTRY.registered_names())
+    path = import_selection(name, options.pickled, os.path.expanduser(options.root), options.out)
+    print(f"{path}\nto use it: DATASET.SELECTION {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
