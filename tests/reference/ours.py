@@ -54,7 +54,9 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
     return {TRAINER_REGISTRY.get(method).node: own}
 
 
-def trainer_of(reference: Reference, model: nn.Module, folder: Path | None = None, path: str = "fast") -> PromptTrainer:
+def trainer_of(
+    reference: Reference, model: nn.Module, folder: Path | None = None, path: str = "fast", objective: bool = True
+) -> PromptTrainer:
     """Our trainer of the reference's method with model and objective, on `model` in fp32, without data or optimiser."""
     method = reference.record["method"]
     trainer = object.__new__(TRAINER_REGISTRY.get(method))
@@ -69,7 +71,8 @@ def trainer_of(reference: Reference, model: nn.Module, folder: Path | None = Non
     trainer.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=trainer._train_classnames))
     learner = trainer.build_learner(model, torch.Generator().manual_seed(0))
     trainer.model = trainer.build_classifier(model, learner)
-    trainer.objective = trainer.build_objective(model)
+    if objective:
+        trainer.objective = trainer.build_objective(model)
     return trainer
 
 
