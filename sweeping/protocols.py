@@ -16,6 +16,12 @@ ELEVEN = (
 )
 IMAGENET_VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 
+# What stands in for them on the bundled model; transfer trains on the first drawing style of the kinds of emoji, whose
+# other styles are files named after it.
+BUNDLED = ("digits", "emoji_kinds")
+BUNDLED_SOURCE = "emoji_kinds"
+BUNDLED_TARGETS = ("digits", "emoji_concepts")
+
 LAYOUT = "{protocol}/{trainer}/{setting}/{dataset}/shots{shots}/seed{seed}"
 # Where CoOp's two-step scripts write, so that its users' other tools find the logs.
 COOP_TRAIN_LAYOUT = "base2new/train_base/{dataset}/shots_{shots}/{trainer}/{setting}/seed{seed}"

@@ -9,14 +9,12 @@ from pathlib import Path
 
 import yaml
 
-from sweeping.protocols import SETTING_SUFFIXES, Protocol
+from sweeping.protocols import BUNDLED, BUNDLED_SOURCE, BUNDLED_TARGETS, SETTING_SUFFIXES, Protocol
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATASET_CONFIGS = REPOSITORY / "configs" / "datasets"
 TRAINER_CONFIGS = REPOSITORY / "configs" / "trainers"
 BUNDLED_ROOT = "assets"
-# What transfer is trained on in place of ImageNet; its other drawing styles are files of its name and more.
-BUNDLED_SOURCE = "emoji_kinds"
 
 # Where several settings fit, the one the published tables were made with; by the suffix of the protocol's settings.
 PREFERRED = {
@@ -71,10 +69,10 @@ def bundled_plan(protocol: Protocol, source: str) -> tuple[tuple[str, ...], str]
     """
     there = bundled_datasets()
     if not protocol.source:
-        return there, ""
+        return tuple(name for name in BUNDLED if name in there), ""
     source = source or BUNDLED_SOURCE
-    styles = tuple(name for name in there if name.startswith(f"{source}_"))
-    targets = styles if protocol.name == "domain_generalization" else ("digits",)
+    styles = protocol.name == "domain_generalization"
+    targets = tuple(name for name in there if (name.startswith(f"{source}_") if styles else name in BUNDLED_TARGETS))
     if source not in there or not targets:
         raise SweepError(
             f"{protocol.name} on bundled data needs configs/datasets/{source}.yaml and data sets to test on, which are "

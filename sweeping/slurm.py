@@ -124,8 +124,9 @@ class Chain:
 
         if self._child is not None:
             self._child.terminate()
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._child.wait(END_SECONDS)
+            deadline = time.monotonic() + END_SECONDS
+            while _alive(self._child.pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
         return submitit.helpers.DelayedSubmission(self)
 
     def _run(self, job: Job) -> None:
@@ -149,6 +150,13 @@ class Chain:
         if reason is not None:
             record_failure(job, reason)
             raise RuntimeError(f"{job.label}: {reason}")
+
+
+def _alive(pid: int) -> bool:
+    """Whether a child runs. This is asked inside a signal handler that interrupted Popen.wait(), which holds a lock."""
+    with contextlib.suppress(ChildProcessError):
+        return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
+    return False
 
 
 def chains_of(jobs: Sequence[Job], threads: int) -> list[Chain]:
