@@ -186,8 +186,8 @@ def _classifier(
     cfg.VERBOSE = False
     trained = TRAINER_REGISTRY.get(cfg.TRAINER.NAME).needs_training
     if trained:
-        classes = read_checkpoint(find_checkpoint(Path(folder), epoch))["classnames"]
-    # A zero-shot run has no classes of its own: predict() must be given some.
+        classes = read_checkpoint(find_checkpoint(Path(folder), epoch)).get("classnames")
+    # Zero-shot runs and converted checkpoints have no classes of their own: predict() must be given some.
     trainer = trainer_without_data(cfg, classes or [UNSET], load_backbone=_fitting_backbone)
     if trained:
         trainer.load_model(folder, epoch)
