@@ -3,13 +3,13 @@
 # them side by side: the same images, protocol and seeds for all of them.
 #
 # Usage: scripts/compare.sh [--overwrite] [--dry-run] DATASET SEED TRAINER[=SETTING]...
-#   DATASET      a file of configs/datasets; with digits: the bundled data, and every method's setting for them
+#   DATASET      a file of configs/datasets; with bundled data, e.g. digits, every method's tiny setting
 #   SEED         one seed, or several in quotes: "1 2 3"
 #   TRAINER      a folder of configs/trainers; SETTING is a file in it, by default the one for base-to-new generalization
 #                on ViT-B/16. The same trainer may come with several settings.
 #   --overwrite  redo finished runs, which are skipped otherwise
 #   --dry-run    print the commands only
-# Environment: DATA, the folder that holds one folder per data set (needed unless DATASET is digits), SHOTS=16,
+# Environment: DATA, the folder that holds one folder per data set (needed unless DATASET is bundled), SHOTS=16,
 #   OUTPUT=output/open_world, CFG_<Trainer>=SETTING as with TRAINER=SETTING,
 #   OPTS="KEY VALUE ..." for train.py, e.g. OPTS="OPTIM.MAX_EPOCH 1".
 # Example: DATA=data scripts/compare.sh eurosat "1 2 3" CoOp MaPLe BMIP BMIP=vit_b16_c2_ep10_batch4_2ctx_official
@@ -41,7 +41,7 @@ DATASET="$1"
 SEEDS="$2"
 shift 2
 DATA="${DATA:-}"
-[ "$DATASET" = digits ] && DATA="${DATA:-assets}"
+if is_bundled "$DATASET"; then DATA="${DATA:-assets}"; fi
 SHOTS="${SHOTS:-16}"
 OUTPUT="${OUTPUT:-output/open_world}"
 

@@ -70,7 +70,7 @@ print_table() { # run folders
         return
     fi
     echo
-    if [ "$DATASET" = digits ]; then
+    if is_bundled "$DATASET"; then
         echo "Demonstration on a tiny model (bundled:tiny_clip): not comparable with ViT-B/16 numbers."
     fi
     "${command[@]}"

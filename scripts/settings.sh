@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# Every method and its default setting, for the scripts that run several: on the bundled digits, and for base-to-new
+# Every method and its default setting, for the scripts that run several: on bundled data, and for base-to-new
 # generalization on ViT-B/16 (16 shots). In the order in which the methods appeared.
 
 DEFAULT_SETTINGS="
@@ -24,9 +24,16 @@ every_trainer() { # the names, in order
     awk 'NF { print $1 }' <<<"$DEFAULT_SETTINGS"
 }
 
+is_bundled() { # dataset: whether it comes with the repository, in assets
+    case "$1" in
+        digits | emoji*) return 0 ;;
+        *) return 1 ;;
+    esac
+}
+
 default_setting() { # trainer dataset -> the setting's name; nothing for a trainer that is not in the table
     local column=3 setting
-    [ "$2" = digits ] && column=2
+    if is_bundled "$2"; then column=2; fi
     setting="$(awk -v trainer="$1" -v column="$column" '$1 == trainer { print $column }' <<<"$DEFAULT_SETTINGS")"
     if [ "$1/$2" = CoOp/imagenet ]; then
         setting=vit_b16_ep50_ctxv1 # as published: fewer epochs on ImageNet

@@ -43,6 +43,7 @@ wanted="$(cat requirements.txt "$requirements")"
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
     echo "Installing $requirements with $PYTHON"
     "${install[@]}"
+    "$PYTHON" -W ignore -c 'import torch, torchvision, clip, yacs' # works before it counts as done
     printf '%s\n' "$wanted" >"$stamp"
 fi
-"$PYTHON" -W ignore -c 'import torch, torchvision, clip, yacs; print(f"Ready: torch {torch.__version__}, torchvision {torchvision.__version__}")'
+"$PYTHON" -c 'from importlib.metadata import version as v; print("Ready: torch", v("torch") + ", torchvision", v("torchvision"))'

@@ -1,0 +1,369 @@
+"""Every file under configs/trainers: it loads, its header's command is real, its values are the published ones.
+
+`PUBLISHED` is written from the methods' released configuration files and papers, not from the files under test.
+"""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+import train
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.utils import set_random_seed
+
+FOLDER = Path("configs/trainers")
+FILES = sorted(FOLDER.glob("*/*.yaml"))
+IDS = [f"{path.parent.name}/{path.stem}" for path in FILES]
+TINY = [path for path in FILES if path.stem.startswith("tiny")]
+TINY_IDS = [f"{path.parent.name}/{path.stem}" for path in TINY]
+REGISTERED = TRAINER_REGISTRY.registered_names()
+OURS = sorted(name for name in REGISTERED if TRAINER_REGISTRY.get(name).__module__.startswith("trainers."))
+# What a user fills in; any data set's file does for the command to be real.
+PLACEHOLDERS = {"$DATASET": "digits", "$DATA": "assets", "$SHOTS": "16"}
+
+WORDS = "a photo of a"
+SGD, ADAM = "sgd", "adam"
+
+
+def coop(backbone, epochs, words=""):
+    values = {"COOP.CTX_INIT": words, "COOP.N_CTX": 4 if words else 16, "COOP.CSC": False}
+    return backbone, SGD, 0.002, epochs, 1, 32, values
+
+
+def cocoop(n_ctx, words=""):
+    return "ViT-B/16", SGD, 0.002, 10, 1, 1, {"COCOOP.N_CTX": n_ctx, "COCOOP.CTX_INIT": words}
+
+
+def kgcoop(backbone):
+    values = {"KGCOOP.W": 8.0, "KGCOOP.N_CTX": 4, "KGCOOP.CTX_INIT": WORDS, "KGCOOP.CLASS_TOKEN_POSITION": "end"}
+    return backbone, SGD, 0.002, 100, 1, 128, values
+
+
+def ivlp(rate, epochs, n_vision, n_text, vision_depth, text_depth):
+    ctx = {"IVLP.N_CTX_VISION": n_vision, "IVLP.N_CTX_TEXT": n_text, "IVLP.CTX_INIT": WORDS}
+    depth = {"IVLP.PROMPT_DEPTH_VISION": vision_depth, "IVLP.PROMPT_DEPTH_TEXT": text_depth}
+    return "ViT-B/16", SGD, rate, epochs, 1, 4, ctx | depth
+
+
+def maple(rate, epochs, depth):
+    values = {"MAPLE.N_CTX": 2, "MAPLE.CTX_INIT": WORDS, "MAPLE.PROMPT_DEPTH": depth}
+    return "ViT-B/16", SGD, rate, epochs, 1, 4, values
+
+
+def promptsrc(epochs, depth, mean, std):
+    ctx = {"PROMPTSRC.N_CTX_VISION": 4, "PROMPTSRC.N_CTX_TEXT": 4, "PROMPTSRC.CTX_INIT": WORDS}
+    depths = {"PROMPTSRC.PROMPT_DEPTH_VISION": depth, "PROMPTSRC.PROMPT_DEPTH_TEXT": depth}
+    return "ViT-B/16", SGD, 0.0025, epochs, 1, 4, ctx | depths | self_regulating(mean, std)
+
+
+def self_regulating(mean, std):
+    weights = {"PROMPTSRC.TEXT_LOSS_WEIGHT": 25.0, "PROMPTSRC.IMAGE_LOSS_WEIGHT": 10.0}
+    return {**weights, "PROMPTSRC.GPA_MEAN": mean, "PROMPTSRC.GPA_STD": std}
+
+
+def bmip_prompts(n_ctx, depth, gate="attention", aggregator="gate", share=True):
+    prompts = {"BMIP.N_CTX": n_ctx, "BMIP.CTX_INIT": WORDS, "BMIP.PROMPT_DEPTH": depth}
+    shares = {"BMIP.SHARE_PARAMETER_TEXT": share, "BMIP.SHARE_PARAMETER_VISUAL": share}
+    return {**prompts, "BMIP.GATE": gate, "BMIP.AGGREGATOR": aggregator, **shares}
+
+
+def bmip(**prompts):
+    return "ViT-B/16", ADAM, 0.002, 10, 1, 4, bmip_prompts(2, 9, **prompts)
+
+
+def with_bmip(rate, epochs, prompts, host=None):
+    return "ViT-B/16", SGD, rate, epochs, 1, 4, prompts | (host or {})
+
+
+def consistency(weight):
+    return {"COPROMPT.W": weight, "COPROMPT.DISTILL": "cosine", "COPROMPT.SENTENCES": ""}
+
+
+def coprompt(depth, n_ctx, weight, epochs=8):
+    prompts = {"COPROMPT.N_CTX": n_ctx, "COPROMPT.CTX_INIT": WORDS, "COPROMPT.PROMPT_DEPTH": depth}
+    return "ViT-B/16", SGD, 0.0035, epochs, 1, 4, prompts | consistency(weight)
+
+
+def coprompt_bmip(depth, n_ctx, weight, epochs=8):
+    return with_bmip(0.0035, epochs, bmip_prompts(n_ctx, depth, share=False), consistency(weight))
+
+
+# depth, prompts, weight of the consistency (and epochs, where not 8)
+COPROMPT = {
+    "coprompt": (9, 2, 1.0),
+    "coprompt_imagenet": (12, 4, 8.0),
+    "coprompt_caltech101": (12, 4, 4.0),
+    "coprompt_oxford_pets": (12, 2, 0.1),
+    "coprompt_stanford_cars": (12, 4, 4.0),
+    "coprompt_oxford_flowers": (9, 4, 8.0),
+    "coprompt_food101": (9, 4, 0.5, 5),
+    "coprompt_fgvc_aircraft": (9, 4, 2.0),
+    "coprompt_sun397": (12, 4, 8.0),
+    "coprompt_dtd": (12, 2, 8.0),
+    "coprompt_eurosat": (12, 2, 0.1),
+    "coprompt_ucf101": (12, 4, 2.0),
+}
+BACKBONES = {"rn50": "RN50", "rn101": "RN101", "vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14"}
+BMIP_SETTING = "BMIP/vit_b16_c2_ep10_batch4_2ctx"
+ABLATIONS = ("add", "mean", "joint", "own", "text_to_vision", "vision_to_text")
+
+# trainer/setting: backbone, optimiser, learning rate, epochs, warm-up epochs, batch, values under TRAINER
+PUBLISHED = {
+    "CoOp/rn50": coop("RN50", 200),
+    "CoOp/rn50_ep50": coop("RN50", 50),
+    "CoOp/rn50_ep100": coop("RN50", 100),
+    "CoOp/rn50_ctxv1": coop("RN50", 200, WORDS),
+    "CoOp/rn50_ep50_ctxv1": coop("RN50", 50, WORDS),
+    "CoOp/rn101": coop("RN101", 200),
+    "CoOp/rn101_ep50": coop("RN101", 50),
+    "CoOp/vit_b32": coop("ViT-B/32", 200),
+    "CoOp/vit_b32_ep50": coop("ViT-B/32", 50),
+    "CoOp/vit_b16": coop("ViT-B/16", 200),
+    "CoOp/vit_b16_ep50": coop("ViT-B/16", 50),
+    "CoOp/vit_b16_ep100": coop("ViT-B/16", 100),
+    "CoOp/vit_b16_ctxv1": coop("ViT-B/16", 200, WORDS),
+    "CoOp/vit_b16_ep50_ctxv1": coop("ViT-B/16", 50, WORDS),
+    "CoOp/vit_b16_ep100_ctxv1": coop("ViT-B/16", 100, WORDS),
+    "CoCoOp/vit_b16_c4_ep10_batch1_ctxv1": cocoop(4, WORDS),
+    "CoCoOp/vit_b16_c4_ep10_batch1": cocoop(4),
+    "CoCoOp/vit_b16_c8_ep10_batch1": cocoop(8),
+    "CoCoOp/vit_b16_c16_ep10_batch1": cocoop(16),
+    "KgCoOp/vit_b16_ep100_ctxv1": kgcoop("ViT-B/16"),
+    "KgCoOp/rn50_ep100": kgcoop("RN50"),
+    "ProDA/vit_b16_c2_e100_ctx16_warmup5_BZ64_ProDA": (
+        *("ViT-B/16", SGD, 0.001, 100, 5, 4),
+        {"PRODA.N_CTX": 16, "PRODA.N_PROMPT": 32, "PRODA.PROMPT_BATCH": 4, "PRODA.ORTHOGONAL_WEIGHT": 0.0},
+    ),
+    "VPT/vit_b16_c2_ep5_batch4_4": (
+        *("ViT-B/16", SGD, 0.0025, 5, 1, 4),
+        {"VPT.N_CTX_VISION": 8, "VPT.PROMPT_DEPTH_VISION": 12, "VPT.CTX_INIT": WORDS},
+    ),
+    "IVLP/vit_b16_c2_ep5_batch4_2+2ctx": ivlp(0.0035, 5, 2, 2, 12, 12),
+    "IVLP/vit_b16_c2_ep5_batch4_4ctx_language_only": ivlp(0.0025, 5, 0, 4, 0, 12),
+    "IVLP/vit_b16_c2_ep5_batch4_4ctx_vision_only": ivlp(0.0025, 5, 4, 0, 12, 0),
+    "IVLP/vit_b16_c2_ep20_batch4_4+4ctx": ivlp(0.0025, 20, 4, 4, 9, 9),
+    "MaPLe/vit_b16_c2_ep5_batch4_2ctx": maple(0.0035, 5, 9),
+    "MaPLe/vit_b16_c2_ep5_batch4_2ctx_cross_datasets": maple(0.0026, 2, 3),
+    "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx": promptsrc(20, 9, 15.0, 1.0),
+    "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": promptsrc(20, 3, 6.0, 10.0),
+    "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot": promptsrc(50, 9, 30.0, 30.0),
+    "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45": promptsrc(50, 9, 45.0, 5.0),
+    BMIP_SETTING: bmip(),
+    f"{BMIP_SETTING}_official": bmip(gate="official"),
+    f"{BMIP_SETTING}_not_shared": bmip(share=False),
+    **{f"{BMIP_SETTING}_{name}": bmip(aggregator=name) for name in ABLATIONS},
+    "BMIP/vit_b16_c2_ep4_batch4_2ctx_cross_datasets": ("ViT-B/16", ADAM, 0.002, 4, 2, 4, bmip_prompts(2, 3)),
+    "MaPLe_BMIP/vit_b16_c2_ep5_batch4_2ctx": with_bmip(0.0035, 5, bmip_prompts(2, 9, share=False)),
+    "PromptSRC_BMIP/vit_b16_c2_ep20_batch4_4+4ctx": with_bmip(
+        0.0025, 20, bmip_prompts(4, 9), self_regulating(15.0, 1.0)
+    ),
+    "PromptSRC_BMIP/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": with_bmip(
+        0.0025, 20, bmip_prompts(2, 9), self_regulating(6.0, 10.0)
+    ),
+    **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
+    **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
+    # nothing is trained: Dassl's defaults stand where an optimiser would be set
+    **{
+        f"{trainer}/{name}": (backbone, ADAM, 0.0003, 10, -1, 32, {"ZEROSHOTCLIP.TEMPLATE": ""})
+        for trainer in ("ZeroshotCLIP", "ZeroshotCLIP2")
+        for name, backbone in BACKBONES.items()
+    },
+}
+
+# Each method's tiny setting is a published one but for these values, and image size, precision and augmentation: depths
+# of 9 and 12 of 12 layers are 3 and 4 of 4.
+TINY_OF = {
+    "ZeroshotCLIP/tiny": ("vit_b16", {}),
+    "ZeroshotCLIP2/tiny": ("vit_b16", {}),
+    "CoOp/tiny_c4_ep50_batch32": ("vit_b16_ep50", {"TRAINER.COOP.N_CTX": 4}),
+    "CoOp/tiny_c4_ep50_batch32_ctxv1": ("vit_b16_ep50_ctxv1", {}),
+    "CoCoOp/tiny_c4_ep10_batch1_ctxv1": ("vit_b16_c4_ep10_batch1_ctxv1", {}),
+    "KgCoOp/tiny_c4_ep100_batch128_ctxv1": ("vit_b16_ep100_ctxv1", {}),
+    "ProDA/tiny_c16_ep25_batch4": (
+        "vit_b16_c2_e100_ctx16_warmup5_BZ64_ProDA",
+        {"OPTIM.MAX_EPOCH": 25, "OPTIM.WARMUP_EPOCH": 1},
+    ),
+    "VPT/tiny_c2_ep10_batch4_8ctx": (
+        "vit_b16_c2_ep5_batch4_4",
+        {"OPTIM.MAX_EPOCH": 10, "TRAINER.VPT.PROMPT_DEPTH_VISION": 4},
+    ),
+    "IVLP/tiny_c2_ep10_batch4_2+2ctx": (
+        "vit_b16_c2_ep5_batch4_2+2ctx",
+        {"OPTIM.MAX_EPOCH": 10, "TRAINER.IVLP.PROMPT_DEPTH_VISION": 4, "TRAINER.IVLP.PROMPT_DEPTH_TEXT": 4},
+    ),
+    "MaPLe/tiny_c2_ep10_batch4_2ctx": (
+        "vit_b16_c2_ep5_batch4_2ctx",
+        {"OPTIM.MAX_EPOCH": 10, "TRAINER.MAPLE.PROMPT_DEPTH": 3},
+    ),
+    "PromptSRC/tiny_c2_ep20_batch4_4+4ctx": (
+        "vit_b16_c2_ep20_batch4_4+4ctx",
+        {"TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 3},
+    ),
+    "CoPrompt/tiny_c2_ep8_batch4_2ctx": ("coprompt", {"TRAINER.COPROMPT.PROMPT_DEPTH": 3}),
+    "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
+    "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
+        "vit_b16_c2_ep5_batch4_2ctx",
+        {"OPTIM.MAX_EPOCH": 10, "TRAINER.BMIP.PROMPT_DEPTH": 3},
+    ),
+    "PromptSRC_BMIP/tiny_c2_ep20_batch4_4+4ctx": (
+        "vit_b16_c2_ep20_batch4_4+4ctx",
+        {"TRAINER.BMIP.PROMPT_DEPTH": 3},
+    ),
+    "CoPrompt_BMIP/tiny_c2_ep8_batch4_2ctx": ("coprompt", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
+}
+ALWAYS_DIFFERENT = re.compile(r"INPUT\.|DATALOADER\.NUM_WORKERS|MODEL\.BACKBONE|TRAIN\.PRINT_FREQ|TRAINER\.\w+\.PREC")
+
+
+@pytest.fixture(autouse=True)
+def repository_folder(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def configuration(path, *options):
+    """Defaults and the file, as train.py merges them; an unknown key is an error there."""
+    return train.setup_cfg(train.build_parser().parse_args(["--config-file", str(path), *options]))
+
+
+def header(path):
+    """The comment lines above the first key, without their sign."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [line[2:] for line in lines[: next(i for i, line in enumerate(lines) if not line.startswith("#"))]]
+
+
+def command(path):
+    """The arguments of the header's train.py command, with the placeholders filled in."""
+    text = "\n".join(header(path))
+    found = re.search(r"^python train\.py (?:.*\\\n)*.*", text, flags=re.M)
+    assert found, f"no train.py command in {path}"
+    line = found.group().replace("\\\n", " ")
+    for name, value in PLACEHOLDERS.items():
+        line = re.sub(re.escape(name) + r"\b", value, line)
+    assert "$" not in line, line
+    return shlex.split(line)[2:]
+
+
+def flat(node, prefix=""):
+    """A nested configuration as {dotted key: value}."""
+    values = {}
+    for key, value in node.items():
+        values |= flat(value, f"{prefix}{key}.") if hasattr(value, "items") else {f"{prefix}{key}": value}
+    return values
+
+
+def test_every_trainer_has_a_tiny_and_a_full_setting():
+    assert sorted({path.parent.name for path in FILES}) == OURS
+    assert {path.parent.name for path in TINY} == set(OURS)
+    assert {path.parent.name for path in FILES if path not in TINY} == set(OURS)
+
+
+def test_the_tables_name_every_file():
+    assert set(IDS) - set(TINY_IDS) == set(PUBLISHED)
+    assert set(TINY_IDS) == set(TINY_OF)
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_header_command_runs_this_file(path):
+    args = train.build_parser().parse_args(command(path))
+    assert (args.trainer, args.config_file) == (path.parent.name, str(path))
+    assert Path(args.dataset_config_file).is_file()
+    cfg = train.setup_cfg(args)  # raises on an unknown key
+    assert cfg.TRAINER.NAME in TRAINER_REGISTRY
+    assert cfg.DATASET.NUM_SHOTS == 16
+    assert args.output_dir.split("/")[2:4] == [path.parent.name, path.stem]
+    assert ("bundled:tiny_clip" if path in TINY else PUBLISHED[_id(path)][0]) == cfg.MODEL.BACKBONE.NAME
+
+
+def _id(path):
+    return f"{path.parent.name}/{path.stem}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_header_says_what_to_expect(path):
+    text = " ".join(header(path))
+    if path in TINY:
+        assert "not comparable with ViT-B/16's" in text
+        assert "Published" not in text
+    else:
+        assert re.search(r"Published result: none|Published.*\d\d\.\d\d.*Source: ", text), text
+
+
+@pytest.mark.parametrize("path", FILES, ids=IDS)
+def test_file_sets_no_key_twice_and_reads_on_its_own_backbone_size(path):
+    loader = yaml.SafeLoader(path.read_text(encoding="utf-8"))
+    assert not _repeated_keys(loader.get_single_node())
+    assert tuple(configuration(path).INPUT.SIZE) == ((48, 48) if path in TINY else (224, 224))
+
+
+def _repeated_keys(node):
+    """Keys that come twice in a mapping, of which YAML would silently keep the last."""
+    if not isinstance(node, yaml.MappingNode):
+        return []
+    keys = [key.value for key, _ in node.value]
+    return [key for key in keys if keys.count(key) > 1] + [k for _, value in node.value for k in _repeated_keys(value)]
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_values(name):
+    backbone, optimiser, rate, epochs, warmup, batch, settings = PUBLISHED[name]
+    cfg = configuration(FOLDER / f"{name}.yaml")
+    assert backbone == cfg.MODEL.BACKBONE.NAME
+    optim = cfg.OPTIM
+    assert (optimiser, rate, epochs, warmup) == (optim.NAME, optim.LR, optim.MAX_EPOCH, optim.WARMUP_EPOCH)
+    assert batch == cfg.DATALOADER.TRAIN_X.BATCH_SIZE
+    assert cfg.DATALOADER.TEST.BATCH_SIZE == 100
+    values = flat(cfg.TRAINER)
+    assert {key: values[key] for key in settings} == settings
+    if "Zeroshot" not in name:
+        assert (optim.LR_SCHEDULER, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR) == ("cosine", "constant", 1e-5)
+        assert (optim.WEIGHT_DECAY, optim.MOMENTUM) == (5e-4, 0.9)
+    node = TRAINER_REGISTRY.get(name.split("/")[0]).node
+    assert values[f"{node}.PREC"] == "fp16"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_augmentation_and_selection(name):
+    cfg = configuration(FOLDER / f"{name}.yaml")
+    coprompt_like = name.startswith("CoPrompt")
+    augmentation = ("randaugment",) if coprompt_like else ("random_resized_crop", "random_flip")
+    assert tuple(cfg.INPUT.TRANSFORMS) == (*augmentation, "normalize")
+    assert (2 if coprompt_like else 1) == cfg.DATALOADER.K_TRANSFORMS
+    by_validation = name.startswith(("BMIP", "ProDA")) and not name.endswith("cross_datasets")
+    assert ("best_val" if by_validation else "last_step") == cfg.TEST.FINAL_MODEL
+    assert (4 if by_validation and name.startswith("BMIP") else 0) == cfg.TRAIN.PATIENCE
+
+
+@pytest.mark.parametrize("name", TINY_OF)
+def test_tiny_settings_are_the_published_ones_but_for_what_is_said(name):
+    published, different = TINY_OF[name]
+    full = flat(configuration(FOLDER / name.split("/")[0] / f"{published}.yaml"))
+    tiny = flat(configuration(FOLDER / f"{name}.yaml"))
+    changed = {key: value for key, value in tiny.items() if value != full[key] and not ALWAYS_DIFFERENT.match(key)}
+    assert changed == different
+
+
+def test_tiny_settings_share_input_and_precision():
+    inputs = {str(configuration(path).INPUT) for path in TINY}
+    assert len(inputs) == 1
+    for path in TINY:
+        cfg = configuration(path)
+        assert cfg.TRAINER[TRAINER_REGISTRY.get(path.parent.name).node].PREC == "fp32"
+        assert "random_flip" not in cfg.INPUT.TRANSFORMS  # a mirrored digit is another sign
+
+
+@pytest.mark.parametrize("path", TINY, ids=TINY_IDS)
+def test_tiny_settings_build_and_train(path, tmp_path):
+    argv = command(path)
+    argv[argv.index("--output-dir") + 1] = str(tmp_path)
+    options = ("DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False")
+    cfg = train.setup_cfg(train.build_parser().parse_args([*argv, *options]))
+    set_random_seed(cfg.SEED)
+    trainer = build_trainer(cfg)
+    assert type(trainer).__name__ == path.parent.name
+    trainer.final_evaluation = lambda: None  # the test set is not what this is about
+    trainer.train()
+    if path.stem != "tiny":  # zero-shot CLIP trains nothing
+        assert [epoch["epoch"] for epoch in trainer.history] == [1]
+        assert trainer.history[0]["loss"] < 20
