@@ -12,9 +12,9 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from reporting import plot, table
+from reporting import compare, plot, report, table
 
-COMMANDS = (table, plot)
+COMMANDS = (table, compare, plot, report)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

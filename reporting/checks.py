@@ -23,7 +23,12 @@ def warnings_about(methods: Sequence[Method], blocks: Mapping[str, Sequence[Colu
         warnings += _mixed_rules(method)
         warnings += _unsteady_zero_shot(method, columns)
     runs = [run for method in methods for run in method.runs]
-    return [*warnings, *_mixed_splits(runs), *_demonstration_beside_others(runs)]
+    return [*warnings, *comparability(runs)]
+
+
+def comparability(runs: Sequence[Run]) -> list[str]:
+    """What keeps runs from being compared strictly: other images, another backbone beside the demonstration's."""
+    return [*_mixed_splits(runs), *_demonstration_beside_others(runs)]
 
 
 def _missing_seeds(methods: Sequence[Method], columns: Sequence[Column]) -> list[str]:

@@ -10,16 +10,15 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tabulate import tabulate
 
+from reporting.blocks import Block, Row, Table
+from reporting.html_tables import table_page
+from reporting.reading import cell_text, seeds_text
 from reporting.statistics import Summary
 
-if TYPE_CHECKING:
-    from reporting.blocks import Block, Row, Table
-
-MISSING = "-"
 _LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
     "&": r"\&",
@@ -40,14 +39,14 @@ _LATEX_SPECIAL = {
 
 def to_markdown(table: Table, digits: int) -> str:
     """GitHub markdown: one table per block, then legend and warnings."""
-    parts = [f"## {_escape_markdown(table.title)}"]
+    parts = [f"## {escape_markdown(table.title)}"]
     for block in table.blocks:
         if block.title != table.title:
-            parts.append(f"### {_escape_markdown(block.title)}")
-        parts.append(_grid(block, digits, "github", _escape_markdown))
-    parts.append("\n".join(f"- {_escape_markdown(line)}" for line in table.legend))
+            parts.append(f"### {escape_markdown(block.title)}")
+        parts.append(_grid(block, digits, "github", escape_markdown))
+    parts.append("\n".join(f"- {escape_markdown(line)}" for line in table.legend))
     if table.warnings:
-        parts.append("\n".join(f"- **Warning:** {_escape_markdown(line)}" for line in table.warnings))
+        parts.append("\n".join(f"- **Warning:** {escape_markdown(line)}" for line in table.warnings))
     return "\n\n".join(parts) + "\n"
 
 
@@ -102,6 +101,7 @@ def to_json(table: Table, digits: int) -> str:
 FORMATS: Mapping[str, Callable[[Table, int], str]] = {
     "md": to_markdown,
     "latex": to_latex,
+    "html": table_page,
     "csv": to_csv,
     "json": to_json,
 }
@@ -112,7 +112,8 @@ def escape_latex(text: str) -> str:
     return "".join(_LATEX_SPECIAL.get(character, character) for character in text)
 
 
-def _escape_markdown(text: str) -> str:
+def escape_markdown(text: str) -> str:
+    """`text` with what would end a cell or begin a tag made harmless."""
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
@@ -128,15 +129,6 @@ def _grid(block: Block, digits: int, style: str, escape: Callable[[str], str]) -
     return tabulate(body, [escape(text) for text in headings], style, colalign=alignment, disable_numparse=True)
 
 
-def cell_text(cell: Summary | None, seeds_in_row: int, digits: int) -> str:
-    """A number for reading: mean, deviation if there is one, and the number of seeds where some are missing."""
-    if cell is None:
-        return MISSING
-    spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
-    fewer = "" if cell.n == seeds_in_row or cell.deterministic else f" (n={cell.n})"
-    return f"{cell.mean:.{digits}f}{spread}{fewer}"
-
-
 def _shots(protocol: str, *places: str) -> str | None:
     """In a few-shot table, the number of shots is a column's name, or a block's in the papers' layout."""
     return next((place for place in places if place.isdigit()), None) if protocol == "few_shot" else None
@@ -146,16 +138,6 @@ def _csv_numbers(row: Row, cell: Summary | None) -> list[float | None]:
     if cell is None:
         return [0, None, None]
     return [None if row.source else cell.n, cell.mean, cell.std]
-
-
-def seeds_text(row: Row) -> str:
-    """Which seeds a row's numbers are from, or which footnote names their source."""
-    if row.source:
-        return f"published [{row.source_number}]"
-    if not row.seeds:
-        return MISSING
-    listed = "deterministic" if row.deterministic else ", ".join(map(str, row.seeds))
-    return f"{listed} (n={len(row.seeds)})"
 
 
 def _numbers(table: Table) -> Iterable[tuple[Block, Row, str, Summary | None]]:

@@ -48,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="ends in .png or .svg")
     parser.add_argument("--metric", default="", help="which number (default: H, or accuracy over all classes)")
-    parser.add_argument("--baseline", default="", help="gain: over which trainer")
+    parser.add_argument("--baseline", default="", help="gain: over which trainer (default: ZeroshotCLIP)")
     parser.add_argument("--split", default="", help="confusion, tsne: which class split (default: all)")
     parser.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG (default: %(default)s)")
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")

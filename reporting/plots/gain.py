@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "gain"
-HELP = "gain over a baseline per data set (--baseline, default ZeroshotCLIP or the first method)"
+HELP = "gain over a baseline (ZeroshotCLIP where there is one, else the first method) per data set"
 
 
 def draw(runs: Sequence[Run], options: Options) -> Figure:

@@ -1,0 +1,266 @@
+"""The `compare` sub-command: is one method better than another, on the same data sets and seeds?
+
+python -m reporting compare MaPLe BMIP output/open_world
+python -m reporting compare BMIP/setting_a BMIP/setting_b output/open_world --format json
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reporting.checks import comparability
+from reporting.compare_formats import FORMATS
+from reporting.files import check_target, write_file
+from reporting.layouts import PROTOCOLS, Metric
+from reporting.methods import Method, check_protocol, group_methods
+from reporting.names import dataset_order
+from reporting.paired import LEAST_PAIRS, Pair, Paired, compare_pairs
+from reporting.runs import ResultsError, Run, load_runs
+
+NAME = "compare"
+HELP = "paired differences between two methods, with confidence interval and tests"
+
+
+_IN_WORDS = {
+    "base": "on base classes",
+    "new": "on new classes",
+    "average_H": "in H of base and new",
+    "all": "over all classes",
+    "open_H": "in open-world H",
+}
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric's comparison.
+
+    Args:
+        key: the metric's name in csv and json.
+        label: its name for reading, with the shots where there are several.
+        result: what the pairs say.
+        sentence: the same in words.
+    """
+
+    key: str
+    label: str
+    result: Paired
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two methods on the same data sets and seeds; differences are second minus first."""
+
+    protocol: str
+    title: str
+    first: str
+    second: str
+    lines: tuple[Line, ...]
+    legend: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+
+def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name: str | None = None) -> Comparison:
+    """Compare two methods.
+
+    Args:
+        runs: of one protocol; those of other methods are left aside.
+        first: a trainer, trainer/setting, or a row's name in the table.
+        second: likewise.
+        protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
+
+    Raises:
+        ResultsError: the protocols differ, a name fits no method or several, or the two share no data set and seed.
+    """
+    protocol_name = check_protocol(runs, protocol_name)
+    protocol = PROTOCOLS[protocol_name]
+    methods = group_methods(runs, protocol)
+    one, other = _method(methods, first), _method(methods, second)
+    if one is other:
+        raise ResultsError(f"{first!r} and {second!r} are the same method: {one.label}")
+    lines = []
+    for metric in protocol.metrics:
+        if metric.of_run is not None:
+            lines += _lines(metric, one, other)
+    if not lines:
+        raise ResultsError(
+            f"{one.label} and {other.label} share no data set, shots and seed (the first: {_places(one)}; the second: "
+            f"{_places(other)})"
+        )
+    return Comparison(
+        protocol_name,
+        f"{other.label} against {one.label}: {protocol.title}",
+        one.label,
+        other.label,
+        tuple(lines),
+        tuple(_legend(lines, one, other)),
+        (*_unpaired(one, other), *comparability([*one.runs, *other.runs]), *_different_rules(one, other)),
+    )
+
+
+def _method(methods: Sequence[Method], name: str) -> Method:
+    found = [method for method in methods if method.label == name]
+    found = found or [method for method in methods if name in (method.trainer, f"{method.trainer}/{method.setting}")]
+    if len(found) == 1:
+        return found[0]
+    what = "fits several methods" if found else "fits no method"
+    listed = "; ".join(f"{method.trainer}/{method.setting} ({method.label})" for method in found or methods)
+    raise ResultsError(f"{name!r} {what}: {listed}")
+
+
+def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int | None], float]:
+    """The metric by data set, shots and seed; a method that trains nothing has one number for all shots and seeds."""
+    values = {}
+    for run in method.runs:
+        value = metric.of_run(run)
+        if value is not None:
+            key = (run.dataset, None, None) if method.deterministic else (run.dataset, run.shots, run.seed)
+            values[key] = value
+    return values
+
+
+def _pairs(metric: Metric, one: Method, other: Method) -> list[Pair]:
+    first, second = _values(one, metric), _values(other, metric)
+    keys = {*first, *second}
+    if not (one.deterministic and other.deterministic):
+        keys = {key for key in keys if key[2] is not None}
+    pairs = []
+    for key in sorted(keys, key=lambda key: (dataset_order(key[0]), key[1] or 0, key[2] or 0)):
+        dataset, shots, seed = key
+        left, right = (values.get(key, values.get((dataset, None, None))) for values in (first, second))
+        if left is not None and right is not None:
+            pairs.append(Pair(dataset, shots or 0, seed, left, right))
+    return pairs
+
+
+def _lines(metric: Metric, one: Method, other: Method) -> list[Line]:
+    by_shots: dict[int, list[Pair]] = defaultdict(list)
+    for pair in _pairs(metric, one, other):
+        by_shots[pair.shots].append(pair)
+    lines = []
+    for shots, pairs in sorted(by_shots.items()):
+        label = f"{metric.label}, {shots} shots" if len(by_shots) > 1 else metric.label
+        result = compare_pairs(pairs)
+        where = _IN_WORDS.get(metric.key, f"in {metric.label}") + (f" with {shots} shots" if len(by_shots) > 1 else "")
+        lines.append(Line(metric.key, label, result, sentence(result, where, one.label, other.label)))
+    return lines
+
+
+def sentence(result: Paired, where: str, first: str, second: str) -> str:
+    """What the pairs say, in words; never more than they allow.
+
+    Args:
+        result: of the pairs.
+        where: such as "on new classes".
+        first: the method that is subtracted.
+        second: the method that is spoken of.
+    """
+    interval = result.interval
+    if interval.mean == 0:
+        said = f"{second} and {first} are equal {where} on average"
+    else:
+        better = "better" if interval.mean > 0 else "worse"
+        said = f"{second} is {better} than {first} by {abs(interval.mean):.1f} points {where}"
+    pairs = "1 pair" if interval.n == 1 else f"{interval.n} pairs"
+    if interval.low is None:
+        why = "one pair shows no spread" if interval.n == 1 else "all differences are equal, so that there is no spread"
+        return f"{said} ({pairs}): {why}, no difference can be claimed."
+    numbers = f"95 % interval {interval.low:.1f} to {interval.high:.1f}, n = {pairs}"
+    if result.claim:
+        return f"{said} ({numbers}): a difference at the 5 % level by both tests.{_reach(result)}"
+    few = f"; fewer than {LEAST_PAIRS} pairs are too few for the signed-rank test" if interval.n < LEAST_PAIRS else ""
+    return f"{said} ({numbers}{few}): no difference can be claimed."
+
+
+def _reach(result: Paired) -> str:
+    """How far a claim goes: seeds tell of the data sets that were run, only data sets tell of others."""
+    over = result.by_dataset
+    if over is None:
+        return " It is about this data set."
+    if over.excludes_zero:
+        return f" It holds over the {over.n} data sets' averages too ({over.low:.1f} to {over.high:.1f})."
+    ends = "" if over.low is None else f" (interval over their averages {over.low:.1f} to {over.high:.1f})"
+    return f" It is about these {over.n} data sets, not about data sets in general{ends}."
+
+
+def _legend(lines: Sequence[Line], one: Method, other: Method) -> list[str]:
+    legend = [
+        f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
+        "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is claimed "
+        "only where both are below 5 %.",
+    ]
+    if one.deterministic != other.deterministic:
+        fixed = one if one.deterministic else other
+        legend.append(f"{fixed.label} trains nothing: its number stands for every seed.")
+    if len(lines) > 1:
+        legend.append(
+            f"{len(lines)} comparisons are made here: at the 5 % level, one in twenty claims a difference by chance."
+        )
+    return legend
+
+
+def _unpaired(one: Method, other: Method) -> list[str]:
+    """Runs of one method only, which enter nothing."""
+    warnings = []
+    for method, counterpart in ((one, other), (other, one)):
+        if method.deterministic:
+            continue
+        there = {(run.dataset, run.shots, run.seed) for run in counterpart.runs}
+        places = {run.dataset for run in counterpart.runs}
+        for run in method.runs:
+            paired = run.dataset in places if counterpart.deterministic else (run.dataset, run.shots, run.seed) in there
+            if not paired:
+                warnings.append(
+                    f"left out: {method.label} on {run.dataset}, {run.shots} shots, seed {run.seed} has no counterpart "
+                    f"of {counterpart.label} ({run.path})"
+                )
+    return warnings
+
+
+def _different_rules(one: Method, other: Method) -> list[str]:
+    trained = [method for method in (one, other) if not method.deterministic]
+    if len({method.selection_rule for method in trained}) < 2:
+        return []
+    listed = "; ".join(f"{method.label}: {method.selection_rule}" for method in trained)
+    return [f"the two choose their weights by different rules ({listed}), which is part of the difference"]
+
+
+def _places(method: Method) -> str:
+    places = sorted({(run.dataset, run.shots, run.seed) for run in method.runs})
+    listed = [f"{dataset}, {shots} shots, seed {seed}" for dataset, shots, seed in places[:3]]
+    return "; ".join(listed) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the sub-command's arguments."""
+    parser.add_argument("first", metavar="A", help="trainer, or trainer/setting")
+    parser.add_argument("second", metavar="B", help="trainer, or trainer/setting")
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
+    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help="default: the one that all runs share")
+    parser.add_argument("--format", choices=sorted(FORMATS), default="md")
+    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write there instead of to the terminal")
+    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Compare and write the result out.
+
+    Raises:
+        ValueError: unusable runs or arguments.
+        OSError: a file cannot be read or written.
+    """
+    if arguments.output is not None:
+        check_target(arguments.output, arguments.force)
+    comparison = build_comparison(load_runs(arguments.runs), arguments.first, arguments.second, arguments.protocol)
+    content = FORMATS[arguments.format](comparison)
+    if arguments.format == "csv" or arguments.output is not None:
+        sys.stderr.writelines(f"warning: {warning}\n" for warning in comparison.warnings)
+    if arguments.output is None:
+        sys.stdout.write(content)
+    else:
+        write_file(arguments.output, content, arguments.force)
