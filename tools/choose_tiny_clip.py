@@ -17,7 +17,9 @@ from PIL import Image
 
 from dassl.utils import write_json
 from prompting.bundled import read_bundled, save_bundled
-from tools.pretrain_tiny_clip import MEAN, STD, TEMPLATE, class_logits, load_model
+from tools.augment import MEAN, STD
+from tools.contrastive import load_model
+from tools.pretrain_tiny_clip import TEMPLATE, class_logits
 
 NAME = "tiny_clip"
 RULE = "lowest loss on the held-out fonts; accuracy on the digits, zero-shot or few-shot, has no part in it"

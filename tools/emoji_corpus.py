@@ -8,12 +8,13 @@ well a run goes. No style here is one of the shipped data set's.
 
 import argparse
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from tools.emoji_icons import Catalogue, draw, read_icons
+from tools.emoji_icons import Catalogue, draw, read_icons, resvg
 from tools.glyphs import FILLERS, TEMPLATES, filled_context
 from trainers.templates import IMAGENET_TEMPLATES
 
@@ -53,14 +54,14 @@ class Emoji:
         return not {"left", "right", "clock", "clockwise", "counterclockwise"} & set(self.name.split())
 
 
-def render_corpus(packages: Path, out: Path) -> int:
+def render_corpus(packages: Path, out: Path, render: Callable[[str], bytes] = resvg) -> int:
     """Draw every emoji of the six styles into one `.npz` file and return their number."""
     catalogue = Catalogue.read(packages)
     icons = [icon for style in STYLES for icon in read_icons(packages, style, catalogue)]
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(
         out,
-        pixels=np.stack([draw(icon) for icon in icons]),
+        pixels=np.stack([draw(icon, render) for icon in icons]),
         names=np.array([icon.name for icon in icons]),
         kinds=np.array([icon.kind for icon in icons]),
         styles=np.array([icon.style for icon in icons]),

@@ -1,4 +1,4 @@
-"""Make `assets/emoji`: emoji in four drawing styles as 64x64 images, with split files for kinds and for concepts.
+r"""Make `assets/emoji`: emoji in four drawing styles as 64x64 images, with split files for kinds and for concepts.
 
     npm install --prefix icons @iconify-json/noto@1.2.9 @iconify-json/fluent-emoji@1.2.7 \
         @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/fluent-emoji-high-contrast@1.2.6 emojibase-data@17.0.0

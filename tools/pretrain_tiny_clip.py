@@ -23,10 +23,20 @@ import clip
 import torch
 import torch.nn.functional as F
 from clip.model import CLIP
-from torch import Tensor, nn
+from torch import Tensor
 
 from dassl.utils import write_json
-from prompting.bundled import read_bundled, save_bundled
+from prompting.bundled import save_bundled
+from tools.augment import augment_glyphs
+from tools.contrastive import (
+    Vocabulary,
+    build_optimizer,
+    contrastive_loss,
+    encode_text,
+    full_state_dict,
+    load_model,
+    new_model,
+)
 from tools.glyphs import (
     HELD_OUT_FONTS,
     MAX_CONTEXT,
@@ -38,21 +48,6 @@ from tools.glyphs import (
     vocabulary_captions,
 )
 
-VOCABULARY, CONTEXT_LENGTH = 49408, 77
-RESOLUTION = 48
-ARCHITECTURE = {
-    "embed_dim": 128,
-    "image_resolution": RESOLUTION,
-    "vision_layers": 4,
-    "vision_width": 128,
-    "vision_patch_size": 8,
-    "context_length": CONTEXT_LENGTH,
-    "transformer_width": 128,
-    "transformer_heads": 2,
-    "transformer_layers": 4,
-}
-MEAN = torch.tensor((0.48145466, 0.4578275, 0.40821073)).view(1, 3, 1, 1)
-STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(1, 3, 1, 1)
 HELD_OUT_SEED, HELD_OUT_VIEWS = 2025, 8
 TEMPLATE = "a photo of the {}."
 
@@ -79,89 +74,6 @@ class Recipe:
         return self.learning_rate * min(1.0, (step + 1) / self.warmup) * cosine
 
 
-def uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Random numbers between two bounds."""
-    return torch.rand(shape, generator=generator) * (high - low) + low
-
-
-def augment(pixels: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Turn, slant, scale, shift and tint glyphs.
-
-    Args:
-        pixels: (B, CANVAS, CANVAS) uint8, dark on white.
-        generator: source of all randomness.
-        strength: 0 leaves the shape alone, 1 is the full range.
-
-    Returns:
-        (B, 3, RESOLUTION, RESOLUTION), normalised as CLIP's images.
-    """
-    number = len(pixels)
-    angle, shear, stretch = (strength * uniform(-bound, bound, (number,), generator) for bound in (0.25, 0.3, 0.1))
-    zoom = 1 + strength * uniform(-0.2, 0.5, (number,), generator)
-    shift_x, shift_y = strength * uniform(-0.08, 0.08, (2, number), generator)
-    width = zoom * (1 + stretch)
-    row_x = torch.stack([angle.cos() * width, shear - angle.sin() * zoom, shift_x], dim=1)
-    row_y = torch.stack([angle.sin() * width, angle.cos() * zoom, shift_y], dim=1)
-    grid = F.affine_grid(torch.stack([row_x, row_y], dim=1), [number, 1, RESOLUTION, RESOLUTION], align_corners=False)
-    ink = 1 - pixels[:, None] / 255  # white is 0, so that what lies outside the canvas is white
-    images = 1 - F.grid_sample(ink, grid, align_corners=False)
-    tint = uniform(0.8, 1.2, (number, 3, 1, 1), generator) * uniform(0.8, 1.2, (number, 1, 1, 1), generator)
-    return ((images * tint).clamp(0, 1) - MEAN) / STD
-
-
-class Vocabulary:
-    """The tokens in use, renumbered without gaps: the embedding that is trained has these rows only.
-
-    The order of ids is kept, so that [EOT] still has the highest id, which is how CLIP finds it.
-    """
-
-    def __init__(self, captions: list[str]) -> None:
-        self.ids = torch.unique(clip.tokenize(captions))
-        self._row = torch.full((VOCABULARY,), -1)
-        self._row[self.ids] = torch.arange(len(self.ids))
-
-    def tokenize(self, captions: list[str]) -> Tensor:
-        """Captions as rows of the small embedding, (B, longest) long, cut after the longest [EOT]."""
-        tokens = clip.tokenize(captions)
-        rows = self._row[tokens[:, : int(tokens.argmax(dim=-1).max()) + 1]]
-        if (rows < 0).any():
-            raise ValueError(f"a caption has a word outside the vocabulary: {captions}")
-        return rows
-
-
-def new_model(vocabulary: int, seed: int) -> CLIP:
-    """A randomly initialised small CLIP in fp32."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return CLIP(vocab_size=vocabulary, **ARCHITECTURE).float()
-
-
-def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
-    """CLIP's text features for a cut token matrix: exact, since what follows [EOT] cannot influence it."""
-    length = tokens.shape[1]
-    for block in model.transformer.resblocks:
-        block.attn_mask = causal_mask(length)
-    return model.encode_text(tokens)
-
-
-def causal_mask(length: int) -> Tensor:
-    """(length, length), -inf above the diagonal."""
-    return torch.full((length, length), -math.inf).triu_(1)
-
-
-def contrastive_loss(logits: Tensor, same: Tensor) -> Tensor:
-    """CLIP's symmetric cross-entropy, where the target is uniform over all pairs of the same name.
-
-    Args:
-        logits: (B, B) images against captions.
-        same: (B, B) bool, true where image and caption have the same name.
-    """
-    target = same.float() / same.sum(dim=1, keepdim=True)  # symmetric counts, so one target serves both directions
-    loss_image = -(target * logits.log_softmax(dim=1)).sum(dim=1).mean()
-    loss_text = -(target.T * logits.log_softmax(dim=0)).sum(dim=0).mean()
-    return (loss_image + loss_text) / 2
-
-
 class Batches:
     """An endless stream of training batches: half of each is digits, the rest any character."""
 
@@ -177,7 +89,9 @@ class Batches:
         chosen = digits + self.rng.choices(self.glyphs, k=self.size - len(digits))
         longest = self.rng.choice((4, 4, 8, 16, MAX_CONTEXT))  # one bound per batch keeps most batches short
         tokens = self.vocabulary.tokenize([self.caption(glyph, longest, difficulty) for glyph in chosen])
-        images = augment(torch.stack([torch.tensor(glyph.pixels) for glyph in chosen]), self.generator, difficulty)
+        images = augment_glyphs(
+            torch.stack([torch.tensor(glyph.pixels) for glyph in chosen]), self.generator, difficulty
+        )
         names = {name: index for index, name in enumerate(sorted({glyph.name for glyph in chosen}))}
         labels = torch.tensor([names[glyph.name] for glyph in chosen])
         return images, tokens, labels[:, None] == labels[None, :]
@@ -188,17 +102,13 @@ class Batches:
         return TEMPLATE.format(glyph.name) if plain else caption(glyph, longest, self.rng)
 
 
-def build_optimizer(model: nn.Module, recipe: Recipe) -> torch.optim.Optimizer:
-    """AdamW as CLIP's: no weight decay on gains, biases and embeddings."""
-    decayed = [p for name, p in model.named_parameters() if p.ndim > 1 and "embedding" not in name]
-    plain = [p for name, p in model.named_parameters() if p.ndim <= 1 or "embedding" in name]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=recipe.learning_rate, betas=(0.9, 0.98), foreach=True)
-
-
 def train(model: CLIP, batches: Batches, recipe: Recipe) -> None:
     """Train in place, saying the mean loss every fifty steps."""
-    optimizer, losses, start = build_optimizer(model, recipe), [], time.process_time()
+    optimizer, losses, start = (
+        build_optimizer(model, recipe.learning_rate, recipe.weight_decay),
+        [],
+        time.process_time(),
+    )
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
             group["lr"] = recipe.learning_rate_at(step)
@@ -219,22 +129,6 @@ def train(model: CLIP, batches: Batches, recipe: Recipe) -> None:
             )
 
 
-def full_state_dict(model: CLIP, vocabulary: Vocabulary) -> dict[str, Tensor]:
-    """The trained weights with the token embedding back at its full size, zero where untrained."""
-    state = {key: value.detach().clone() for key, value in model.state_dict().items()}
-    rows = state["token_embedding.weight"]
-    state["token_embedding.weight"] = torch.zeros(VOCABULARY, rows.shape[1])
-    state["token_embedding.weight"][vocabulary.ids] = rows
-    return state
-
-
-def load_model(path: Path) -> CLIP:
-    """The model as it is on disk, that is, after rounding to fp16."""
-    model = new_model(VOCABULARY, seed=0)
-    model.load_state_dict(read_bundled(path))
-    return model.eval()
-
-
 @torch.no_grad()
 def held_out_figures(model: CLIP, glyphs: list[Glyph]) -> dict[str, float]:
     """Classify unseen fonts among all 62 names: cross-entropy, and accuracy in per cent.
@@ -244,7 +138,7 @@ def held_out_figures(model: CLIP, glyphs: list[Glyph]) -> dict[str, float]:
     names = list(character_names().values())
     pixels = torch.stack([torch.tensor(glyph.pixels) for glyph in glyphs]).repeat(HELD_OUT_VIEWS, 1, 1)
     labels = torch.tensor([names.index(glyph.name) for glyph in glyphs]).repeat(HELD_OUT_VIEWS)
-    images = augment(pixels, torch.Generator().manual_seed(HELD_OUT_SEED))
+    images = augment_glyphs(pixels, torch.Generator().manual_seed(HELD_OUT_SEED))
     logits = class_logits(model, images, names)
     accuracy = (logits.argmax(dim=1) == labels).float().mean().item() * 100
     return {"loss": round(F.cross_entropy(logits, labels).item(), 4), "accuracy": round(accuracy, 2)}

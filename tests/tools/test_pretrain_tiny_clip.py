@@ -9,7 +9,9 @@ import pytest
 import torch
 
 from prompting.bundled import read_bundled
+from tools.augment import augment_glyphs
 from tools.choose_tiny_clip import choose
+from tools.contrastive import Vocabulary, contrastive_loss, encode_text, new_model
 from tools.glyphs import (
     HELD_OUT_FONTS,
     MAX_CONTEXT,
@@ -19,15 +21,7 @@ from tools.glyphs import (
     text_fonts,
     vocabulary_captions,
 )
-from tools.pretrain_tiny_clip import (
-    Recipe,
-    Vocabulary,
-    augment,
-    contrastive_loss,
-    encode_text,
-    new_model,
-    pretrain,
-)
+from tools.pretrain_tiny_clip import Recipe, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +69,7 @@ def test_cut_captions_encode_as_whole_ones():
 
 def test_augmented_glyphs_are_repeatable_and_vary(glyphs):
     pixels = torch.tensor(np.stack([glyph.pixels for glyph in glyphs[:8]]))
-    first, again, other = (augment(pixels, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    first, again, other = (augment_glyphs(pixels, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
     assert first.shape == (8, 3, 48, 48)
     assert torch.equal(first, again)
     assert not torch.allclose(first, other)
@@ -104,7 +98,7 @@ def test_difficulty_rises_to_one():
 def test_strength_zero_leaves_the_shape_alone(glyphs):
     """Only the tint varies: the same pixels are white, and the darkest stay where they were."""
     pixels = torch.tensor(np.stack([glyph.pixels for glyph in glyphs[:4]]))
-    first, other = (augment(pixels, torch.Generator().manual_seed(seed), strength=0) for seed in (1, 2))
+    first, other = (augment_glyphs(pixels, torch.Generator().manual_seed(seed), strength=0) for seed in (1, 2))
     assert torch.equal(first.flatten(2).argmin(dim=2), other.flatten(2).argmin(dim=2))
 
 
