@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 CHUNK = 1 << 20
+PADDING = 64 << 20  # bytes after the end of a tar file, at most
 JUNK = "__MACOSX"  # resource forks that macOS adds to zip archives
 DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
 
@@ -145,7 +146,7 @@ def unpack(
         ArchiveError: it is no archive, or damaged.
         UnsafeArchiveError: it would write elsewhere, holds devices or links that leave it, or is a bomb.
     """
-    folder.mkdir(parents=True)
+    folder.mkdir()
     try:
         writer = Writer(folder, archive.stat().st_size, limits or Limits(), progress)
         links = []
@@ -213,11 +214,18 @@ def read_tar(archive: Path) -> Iterator[Entry]:
 
 
 def check_tar_end(file: tarfile.TarFile) -> None:
-    """Refuse a tar file that breaks off: `tarfile` takes a damaged header for the end, the end is a block of zeros."""
+    """Refuse a tar file that breaks off or whose compressed bytes do not have the checksum at their end.
+
+    `tarfile` takes a damaged header for the end; the true end is a block of zeros, then padding.
+    """
     file.fileobj.seek(file.offset)
     block = file.fileobj.read(tarfile.BLOCKSIZE)
     if len(block) < tarfile.BLOCKSIZE or block.strip(b"\0"):
         raise tarfile.ReadError(f"it breaks off at byte {file.offset:,}")
+    for _ in range(PADDING // CHUNK):  # reading to the end is what compares the checksum
+        if not file.fileobj.read(CHUNK):
+            return
+    raise tarfile.ReadError("it goes on after its end")
 
 
 def beside(name: str, target: str) -> str:
