@@ -10,7 +10,7 @@
 #   --overwrite  redo finished runs, which are skipped otherwise
 #   --dry-run    print the commands only
 # Environment: DATA, the folder that holds one folder per data set (needed unless DATASET is bundled), SHOTS=16,
-#   OUTPUT=output/open_world, CFG_<Trainer>=SETTING as with TRAINER=SETTING,
+#   OUTPUT=output/compare, CFG_<Trainer>=SETTING as with TRAINER=SETTING,
 #   OPTS="KEY VALUE ..." for train.py, e.g. OPTS="OPTIM.MAX_EPOCH 1".
 # Example: DATA=data scripts/compare.sh eurosat "1 2 3" CoOp MaPLe BMIP BMIP=vit_b16_c2_ep10_batch4_2ctx_official
 
@@ -43,6 +43,6 @@ shift 2
 DATA="${DATA:-}"
 if is_bundled "$DATASET"; then DATA="${DATA:-assets}"; fi
 SHOTS="${SHOTS:-16}"
-OUTPUT="${OUTPUT:-output/open_world}"
+OUTPUT="${OUTPUT:-output/compare}"
 
 run_all "$@"

@@ -46,12 +46,6 @@ def runs_of(output):
     return [(args.trainer, Path(args.config_file).stem, args.seed) for args in training_commands(output)]
 
 
-def test_every_script_is_listed_here():
-    """What can be run is tested; the other files are read by those."""
-    runnable = {p.name for p in Path("scripts").glob("*.sh") if p.read_text(encoding="utf-8").startswith("#!")}
-    assert set(SCRIPTS) <= runnable
-
-
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_and_unknown_option(script):
     shown = run(script, "--help")
