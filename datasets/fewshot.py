@@ -4,31 +4,39 @@ A data set is a subclass that says where its files lie. Nothing is written: the 
 seed and the number of shots alone, and are those that CoOp's data set files draw, so a read-only data folder will do.
 """
 
-import hashlib
-import json
 import math
 import os
 import random
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from dassl.config import cfg_default
 from dassl.data.datasets import DatasetBase, Datum
-from datasets.splitfile import read_split
+from datasets.locate import DataRootError, find_dataset_dir, find_image_dir
+from datasets.sampling import draw_held_out, draw_shots, hash_selection, sample_of
+from datasets.selection import read_selection
+from datasets.sources import known_datasets
+from datasets.splitfile import Entry, Split, read_split
+
+__all__ = ["ClassSplitError", "DataRootError", "FewShotDataset", "NoNewSplitError", "draw_shots", "hash_selection"]
 
 CLASS_SPLITS = ("all", "base", "new")
-MAX_VAL_SHOTS = 4
 
 cfg_default.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
-
-
-class DataRootError(FileNotFoundError):
-    """The folder of a data set is not under DATASET.ROOT."""
+# A split of your own (python -m datasets make-split) in place of the published one: a file name in the data set's
+# folder, or a path.
+cfg_default.DATASET.SPLIT_FILE = ""
+# Few-shot images from a file (python -m datasets import-selection) in place of drawing them; looked up likewise.
+cfg_default.DATASET.SELECTION = ""
+cfg_default.DATASET.TEMPLATE = ""  # prompt of a data set without a published one, "{}" standing for the class name
 
 
 class ClassSplitError(ValueError):
     """DATASET.SUBSAMPLE_CLASSES cannot be applied."""
+
+
+class NoNewSplitError(ValueError):
+    """A data set's split is not ours to draw."""
 
 
 class FewShotDataset(DatasetBase):
@@ -37,13 +45,19 @@ class FewShotDataset(DatasetBase):
     Subclasses set the class attributes. `DATASET.NUM_SHOTS` below 1 keeps all training images.
 
     Attributes:
+        source: absolute path of the folder, or of the file, that describes the data set.
         dataset_dir: folder under DATASET.ROOT; on an instance, its absolute path.
         image_folder: folder in it that the split file's paths are relative to; `image_dir` is its absolute path.
-        split_file: name of the split file in it; `split_path` is its absolute path.
-        split_help: one sentence on how to get the split file.
+        split_file: name of the split file in it; `split_path` is its absolute path, or the folder or file that the
+            split is read from where there is no split file.
+        split_help: one sentence on how to get it, for data sets that are not in `sources.json`.
         template: prompt for zero-shot classification, "{}" standing for the class name.
+        val_from_train: without validation images of its own, draw few-shot ones from the training images that are
+            not among the shots; without shots there are none. Test images never validate.
+        test_only: a test set: its test images also stand in for training images, which the engine needs for the
+            class names; nothing may be trained on them.
         all_classnames: the class names before base or new classes were taken.
-        split_sha256: hash of the split file.
+        split_sha256: hash of the split file, or of the listed images where there is none.
         fewshot_sha256: hash of the images drawn for train and val, before base or new classes were taken; None when
             all training images are used.
     """
@@ -53,82 +67,95 @@ class FewShotDataset(DatasetBase):
     split_file: ClassVar[str] = ""
     split_help: ClassVar[str] = ""
     template: str = "a photo of a {}."
+    val_from_train: ClassVar[bool] = False
+    test_only: ClassVar[bool] = False
 
     def __init__(self, cfg: Any) -> None:
-        self.dataset_dir = find_dataset_dir(cfg.DATASET.ROOT, self.dataset_dir)
-        self.image_dir = os.path.join(self.dataset_dir, self.image_folder)
-        self.split_path = os.path.join(self.dataset_dir, self.split_file)
-        print(f"Reading split from {self.split_path}")
-        split = read_split(self.split_path, self.image_dir, self.split_help)
+        self.source = self.find_source(cfg.DATASET.ROOT, cfg)
+        self.dataset_dir = self.find_folder(cfg.DATASET.ROOT, cfg)
+        self.image_dir = find_image_dir(self.dataset_dir, self.image_folder)
+        self.template = cfg.DATASET.TEMPLATE or self.template
+        self.split_path = self.beside(cfg.DATASET.SPLIT_FILE or self.split_file)
+        split = self.read_split_file(cfg) if cfg.DATASET.SPLIT_FILE else self.read(cfg)
         self.all_classnames, self.split_sha256 = split.classnames, split.sha256
         self.fewshot_sha256: str | None = None
-        train, val = split.train, split.val
-        if cfg.DATASET.NUM_SHOTS >= 1:
-            train, val = draw_shots(train, val, cfg.DATASET.NUM_SHOTS, cfg.SEED)
-            self.fewshot_sha256 = hash_selection(train, val, self.image_dir)
+        train, val = self.choose(split, cfg)
         train, val, test = subsample_classes(train, val, split.test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=train, val=val, test=test)
 
+    @classmethod
+    def find_source(cls, root: str, cfg: Any = None) -> str:
+        """Absolute path of the data set's folder under the data root; data of your own may be a file instead."""
+        return find_dataset_dir(root, cls.dataset_dir)
 
-def find_dataset_dir(root: str, folder: str) -> str:
-    """Absolute path of a data set's folder under the data root.
+    @classmethod
+    def find_folder(cls, root: str, cfg: Any = None) -> str:
+        """Absolute path of the data set's folder."""
+        source = cls.find_source(root, cfg)
+        return source if os.path.isdir(source) else os.path.dirname(source)
 
-    Raises:
-        DataRootError: it is not there; the message suggests the right root if that is one level off.
-    """
-    if not root:
-        raise DataRootError(f"the data root is not set: pass --root with the folder that holds {folder!r}")
-    root = os.path.abspath(os.path.expanduser(root))
-    path = os.path.join(root, folder)
-    if os.path.isdir(path):
-        return path
-    found = f"{root} has no folder {folder!r}" if os.path.isdir(root) else f"the data root {root} does not exist"
-    raise DataRootError(f"{found}.{suggest_root(root, folder)}")
+    @classmethod
+    def own_split_file(cls, source: str, seed: int) -> str:
+        """Name of the file for a split that `draw_split` draws."""
+        return f"split_own_seed{seed}.json"
+
+    def beside(self, name: str) -> str:
+        """Path of a file that is named by itself, in the data set's folder, or by its path."""
+        return os.path.join(self.dataset_dir, os.path.expanduser(name))
+
+    def read(self, cfg: Any) -> Split:
+        """The published split; data sets without a split file override this."""
+        return self.read_split_file(cfg)
+
+    def read_split_file(self, cfg: Any) -> Split:
+        """The split in the file at `split_path`."""
+        print(f"Reading split from {self.split_path}")
+        own = cfg.DATASET.SPLIT_FILE
+        return read_split(
+            self.split_path, self.image_dir, help_with_own(own) if own else self.how_to_get(self.split_file)
+        )
+
+    def how_to_get(self, file: str) -> str:
+        """A sentence for a user who lacks a file: its address, and the command that fetches it."""
+        info = known_datasets().get(type(self).__name__)
+        if not info:
+            return self.split_help
+        mirrors = [mirror for source in info.sources if file in source.provides for mirror in source.mirrors]
+        page = next((mirror.page for mirror in mirrors if mirror.scheme != "root"), info.homepage)
+        root = os.path.dirname(self.dataset_dir)
+        return f"Get it from {page} or with: python -m datasets download {info.name} --root {root}"
+
+    @classmethod
+    def draw_split(cls, source: str, rng: random.Random) -> dict[str, list[Entry]]:
+        """Draw a new split from the original annotation, by the rule that the published one was drawn by.
+
+        Args:
+            source: what `find_source` returns: the data set's folder.
+            rng: where chance comes from.
+
+        Raises:
+            NoNewSplitError: the data set comes with an official split.
+        """
+        raise NoNewSplitError(f"{cls.__name__} comes with its split: there is none to draw")
+
+    def choose(self, split: Split, cfg: Any) -> tuple[Sequence[Datum], Sequence[Datum]]:
+        """The training and validation images of the run: a selection from a file, all, or shots."""
+        shots, hold_out = cfg.DATASET.NUM_SHOTS, self.val_from_train and not split.val
+        if cfg.DATASET.SELECTION:
+            train, val = read_selection(self.beside(cfg.DATASET.SELECTION), split, self.image_dir, shots)
+            if hold_out and not val:
+                val = draw_held_out(split.train, train, shots, sample_of(cfg.SEED))
+        elif shots < 1:
+            return split.train, split.val
+        else:
+            train, val = draw_shots(split.train, split.val, shots, cfg.SEED, hold_out)
+        self.fewshot_sha256 = hash_selection(train, val, self.image_dir)
+        return train, val
 
 
-def suggest_root(root: str, folder: str) -> str:
-    """A sentence that names the root one level up or down that has the folder, or a folder spelt in another case."""
-    children = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if os.path.isdir(root) else []
-    for candidate in (os.path.dirname(root), *(os.path.join(root, child) for child in children)):
-        if os.path.isdir(os.path.join(candidate, folder)):
-            return f" {candidate} has it: pass --root {candidate}"
-    for child in children:
-        if child.lower() == folder.lower():
-            return f" There is {child!r}: rename it, case matters."
-    return " The data root is the folder that holds one folder per data set."
-
-
-def draw_shots(train: list[Datum], val: list[Datum], shots: int, seed: int) -> tuple[list[Datum], list[Datum]]:
-    """Draw `shots` training and min(shots, 4) validation images per class, in one random stream.
-
-    The stream is local, so that the images depend on nothing that ran before; a negative seed draws from the global
-    `random` instead.
-    """
-    sample = random.Random(seed).sample if seed >= 0 else random.sample
-    drawn = sample_per_class(train, shots, sample)
-    return drawn, sample_per_class(val, min(shots, MAX_VAL_SHOTS), sample) if val else []
-
-
-def sample_per_class(items: list[Datum], shots: int, sample: Callable[[list[Datum], int], list[Datum]]) -> list[Datum]:
-    """Draw `shots` images of each class; a class that has no more gives all, in order, and costs no random number."""
-    print(f"Creating a {shots}-shot dataset")
-    by_label: dict[int, list[Datum]] = defaultdict(list)
-    for item in items:
-        by_label[item.label].append(item)
-    short = {group[0].classname: len(group) for group in by_label.values() if len(group) < shots}
-    if short:
-        fewest = min(short, key=short.__getitem__)
-        print(f"{len(short)} classes have fewer than {shots} images and give all they have ({fewest}: {short[fewest]})")
-    return [item for group in by_label.values() for item in (sample(group, shots) if len(group) >= shots else group)]
-
-
-def hash_selection(train: list[Datum], val: list[Datum], image_dir: str) -> str:
-    """SHA-256 over the relative paths and labels of the images drawn, in order: the same on every machine."""
-    rows = [
-        [[os.path.relpath(item.impath, image_dir).replace(os.sep, "/"), item.label] for item in part]
-        for part in (train, val)
-    ]
-    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+def help_with_own(name: str) -> str:
+    """What to do when the file that DATASET.SPLIT_FILE names does not exist."""
+    return f"DATASET.SPLIT_FILE is {name!r}: make one with python -m datasets make-split, or leave it out."
 
 
 def subsample_classes(*sources: Sequence[Datum], subsample: str = "all") -> list[list[Datum]]:

@@ -7,7 +7,7 @@ The format is CoOp's (Zhou et al., IJCV 2022), with paths relative to the image 
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dassl.data.datasets import Datum
@@ -17,7 +17,7 @@ Entry = tuple[str, int, str]
 
 
 class SplitFileError(ValueError):
-    """A split file whose content cannot be used."""
+    """A split whose content cannot be used."""
 
 
 class SplitFileMissingError(FileNotFoundError):
@@ -26,17 +26,17 @@ class SplitFileMissingError(FileNotFoundError):
 
 @dataclass(frozen=True)
 class Split:
-    """A data set as its split file states it.
+    """A data set as its split states it.
 
     Attributes:
-        train, val, test: the images of each part, in the file's order; val may be empty.
+        train, val, test: the images of each part, in order; val may be empty.
         classnames: the name of every class; the label is the index.
-        sha256: hash of the split file.
+        sha256: hash of the split file, or of the entries where there is no such file.
     """
 
-    train: list[Datum]
-    val: list[Datum]
-    test: list[Datum]
+    train: Sequence[Datum]
+    val: Sequence[Datum]
+    test: Sequence[Datum]
     classnames: list[str]
     sha256: str
 
@@ -57,16 +57,47 @@ def read_split(path: str, image_dir: str, how_to_get: str) -> Split:
         raise SplitFileMissingError(f"split file {path} does not exist. {how_to_get}")
     with open(path, "rb") as file:
         content = file.read()
-    entries = parse_entries(content, path)
+    return build_split(parse_entries(content, path), image_dir, path, hashlib.sha256(content).hexdigest())
+
+
+def build_split(entries: Mapping[str, Sequence[Entry]], image_dir: str, path: str, sha256: str = "") -> Split:
+    """Turn entries into a split, once their classes are in order and their images are on disk.
+
+    Args:
+        entries: for each of `PARTS`, its images; paths relative to `image_dir`.
+        image_dir: folder of the images.
+        path: where the entries come from, for errors.
+        sha256: hash of the split; computed from the entries when empty.
+
+    Raises:
+        SplitFileError: labels and names do not make a list of classes.
+        SplitFileMissingError: some images do not exist.
+    """
     classnames = check_classes(entries, path)
-    check_images((entry[0] for part in PARTS for entry in entries[part]), image_dir, path)
-    items = {
+    sha256 = sha256 or hash_entries(entries)
+    check_images((entry[0] for part in PARTS for entry in entries[part]), image_dir, path, sha256)
+    parts = {
         part: [
-            Datum(impath=os.path.join(image_dir, impath), label=label, classname=name) for impath, label, name in rows
+            Datum(impath=os.path.join(image_dir, impath), label=label, classname=name)
+            for impath, label, name in entries[part]
         ]
-        for part, rows in entries.items()
+        for part in PARTS
     }
-    return Split(**items, classnames=classnames, sha256=hashlib.sha256(content).hexdigest())
+    return Split(**parts, classnames=classnames, sha256=sha256)
+
+
+def dump_split(entries: Mapping[str, Sequence[Entry]]) -> str:
+    """A split as the text of a split file."""
+    return json.dumps({part: entries[part] for part in PARTS}, ensure_ascii=False, indent=1) + "\n"
+
+
+def hash_entries(entries: Mapping[str, Sequence[Entry]]) -> str:
+    """SHA-256 over part, path, label and class name of every image, in order: the same on every machine."""
+    digest = hashlib.sha256()
+    for part in PARTS:
+        for impath, label, name in entries.get(part, ()):
+            digest.update(json.dumps([part, impath, label, name]).encode())
+    return digest.hexdigest()
 
 
 def parse_entries(content: bytes, path: str) -> dict[str, list[Entry]]:
@@ -97,7 +128,7 @@ def parse_entry(row: object, where: str) -> Entry:
     return impath, int(label), classname
 
 
-def check_classes(entries: dict[str, list[Entry]], path: str) -> list[str]:
+def check_classes(entries: Mapping[str, Sequence[Entry]], path: str) -> list[str]:
     """Names by label, if labels and names match one to one, without gaps, and all have training images."""
     names: dict[int, str] = {}
     for part in PARTS:
@@ -117,13 +148,27 @@ def check_classes(entries: dict[str, list[Entry]], path: str) -> list[str]:
     return [names[label] for label in range(len(names))]
 
 
-def check_images(impaths: Iterable[str], image_dir: str, path: str) -> None:
-    """Refuse a data set whose images are not all there, naming the first few."""
+def check_images(impaths: Iterable[str], image_dir: str, path: str, sha256: str) -> None:
+    """Refuse a data set whose images are not all there, naming the first few and the version of the split."""
     missing = [impath for impath in impaths if not os.path.isfile(os.path.join(image_dir, impath))]
     if missing:
         raise SplitFileMissingError(
-            f"{len(missing)} images of {path} are not in {image_dir}: {listed(missing)}. Unpack the images there again."
+            f"{len(missing)} images of {path} are not in {image_dir}: {listed(missing)}."
+            f"{other_spelling(image_dir, missing[0])} Unpack the images there again, unless the split file "
+            f"(sha256 {sha256[:12]}...) is of another version than the images."
         )
+
+
+def other_spelling(image_dir: str, impath: str) -> str:
+    """A sentence that names the first part of a missing path that exists in another case; empty without one."""
+    parent = image_dir
+    for name in impath.split("/"):
+        siblings = os.listdir(parent) if os.path.isdir(parent) else []
+        if name not in siblings:
+            found = next((sibling for sibling in siblings if sibling.lower() == name.lower()), None)
+            return f" There is {found!r} in place of {name!r}: case matters." if found else ""
+        parent = os.path.join(parent, name)
+    return ""
 
 
 def listed(values: Iterable[object], limit: int = 5) -> str:
