@@ -367,3 +367,33 @@ def test_tiny_settings_build_and_train(path, tmp_path):
     if path.stem != "tiny":  # zero-shot CLIP trains nothing
         assert [epoch["epoch"] for epoch in trainer.history] == [1]
         assert trainer.history[0]["loss"] < 20
+
+
+def _built_here(path):
+    """Full settings that are built on the bundled model: one of CoPrompt's for the single data sets, all others."""
+    return (path not in TINY and not path.stem.startswith("coprompt_")) or path.stem == "coprompt_imagenet"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if _built_here(path)], ids=_id)
+def test_full_settings_fit_together(path):
+    """On the bundled model, 4 layers deep: every setting is one that its trainer takes."""
+    trainer_class = TRAINER_REGISTRY.get(path.parent.name)
+    depths = {k: v for k, v in flat(configuration(path).TRAINER, "TRAINER.").items() if "PROMPT_DEPTH" in k and v > 4}
+    options = {
+        "TRAINER.NAME": path.parent.name,
+        "DATASET.NAME": "Digits",
+        "DATASET.ROOT": "assets",
+        "DATASET.NUM_SHOTS": 1,
+        "DATASET.SUBSAMPLE_CLASSES": "base",
+        "MODEL.BACKBONE.NAME": "bundled:tiny_clip",
+        "INPUT.SIZE": (48, 48),
+        "DATALOADER.NUM_WORKERS": 0,
+        "USE_CUDA": False,
+        "VERBOSE": False,
+        f"TRAINER.{trainer_class.node}.PREC": "fp32",
+        **dict.fromkeys(depths, 4),
+    }
+    cfg = configuration(path, *(str(part) for pair in options.items() for part in pair))
+    trainer = build_trainer(cfg)
+    trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
+    assert (trained > 0) == ("Zeroshot" not in path.parent.name)
