@@ -58,7 +58,7 @@ def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
     """CLIP's text features for a cut token matrix: exact, since what follows [EOT] cannot influence it."""
     length = tokens.shape[1]
     for block in model.transformer.resblocks:
-        block.attn_mask = causal_mask(length)
+        block.attn_mask = causal_mask(length).to(tokens.device)
     return model.encode_text(tokens)
 
 
@@ -75,6 +75,7 @@ def encode_image(model: CLIP, images: Tensor, kept: float, generator: torch.Gene
     tokens = tower.conv1(images).flatten(2).transpose(1, 2) + tower.positional_embedding[1:]
     number, length, width = tokens.shape
     chosen = torch.rand(number, length, generator=generator).argsort(dim=1)[:, : round(kept * length)]
+    chosen = chosen.to(images.device)  # drawn on the CPU, so that every device drops the same
     tokens = tokens.gather(1, chosen[..., None].expand(-1, -1, width))
     first = (tower.class_embedding + tower.positional_embedding[0]).expand(number, 1, -1)
     tokens = tower.ln_pre(torch.cat([first, tokens], dim=1)).permute(1, 0, 2)
@@ -120,7 +121,7 @@ def logits_of(model: CLIP, images: Tensor, tokens: Tensor) -> Tensor:
 
 def full_state_dict(model: CLIP, vocabulary: Vocabulary) -> dict[str, Tensor]:
     """The trained weights with the token embedding back at its full size, zero where untrained."""
-    state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+    state = {key: value.detach().cpu().clone() for key, value in model.state_dict().items()}
     rows = state["token_embedding.weight"]
     state["token_embedding.weight"] = torch.zeros(VOCABULARY, rows.shape[1])
     state["token_embedding.weight"][vocabulary.ids] = rows

@@ -98,6 +98,10 @@ class Batch:
     tokens: Tensor
     same: Tensor
 
+    def to(self, device: torch.device) -> "Batch":
+        """The same batch on a device."""
+        return Batch(self.images.to(device), self.tokens.to(device), self.same.to(device))
+
 
 class Batches:
     """An endless stream of batches of characters and emoji."""
@@ -180,7 +184,8 @@ class HeldOut:
         """Cross-entropy and accuracy in per cent on both, and the mean of the two losses."""
         figures = {}
         for task, (images, labels, tokens) in self.tasks.items():
-            logits = logits_of(model.eval(), images, tokens)
+            logits = logits_of(model.eval(), images.to(model.visual.proj.device), tokens.to(model.visual.proj.device))
+            logits = logits.cpu()
             figures[f"{task}_loss"] = round(F.cross_entropy(logits, labels).item(), 4)
             figures[f"{task}_accuracy"] = round((logits.argmax(dim=1) == labels).float().mean().item() * 100, 2)
         model.train()
@@ -190,9 +195,10 @@ class HeldOut:
 class Trainer:
     """One pretraining run, which writes its best weights to `out` and what it resumes from to `<out>.state`."""
 
-    def __init__(self, batches: Batches, held_out: HeldOut, recipe: Recipe, out: Path) -> None:
+    def __init__(self, batches: Batches, held_out: HeldOut, recipe: Recipe, out: Path, device: str = "cpu") -> None:
         self.batches, self.held_out, self.recipe, self.out = batches, held_out, recipe, out
-        self.model = new_model(len(batches.vocabulary.ids), recipe.seed)
+        self.device = torch.device(device)
+        self.model = new_model(len(batches.vocabulary.ids), recipe.seed).to(self.device)
         self.optimizer = build_optimizer(self.model, recipe.learning_rate, recipe.weight_decay)
         self.curve: list[dict[str, float]] = []
         self.first_step, self.cpu_seconds = 0, 0.0
@@ -206,8 +212,8 @@ class Trainer:
         """One update; returns the loss."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.recipe.learning_rate_at(step)
-        batch, model = self.batches.draw(self.recipe.difficulty(step)), self.model
-        with torch.autocast("cpu", torch.bfloat16):
+        batch, model = self.batches.draw(self.recipe.difficulty(step)).to(self.device), self.model
+        with torch.autocast(self.device.type, torch.bfloat16):
             images = encode_image(model, batch.images, self.recipe.kept_at(step), self.batches.generator)
             texts = encode_text_by_length(model, batch.tokens)
         logits = model.logit_scale.exp() * F.normalize(images.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
@@ -263,7 +269,7 @@ class Trainer:
         Raises:
             ValueError: the number of steps changed although the decay had begun, whose pace hangs on it.
         """
-        state = torch.load(self.state_path, weights_only=True)
+        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
         step, recipes = state["step"], (self.recipe, replace(self.recipe, steps=state["steps"]))
         if recipes[0] != recipes[1] and any(recipe.is_decay(step - 1) for recipe in recipes):
             raise ValueError(
@@ -277,7 +283,7 @@ class Trainer:
         self.first_step, self.curve, self.cpu_seconds = step, state["curve"], state["cpu_seconds"]
 
 
-def pretrain(recipe: Recipe, corpus: list[Emoji], out: Path, resume: bool = False) -> dict:
+def pretrain(recipe: Recipe, corpus: list[Emoji], out: Path, resume: bool = False, device: str = "cpu") -> dict:
     """Train one model, write the best of it and its figures, and return the figures."""
     torch.set_num_threads(1)
     characters = draw_glyphs(text_fonts())
@@ -291,7 +297,7 @@ def pretrain(recipe: Recipe, corpus: list[Emoji], out: Path, resume: bool = Fals
     batches = Batches(seen, [item for item in corpus if item.style != HELD_OUT_STYLE], vocabulary, recipe)
     print(f"{len(seen)} characters, {len(batches.emoji)} emoji, {len(vocabulary.ids)} tokens")
     out.parent.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer(batches, held_out, recipe, out)
+    trainer = Trainer(batches, held_out, recipe, out, device)
     if resume:
         trainer.resume()
     trainer.run()
@@ -313,9 +319,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5000, help="number of updates")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write; figures go beside it as .json")
     parser.add_argument("--resume", action="store_true", help="go on from <out>.state; --steps may be another number")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda ...; batches are drawn on the CPU all the same")
     arguments = parser.parse_args()
     recipe = Recipe(seed=arguments.seed, steps=arguments.steps)
-    figures = pretrain(recipe, read_corpus(arguments.corpus), arguments.out, arguments.resume)
+    figures = pretrain(recipe, read_corpus(arguments.corpus), arguments.out, arguments.resume, arguments.device)
     print(json.dumps(figures))
 
 
