@@ -30,6 +30,7 @@ from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
 from evaluation.rundir import prepare_run_dir, write_config
+from evaluation.trackers import check_trackers, track_run
 
 USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError)
 
@@ -136,6 +137,7 @@ def run(args: argparse.Namespace) -> None:
     cfg = setup_cfg(args)
     TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # before anything is written
     splits = class_splits_of(cfg)
+    check_trackers(cfg)
     if prepare_run_dir(cfg, args.overwrite):
         print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
         return
@@ -186,6 +188,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
         return
     timing |= getattr(trainer, "timing", {}) | {"total": time.perf_counter() - start}
     record = build_record(trainer, cfg, metrics, config_file=args.config_file, timing=timing, eval_only=args.eval_only)
+    track_run(cfg, record)
     write_results(f"{cfg.OUTPUT_DIR}/results.json", record)
     for split, values in metrics.items():
         print(f"{cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, class split {split}: accuracy {values['accuracy']:.2f}%")

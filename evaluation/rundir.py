@@ -27,7 +27,7 @@ FREE_KEYS = (
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
 )
-WRITTEN = ("results.json", "resume.pth.tar", "config.yaml", "tensorboard", "prompt_learner")
+WRITTEN = ("results.json", "resume.pth.tar", "config.yaml", "history.csv", "tensorboard", "prompt_learner")
 
 
 class RunDirError(ValueError):

@@ -60,6 +60,7 @@ def test_base_to_new_and_open_world(trainer, tmp_path, capsys):
         assert "Finish training" in log
         assert [epoch["epoch"] for epoch in results["history"]] == [1, 2]
         assert results["model"]["trainable_parameters"] > 0
+        assert (tmp_path / "history.csv").read_text().count("\n") == 3  # a head and two epochs
     if trainer == "BMIP":
         assert {"epoch", "vision/1", "vision/2", "text/1", "text/2"} == set(results["gates"]["per_epoch"][0])
         assert "few-shot validation" in results["selection_rule"]
