@@ -15,12 +15,12 @@ signal n.
 from __future__ import annotations
 
 import argparse
-import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from reporting.runs import ResultsError
+from sweeping.inline import InlineLauncher
 from sweeping.jobs import Job, Plan, Variation, build_queue, protocol_named, variations_of
 from sweeping.local import LocalLauncher, Stop, slots_for
 from sweeping.progress import Progress
@@ -67,7 +67,12 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--root", default="", help="folder that holds one folder per data set")
     what.add_argument("--output", type=Path, default=Path("output"), help="default: %(default)s")
     how = parser.add_argument_group("how to run")
-    how.add_argument("--launcher", choices=("local", "slurm"), default="local")
+    how.add_argument(
+        "--launcher",
+        choices=("local", "inline", "slurm"),
+        default="local",
+        help="processes on this machine (default), this process for many short runs, or Slurm",
+    )
     how.add_argument("--gpus", nargs="*", metavar="ID", help="default: all; without an ID: none")
     how.add_argument(
         "--slots", type=int, metavar="N", help="processes at a time; default: one per GPU, else one per four CPU cores"
@@ -140,7 +145,7 @@ def show_or_run(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
     """Do with the queue what the command line asks for."""
     if args.dry_run:
         for job in jobs:
-            print(("# finished: " if is_finished(job.folder) else "") + shlex.join(job.command()))
+            print(("# finished: " if is_finished(job.folder) else "") + job.shown())
         return 0
     if args.list_results:
         print(*(job.folder / "results.json" for job in jobs if is_finished(job.folder)), sep="\n")
@@ -150,12 +155,15 @@ def show_or_run(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
 
 def run_queue(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
     """Run what is not finished and say what became of it."""
-    slots = slots_for(args.gpus, 1 if args.foreground else args.slots)
+    one = args.foreground or args.launcher == "inline"
+    slots = slots_for(args.gpus, 1 if one else args.slots)
     progress = Progress(jobs, len(slots), sys.stdout)
     with Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)
         if args.launcher == "slurm":
             SlurmLauncher(SlurmOptions.of(args), progress, stop, output).run(pending)
+        elif args.launcher == "inline":
+            InlineLauncher(slots[0], progress, stop).run(pending)
         else:
             LocalLauncher(slots, progress, stop, foreground=args.foreground).run(pending)
     progress.close()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import re
+import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,6 +32,7 @@ class Job:
         folder: where it writes.
         arguments: of train.py.
         needs: folder of the run whose weights it tests; None: it trains.
+        program: what is run, in the repository's folder.
     """
 
     trainer: str
@@ -40,6 +43,7 @@ class Job:
     folder: Path
     arguments: tuple[str, ...]
     needs: Path | None = None
+    program: str = "train.py"
 
     @property
     def label(self) -> str:
@@ -48,7 +52,17 @@ class Job:
 
     def command(self, python: str = "python") -> list[str]:
         """The command line, to be run in the repository's folder."""
-        return [python, "train.py", *self.arguments]
+        return [python, self.program, *self.arguments]
+
+    def shown(self) -> str:
+        """The command line as one types it."""
+        return " ".join(_quoted(word) for word in self.command())
+
+
+def _quoted(word: str) -> str:
+    if re.fullmatch(r"[A-Za-z0-9_./:=+,@%-]+", word):
+        return word
+    return shlex.quote(word) if re.search(r'["$`\\!]', word) or not word else f'"{word}"'
 
 
 @dataclass(frozen=True)
@@ -115,7 +129,7 @@ def build_queue(plan: Plan) -> list[Job]:
     """All jobs in order: seed by seed, so that a whole table of one seed is there first; each folder once.
 
     Raises:
-        SweepError: unknown protocol, trainer, setting or data set, no data root, or two runs for one folder.
+        SweepError: unknown protocol, trainer, setting or data set, no data root, two runs for one folder, or no run.
     """
     protocol = protocol_named(plan.protocol)
     protocol = replace(protocol, source=plan.source or protocol.source) if protocol.source else protocol
@@ -130,7 +144,12 @@ def build_queue(plan: Plan) -> list[Job]:
             for job in _Builder(plan, protocol, trainer, variation, shots, seed).jobs(dataset):
                 if jobs.setdefault(job.folder, job) != job:
                     raise SweepError(f"two different runs would write to {job.folder}: name their files differently")
-    return [job for job in jobs.values() if plan.stage in ("", "evaluate" if job.needs else "train")]
+    queue = [job for job in jobs.values() if plan.stage in ("", "evaluate" if job.needs else "train")]
+    if not queue:
+        raise SweepError(
+            f"nothing to {plan.stage or 'run'}: {' '.join(plan.datasets)} is what {plan.protocol} trains on"
+        )
+    return queue
 
 
 def protocol_named(name: str) -> Protocol:

@@ -75,14 +75,23 @@ def visible_gpus() -> list[str]:
 
 @dataclass
 class Stop:
-    """Whether to stop, and how hard; set by signals."""
+    """Whether to stop, and how hard; set by signals.
+
+    Attributes:
+        signal: the last one received; 0: none.
+        at_once: a second one came.
+        interrupts: whether a signal also raises KeyboardInterrupt, for work that does not ask.
+    """
 
     signal: int = 0
     at_once: bool = False
+    interrupts: bool = False
 
     def request(self, number: int, _frame: FrameType | None = None) -> None:
         """A first signal asks for an end, a second one for an end at once."""
         self.at_once, self.signal = self.signal != 0, number
+        if self.interrupts:
+            raise KeyboardInterrupt
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from sweeping.protocols import BUNDLED, BUNDLED_SOURCE, BUNDLED_TARGETS, SETTING_SUFFIXES, Protocol
+from sweeping.protocols import BUNDLED, BUNDLED_SOURCE, BUNDLED_TARGETS, PROTOCOLS, SETTING_SUFFIXES, Protocol
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DATASET_CONFIGS = REPOSITORY / "configs" / "datasets"
 TRAINER_CONFIGS = REPOSITORY / "configs" / "trainers"
 BUNDLED_ROOT = "assets"
+# What a method needs beside its own node: CoPrompt two views of an image.
+NEEDED_KEYS = ("DATALOADER.K_TRANSFORMS",)
 
 # Where several settings fit, the one the published tables were made with; by the suffix of the protocol's settings.
 PREFERRED = {
@@ -190,6 +193,32 @@ def _coop_file(name: str, protocol: Protocol, dataset: str, shots: int) -> str:
     shots = shots if protocol.name == "few_shot" else 16
     short = "_ep50" if dataset == "imagenet" or shots == 1 else "_ep100" if shots <= 4 else ""
     return name.replace("vit_b16", f"vit_b16{short}", 1)
+
+
+def setting_options(trainer: str, bundled: bool) -> tuple[str, list[str]]:
+    """A setting's name and what it sets of the method, in float32: keys and values for benchmarks on a random CLIP.
+
+    Args:
+        trainer: "NAME", or "NAME=SETTING" for another than the base-to-new setting.
+        bundled: of the bundled model.
+
+    Raises:
+        SweepError: no such trainer or setting.
+    """
+    name, _, setting = trainer.partition("=")
+    setting = setting or default_setting(name, PROTOCOLS["open_world"], bundled)
+    content = yaml.safe_load(setting_file(name, setting).read_text(encoding="utf-8"))
+    pairs = {key: value for key, value in _flat(content) if key.startswith("TRAINER.") or key in NEEDED_KEYS}
+    pairs |= {key: "fp32" for key in pairs if key.endswith(".PREC")}
+    return setting, [text for key, value in pairs.items() for text in (key, str(value))]
+
+
+def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _shown(path: Path) -> str:

@@ -16,7 +16,9 @@ source "$REPO/scripts/tables/table.sh"
 
 TRAINERS="${TRAINERS:-BMIP}"
 read_flags DEPTHS -- "$@"
-[ "$DATASETS" = bundled ] && DEPTHS="${DEPTHS:-1 2 3 4}"
+case "$DATASETS" in
+    bundled | digits* | emoji*) DEPTHS="${DEPTHS:-1 2 3 4}" ;;
+esac
 read -ra values <<<"${DEPTHS:-1 3 6 9 12}"
 for trainer in $TRAINERS; do
     key="$(option_key "$trainer" PROMPT_DEPTH)"

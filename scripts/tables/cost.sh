@@ -4,7 +4,7 @@
 #
 # Usage: scripts/tables/cost.sh [--dry-run]
 # Environment: TRAINERS="CoOp CoCoOp KgCoOp MaPLe PromptSRC BMIP" (NAME or NAME=SETTING), BACKBONE=ViT-B/16,
-#   CLASSES=100, DEVICE=cpu or cuda, PRECISION=fp32, ROUNDS=5, OUTPUT=output.
+#   CLASSES=100, DEVICE=cpu or cuda, PRECISION=fp32, ROUNDS=5, MEASURES="train eval memory", OUTPUT=output.
 # Each can be a flag instead, e.g. --classes 1000. With DATASETS=bundled: a few classes on the smallest size, one round.
 # --dry-run prints the commands. Finished runs below OUTPUT/open_world give the number of parameters where there are any.
 # Memory is that of a training step with 4 images, measured on the CPU; throughput is per process.
@@ -15,7 +15,8 @@ source "$(dirname "$0")/../common.sh"
 source "$REPO/scripts/tables/table.sh"
 
 TRAINERS="${TRAINERS:-CoOp CoCoOp KgCoOp MaPLe PromptSRC BMIP}"
-read_flags BACKBONE CLASSES DEVICE PRECISION ROUNDS -- "$@"
+MEASURES="${MEASURES:-train eval memory}"
+read_flags MEASURES BACKBONE CLASSES DEVICE PRECISION ROUNDS -- "$@"
 tiny=""
 if [ "$DATASETS" = bundled ]; then
     tiny=1
@@ -29,8 +30,9 @@ if_wanted() { # command: run, or print with --dry-run
 }
 
 for trainer in $TRAINERS; do
-    read -ra setting <<<"$("$PYTHON" -m sweeping.cost --options "$trainer" ${tiny:+--tiny})"
-    for what in train eval memory; do
+    mapfile -t setting < <("$PYTHON" -W ignore -m sweeping.options "$trainer" ${tiny:+--tiny})
+    [ "${#setting[@]}" -gt 0 ] || exit 2
+    for what in $MEASURES; do
         if_wanted "$PYTHON" -W ignore -m benchmarks "$what" --trainer "${trainer%%=*}" "${common[@]}" "${measured[@]}" \
             --opts "${setting[@]}"
     done

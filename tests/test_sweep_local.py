@@ -1,0 +1,240 @@
+"""Sweeps on this machine: processes in slots, what is skipped, failures, retries, signals and the progress view."""
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+import sweep
+from sweeping.jobs import Job
+from sweeping.local import LocalLauncher, Slot, Stop, slots_for
+from sweeping.progress import Progress, duration
+from sweeping.settings import SweepError
+from sweeping.state import earlier_failure, is_finished
+
+
+@pytest.fixture
+def make_job(tmp_path, request):
+    program = str(request.config.rootpath / "tests" / "stand_in_train.py")
+
+    def make(name, behave="finish", needs=None, options=("OPTIM.MAX_EPOCH", "1")):
+        folder = tmp_path / name
+        arguments = ("--output-dir", str(folder), "--behave", behave, "DATASET.NUM_SHOTS", "16", *options)
+        return Job("BMIP", "tiny", "digits", 16, 1, folder, arguments, needs, program)
+
+    return make
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """sweep.main on a given queue."""
+
+    def start(jobs, *options):
+        monkeypatch.setattr(sweep, "build_queue", lambda plan: jobs)
+        argv = ["--trainers", "BMIP", "--datasets", "digits", "--output", str(tmp_path), "--gpus", *options]
+        return sweep.main(argv)
+
+    return start
+
+
+def test_runs_are_done_once_and_skipped_after(make_job, run, capsys):
+    jobs = [make_job("a"), make_job("b"), make_job("c")]
+    assert run(jobs, "--slots", "2") == 0
+    assert "3 runs: 3 finished, 0 failed, 0 to be run" in capsys.readouterr().out
+    assert run(jobs) == 0
+    assert "start " not in capsys.readouterr().out
+    assert all(len(list(job.folder.glob("start*"))) == 1 for job in jobs)
+
+
+def test_every_slot_has_its_gpu_and_share_of_the_cores(make_job):
+    jobs = [make_job("a"), make_job("b")]
+    slots = [Slot("3", 5), Slot("", 2)]
+    LocalLauncher(slots, Progress(jobs, 2, io.StringIO()), Stop()).run(jobs)
+    environments = [json.loads((job.folder / "results.json").read_text())["environment"] for job in jobs]
+    assert environments == [
+        {"CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "5"},
+        {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"},
+    ]
+
+
+def test_slots_of_the_machine(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    assert slots_for(["0", "1"], None) == [Slot("0", 8), Slot("1", 8)]
+    assert slots_for(["0", "1"], 4) == [Slot("0", 4), Slot("1", 4), Slot("0", 4), Slot("1", 4)]
+    assert slots_for([], None) == [Slot("", 4)] * 4
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
+    assert [slot.gpu for slot in slots_for(None, None)] == ["5", "7"]
+    with pytest.raises(SweepError):
+        slots_for([], 0)
+
+
+def test_failures_are_told_with_the_logs_last_lines_and_retried_on_request(make_job, run, capsys):
+    jobs = [make_job("bad", "fail"), make_job("good")]
+    assert run(jobs) == 1
+    out = capsys.readouterr().out
+    assert "exit status 2, error: the data are not there" in out
+    assert f"    started {jobs[0].folder}" in out
+    assert str(jobs[0].folder / "console.txt") in out
+    assert "2 runs: 1 finished, 1 failed, 0 to be run" in out
+    assert run(jobs) == 1
+    assert "--retry runs it again" in capsys.readouterr().out
+    assert len(list(jobs[0].folder.glob("start*"))) == 1
+    assert run(jobs, "--retry") == 1
+    assert len(list(jobs[0].folder.glob("start*"))) == 2
+
+
+def test_a_mended_command_needs_no_retry(make_job, run):
+    assert run([make_job("a", "fail")]) == 1
+    assert run([make_job("a", "finish")]) == 0
+    assert earlier_failure(make_job("a", "finish")) is None
+
+
+def test_a_run_that_leaves_no_results_has_failed(make_job, run, capsys):
+    assert run([make_job("a", "nothing")]) == 1
+    assert "ended without results" in capsys.readouterr().out
+
+
+def test_a_test_waits_for_the_weights_it_needs(make_job, run, tmp_path):
+    train, test = make_job("train"), make_job("test", needs=tmp_path / "train")
+    assert run([test, train], "--slots", "2") == 0
+    first, second = (job.folder / "results.json" for job in (train, test))
+    assert (second.parent / "start0").stat().st_mtime_ns >= first.stat().st_mtime_ns
+
+
+def test_a_test_without_its_weights_fails_and_is_not_held_against_it(make_job, run, tmp_path, capsys):
+    jobs = [make_job("train", "fail"), make_job("test", needs=tmp_path / "train")]
+    assert run(jobs) == 1
+    assert f"needs the run in {tmp_path / 'train'}, which is not finished" in capsys.readouterr().out
+    assert earlier_failure(jobs[1]) is None
+
+
+def test_a_finished_run_with_other_settings_is_named(make_job, run, capsys):
+    assert run([make_job("a")]) == 0
+    assert run([make_job("a", options=("OPTIM.MAX_EPOCH", "5"))]) == 1
+    assert "finished run with other settings (OPTIM.MAX_EPOCH was 1, now 5)" in capsys.readouterr().out
+
+
+def test_damaged_results_are_named(make_job, run, capsys):
+    assert run([make_job("a")]) == 0
+    path = make_job("a").folder / "results.json"
+    path.write_text(path.read_text()[:50])
+    assert run([make_job("a")]) == 1
+    assert "cut short or damaged" in capsys.readouterr().out
+
+
+def test_listing_results(make_job, run, capsys):
+    jobs = [make_job("a"), make_job("b", "fail")]
+    run(jobs)
+    capsys.readouterr()
+    assert run(jobs, "--list-results") == 0
+    assert capsys.readouterr().out == f"{jobs[0].folder}/results.json\n"
+
+
+DRIVER = """
+import sys, sweep
+from pathlib import Path
+from sweeping.jobs import Job
+jobs = []
+for name, behave in (("a", "finish"), ("b", "BEHAVE"), ("c", "finish")):
+    folder = Path(r"OUTPUT") / name
+    arguments = ("--output-dir", str(folder), "--behave", behave, "DATASET.NUM_SHOTS", "16")
+    jobs.append(Job("BMIP", "tiny", "digits", 16, 1, folder, arguments, None, r"PROGRAM"))
+sweep.build_queue = lambda plan: jobs
+sys.exit(sweep.main(["--trainers", "BMIP", "--datasets", "digits", "--output", r"OUTPUT", "--gpus", "--slots", "1"]))
+"""
+
+
+def start_driver(request, tmp_path, behave):
+    program = str(request.config.rootpath / "tests" / "stand_in_train.py")
+    code = DRIVER.replace("OUTPUT", str(tmp_path)).replace("PROGRAM", program).replace("BEHAVE", behave)
+    return subprocess.Popen(
+        [sys.executable, "-c", code], cwd=request.config.rootpath, stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for(path, seconds=30):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_children_and_the_next_call_goes_on(number, request, tmp_path):
+    driver = start_driver(request, tmp_path, "sleep")
+    wait_for(tmp_path / "b" / "console.txt")
+    while "started" not in (tmp_path / "b" / "console.txt").read_text():
+        time.sleep(0.02)
+    time.sleep(0.2)  # its handler
+    driver.send_signal(number)
+    out, _ = driver.communicate(timeout=60)
+    assert driver.returncode == 128 + number
+    assert "1 finished, 0 failed, 2 to be run; stopped: the same command goes on" in out
+    assert "ended politely" in (tmp_path / "b" / "console.txt").read_text()
+    assert not (tmp_path / "c").exists()
+    again = start_driver(request, tmp_path, "finish")
+    out, _ = again.communicate(timeout=60)
+    assert again.returncode == 0
+    assert "3 runs: 3 finished" in out
+    assert len(list((tmp_path / "a").glob("start*"))) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="children are tied to the sweep on Linux only")
+def test_children_end_with_a_sweep_that_is_killed(request, tmp_path):
+    driver = start_driver(request, tmp_path, "sleep")
+    wait_for(tmp_path / "b" / "start0")
+    time.sleep(0.2)
+    driver.kill()
+    driver.communicate(timeout=60)
+    deadline = time.monotonic() + 30
+    while "ended politely" not in (tmp_path / "b" / "console.txt").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_child_killed_from_outside_is_named(request, tmp_path, make_job):
+    job, stream, stop = make_job("a", "sleep"), io.StringIO(), Stop()
+    launcher = LocalLauncher([Slot("", 1)], Progress([job], 1, stream), stop)
+    launcher._start(job, 0)
+    launcher._children[0][1].kill()
+    launcher.run([])
+    assert "killed by SIGKILL" in stream.getvalue()
+    assert not is_finished(job.folder)
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_plain_lines_when_not_a_terminal_and_one_live_line_on_one(make_job):
+    jobs = [make_job("a"), make_job("b")]
+    plain, live = io.StringIO(), Terminal()
+    for stream in (plain, live):
+        progress = Progress(jobs, 1, stream)
+        progress.start(jobs[0])
+        progress.finish(jobs[0])
+    assert "\r" not in plain.getvalue()
+    assert plain.getvalue().splitlines()[1].startswith("[1/2] finished BMIP tiny digits 16 shots seed 1 (0 s)")
+    assert "\r\x1b[K" in live.getvalue()
+    assert "1 done, 0 running, 0 failed, 1 waiting of 2" in live.getvalue()
+
+
+def test_the_time_left_follows_from_runs_of_the_same_kind(make_job, tmp_path):
+    jobs = [make_job(name) for name in "abc"] + [make_job("test", needs=tmp_path / "a")]
+    progress = Progress(jobs, 2, io.StringIO())
+    assert progress.eta() is None
+    progress.skip(jobs[0], {"timing": {"total": 100.0}})
+    assert progress.eta() == pytest.approx(150.0)  # two like it and one unknown, in two slots
+    progress.skip(jobs[3], {"timing": {"total": 10.0}})
+    assert progress.eta() == pytest.approx(100.0)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(41.6, "42 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+def test_durations(seconds, text):
+    assert duration(seconds) == text

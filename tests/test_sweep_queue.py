@@ -1,0 +1,216 @@
+"""The queue of a sweep: which runs a protocol needs, their settings, folders and command lines; and wrong requests."""
+
+import subprocess
+
+import pytest
+
+import sweep
+from sweeping.jobs import Plan, build_queue, variations_of
+from sweeping.protocols import ELEVEN, PROTOCOLS
+from sweeping.settings import SweepError, bundled_plan, published_setting, settings_of
+
+TINY = "tiny_c2_ep10_batch4_2ctx"
+
+
+@pytest.fixture(autouse=True)
+def repository_folder(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def queue(protocol="open_world", trainers=("BMIP",), datasets=("digits",), seeds=(1,), **others):
+    return build_queue(Plan(protocol, trainers, datasets, seeds=seeds, **others))
+
+
+def option(job, key):
+    return job.arguments[len(job.arguments) - 1 - job.arguments[::-1].index(key) + 1]
+
+
+@pytest.fixture
+def other_dataset(tmp_path):
+    """Another config file for the same images."""
+    path = tmp_path / "other.yaml"
+    path.write_text("DATASET:\n  NAME: Digits\n")
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "folder", "classes", "splits"),
+    [
+        ("open_world", f"open_world/BMIP/{TINY}/digits/shots16/seed1", "base", "('base', 'new', 'all')"),
+        ("base_to_new", f"base_to_new/BMIP/{TINY}/digits/shots16/seed1", "base", "('base', 'new')"),
+        ("base2new_train", f"base2new/train_base/digits/shots_16/BMIP/{TINY}/seed1", "base", "('base',)"),
+        ("zero_shot", f"zero_shot/BMIP/{TINY}/digits/shots16/seed1", "all", "('all',)"),
+    ],
+)
+def test_a_protocol_is_one_run_with_its_classes_and_folder(protocol, folder, classes, splits):
+    (job,) = queue(protocol)
+    assert str(job.folder) == f"output/{folder}"
+    assert option(job, "--output-dir") == str(job.folder)
+    assert (option(job, "DATASET.SUBSAMPLE_CLASSES"), option(job, "TEST.CLASS_SPLITS")) == (classes, splits)
+    assert option(job, "TEST.PROTOCOL") == PROTOCOLS[protocol].name
+    assert option(job, "--root") == "assets"
+    assert job.needs is None
+
+
+def test_few_shot_has_five_numbers_of_shots():
+    assert [job.shots for job in queue("few_shot")] == [1, 2, 4, 8, 16]
+    assert [option(job, "DATASET.NUM_SHOTS") for job in queue("few_shot", shots=(1, 3))] == ["1", "3"]
+
+
+def test_seeds_come_one_after_the_other_and_untrained_methods_once():
+    jobs = queue(trainers=("ZeroshotCLIP", "BMIP"), seeds=(1, 2))
+    assert [(job.trainer, job.seed) for job in jobs] == [("ZeroshotCLIP", 1), ("BMIP", 1), ("BMIP", 2)]
+
+
+def test_the_second_half_of_base2new_tests_what_the_first_half_trained():
+    (train,), (test,) = queue("base2new_train"), queue("base2new_test")
+    assert test.needs == train.folder
+    assert option(test, "--model-dir") == str(train.folder)
+    assert "--eval-only" in test.arguments
+    assert "--eval-only" not in train.arguments
+
+
+def test_transfer_trains_once_on_the_source_and_says_so(other_dataset):
+    datasets = ("digits", other_dataset)
+    across = queue("cross_dataset", datasets=datasets, source="digits", root="assets")
+    assert [(job.dataset, job.needs is None) for job in across] == [("digits", True), ("other", False)]
+    assert across[1].needs == across[0].folder
+    assert {option(job, "TEST.SOURCE_DATASET") for job in across} == {"Digits"}
+    domains = queue("domain_generalization", datasets=datasets, source="digits", root="assets")
+    assert domains[0] == across[0]
+    assert [job.dataset for job in domains[1:]] == ["digits", "other"]
+    assert {job.needs for job in domains[1:]} == {across[0].folder}
+
+
+def test_one_stage_of_a_transfer(other_dataset):
+    plan = {"protocol": "cross_dataset", "datasets": ("digits", other_dataset), "source": "digits", "root": "assets"}
+    assert [job.dataset for job in queue(**plan, stage="train")] == ["digits"]
+    assert [job.dataset for job in queue(**plan, stage="evaluate")] == ["other"]
+    with pytest.raises(SweepError, match="nothing to evaluate"):
+        queue(**plan | {"datasets": ("digits",)}, stage="evaluate")
+
+
+def test_variations_are_settings_of_their_own():
+    variations = variations_of([["TRAINER.BMIP.PROMPT_DEPTH", "1", "2"], ["TRAINER.BMIP.GATE", "official"]])
+    jobs = queue(variations=variations)
+    assert [job.setting for job in jobs] == [f"{TINY}_prompt_depth_{depth}_gate_official" for depth in (1, 2)]
+    assert [option(job, "TRAINER.BMIP.PROMPT_DEPTH") for job in jobs] == ["1", "2"]
+    assert all(option(job, "TEST.SETTING") == job.setting == job.folder.parts[-4] for job in jobs)
+
+
+def test_the_users_options_come_last():
+    (job,) = queue(options=("DATASET.NUM_SHOTS", "2"))
+    assert job.arguments[-2:] == ("DATASET.NUM_SHOTS", "2")
+
+
+@pytest.mark.parametrize(
+    ("trainer", "protocol", "dataset", "shots", "name", "file"),
+    [
+        ("BMIP", "open_world", "eurosat", 16, "vit_b16_c2_ep10_batch4_2ctx", "vit_b16_c2_ep10_batch4_2ctx"),
+        ("CoOp", "open_world", "imagenet", 16, "vit_b16_ctxv1", "vit_b16_ep50_ctxv1"),
+        ("CoOp", "few_shot", "eurosat", 16, "vit_b16", "vit_b16"),
+        ("CoOp", "few_shot", "eurosat", 4, "vit_b16", "vit_b16_ep100"),
+        ("CoOp", "few_shot", "eurosat", 1, "vit_b16", "vit_b16_ep50"),
+        ("CoPrompt", "open_world", "eurosat", 16, "coprompt", "coprompt_eurosat"),
+        (
+            *("PromptSRC", "few_shot", "dtd", 4, "vit_b16_c2_ep50_batch4_4+4ctx_few_shot"),
+            "vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45",
+        ),
+    ],
+)
+def test_published_settings_are_one_row_with_a_file_per_case(trainer, protocol, dataset, shots, name, file):
+    setting = published_setting(trainer, PROTOCOLS[protocol], dataset, shots)
+    assert (setting.name, setting.file) == (name, file)
+    assert setting.file in settings_of(trainer)
+
+
+def test_transfer_uses_the_settings_made_for_it():
+    for trainer in ("MaPLe", "PromptSRC", "BMIP"):
+        assert "_cross_datasets" in published_setting(trainer, PROTOCOLS["cross_dataset"], "imagenet", 16).name
+
+
+def test_every_trainer_has_a_default_setting_for_every_protocol(request):
+    trainers = [path.name for path in (request.config.rootpath / "configs/trainers").iterdir() if path.is_dir()]
+    for trainer in trainers:
+        for protocol in PROTOCOLS.values():
+            for dataset in ("digits", *ELEVEN):
+                for shots in protocol.shots:
+                    assert published_setting(trainer, protocol, dataset, shots).file in settings_of(trainer)
+
+
+def test_the_defaults_are_those_of_compare_sh(request):
+    """Two scripts that run "BMIP" without more must run the same."""
+    listing = "source scripts/common.sh; source scripts/settings.sh; for t in $(every_trainer); do "
+    listing += 'for d in digits imagenet eurosat food101; do echo "$t $d $(default_setting $t $d)"; done; done'
+    listed = subprocess.run(["bash", "-c", listing], capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(listed) >= 60
+    for trainer, dataset, setting in map(str.split, listed):
+        assert published_setting(trainer, PROTOCOLS["open_world"], dataset, 16).file == setting, (trainer, dataset)
+
+
+def test_bundled_stands_for_what_is_there():
+    datasets, source = bundled_plan(PROTOCOLS["open_world"], "")
+    assert "digits" in datasets
+    assert source == ""
+
+
+def test_dry_run_prints_commands_that_a_shell_reads_back(capsys):
+    import shlex
+
+    argv = [
+        "--trainers",
+        "BMIP",
+        "--datasets",
+        "digits",
+        "--seeds",
+        "1",
+        "--dry-run",
+        "--",
+        "TRAINER.BMIP.CTX_INIT",
+        "a b",
+    ]
+    assert sweep.main(argv) == 0
+    printed = capsys.readouterr().out.strip()
+    (job,) = queue(options=("TRAINER.BMIP.CTX_INIT", "a b"))
+    assert shlex.split(printed) == job.command()
+    assert "\"('base', 'new', 'all')\"" in printed
+
+
+WRONG = {
+    "unknown trainer": (["--trainers", "BMPI"], "'BMPI'; there are: .*BMIP"),
+    "unknown setting": (["--trainers", "BMIP=none"], f"no setting 'none'; there are: .*{TINY}"),
+    "unknown data set": (
+        ["--trainers", "BMIP", "--datasets", "digit"],
+        "configs/datasets/digit.yaml; there are: .*digits",
+    ),
+    "no root": (["--trainers", "BMIP=" + TINY, "--datasets", "OTHER"], "needs --root"),
+    "option without a value": (["--trainers", "BMIP", "--", "OPTIM.LR"], "'OPTIM.LR' has no value"),
+    "nothing to vary": (["--trainers", "BMIP", "--vary", "OPTIM.LR"], "--vary OPTIM.LR: give a key and its values"),
+    "no slot": (["--trainers", "BMIP", "--datasets", "digits", "--slots", "0"], "--slots 0"),
+    "slurm parameter": (
+        ["--trainers", "BMIP", "--datasets", "digits", "--launcher", "slurm", "--slurm", "mem"],
+        "--slurm 'mem': write KEY=VALUE",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_input_is_one_line_and_writes_nothing(case, tmp_path, other_dataset, capsys):
+    import re
+
+    argv, message = WRONG[case]
+    argv = [other_dataset if word == "OTHER" else word for word in argv]
+    cut = argv.index("--") if "--" in argv else len(argv)
+    assert sweep.main([*argv[:cut], "--output", str(tmp_path / "output"), *argv[cut:]]) == 2
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert len(errors) == 1
+    assert re.search(message, errors[0]), errors
+    assert not (tmp_path / "output").exists()
+
+
+def test_two_runs_for_one_folder_are_refused(tmp_path, other_dataset):
+    (tmp_path / "b").mkdir()
+    second = tmp_path / "b" / "other.yaml"
+    second.write_text("DATASET:\n  NAME: Digits\n")
+    with pytest.raises(SweepError, match="two different runs"):
+        queue(trainers=(f"BMIP={TINY}",), datasets=(other_dataset, str(second)), root="assets")
