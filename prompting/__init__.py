@@ -1,6 +1,7 @@
 """Frozen CLIP towers that take prompts, fast and exact. Knows torch and CLIP; nothing of Dassl or of configs."""
 
-from prompting.backbone import BackboneError, load_clip
+from prompting.architecture import BackboneError
+from prompting.backbone import load_clip
 from prompting.layout import PromptLayout, layout_from_texts, layout_with_context
 from prompting.learner import PromptLearner, TowerSizes
 from prompting.model import Output, PromptedCLIP

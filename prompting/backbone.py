@@ -1,31 +1,31 @@
-"""Load a frozen CLIP: by OpenAI's name, from a local file, or bundled with this repository."""
+"""Load a frozen CLIP: by OpenAI's name, from a local file, from open_clip, or bundled with this repository."""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import os
-import urllib.error
+import warnings
+import zipfile
+from http.client import HTTPException
 from pathlib import Path
 
 import clip
 import torch
-from clip.clip import _MODELS, _download
-from clip.model import build_model
+from clip.clip import _MODELS
 from torch import Tensor, nn
 
+from prompting.architecture import BackboneError, model_from_state_dict
 from prompting.bundled import bundled_names, load_bundled_state_dict
+from prompting.openclip import OPEN_CLIP_PREFIX, load_open_clip
 from prompting.precision import convert_towers
 
 BUNDLED_PREFIX = "bundled:"
 
 
-class BackboneError(ValueError):
-    """A backbone that cannot be loaded; the message says which file to put where or which names exist."""
-
-
 def cache_folder() -> Path:
     """Where OpenAI's checkpoints are kept: ``$CLIP_CACHE``, else the ``clip`` package's own ``~/.cache/clip``."""
-    return Path(os.environ.get("CLIP_CACHE", Path.home() / ".cache" / "clip"))
+    return Path(os.environ.get("CLIP_CACHE") or "~/.cache/clip").expanduser()
 
 
 def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -33,7 +33,7 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torc
 
     Args:
         name_or_path: an OpenAI name (``clip.available_models()``: "ViT-B/16", "RN50" ...), the path of a ``.pt`` file
-            (OpenAI's JIT archive or a state dict in its layout), or "bundled:tiny_clip".
+            (OpenAI's JIT archive or a state dict in its layout), "open_clip:ARCH/TAG", or "bundled:tiny_clip".
         device: where the model goes.
         dtype: type of the towers' matrices; LayerNorms and embeddings stay float32.
 
@@ -45,6 +45,8 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torc
     """
     if name_or_path.startswith(BUNDLED_PREFIX):
         state_dict = load_bundled_state_dict(name_or_path.removeprefix(BUNDLED_PREFIX))
+    elif name_or_path.startswith(OPEN_CLIP_PREFIX):
+        return freeze(load_open_clip(name_or_path.removeprefix(OPEN_CLIP_PREFIX)), device, dtype)
     elif name_or_path in _MODELS:
         state_dict = read_state_dict(_openai_file(name_or_path))
     elif Path(name_or_path).is_file():
@@ -54,26 +56,15 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torc
     return freeze(model_from_state_dict(state_dict, name_or_path), device, dtype)
 
 
+def is_resnet_name(name: str) -> bool:
+    """Whether a name says, before anything is loaded, that the image tower is a ResNet, which takes no prompts."""
+    return name.removeprefix(OPEN_CLIP_PREFIX).startswith("RN") and not Path(name).is_file()
+
+
 def freeze(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
     """Cast, move, switch to eval mode and turn all gradients off."""
     convert_towers(model, dtype)
     return model.to(device).eval().requires_grad_(False)
-
-
-def model_from_state_dict(state_dict: dict[str, Tensor], source: str) -> nn.Module:
-    """Build OpenAI's CLIP from a state dict in its layout.
-
-    Raises:
-        BackboneError: when the tensors are not a CLIP's, naming the source and the first that does not fit.
-    """
-    # build_model deletes keys from what it is given and loads float16: convert_towers sets the type afterwards.
-    values = {name: tensor.float() for name, tensor in state_dict.items()}
-    try:
-        model = build_model(dict(values))
-        model.float().load_state_dict({k: v for k, v in values.items() if k in model.state_dict()})
-    except (KeyError, RuntimeError) as error:
-        raise BackboneError(f"{source} does not hold a CLIP in OpenAI's layout: {error}") from error
-    return model
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -85,12 +76,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         BackboneError: naming a file that is neither.
     """
     try:
-        return dict(torch.jit.load(path, map_location="cpu").state_dict())
-    except RuntimeError:
-        pass  # not a JIT archive
-    try:
+        if _is_jit_archive(path):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # OpenAI's files are of this format
+                return dict(torch.jit.load(path, map_location="cpu").state_dict())
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except Exception as error:  # torch raises a different type for each kind of damage
         raise BackboneError(
             f"{path} is neither a JIT archive nor a state dict that loads without running code "
             f"({type(error).__name__}): the file may be cut short; delete it and fetch it again"
@@ -101,18 +92,47 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     return content
 
 
+def _is_jit_archive(path: Path) -> bool:
+    """Whether a file is a TorchScript archive, which OpenAI publishes; ``torch.save`` writes no such entry."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
 def _openai_file(name: str) -> Path:
-    """OpenAI's checkpoint on disk, downloaded into the cache when it is not there."""
+    """OpenAI's checkpoint on disk, checked against its SHA-256; downloaded into the cache when it is not there.
+
+    Raises:
+        BackboneError: when it cannot be had, saying from where to fetch it and where to put it.
+    """
     url = _MODELS[name]
-    target = cache_folder() / url.rsplit("/", 1)[1]
+    expected, file_name = url.split("/")[-2:]
+    target = cache_folder() / file_name
+    found = _sha256(target) if target.is_file() else None
+    if found == expected:
+        return target
     try:
-        return Path(_download(url, str(cache_folder())))
-    except (OSError, urllib.error.URLError, RuntimeError) as error:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        print(f"Downloading {url} to {target}")
+        # Writes to a temporary name, checks, then renames: a broken download leaves nothing behind.
+        torch.hub.download_url_to_file(url, str(target), hash_prefix=expected)
+    except (OSError, RuntimeError, HTTPException) as error:
+        state = "is not there" if found is None else f"is damaged (its SHA-256 is {found})"
         raise BackboneError(
-            f"backbone {name}: {target} is not there and could not be downloaded ({error}). "
-            f"On a machine with network access fetch {url} (SHA-256 {url.split('/')[-2]}) and put it at {target}, "
+            f"backbone {name}: {target} {state} and could not be downloaded ({error}). "
+            f"On a machine with network access fetch {url} (SHA-256 {expected}) and put it at {target}, "
             "or set CLIP_CACHE to the folder that has it, or give the file's path as MODEL.BACKBONE.NAME"
         ) from error
+    return target
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def _unknown(name: str) -> str:
@@ -120,4 +140,7 @@ def _unknown(name: str) -> str:
     names = [*clip.available_models(), *(BUNDLED_PREFIX + b for b in bundled_names())]
     close = difflib.get_close_matches(name, names, n=1, cutoff=0.4)
     hint = f"did you mean {close[0]}? " if close else ""
-    return f"backbone {name!r} is neither a known model nor a file: {hint}known are {', '.join(names)}"
+    return (
+        f"backbone {name!r} is neither a known model nor a file: {hint}known are {', '.join(names)}, "
+        f"{OPEN_CLIP_PREFIX}ARCH/TAG, and the path of a .pt file"
+    )

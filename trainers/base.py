@@ -23,6 +23,7 @@ from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
+from prompting.backbone import is_resnet_name
 from prompting.checkpoint import load_trained, read_trained
 from trainers.objectives import CrossEntropy, Objective
 
@@ -51,12 +52,14 @@ class PromptTrainer(TrainerX):
     Attributes:
         node: name of the method's config node, ``cfg.TRAINER.<node>``.
         needs_vit: whether the method puts tokens into the image tower.
+        n_views: augmented views of each training image that the method compares.
         needs_training: whether there is anything to train (zero-shot CLIP has nothing).
         path: which implementation of the towers runs; "plain" is for tests and benchmarks.
     """
 
     node: str
     needs_vit = False
+    n_views = 1
     needs_training = True
     path = "fast"
 
@@ -88,6 +91,15 @@ class PromptTrainer(TrainerX):
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse settings that cannot work, before anything is loaded."""
         check_choice(f"TRAINER.{self.node}.PREC", cfg.TRAINER[self.node].PREC, PRECISIONS)
+        check_lengths(f"TRAINER.{self.node}", cfg.TRAINER[self.node])
+        views, name = cfg.DATALOADER.K_TRANSFORMS, type(self).__name__
+        if views != self.n_views and self.needs_training:
+            raise ValueError(
+                f"DATALOADER.K_TRANSFORMS is {views}, but {name} trains on {self.n_views} augmented "
+                f"{'view' if self.n_views == 1 else 'views'} of each image: set it to {self.n_views}"
+            )
+        if self.needs_vit and is_resnet_name(cfg.MODEL.BACKBONE.NAME):
+            raise ValueError(self._no_resnet(cfg))
 
     def build_model(self) -> None:
         """Load the frozen CLIP, build learner, objective, optimiser and schedule, and register the learner."""
@@ -206,16 +218,19 @@ class PromptTrainer(TrainerX):
     def _check_backbone(self, clip_model: nn.Module) -> None:
         """Refuse a backbone that the method or the image size does not fit."""
         if self.needs_vit and TowerSizes.of(clip_model).vision_layers == 0:
-            raise ValueError(
-                f"{type(self).__name__} puts prompts into the image tower, which {self.cfg.MODEL.BACKBONE.NAME} "
-                "(a ResNet) does not take: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp"
-            )
+            raise ValueError(self._no_resnet(self.cfg))
         resolution, size = clip_model.visual.input_resolution, tuple(self.cfg.INPUT.SIZE)
         if size != (resolution, resolution):
             raise ValueError(
                 f"INPUT.SIZE is {size}, but {self.cfg.MODEL.BACKBONE.NAME} takes images of "
                 f"{resolution}x{resolution} pixels: set INPUT.SIZE to ({resolution}, {resolution})"
             )
+
+    def _no_resnet(self, cfg: CfgNode) -> str:
+        return (
+            f"{type(self).__name__} puts prompts into the image tower, which {cfg.MODEL.BACKBONE.NAME} (a ResNet) does "
+            "not take: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp or ProDA"
+        )
 
     def _init_generator(self) -> torch.Generator:
         """Generator of the prompts' initial values."""
@@ -296,6 +311,20 @@ def check_range(key: str, depth: int, least: int, most: int) -> None:
     """
     if not least <= depth <= most:
         raise ValueError(f"{key} is {depth}, but this backbone can be prompted in {least} to {most} layers")
+
+
+def check_lengths(node: str, settings: CfgNode) -> None:
+    """Refuse numbers of prompt tokens below 1.
+
+    Raises:
+        ValueError: naming the config key.
+    """
+    for key, value in settings.items():
+        if key.startswith("N_CTX") and value < 1:
+            tower = key.removeprefix("N_CTX").strip("_")
+            depth = f"PROMPT_DEPTH_{tower}"
+            instead = f"; for no tokens in that tower set {node}.{depth} 0" if depth in settings else ""
+            raise ValueError(f"{node}.{key} is {value}: at least 1 token is learned{instead}")
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -34,7 +34,7 @@ from prompting import (
     layout_with_context,
 )
 from prompting.learner import context_parameter, equal_linear_layers, linear_layer, normal_parameter
-from trainers.base import PromptTrainer, add_trainer_config, check_choice, check_depth
+from trainers.base import PromptTrainer, add_trainer_config, check_choice, check_depth, check_lengths
 
 GATES = ("attention", "official")
 AGGREGATORS = ("gate", "add", "mean", "joint", "own", "text_to_vision", "vision_to_text")
@@ -249,11 +249,12 @@ def _project_all(projections: nn.Linear | nn.ModuleList, prompts: list[Tensor]) 
 
 
 def check_bmip_settings(settings: CfgNode) -> None:
-    """Refuse values of ``cfg.TRAINER.BMIP`` that name no choice.
+    """Refuse values of ``cfg.TRAINER.BMIP`` that cannot work.
 
     Raises:
         ValueError: naming the key and the choices.
     """
+    check_lengths("TRAINER.BMIP", settings)
     check_choice("TRAINER.BMIP.GATE", settings.GATE, GATES)
     check_choice("TRAINER.BMIP.AGGREGATOR", settings.AGGREGATOR, AGGREGATORS)
 

@@ -6,6 +6,7 @@ Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, https:/
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -13,9 +14,10 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLayout, PromptLearner, Prompts, TextPrompts, TowerSizes, layout_with_context
+from prompting.checkpoint import CheckpointError, read_checkpoint
 from prompting.layout import CLASS_TOKEN_POSITIONS
 from prompting.learner import context_parameter, normal_parameter
-from trainers.base import PromptTrainer, add_trainer_config, check_choice
+from trainers.base import PromptTrainer, add_trainer_config, check_choice, find_checkpoint
 
 add_trainer_config(
     "COOP",
@@ -35,7 +37,7 @@ class CoOpLearner(PromptLearner):
         n_ctx: number of context vectors, when ``words`` is empty.
         words: words to start from; then as many vectors as they have tokens.
         position: of the class name: "end", "middle" or "front".
-        n_classes: for class-specific context, (n_classes, n_ctx, width) vectors; ``None`` for shared context.
+        own_classes: for class-specific context, the classes that have (n_ctx, width) vectors each; ``None``: shared.
         generator: draws the initial values.
     """
 
@@ -45,29 +47,31 @@ class CoOpLearner(PromptLearner):
         n_ctx: int,
         words: str = "",
         position: str = "end",
-        n_classes: int | None = None,
+        own_classes: Sequence[str] | None = None,
         generator: torch.Generator | None = None,
     ) -> None:
         sizes = TowerSizes.of(clip_model)
         start = context_parameter(clip_model, n_ctx, words, generator)
         super().__init__(sizes, len(start), words)
-        self.position, self.n_classes = position, n_classes
-        if n_classes is None:
+        self.position = position
+        self.own_classes = None if own_classes is None else tuple(own_classes)
+        if own_classes is None:
             self.ctx = start
         elif words:
-            self.ctx = nn.Parameter(start.detach().repeat(n_classes, 1, 1))
+            self.ctx = nn.Parameter(start.detach().repeat(len(own_classes), 1, 1))
         else:
-            self.ctx = normal_parameter(n_classes, n_ctx, sizes.text_width, generator=generator)
+            self.ctx = normal_parameter(len(own_classes), n_ctx, sizes.text_width, generator=generator)
 
     def layout(self, classnames: Sequence[str]) -> PromptLayout:
         """Token layout of a class list; class-specific context belongs to the classes it was trained on."""
-        if self.n_classes is not None and len(classnames) != self.n_classes:
+        own = self.own_classes
+        if own is not None and tuple(classnames) != own:
             raise ValueError(
-                f"class-specific context (CSC) was built for {self.n_classes} classes and cannot serve "
-                f"{len(classnames)}: evaluate on the training classes only, or set CSC False"
+                f"class-specific context (CSC) of {len(own)} classes ({own[0]!r} ...) cannot serve {len(classnames)} "
+                f"others ({classnames[0]!r} ...): evaluate on the classes trained on only, or set CSC False"
             )
         return layout_with_context(
-            classnames, self.sizes.context_length, self.n_ctx, self.words, self.position, self.n_classes is not None
+            classnames, self.sizes.context_length, self.n_ctx, self.words, self.position, own is not None
         )
 
     def forward(self) -> Prompts:
@@ -85,8 +89,28 @@ class CoOp(PromptTrainer):
         super().check_cfg(cfg)
         position = cfg.TRAINER[self.node].CLASS_TOKEN_POSITION
         check_choice(f"TRAINER.{self.node}.CLASS_TOKEN_POSITION", position, CLASS_TOKEN_POSITIONS)
+        trained_on = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+        others = [split for split in cfg.TEST.get("CLASS_SPLITS", ()) if split != trained_on]
+        if cfg.TRAINER[self.node].CSC and others:
+            raise ValueError(
+                f"TRAINER.{self.node}.CSC True: class-specific context serves the classes it is trained on "
+                f"({trained_on}), not the class splits {', '.join(others)} of TEST.CLASS_SPLITS; set CSC False, or "
+                "TEST.CLASS_SPLITS ()"
+            )
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        """Load trained prompts; class-specific context only for the very classes that it was trained on."""
+        if directory and self.settings.CSC:
+            path = find_checkpoint(Path(directory), epoch)
+            trained_on = read_checkpoint(path).get("classnames", self.train_classnames)
+            if list(trained_on) != self.train_classnames:
+                raise CheckpointError(
+                    f"checkpoint {path} holds class-specific context (CSC) of other classes ({trained_on[0]!r} ...) "
+                    f"than this run's ({self.train_classnames[0]!r} ...): set DATASET.SUBSAMPLE_CLASSES as in training"
+                )
+        super().load_model(directory, epoch)
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> CoOpLearner:
         s = self.settings
-        n_classes = len(self.train_classnames) if s.CSC else None
-        return CoOpLearner(clip_model, s.N_CTX, s.CTX_INIT, s.CLASS_TOKEN_POSITION, n_classes, generator)
+        own_classes = self.train_classnames if s.CSC else None
+        return CoOpLearner(clip_model, s.N_CTX, s.CTX_INIT, s.CLASS_TOKEN_POSITION, own_classes, generator)

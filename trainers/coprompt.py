@@ -128,15 +128,11 @@ class CoPrompt(MaPLe):
     """Consistency-guided prompt learning. Needs two augmented views of each image: DATALOADER.K_TRANSFORMS 2."""
 
     node = "COPROMPT"
+    n_views = 2
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_choice("TRAINER.COPROMPT.DISTILL", cfg.TRAINER.COPROMPT.DISTILL, DISTANCES)
-        if cfg.DATALOADER.K_TRANSFORMS != 2:
-            raise ValueError(
-                f"DATALOADER.K_TRANSFORMS is {cfg.DATALOADER.K_TRANSFORMS}, but {type(self).__name__} compares two "
-                "augmented views of each image: set it to 2"
-            )
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> AdaptedLearner:
         return AdaptedLearner(self.build_prompts(clip_model, generator), generator)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting.text import TextEncoder
@@ -39,8 +40,10 @@ def gaussian_weights(mean: float, std: float, epochs: int) -> list[float]:
     """Weight of every epoch 1..``epochs`` in the aggregation: a normal density, normalised to sum 1 (eq. 8).
 
     Raises:
-        ValueError: when all weights vanish, so that no epoch would count.
+        ValueError: when it is no density, or all weights vanish, so that no epoch would count.
     """
+    if std <= 0:
+        raise ValueError(f"GPA_STD is {std}: it is a spread in epochs and must be above 0, for example 1")
     density = [math.exp(-0.5 * ((epoch - mean) / std) ** 2) for epoch in range(1, epochs + 1)]
     total = sum(density)
     if total == 0:
@@ -58,6 +61,16 @@ class GaussianAggregation:
     """
 
     aggregate: dict[str, Tensor] | None = None
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        s = cfg.TRAINER[self.node]
+        gaussian_weights(s.GPA_MEAN, s.GPA_STD, cfg.OPTIM.MAX_EPOCH)
+        if cfg.TEST.FINAL_MODEL != "last_step":
+            raise ValueError(
+                f"TEST.FINAL_MODEL is {cfg.TEST.FINAL_MODEL}, but {type(self).__name__} deploys the mean of all "
+                "epochs' prompts, which no single epoch's validation can choose: set it to last_step"
+            )
 
     def before_train(self) -> None:
         """Start a new sum, unless one is resumed."""

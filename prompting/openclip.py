@@ -1,0 +1,215 @@
+"""CLIPs of the open_clip package in OpenAI's attribute layout, so that the encoders run them like any other.
+
+load_clip("open_clip:ViT-B-16/laion2b_s34b_b88k")   an architecture and the tag of its weights
+load_clip("open_clip:ViT-B-16//data/weights.pt")    ... or the path of a file with weights
+load_clip("open_clip:ViT-B-16/")                    ... or random weights, always the same
+
+Taken are models with a plain ViT or a ResNet as image tower and OpenAI's tokenizer; ``pip install open_clip_torch``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from prompting.architecture import BackboneError, clip_sizes, empty_clip, fill
+
+OPEN_CLIP_PREFIX = "open_clip:"
+RANDOM_SEED = 0
+VOCABULARY = 49408  # of OpenAI's tokenizer, which makes the prompts
+
+
+def load_open_clip(name: str) -> nn.Module:
+    """Build an open_clip model and translate it.
+
+    Args:
+        name: "ARCH/TAG", "ARCH/PATH" or "ARCH/".
+
+    Returns:
+        ``clip.model.CLIP``, float32, on the CPU, with equal features.
+
+    Raises:
+        BackboneError: when the package is missing, the name is unknown, the weights cannot be had, or the
+            architecture is of a kind that cannot be prompted here; the message says which.
+    """
+    open_clip = _package(name)
+    architecture, _, weights = name.partition("/")
+    _check_name(open_clip, architecture)
+    _check_config(open_clip.get_model_config(architecture), architecture)
+    model = _create(open_clip, architecture, weights)
+    return from_open_clip(model, OPEN_CLIP_PREFIX + name)
+
+
+def from_open_clip(model: nn.Module, source: str) -> nn.Module:
+    """Translate an open_clip model.
+
+    Args:
+        model: ``open_clip.model.CLIP`` or ``CustomTextCLIP``.
+        source: name that errors and warnings mention.
+
+    Raises:
+        BackboneError: naming the part of the architecture that OpenAI's layout does not have.
+    """
+    text = getattr(model, "text", model)
+    reason = _obstacle(model, text)
+    if reason:
+        raise BackboneError(f"{source} cannot be used: it has {reason}; {_TAKEN}")
+    weights = _weights(model)
+    translated = empty_clip(clip_sizes(weights, source))
+    pairs = [(translated.transformer, text.transformer)]
+    if hasattr(model.visual, "transformer"):
+        pairs.append((translated.visual.transformer, model.visual.transformer))
+        _same_eps(translated.visual, model.visual, ("ln_pre", "ln_post"))
+    for ours, theirs in pairs:
+        for block, original in zip(ours.resblocks, theirs.resblocks, strict=True):
+            _shape_like(block, original)
+    _same_eps(translated, text, ("ln_final",))
+    translated.visual.input_resolution = _image_size(model.visual)[0]
+    _warn_of_normalisation(model.visual, source)
+    return fill(translated, weights, source)
+
+
+_TAKEN = "taken are models with a plain ViT or a ResNet and OpenAI's tokenizer, for example open_clip:ViT-B-16/openai"
+
+
+def _package(name: str) -> ModuleType:
+    try:
+        import open_clip
+    except ImportError as error:
+        raise BackboneError(
+            f"backbone {OPEN_CLIP_PREFIX}{name} needs the package open_clip_torch ({error}): "
+            "pip install open_clip_torch"
+        ) from error
+    return open_clip
+
+
+def _check_name(open_clip: ModuleType, architecture: str) -> None:
+    """Refuse an architecture that open_clip does not list."""
+    names = open_clip.list_models()
+    if architecture not in names:
+        close = difflib.get_close_matches(architecture, names, n=3, cutoff=0.4)
+        raise BackboneError(
+            f"open_clip has no architecture {architecture!r}: "
+            f"{f'did you mean {close[0]}? close are' if close else 'there are'} {', '.join(close or names)}"
+        )
+
+
+def _check_config(config: dict[str, Any], architecture: str) -> None:
+    """Refuse towers of other packages before they are built, which may need downloads."""
+    towers = {
+        "timm image tower": ("vision_cfg", "timm_model_name"),
+        "Hugging Face text tower": ("text_cfg", "hf_model_name"),
+    }
+    for kind, (part, key) in towers.items():
+        if config[part].get(key):
+            raise BackboneError(
+                f"{OPEN_CLIP_PREFIX}{architecture} cannot be used: it has the {kind} {config[part][key]}; {_TAKEN}"
+            )
+
+
+def _create(open_clip: ModuleType, architecture: str, weights: str) -> nn.Module:
+    """Let open_clip build the model and load its weights."""
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        try:
+            return open_clip.create_model(architecture, pretrained=weights or None, precision="fp32", device="cpu")
+        except (OSError, RuntimeError, ValueError) as error:
+            raise BackboneError(
+                f"open_clip cannot load the weights {weights!r} of {architecture} ({error}). Tags are "
+                f"{', '.join(tags) or 'none'}; without a network fetch the file elsewhere and give its path: "
+                f"{OPEN_CLIP_PREFIX}{architecture}//PATH"
+            ) from error
+
+
+def _obstacle(model: nn.Module, text: nn.Module) -> str | None:
+    """The first part of a model that OpenAI's layout does not have, or ``None``."""
+    visual, projection = model.visual, getattr(text, "text_projection", None)
+    checks = {
+        "text that is decoded (CoCa)": hasattr(model, "text_decoder"),
+        "no text transformer of open_clip's": not hasattr(text, "transformer") or projection is None,
+        "a bias on its logits": getattr(model, "logit_bias", None) is not None,
+        "a text tower that sees what follows": getattr(text, "attn_mask", None) is None,
+        "a class token in the text": getattr(text, "cls_emb", None) is not None,
+        "text features that are not the end token's": _pool_type(text) != "argmax",
+        "a biased text projection": getattr(projection, "bias", None) is not None,
+        "another tokenizer than OpenAI's": getattr(text, "vocab_size", None) != VOCABULARY,
+        "images that are not square": len(set(_image_size(visual))) != 1,
+        "an image tower that is neither a plain ViT nor a ResNet": not _is_plain(visual),
+        "attention of its own kind": not all(
+            isinstance(block.attn, nn.MultiheadAttention)
+            for tower in (text, visual)
+            for block in getattr(getattr(tower, "transformer", None), "resblocks", ())
+        ),
+    }
+    return next((reason for reason, found in checks.items() if found), None)
+
+
+def _pool_type(text: nn.Module) -> str | None:
+    """Which token's row becomes the text feature."""
+    return getattr(text, "text_pool_type", getattr(text, "pool_type", None))
+
+
+def _is_plain(visual: nn.Module) -> bool:
+    """Whether an image tower is OpenAI's ResNet, or a ViT whose feature is its class token's."""
+    if hasattr(visual, "attnpool"):
+        return True
+    return (
+        hasattr(visual, "transformer")
+        and getattr(visual, "pool_type", None) == "tok"
+        and getattr(visual, "attn_pool", None) is None
+        and isinstance(visual.ln_pre, nn.LayerNorm)
+        and isinstance(visual.proj, Tensor)
+    )
+
+
+def _image_size(visual: nn.Module) -> tuple[int, int]:
+    size = getattr(visual, "image_size", (0, 0))
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _weights(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors under OpenAI's names; LayerScale is multiplied into the layer before it, which is the same function."""
+    state = {name.removeprefix("text."): value for name, value in model.state_dict().items()}
+    if "text_projection.weight" in state:
+        state["text_projection"] = state.pop("text_projection.weight").t()
+    state["logit_scale"] = state["logit_scale"].reshape(())
+    for name in [name for name in state if name.endswith(".gamma")]:
+        gamma, block = state.pop(name), name.rpartition(".ls_")[0]
+        scaled = f"{block}.attn.out_proj" if name.endswith(".ls_1.gamma") else f"{block}.mlp.c_proj"
+        state[f"{scaled}.weight"] = state[f"{scaled}.weight"] * gamma.unsqueeze(1)
+        state[f"{scaled}.bias"] = state[f"{scaled}.bias"] * gamma
+    return state
+
+
+def _shape_like(block: nn.Module, original: nn.Module) -> None:
+    """Give a block the heads, the hidden width, the activation and the epsilons of open_clip's."""
+    width, hidden = original.attn.embed_dim, original.mlp.c_fc.out_features
+    with torch.device("meta"):
+        block.attn = nn.MultiheadAttention(width, original.attn.num_heads)
+        block.mlp.c_fc, block.mlp.c_proj = nn.Linear(width, hidden), nn.Linear(hidden, width)
+    block.mlp.gelu = original.mlp.gelu
+    _same_eps(block, original, ("ln_1", "ln_2"))
+
+
+def _same_eps(ours: nn.Module, theirs: nn.Module, names: tuple[str, ...]) -> None:
+    for name in names:
+        getattr(ours, name).eps = getattr(theirs, name).eps
+
+
+def _warn_of_normalisation(visual: nn.Module, source: str) -> None:
+    """Say when the model's images are normalised otherwise than OpenAI's, which the configuration must follow."""
+    expected = getattr(visual, "preprocess_cfg", {})
+    mean, std = expected.get("mean"), expected.get("std")
+    usual = [round(value, 3) for value in (0.48145466, 0.4578275, 0.40821073)]
+    if mean is not None and [round(value, 3) for value in mean] != usual:
+        warnings.warn(
+            f"{source} was trained on images normalised with INPUT.PIXEL_MEAN {list(mean)} and INPUT.PIXEL_STD "
+            f"{list(std)}: set these",
+            stacklevel=2,
+        )

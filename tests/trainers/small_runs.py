@@ -1,0 +1,148 @@
+"""Every registered method on the bundled digits and the bundled CLIP, at settings that take a moment.
+
+trainer = build("MaPLe", tmp_path)                                # two shots of the base classes, five images a batch
+trainer = build("IVLP/vision_only", tmp_path, **{"OPTIM.LR": 1.0})
+"""
+
+import atexit
+import functools
+import json
+import tempfile
+from pathlib import Path
+
+import torch
+
+import datasets  # noqa: F401  registers the data sets
+import evaluation.protocols  # noqa: F401  registers TEST.CLASS_SPLITS
+import trainers  # noqa: F401  registers the trainers and their settings
+from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.utils import set_random_seed
+
+BATCH = 5
+# Every method's own tiny setting, cut short.
+COMMON = {
+    "SEED": 1,
+    "USE_CUDA": False,
+    "VERBOSE": False,
+    "DATASET.NUM_SHOTS": 2,
+    "DATASET.SUBSAMPLE_CLASSES": "base",
+    "DATALOADER.TRAIN_X.BATCH_SIZE": BATCH,
+    "OPTIM.LR": 0.01,
+    "OPTIM.MAX_EPOCH": 2,
+    "TEST.NO_TEST": True,
+    "TEST.FINAL_MODEL": "last_step",
+    "TRAIN.PATIENCE": 0,
+    "TRAIN.PRINT_FREQ": 100,
+}
+OPTIONS = {
+    "ProDA": {"TRAINER.PRODA.N_CTX": 4, "TRAINER.PRODA.N_PROMPT": 4, "TRAINER.PRODA.PROMPT_BATCH": 2},
+    "PromptSRC": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
+    "PromptSRC_BMIP": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0},
+}
+# Settings that change which tensors exist or how the towers run.
+VARIANTS = {
+    "CoOp/class_specific": {"TRAINER.COOP.CSC": True},
+    "CoOp/middle": {"TRAINER.COOP.CLASS_TOKEN_POSITION": "middle"},
+    "CoOp/front": {"TRAINER.COOP.CLASS_TOKEN_POSITION": "front"},
+    "KgCoOp/class_specific": {"TRAINER.KGCOOP.CSC": True},
+    "ProDA/orthogonal": {"TRAINER.PRODA.ORTHOGONAL_WEIGHT": 0.1},
+    "VPT/shallow": {"TRAINER.VPT.PROMPT_DEPTH_VISION": 1},
+    "IVLP/language_only": {"TRAINER.IVLP.PROMPT_DEPTH_VISION": 0},
+    "IVLP/vision_only": {"TRAINER.IVLP.PROMPT_DEPTH_TEXT": 0},
+    "CoPrompt/mse": {"TRAINER.COPROMPT.DISTILL": "mse"},
+    "BMIP/official": {"TRAINER.BMIP.GATE": "official"},
+    "BMIP/per_layer": {"TRAINER.BMIP.SHARE_PARAMETER_TEXT": False, "TRAINER.BMIP.SHARE_PARAMETER_VISUAL": False},
+}
+
+
+def registered() -> list[str]:
+    """Names of the methods that this repository registers; other tests register trainers of their own."""
+    names = TRAINER_REGISTRY.registered_names()
+    return sorted(name for name in names if TRAINER_REGISTRY.get(name).__module__.startswith("trainers."))
+
+
+def needing(attribute: str) -> list[str]:
+    """Registered methods whose class attribute is true."""
+    return [name for name in registered() if getattr(TRAINER_REGISTRY.get(name), attribute)]
+
+
+def setting_file(name) -> Path:
+    """The method's setting for the bundled model."""
+    return sorted((repository() / "configs/trainers" / name).glob("tiny*.yaml"))[0]
+
+
+@functools.cache
+def data_root() -> str:
+    """A data root with the bundled digits, whose test set is cut to four images per class."""
+    folder = tempfile.TemporaryDirectory(prefix="digits")
+    atexit.register(folder.cleanup)
+    digits = Path(folder.name, "digits")
+    digits.mkdir()
+    split = json.loads((repository() / "assets/digits/split_digits.json").read_text(encoding="utf-8"))
+    by_label = {label: [item for item in split["test"] if item[1] == label] for label in range(10)}
+    split["test"] = [item for items in by_label.values() for item in items[:4]]
+    (digits / "split_digits.json").write_text(json.dumps(split), encoding="utf-8")
+    (digits / "images").symlink_to(repository() / "assets/digits/images")
+    return folder.name
+
+
+def configuration(case, output="", **options):
+    """The configuration of a method or variant, for example "BMIP/official"."""
+    name = case.partition("/")[0]
+    cfg = get_cfg_default()
+    cfg.merge_from_file(str(setting_file(name)))
+    cfg.merge_from_file(str(repository() / "configs/datasets/digits.yaml"))
+    cfg.TRAINER.NAME, cfg.OUTPUT_DIR, cfg.DATASET.ROOT = name, str(output), data_root()
+    for key, value in (COMMON | OPTIONS.get(name, {}) | VARIANTS.get(case, {}) | options).items():
+        cfg.merge_from_list([key, value])
+    cfg.freeze()
+    return cfg
+
+
+def build(case, output="", path="fast", **options):
+    """A trainer, built through Dassl, from the same random state every time."""
+    set_random_seed(1)
+    cfg = configuration(case, output, **options)
+    if path == "fast":
+        return build_trainer(cfg)
+    kind = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    return type(kind.__name__, (kind,), {"path": path})(cfg)
+
+
+def first_batch(trainer):
+    """Images and labels of the first training batch, as the trainer takes them; always the same."""
+    set_random_seed(2)
+    return next(iter(trainer.train_loader_x))
+
+
+def train_on(trainer, batch):
+    """One optimisation step on a batch, as Dassl's loop does it."""
+    trainer.set_model_mode("train")
+    trainer.batch_idx, trainer.num_batches = 0, 2
+    return trainer.forward_backward(batch)
+
+
+def trained_tensors(trainer):
+    """The trainable tensors by name."""
+    return {name: p for name, p in trainer.model.prompt_learner.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def stir(trainer, std=0.1):
+    """Move all trained tensors away from their start, so that prompts matter and equal starts are told apart."""
+    generator = torch.Generator().manual_seed(3)
+    for tensor in trained_tensors(trainer).values():
+        tensor.add_(torch.randn(tensor.shape, generator=generator) * std)
+
+
+@torch.no_grad()
+def logits_of(trainer, images):
+    """Logits in evaluation mode."""
+    trainer.model.eval()
+    return trainer.model(images)
+
+
+def repository() -> Path:
+    """The repository's root folder."""
+    return Path(__file__).resolve().parents[2]

@@ -1,0 +1,95 @@
+"""Combinations that make no sense are refused before anything is trained, with the reason and what works instead."""
+
+import pytest
+import torch
+
+from tests.clips import random_clip
+from tests.trainers.small_runs import build, needing
+
+# Cases: method or variant, options, what the message says.
+WRONG = [
+    ("CoCoOp", {"TRAINER.COCOOP.CSC": True}, r"COCOOP.CSC True.*set it False, or use the trainer CoOp"),
+    ("CoOp/class_specific", {"TEST.CLASS_SPLITS": ("base", "new")}, r"COOP.CSC.*\(base\), not the class splits new"),
+    ("KgCoOp/class_specific", {"TEST.CLASS_SPLITS": ("all",)}, r"KGCOOP.CSC.*not the class splits all.*CSC False"),
+    ("CoOp", {"TRAINER.COOP.CLASS_TOKEN_POSITION": "back"}, r"CLASS_TOKEN_POSITION 'back'.*end, middle, front"),
+    ("CoOp", {"TRAINER.COOP.N_CTX": 0}, r"COOP.N_CTX is 0: at least 1"),
+    ("CoCoOp", {"TRAINER.COCOOP.N_CTX": -1}, r"COCOOP.N_CTX is -1: at least 1"),
+    ("BMIP", {"TRAINER.BMIP.N_CTX": 0}, r"BMIP.N_CTX is 0: at least 1"),
+    ("CoPrompt_BMIP", {"TRAINER.BMIP.N_CTX": 0}, r"BMIP.N_CTX is 0: at least 1"),
+    ("VPT", {"TRAINER.VPT.N_CTX_VISION": 0}, r"VPT.N_CTX_VISION is 0"),
+    ("IVLP", {"TRAINER.IVLP.N_CTX_TEXT": 0}, r"IVLP.N_CTX_TEXT is 0.*set TRAINER.IVLP.PROMPT_DEPTH_TEXT 0"),
+    (
+        "IVLP",
+        {"TRAINER.IVLP.PROMPT_DEPTH_TEXT": 0, "TRAINER.IVLP.PROMPT_DEPTH_VISION": 0},
+        r"IVLP.PROMPT_DEPTH_TEXT and PROMPT_DEPTH_VISION are both 0.*at least 1, or use ZeroshotCLIP",
+    ),
+    ("IVLP", {"TRAINER.IVLP.PROMPT_DEPTH_VISION": 5}, r"IVLP.PROMPT_DEPTH_VISION is 5.*0 to 4"),
+    ("VPT", {"TRAINER.VPT.PROMPT_DEPTH_VISION": 0}, r"VPT.PROMPT_DEPTH_VISION is 0.*1 to 4"),
+    ("MaPLe", {"TRAINER.MAPLE.PROMPT_DEPTH": 9}, r"MAPLE.PROMPT_DEPTH is 9.*1 to 4"),
+    ("MaPLe_BMIP", {"TRAINER.BMIP.PROMPT_DEPTH": 9}, r"BMIP.PROMPT_DEPTH is 9.*1 to 4"),
+    ("PromptSRC", {"TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 5}, r"PROMPTSRC.PROMPT_DEPTH_TEXT is 5.*0 to 4"),
+    ("PromptSRC", {"TRAINER.PROMPTSRC.GPA_STD": 0.0}, r"GPA_STD is 0.0.*above 0"),
+    ("PromptSRC", {"TRAINER.PROMPTSRC.GPA_MEAN": 100.0}, r"GPA_MEAN 100.0.*within 1..MAX_EPOCH"),
+    (
+        "PromptSRC_BMIP",
+        {"TEST.FINAL_MODEL": "best_val"},
+        r"FINAL_MODEL is best_val.*PromptSRC_BMIP.*set it to last_step",
+    ),
+    ("CoPrompt", {"DATALOADER.K_TRANSFORMS": 1}, r"K_TRANSFORMS is 1.*2 augmented views.*set it to 2"),
+    ("CoPrompt_BMIP", {"DATALOADER.K_TRANSFORMS": 1}, r"K_TRANSFORMS is 1.*CoPrompt_BMIP.*set it to 2"),
+    ("BMIP", {"DATALOADER.K_TRANSFORMS": 2}, r"K_TRANSFORMS is 2.*1 augmented view of.*set it to 1"),
+    ("CoPrompt", {"TRAINER.COPROMPT.DISTILL": "l1"}, r"DISTILL 'l1'.*cosine, mse"),
+    ("ProDA", {"TRAINER.PRODA.PROMPT_BATCH": 3}, r"PROMPT_BATCH 3 must be at least 2 and divide.*N_PROMPT 4"),
+    ("ProDA", {"TRAINER.PRODA.PROMPT_BATCH": 1}, r"PROMPT_BATCH 1 must be at least 2"),
+    ("BMIP", {"TRAINER.BMIP.GATE": "soft"}, r"BMIP.GATE 'soft'.*attention, official"),
+    ("PromptSRC_BMIP", {"TRAINER.BMIP.AGGREGATOR": "max"}, r"BMIP.AGGREGATOR 'max'.*gate, add"),
+    ("KgCoOp", {"TRAINER.KGCOOP.PREC": "half"}, r"KGCOOP.PREC 'half'.*fp32, fp16, bf16, amp"),
+]
+
+
+@pytest.mark.parametrize(("case", "options", "message"), WRONG)
+def test_wrong_settings(case, options, message):
+    with pytest.raises(ValueError, match=message):
+        build(case, **options)
+
+
+def test_sentences_that_are_not_there():
+    with pytest.raises(FileNotFoundError, match=r"COPROMPT.SENTENCES: no file nowhere.json.*use templates"):
+        build("CoPrompt", **{"TRAINER.COPROMPT.SENTENCES": "nowhere.json"})
+
+
+@pytest.mark.parametrize("name", ["RN50", "RN101", "open_clip:RN50/openai"])
+@pytest.mark.parametrize("case", needing("needs_vit"))
+def test_a_resnet_by_name_is_refused_before_it_is_loaded(case, name, monkeypatch):
+    monkeypatch.setattr("trainers.base.load_clip", None)
+    with pytest.raises(
+        ValueError, match=rf"{case} puts prompts into the image tower, which {name}.*ViT-B/16, or use CoOp"
+    ):
+        build(case, **{"MODEL.BACKBONE.NAME": name})
+
+
+@pytest.fixture(scope="module")
+def resnet_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("backbone") / "resnet.pt"
+    sizes = dict(vision_layers=(1, 1, 1, 1), vision_width=64, image_resolution=64, vision_patch_size=None)
+    torch.save(random_clip(**sizes).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("case", needing("needs_vit"))
+def test_a_file_that_holds_a_resnet_is_refused(case, resnet_file):
+    options = {"MODEL.BACKBONE.NAME": str(resnet_file), "INPUT.SIZE": (64, 64)}
+    with pytest.raises(ValueError, match=rf"{case} puts prompts into the image tower.*resnet.pt \(a ResNet\)"):
+        build(case, **options)
+
+
+@pytest.mark.parametrize("case", ["CoOp/class_specific", "KgCoOp/class_specific"])
+def test_class_specific_context_of_other_classes_is_not_loaded(case, tmp_path):
+    """Base and new have five classes each, so that the shapes alone would fit."""
+    build(case, tmp_path, **{"OPTIM.MAX_EPOCH": 1}).train()
+    other = build(case, **{"DATASET.SUBSAMPLE_CLASSES": "new"})
+    with pytest.raises(
+        ValueError, match=r"\(CSC\) of other classes \('digit zero' ...\).*'digit five'.*SUBSAMPLE_CLASSES"
+    ):
+        other.load_model(str(tmp_path))
+    build(case).load_model(str(tmp_path))

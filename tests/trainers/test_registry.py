@@ -1,0 +1,285 @@
+"""What holds for every registered method: training, saving, resuming, copying, precision, both paths, class lists."""
+
+import copy
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from tests.trainers.small_runs import (
+    BATCH,
+    OPTIONS,
+    VARIANTS,
+    build,
+    first_batch,
+    logits_of,
+    needing,
+    registered,
+    repository,
+    stir,
+    train_on,
+    trained_tensors,
+)
+from trainers.templates import PROMPTSRC_TEMPLATES
+
+MAX_LOGIT_DIFFERENCE = 1e-4  # at logit scale 100
+MIN_COSINE = 0.999999
+METHODS = registered()
+TRAINED = needing("needs_training")
+VARIANTS_TOO = TRAINED + sorted(VARIANTS)
+# Their predictions belong to one class list, or (official BMIP) may depend on it and on the batch.
+OWN_CLASSES_ONLY = ("CoOp/class_specific", "KgCoOp/class_specific")
+DEPENDS_ON_BATCH = ("BMIP/official",)
+CLASSES = ["digit seven", "digit two", "digit nine", "a fairly long name", "digit_three", "digit zero"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_templates():
+    """Three templates for the frozen teachers instead of sixty, for speed."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("trainers.promptsrc", "trainers.coprompt"):
+            patch.setattr(f"{module}.PROMPTSRC_TEMPLATES", PROMPTSRC_TEMPLATES[:3])
+        yield
+
+
+@pytest.fixture(scope="module")
+def built():
+    """One trainer per case, its prompts moved from their start and the logit scale at CLIP's 100; tests leave it so."""
+    trainers = {}
+
+    def trainer_of(case):
+        if case not in trainers:
+            trainers[case] = stirred(case)
+        return trainers[case]
+
+    return trainer_of
+
+
+def stirred(case, path="fast"):
+    trainer = build(case, path=path)
+    trainer.model.logit_scale.fill_(torch.tensor(100.0).log())
+    stir(trainer)
+    return trainer
+
+
+@pytest.fixture(scope="module")
+def first_loss():
+    """Loss of the first training batch in fp32, by case."""
+    losses = {}
+
+    def loss_of(case):
+        if case not in losses:
+            trainer = build(case)
+            losses[case] = train_on(trainer, first_batch(trainer))["loss"]
+        return losses[case]
+
+    return loss_of
+
+
+@pytest.fixture(scope="module")
+def images():
+    return torch.randn(7, 3, 48, 48, generator=torch.Generator().manual_seed(4))
+
+
+def test_every_method_is_tested():
+    """A new trainer needs a tiny setting, and then takes every test here."""
+    assert len(METHODS) >= 15
+    assert [name for name in METHODS if not list(repository().glob(f"configs/trainers/{name}/tiny*.yaml"))] == []
+    assert {case.partition("/")[0] for case in VARIANTS} | set(OPTIONS) <= set(METHODS)
+
+
+@pytest.mark.parametrize("case", VARIANTS_TOO)
+def test_one_step_moves_every_trained_tensor(case):
+    """No tensor is dead: each is in the optimiser, gets a finite gradient and changes. All other tensors stay."""
+    trainer = build(case, **{"OPTIM.WARMUP_EPOCH": -1})
+    tensors = trained_tensors(trainer)
+    before = {name: tensor.detach().clone() for name, tensor in trainer.model.named_parameters()}
+    summary = train_on(trainer, first_batch(trainer))
+    assert all(torch.isfinite(torch.tensor(value)) for value in summary.values())
+    assert 0 < summary["loss"] < 100
+    assert tensors
+    assert {id(p) for group in trainer.optim.param_groups for p in group["params"]} == {id(t) for t in tensors.values()}
+    dead = [name for name, tensor in tensors.items() if tensor.grad is None or not tensor.grad.any()]
+    assert dead == []
+    assert all(torch.isfinite(tensor.grad).all() for tensor in tensors.values())
+    moved = {name for name, p in trainer.model.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {f"prompt_learner.{name}" for name in tensors}
+
+
+def test_zero_shot_trains_nothing(built):
+    for name in sorted(set(METHODS) - set(TRAINED)):
+        trainer = built(name)
+        assert not any(p.requires_grad for p in trainer.model.parameters())
+        assert trainer.get_model_names() == []
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_saved_prompts_give_the_same_logits_on_new_classes(case, images, tmp_path):
+    trainer = build(case, tmp_path, **{"OPTIM.MAX_EPOCH": 1})
+    trainer.train()
+    trainer.set_class_split("new")
+    before = logits_of(trainer, images)
+    accuracy = trainer.test()
+    loaded = build(case, **{"DATASET.SUBSAMPLE_CLASSES": "new", "MODEL.INIT_SEED": 99})
+    assert not torch.equal(logits_of(loaded, images), before)
+    loaded.load_model(str(tmp_path), epoch=1)
+    assert loaded.model.classnames == trainer.model.classnames
+    assert torch.equal(logits_of(loaded, images), before)
+    assert loaded.test() == accuracy
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_evaluation(case, built):
+    """As Dassl does it: one number, the same each time, of whichever classes are asked for."""
+    trainer = built(case)
+    accuracy = trainer.test()
+    trainer.set_class_split("all")
+    assert logits_of(trainer, torch.zeros(2, 3, 48, 48)).shape == (2, 10)
+    assert 0 <= trainer.test() <= 100
+    trainer.set_class_split("base")
+    assert trainer.test() == accuracy
+
+
+class Interrupt(Exception):
+    """Stands in for a kill between two epochs."""
+
+
+@pytest.mark.parametrize("case", TRAINED)
+def test_a_stopped_run_resumes_exactly(case, tmp_path):
+    whole = build(case, tmp_path / "whole")
+    whole.train()
+    parts = build(case, tmp_path / "parts")
+    before_epoch = parts.before_epoch
+
+    def stop_before_the_second():
+        before_epoch()
+        if parts.epoch == 1:
+            raise Interrupt
+
+    parts.before_epoch = stop_before_the_second
+    with pytest.raises(Interrupt):
+        parts.train()
+    torch.manual_seed(77)  # whatever ran in between
+    resumed = build(case, tmp_path / "parts")
+    resumed.train()
+    assert [epoch["epoch"] for epoch in resumed.history] == [1, 2]
+    for name, tensor in trained_tensors(whole).items():
+        assert torch.equal(tensor, trained_tensors(resumed)[name]), name
+
+
+@pytest.mark.parametrize("case", METHODS)
+def test_a_deep_copy_is_equal_and_independent(case, built, images):
+    trainer = built(case)
+    before = logits_of(trainer, images)
+    copied = copy.deepcopy(trainer.model)
+    with torch.no_grad():
+        assert torch.equal(copied(images), before)
+        for parameter in copied.parameters():
+            parameter.mul_(1.5)
+        copied.set_classes(CLASSES)
+        assert copied(images).shape == (len(images), len(CLASSES))
+    assert torch.equal(logits_of(trainer, images), before)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "amp"])  # fp32 is every other test's
+@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.filterwarnings("ignore:PREC fp16")
+def test_precisions(case, precision, built, first_loss):
+    """Lower number types, forward and backward: float32 trained tensors and gradients, a loss close to fp32's."""
+    trainer = build(case, **{f"TRAINER.{built(case).node}.PREC": precision})
+    half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
+    assert trainer.model.image_encoder.visual.conv1.weight.dtype == half
+    summary = train_on(trainer, first_batch(trainer))
+    assert summary["loss"] == pytest.approx(first_loss(case), rel=0.05)
+    for name, tensor in trained_tensors(trainer).items():
+        assert tensor.dtype == tensor.grad.dtype == torch.float32, name
+        assert torch.isfinite(tensor.grad).all(), name
+        assert tensor.grad.any(), name
+    assert logits_of(trainer, first_batch_images(trainer)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16", "amp"])
+@pytest.mark.parametrize("case", sorted(set(METHODS) - set(TRAINED)))
+@pytest.mark.filterwarnings("ignore:PREC fp16")
+def test_precisions_of_zero_shot(case, precision, built, images):
+    trainer = build(case, **{"TRAINER.ZEROSHOTCLIP.PREC": precision})
+    logits, exact = (logits_of(t, images).softmax(1) for t in (trainer, build(case)))
+    assert logits.dtype == torch.float32
+    torch.testing.assert_close(logits, exact, atol=0.05, rtol=0)
+
+
+def first_batch_images(trainer):
+    views = first_batch(trainer)["img"]
+    return views[0] if isinstance(views, list) else views
+
+
+@pytest.mark.parametrize("case", VARIANTS_TOO)
+def test_both_paths_agree(case, built):
+    """Logits and the gradient of the training loss, the fast path's against the plain one's."""
+    fast, plain = built(case), stirred(case, "plain")
+    batch = first_batch(fast)
+    images, labels = fast.parse_batch_train(batch)
+    if hasattr(fast.objective, "step"):
+        fast.objective.step = 0
+    shown = images[0] if isinstance(images, list) else images
+    torch.testing.assert_close(logits_of(fast, shown), logits_of(plain, shown), atol=MAX_LOGIT_DIFFERENCE, rtol=0)
+    gradients = [gradients_of(trainer, images, labels) for trainer in (fast, plain)]
+    for name, gradient in gradients[0].items():
+        other = gradients[1][name]
+        assert F.cosine_similarity(gradient.flatten(), other.flatten(), dim=0) >= MIN_COSINE, name
+        torch.testing.assert_close(gradient.norm(), other.norm(), rtol=1e-3, atol=0, msg=name)
+
+
+def gradients_of(trainer, images, labels):
+    """Gradient of the loss at a logit scale of 10, where no class takes all probability."""
+    trainer.model.logit_scale.fill_(torch.tensor(10.0).log())
+    tensors = trained_tensors(trainer)
+    loss = trainer.objective(trainer.model, images, labels).total
+    gradients = torch.autograd.grad(loss, list(tensors.values()))
+    trainer.model.logit_scale.fill_(torch.tensor(100.0).log())
+    return {name: gradient.double() for name, gradient in zip(tensors, gradients, strict=True)}
+
+
+@pytest.mark.parametrize("case", METHODS + sorted(set(VARIANTS) - set(DEPENDS_ON_BATCH)))
+def test_an_image_does_not_depend_on_its_batch(case, built, images):
+    trainer = built(case)
+    alone = torch.cat([logits_of(trainer, image[None]) for image in images])
+    torch.testing.assert_close(alone, logits_of(trainer, images), atol=MAX_LOGIT_DIFFERENCE, rtol=0)
+
+
+@pytest.mark.parametrize("size", [1, 3])
+@pytest.mark.parametrize("case", TRAINED)
+def test_batches_of_any_size_train(case, size, built):
+    trainer = built(case)
+    images, labels = trainer.parse_batch_train(first_batch(trainer))
+    assert len(labels) == BATCH
+    images = [view[:size] for view in images] if isinstance(images, list) else images[:size]
+    loss = trainer.objective(trainer.model, images, labels[:size])
+    assert loss.output.logits.shape == (size, 5)
+    gradients = torch.autograd.grad(loss.total, list(trained_tensors(trainer).values()))
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
+
+
+@pytest.mark.parametrize("case", METHODS + sorted(set(VARIANTS) - set(OWN_CLASSES_ONLY) - set(DEPENDS_ON_BATCH)))
+def test_a_class_does_not_depend_on_the_others(case, built, images):
+    """A class's logits are the same in every list that has it, in any order; so no split leaks into another."""
+    trainer = built(case)
+    try:
+        trainer.model.set_classes(CLASSES)
+        together = logits_of(trainer, images)
+        for some in ([0], [5, 2], [3, 1, 4]):
+            trainer.model.set_classes([CLASSES[i] for i in some])
+            torch.testing.assert_close(logits_of(trainer, images), together[:, some], atol=MAX_LOGIT_DIFFERENCE, rtol=0)
+    finally:
+        trainer.model.set_classes(trainer.train_classnames)
+
+
+@pytest.mark.parametrize("case", OWN_CLASSES_ONLY)
+def test_class_specific_context_serves_its_own_classes_only(case, built):
+    trainer = built(case)
+    for names in (["digit five", "digit six", "digit seven", "digit eight", "digit nine"], ["digit zero"]):
+        with pytest.raises(
+            ValueError, match=r"class-specific context \(CSC\).*classes trained on only, or set CSC False"
+        ):
+            trainer.model.set_classes(names)
+    assert trainer.model.classnames == tuple(trainer.train_classnames)
