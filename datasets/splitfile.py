@@ -95,8 +95,7 @@ def hash_entries(entries: Mapping[str, Sequence[Entry]]) -> str:
     """SHA-256 over part, path, label and class name of every image, in order: the same on every machine."""
     digest = hashlib.sha256()
     for part in PARTS:
-        for impath, label, name in entries.get(part, ()):
-            digest.update(json.dumps([part, impath, label, name]).encode())
+        digest.update(json.dumps([part, list(entries.get(part, ()))]).encode())
     return digest.hexdigest()
 
 
