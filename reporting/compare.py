@@ -191,8 +191,8 @@ def _reach(result: Paired) -> str:
 def _legend(lines: Sequence[Line], one: Method, other: Method) -> list[str]:
     legend = [
         f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
-        "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is claimed "
-        "only where both are below 5 %.",
+        "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
+        "claimed only where both are below 5 %.",
     ]
     if one.deterministic != other.deterministic:
         fixed = one if one.deterministic else other

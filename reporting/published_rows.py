@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
@@ -14,6 +15,23 @@ from reporting.statistics import Summary
 
 CHOICES = ("measured", "all")
 BACKBONE, SHOTS = "ViT-B/16", 16
+
+
+def add_published(parser: argparse.ArgumentParser) -> None:
+    """Declare --published and --published-all, which set `published` to one of `CHOICES` or leave it None."""
+    parser.add_argument(
+        "--published",
+        action="store_const",
+        const="measured",
+        help="add published numbers of the methods in the table, and of BMIP, from their authors",
+    )
+    parser.add_argument(
+        "--published-all",
+        action="store_const",
+        const="all",
+        dest="published",
+        help="add every published number that is known, other methods' and other groups' runs included",
+    )
 
 
 def with_published(

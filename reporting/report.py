@@ -140,13 +140,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
     parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the page")
     parser.add_argument("--title", default="Results", help="the page's heading (default: %(default)s)")
-    parser.add_argument(
-        "--published",
-        nargs="?",
-        const="measured",
-        choices=published_rows.CHOICES,
-        help="add published numbers: of the methods in the table and of BMIP, or all that are known (default: none)",
-    )
+    published_rows.add_published(parser)
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
     add_selection(parser)
 

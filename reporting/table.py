@@ -149,13 +149,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a block per data set, or per metric with the data sets as columns, as papers have it "
         "(default: metric where there are several data sets)",
     )
-    parser.add_argument(
-        "--published",
-        nargs="?",
-        const="measured",
-        choices=published_rows.CHOICES,
-        help="add published numbers: of the methods in the table and of BMIP, or all that are known (default: none)",
-    )
+    published_rows.add_published(parser)
     parser.add_argument("--format", choices=sorted(FORMATS), default="md")
     parser.add_argument("--digits", type=int, default=2, help="decimals in md, latex and html (default: %(default)s)")
     parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write there instead of to the terminal")

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reporting.layouts import PROTOCOLS, Metric, Protocol
 from reporting.methods import Method, check_protocol, group_methods
 from reporting.names import dataset_order
-from reporting.plots.style import PlotError
+from reporting.plots.style import PlotError, shortened
 from reporting.runs import Run
 from reporting.statistics import Summary, average_over, summarise
 
@@ -29,13 +29,17 @@ class Options:
 
 
 def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[Method]]:
-    """The protocol that the runs share, and its methods.
+    """The protocol that the runs share, and its methods with names that fit a plot.
 
     Raises:
         ResultsError: several protocols, or two runs with nothing to tell them apart, named with their paths.
     """
     protocol = PROTOCOLS[check_protocol(runs, None)]
-    return protocol, group_methods(runs, protocol)
+    methods = group_methods(runs, protocol)
+    short = [shortened(method.label) for method in methods]
+    # a name too long for a legend is cut, but not so that two become one
+    labels = [name if short.count(name) == 1 else f"{name} {number}" for number, name in enumerate(short, 1)]
+    return protocol, [replace(method, label=label) for method, label in zip(methods, labels, strict=True)]
 
 
 def datasets_of(runs: Sequence[Run]) -> list[str]:

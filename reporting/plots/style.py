@@ -100,7 +100,7 @@ def render(figure: Figure, file_format: str, dpi: int = 150) -> bytes:
         dpi: dots per inch of a PNG.
     """
     buffer = io.BytesIO()
-    figure.savefig(buffer, format=file_format, dpi=dpi, metadata=_METADATA[file_format], bbox_inches="tight")
+    figure.savefig(buffer, format=file_format, dpi=dpi, metadata=_METADATA[file_format])
     return buffer.getvalue()
 
 

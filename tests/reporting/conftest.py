@@ -2,6 +2,7 @@
 
 import copy
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,42 @@ class RunFolder:
             "new": {"accuracy": new},
             "all": {"accuracy": everything, "open_world": open_world},
         }
+
+    def add_experiment(self, *, trainers=("CoOp", "BMIP"), datasets=("Digits",), seeds=(1, 2, 3), **changes):
+        """Zero-shot and every trainer on every data set and seed, all numbers different and the same each time."""
+        draw = random.Random(0)
+        for dataset in datasets:
+            self.add(
+                self.open_world_metrics(60.0 + draw.random(), 65.0), trainer="ZeroshotCLIP", zero_shot=True,
+                dataset=dataset, **changes,
+            )  # fmt: skip
+            for index, trainer in enumerate(trainers):
+                for seed in seeds:
+                    metrics = self.open_world_metrics(70 + 4 * index + draw.random(), 60 + 3 * index + draw.random())
+                    metrics["all"] |= {
+                        "confusion": [[8, 1, 0], [2, 7, seed % 2], [0, 0, 9]],
+                        "per_class": {name: {} for name in ("cat", "dog", "eel")},
+                    }
+                    history = [
+                        {
+                            "epoch": epoch,
+                            "loss": 2 / epoch + draw.random(),
+                            "acc": 50.0 + epoch,
+                            "lr": 0.002,
+                            "seconds": 1.0,
+                        }
+                        for epoch in (1, 2, 3)
+                    ]
+                    gates = {
+                        "per_epoch": [
+                            {"epoch": epoch, "vision/1": 0.4 + 0.1 * epoch, "vision/2": 0.5, "text/1": draw.random()}
+                            for epoch in (1, 2, 3)
+                        ]
+                    }
+                    self.add(
+                        metrics, trainer=trainer, dataset=dataset, seed=seed, history=history,
+                        gates=gates if "BMIP" in trainer else None, **changes,
+                    )  # fmt: skip
 
     def add(self, metrics=None, *, zero_shot=False, drop=(), **changes) -> Path:
         record = copy.deepcopy(RECORD) | changes

@@ -1,0 +1,216 @@
+import csv
+import io
+import json
+
+import pytest
+from scipy import stats
+
+from reporting.__main__ import main
+from reporting.compare import build_comparison
+from reporting.paired import LEAST_PAIRS, Pair, compare_pairs
+from reporting.runs import ResultsError, load_runs
+
+
+def pairs_of(*differences, datasets=("digits",)):
+    return [
+        Pair(datasets[index % len(datasets)], 16, index, 60.0, 60.0 + difference)
+        for index, difference in enumerate(differences)
+    ]
+
+
+def compare(runs, first="CoOp", second="BMIP"):
+    return build_comparison(load_runs([runs.root]), first, second)
+
+
+def line(comparison, key):
+    return next(line for line in comparison.lines if line.key == key)
+
+
+def test_interval_and_t_test_are_students():
+    differences = [1.0, 2.5, -0.5, 3.0, 1.5, 0.2]
+    result = compare_pairs(pairs_of(*differences))
+    low, high = stats.t.interval(0.95, 5, sum(differences) / 6, stats.sem(differences))
+    assert (result.interval.low, result.interval.high) == pytest.approx((low, high))
+    assert result.p_t == pytest.approx(stats.ttest_1samp(differences, 0).pvalue)
+
+
+@pytest.mark.parametrize("differences", [[1.0, 2.5, -0.5, 3.0, 1.5, 0.2], [3.0, -2.0, 1.0]])
+def test_the_signed_rank_test_is_exact(differences):
+    expected = stats.wilcoxon(differences, method="exact").pvalue
+    assert compare_pairs(pairs_of(*differences)).p_signed_rank == pytest.approx(expected)
+
+
+def test_ties_and_zeros_in_the_signed_rank_test():
+    # |1| four times, a zero left out: 2^4 signs, of which 1 + 4 have at most one minus
+    assert compare_pairs(pairs_of(1.0, 1.0, 1.0, -1.0, 0.0)).p_signed_rank == pytest.approx(2 * 5 / 16)
+    assert compare_pairs(pairs_of(0.0, 0.0, 0.0)).p_signed_rank == 1.0
+
+
+def test_many_pairs_are_tested_too():
+    differences = [0.3 + (-1) ** index * index / 50 for index in range(80)]
+    expected = stats.wilcoxon(differences, method="asymptotic").pvalue
+    assert compare_pairs(pairs_of(*differences)).p_signed_rank == pytest.approx(expected, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("differences", "claim"),
+    [
+        ([5.0, 5.1, 4.9, 5.2, 5.0], False),  # five pairs: the signed-rank test cannot tell
+        ([5.0, 5.1, 4.9, 5.2, 5.0, 5.3], True),
+        ([5.0, 5.1, 4.9, -5.2, 5.0, 5.3], False),
+        ([-5.0, -5.1, -4.9, -5.2, -5.0, -5.3], True),
+        ([5.0] * 8, False),  # no spread to judge by
+        ([5.0], False),
+    ],
+)
+def test_a_difference_is_claimed_only_where_both_tests_say_so(differences, claim):
+    assert compare_pairs(pairs_of(*differences)).claim is claim
+
+
+def test_six_pairs_are_the_fewest_that_can_show_anything():
+    fewest = compare_pairs(pairs_of(*(1.0 + n / 10 for n in range(LEAST_PAIRS))))
+    one_less = compare_pairs(pairs_of(*(1.0 + n / 10 for n in range(LEAST_PAIRS - 1))))
+    assert fewest.p_signed_rank < 0.05 < one_less.p_signed_rank
+
+
+def test_the_sentence_of_a_claim_says_how_far_it_reaches(runs):
+    runs.add_experiment(datasets=("Caltech101", "OxfordPets", "EuroSAT"))
+    said = line(compare(runs), "new").sentence
+    assert said.startswith("BMIP is better than CoOp by 2.8 points on new classes (95 % interval ")
+    assert "n = 9 pairs): a difference at the 5 % level by both tests. It holds over the 3 data sets' averages" in said
+
+
+def test_the_sentence_without_a_claim(runs):
+    for seed, (first, second) in enumerate([(60.0, 62.0), (61.0, 60.0), (59.0, 61.5)]):
+        runs.add({"all": {"accuracy": first}}, protocol="cross_dataset", seed=seed)
+        runs.add({"all": {"accuracy": second}}, protocol="cross_dataset", seed=seed, trainer="BMIP")
+    assert line(compare(runs), "all").sentence == (
+        "BMIP is better than CoOp by 1.2 points over all classes (95 % interval -3.5 to 5.9, n = 3 pairs; fewer than 6 "
+        "pairs are too few for the signed-rank test): no difference can be claimed."
+    )
+    assert line(compare(runs, "BMIP", "CoOp"), "all").sentence.startswith("CoOp is worse than BMIP by 1.2 points")
+
+
+def test_one_pair_and_equal_methods(runs):
+    runs.add({"all": {"accuracy": 60.0}}, protocol="cross_dataset")
+    runs.add({"all": {"accuracy": 60.0}}, protocol="cross_dataset", trainer="BMIP")
+    assert line(compare(runs), "all").sentence == (
+        "BMIP and CoOp are equal over all classes on average (1 pair): one pair shows no spread, no difference can be "
+        "claimed."
+    )
+
+
+def test_a_claim_that_the_data_sets_do_not_bear_out_is_about_these_data_sets(runs):
+    for dataset, gain in (("digits", 8.0), ("emoji", 1.0)):
+        for seed in range(4):
+            runs.add({"all": {"accuracy": 60.0}}, protocol="cross_dataset", dataset=dataset, seed=seed)
+            second = {"all": {"accuracy": 60.0 + gain + seed / 10}}
+            runs.add(second, protocol="cross_dataset", dataset=dataset, seed=seed, trainer="BMIP")
+    said = line(compare(runs), "all").sentence
+    assert "both tests. It is about these 2 data sets, not about data sets in general (interval over their" in said
+
+
+def test_runs_without_a_counterpart_are_left_out_and_named(runs):
+    runs.add_experiment(seeds=(1, 2))
+    lonely = runs.add(trainer="BMIP", dataset="Digits", seed=7)
+    comparison = compare(runs)
+    assert line(comparison, "base").result.interval.n == 2
+    (warning,) = comparison.warnings
+    assert warning.startswith("left out: BMIP on Digits, 16 shots, seed 7 has no counterpart of CoOp")
+    assert str(lonely) in warning
+
+
+def test_zero_shot_stands_for_every_seed(runs):
+    runs.add_experiment()
+    comparison = compare(runs, "ZeroshotCLIP", "BMIP")
+    assert line(comparison, "base").result.interval.n == 3
+    assert "ZeroshotCLIP trains nothing: its number stands for every seed." in comparison.legend
+    assert comparison.warnings == ()
+
+
+def test_few_shot_runs_are_compared_at_each_number_of_shots(runs):
+    for shots in (1, 4):
+        for seed in (1, 2):
+            runs.add({"all": {"accuracy": 50.0 + seed}}, protocol="few_shot", shots=shots, seed=seed)
+            second = {"all": {"accuracy": 51.0 + shots + 2 * seed}}
+            runs.add(second, protocol="few_shot", shots=shots, seed=seed, trainer="BMIP")
+    assert [(line.label, line.result.interval.mean) for line in compare(runs).lines] == [
+        ("all, 1 shots", 3.5),
+        ("all, 4 shots", 6.5),
+    ]
+
+
+def test_different_splits_and_selection_rules_are_warned_about(runs):
+    runs.add()
+    runs.add(trainer="BMIP", selection_rule="best_val", data={"split_sha256": "bb"})
+    splits, rules = compare(runs).warnings
+    assert splits.startswith("runs on digits use different split files")
+    assert rules.startswith("the two choose their weights by different rules (CoOp: last_step; BMIP: best_val)")
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "message"),
+    [
+        ("CoOp", "MaPLe", "'MaPLe' fits no method: CoOp/tiny_ep10"),
+        ("CoOp", "CoOp/tiny_ep10", "are the same method: CoOp"),
+        ("CoOp", "BMIP", "'BMIP' fits several methods: BMIP/a .BMIP .a..; BMIP/b"),
+        (
+            "BMIP/a",
+            "BMIP/b",
+            "share no data set, shots and seed .the first: digits, 16 shots, seed 1; the second: em",
+        ),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(runs, first, second, message):
+    runs.add()
+    runs.add(trainer="BMIP", setting="a")
+    runs.add(trainer="BMIP", setting="b", dataset="emoji")
+    with pytest.raises(ResultsError, match=message):
+        compare(runs, first, second)
+
+
+def test_mixed_protocols_and_twin_runs_are_refused(runs, capsys):
+    runs.add_experiment(seeds=(1,))
+    foreign = runs.add({"all": {"accuracy": 1.0}}, protocol="few_shot")
+    assert main(["compare", "CoOp", "BMIP", str(runs.root)]) == 2
+    assert str(foreign) in capsys.readouterr().err
+    foreign.unlink()
+    original = runs.add(dataset="Digits", seed=1)
+    copy = runs.root / "copy" / "results.json"
+    copy.parent.mkdir()
+    copy.write_text(original.read_text())
+    assert main(["compare", "CoOp", "BMIP", str(runs.root)]) == 2
+    assert "two runs of CoOp" in capsys.readouterr().err
+
+
+def test_every_format(runs, capsys):
+    runs.add_experiment()
+
+    def output(file_format):
+        assert main(["compare", "CoOp", "BMIP", "--format", file_format, str(runs.root)]) == 0
+        return capsys.readouterr().out
+
+    assert "| base         |" in output("md")
+    assert "- BMIP is better than CoOp by" in output("md")
+    assert r"\begin{table}" in output("latex")
+    assert '<table class="sortable">' in output("html")
+    content = json.loads(output("json"))
+    rows = list(csv.DictReader(io.StringIO(output("csv"))))
+    assert [row["metric"] for row in rows] == [metric["metric"] for metric in content["metrics"]]
+    base = content["metrics"][0]
+    assert len(base["pairs"]) == 3
+    assert float(rows[0]["difference"]) == pytest.approx(sum(pair["difference"] for pair in base["pairs"]) / 3)
+    means = [float(rows[0][f"mean_{side}"]) for side in ("first", "second")]
+    assert means[1] - means[0] == pytest.approx(float(rows[0]["difference"]))
+
+
+def test_a_file_is_not_replaced_unasked(runs, tmp_path, capsys):
+    runs.add_experiment(seeds=(1, 2))
+    target = tmp_path / "comparison.md"
+    command = ["compare", "CoOp", "BMIP", str(runs.root), "-o", str(target)]
+    assert main(command) == 0
+    before = target.read_text()
+    assert main(command) == 2
+    assert "--force" in capsys.readouterr().err
+    assert main([*command, "--force"]) == 0
+    assert target.read_text() == before

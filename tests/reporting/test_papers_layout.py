@@ -1,0 +1,61 @@
+"""Rows methods, columns data sets, one block per metric; and zero-shot in few-shot tables."""
+
+import pytest
+
+from reporting.__main__ import main
+from reporting.runs import load_runs
+from reporting.table import build_table
+
+
+def test_a_block_per_metric_with_data_sets_and_their_average_as_columns(runs):
+    for dataset, base in (("OxfordPets", 80.0), ("Caltech101", 90.0)):
+        for seed in (1, 2):
+            runs.add(runs.open_world_metrics(base + seed, 60.0), dataset=dataset, seed=seed)
+    blocks = build_table(load_runs([runs.root]), group="metric").blocks
+    assert [block.title for block in blocks][:4] == ["base", "new", "H", "avg H"]
+    assert blocks[0].keys == ("Caltech101", "OxfordPets", "average over 2 data sets")
+    caltech, pets, average = blocks[0].rows[0].cells
+    assert (caltech.mean, pets.mean, average.mean) == (91.5, 81.5, 86.5)
+    assert average.std == pytest.approx(0.5**0.5)
+
+
+def test_the_command_takes_the_papers_layout_for_several_data_sets(runs, capsys):
+    runs.add(dataset="digits")
+    assert main(["table", str(runs.root)]) == 0
+    assert "### digits" in capsys.readouterr().out
+    runs.add(dataset="emoji")
+    assert main(["table", str(runs.root)]) == 0
+    assert "### OpenworldAUC" in capsys.readouterr().out
+    assert main(["table", "--group", "dataset", str(runs.root)]) == 0
+    assert "### emoji" in capsys.readouterr().out
+
+
+def test_csv_of_the_papers_layout_names_shots_and_data_set(runs, capsys):
+    for dataset in ("digits", "emoji"):
+        runs.add({"all": {"accuracy": 51.0}}, protocol="few_shot", shots=4, dataset=dataset)
+    assert main(["table", "--format", "csv", str(runs.root)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("few_shot,4,CoOp,CoOp,tiny_ep10,bundled:tiny,4,last_step,,digits,1,51.0")
+
+
+def test_zero_shot_stands_for_every_number_of_shots(runs):
+    for shots, accuracy in ((1, 60.0), (4, 70.0)):
+        runs.add({"all": {"accuracy": accuracy}}, protocol="few_shot", shots=shots)
+    runs.add({"all": {"accuracy": 55.0}}, protocol="few_shot", shots=16, trainer="ZeroshotCLIP", zero_shot=True)
+    table = build_table(load_runs([runs.root]))
+    zero_shot = table.blocks[0].rows[0]
+    assert zero_shot.method.label == "ZeroshotCLIP"
+    assert [cell.mean for cell in zero_shot.cells][:2] == [55.0, 55.0]
+
+
+@pytest.mark.parametrize("protocol", ["open_world", "cross_dataset"])
+def test_the_html_table_is_one_sortable_page(runs, capsys, protocol):
+    metrics = {"all": {"accuracy": 51.25}} if protocol == "cross_dataset" else None
+    for dataset in ("digits", "emoji"):
+        runs.add(metrics, protocol=protocol, dataset=dataset, trainer="<b>&'\"")
+    assert main(["table", "--format", "html", str(runs.root)]) == 0
+    page = capsys.readouterr().out
+    assert page.startswith("<!DOCTYPE html>")
+    assert '<table class="sortable">' in page
+    assert "&lt;b&gt;&amp;&#x27;&quot;" in page
+    assert "<b>" not in page

@@ -1,0 +1,168 @@
+import json
+import re
+
+import pytest
+
+from reporting.__main__ import main
+from reporting.names import canonical_dataset, dataset_order
+from reporting.published import BMIP_AVERAGES_NOTE, PUBLISHED_FILE, load_published
+from reporting.runs import load_runs
+from reporting.statistics import harmonic_mean
+from reporting.table import build_table
+
+ELEVEN = [
+    "ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft", "SUN397",
+    "DescribableTextures", "EuroSAT", "UCF101",
+]  # fmt: skip
+
+
+def entry(method, protocol="base_to_new", **facts):
+    found = [entry for entry in load_published() if (entry.method, entry.protocol) == (method, protocol)]
+    (only,) = [entry for entry in found if all(getattr(entry, key) == value for key, value in facts.items())]
+    return only
+
+
+def rows(table, title):
+    block = next(block for block in table.blocks if block.title == title)
+    return {row.method.label: dict(zip(block.keys, row.cells, strict=True)) for row in block.rows}
+
+
+def test_every_value_of_the_collection_is_there_and_a_percentage():
+    content = json.loads(PUBLISHED_FILE.read_text())
+    values = [v for raw in content["entries"] for row in raw["values"].values() for v in row if v is not None]
+    seeds = [
+        v for raw in content["seed_studies"] for runs in raw["values"].values() for row in runs.values() for v in row
+    ]
+    assert (len(values), len(seeds)) == (1161, 480)
+    assert all(0 < value < 100 for value in (*values, *seeds))
+
+
+def test_every_entry_names_a_source_and_how_it_was_read():
+    content = json.loads(PUBLISHED_FILE.read_text())
+    assert {raw["source"] for raw in [*content["entries"], *content["seed_studies"]]} == set(content["sources"])
+    assert all(source["title"] and source["read"] for source in content["sources"].values())
+    assert not re.search(r"/work|/tmp|find_string|assistant", PUBLISHED_FILE.read_text())
+
+
+def test_known_values():
+    assert entry("CoOp", variant="").value("new", "EuroSAT").mean == 54.74
+    assert entry("CLIP").trainer == "ZeroshotCLIP"
+    assert entry("MaPLe", "cross_dataset", rerun=False).average("all").mean == 66.30
+    assert entry("PromptSRC", "domain_generalization").value("all", "ImageNetSketch").mean == 49.55
+    assert entry("MaPLe", variant="re-run by DePT").rerun
+
+
+def test_the_authors_seeds_show_the_spread_of_single_runs():
+    study = entry("BMIP", count=240)
+    base, new = study.value("base", "eurosat"), study.value("new", "EuroSAT")
+    assert (base.mean, new.mean) == pytest.approx((92.46, 68.77), abs=0.02)
+    assert (base.std, new.std) == pytest.approx((3.20, 8.36), abs=0.01)
+
+
+def test_bmips_h_is_shown_as_stated_and_explained():
+    bmip = entry("BMIP", count=None)
+    base, new, h = (bmip.average(metric).mean for metric in ("base", "new", "H"))
+    assert (base, new, h) == (83.47, 76.69, 79.04)
+    assert round(harmonic_mean(base, new), 2) == 79.94
+    assert "79.04" in BMIP_AVERAGES_NOTE
+    assert "79.94" in BMIP_AVERAGES_NOTE
+
+
+@pytest.mark.parametrize(
+    ("name", "canonical"),
+    [
+        ("OxfordPets", "oxford_pets"),
+        ("oxford_pets", "oxford_pets"),
+        ("DescribableTextures", "dtd"),
+        ("Flowers102", "oxford_flowers"),
+        ("ImageNet-A", "imagenet_a"),
+        ("ImageNetSketch", "imagenet_sketch"),
+        ("MyOwn", "myown"),
+    ],
+)
+def test_data_set_names_have_one_spelling(name, canonical):
+    assert canonical_dataset(name) == canonical
+
+
+def test_data_sets_are_in_the_literatures_order():
+    assert sorted(["digits", "EuroSAT", "aaa", "ImageNet", "caltech101"], key=dataset_order) == [
+        "ImageNet", "caltech101", "EuroSAT", "aaa", "digits",
+    ]  # fmt: skip
+
+
+def test_published_rows_stand_below_and_change_no_average(runs):
+    for dataset in ("EuroSAT", "DescribableTextures"):
+        runs.add(dataset=dataset, protocol="base_to_new", backbone="ViT-B/16")
+    loaded = load_runs([runs.root])
+    plain, table = build_table(loaded), build_table(loaded, published="measured")
+    average = "average over 2 data sets"
+    assert rows(table, average)["CoOp"] == rows(plain, average)["CoOp"]
+    assert rows(table, average)["CoOp, published"]["base"] is None  # published averages are over 11 data sets
+    assert rows(table, "EuroSAT")["CoOp, published"]["new"].mean == 54.74
+    everything = rows(table, "published average over 11 data sets")
+    assert everything["BMIP, published"]["H"].mean == 79.04
+    assert everything["CoOp"]["base"] is None
+    assert BMIP_AVERAGES_NOTE in table.legend
+    assert any("LAMDASZ-ML/BMIP README.md (1f039b4)" in line for line in table.legend)
+
+
+def test_the_same_data_sets_share_one_average(runs):
+    for dataset in ELEVEN:
+        runs.add(dataset=dataset, protocol="base_to_new", backbone="ViT-B/16")
+    table = build_table(load_runs([runs.root]), published="measured")
+    average = rows(table, "average over 11 data sets")
+    assert (average["CoOp"]["base"].mean, average["CoOp, published"]["base"].mean) == (70.0, 82.69)
+    assert not any(block.title.startswith("published") for block in table.blocks)
+
+
+def test_data_sets_as_columns_get_published_rows_and_a_column(runs):
+    for dataset in ("ImageNet", "EuroSAT", "DescribableTextures"):
+        runs.add({"all": {"accuracy": 50.0}}, dataset=dataset, protocol="cross_dataset", source_dataset="ImageNet")
+    (block,) = build_table(load_runs([runs.root]), published="measured").blocks
+    row = dict(
+        zip(block.keys, next(row for row in block.rows if row.method.label == "CoOp, published").cells, strict=True)
+    )
+    assert row["EuroSAT"].mean == 46.39
+    assert row["average"] is None
+    assert row["published average over 10 data sets"].mean == 63.88
+
+
+@pytest.mark.parametrize(("choice", "rerun"), [("measured", False), ("all", True)])
+def test_runs_by_others_are_shown_only_when_all_are_asked_for(runs, choice, rerun):
+    runs.add(dataset="EuroSAT", protocol="base_to_new")
+    labels = rows(build_table(load_runs([runs.root]), published=choice), "EuroSAT")
+    assert ("CoOp (re-run by DePT), published" in labels) is rerun
+    assert ("PromptKD, published" in labels) is rerun
+
+
+def test_what_is_not_known_is_said(runs):
+    for shots in (1, 2):
+        runs.add({"all": {"accuracy": 50.0}}, protocol="few_shot", shots=shots)
+    table = build_table(load_runs([runs.root]), published="all")
+    assert "Published values: none are known for these methods in this protocol." in table.legend
+
+
+def test_open_world_tables_have_base_to_new_values_too(runs):
+    runs.add(dataset="EuroSAT")
+    eurosat = rows(build_table(load_runs([runs.root]), published="all"), "EuroSAT")
+    assert eurosat["CoOp, published"]["base"].mean == 92.19
+    assert any("ERF score" in label and row["auroc"] for label, row in eurosat.items())
+
+
+@pytest.mark.parametrize("file_format", ["md", "latex", "html", "csv", "json"])
+def test_every_format_marks_published_rows(runs, capsys, file_format):
+    runs.add(dataset="EuroSAT", protocol="base_to_new")
+    assert main(["table", "--published", "--format", file_format, str(runs.root)]) == 0
+    output = capsys.readouterr().out
+    assert "CoOp, published" in output
+    assert "zhengli97/PromptKD" in output
+
+
+def test_rows_without_a_number_in_a_block_are_not_printed(runs, capsys):
+    runs.add(dataset="digits", protocol="base_to_new")
+    assert main(["table", "--published", str(runs.root)]) == 0
+    first, second = capsys.readouterr().out.split("### published average over 11 data sets")
+    assert "published [" not in first
+    assert "| CoOp     |" in first
+    assert "| CoOp     |" not in second
+    assert "avg H |" not in second.split("\n- ")[0]
