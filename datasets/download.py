@@ -66,13 +66,16 @@ def download(info: DatasetInfo, root: str, options: DownloadOptions) -> bool:
         OSError: the disk is full or cannot be written to, or another process is downloading the same.
     """
     folder = dataset_folder(root, info)
+    created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
     with staging(folder) as aside:
-        job = Job(info, folder, aside, folder.parent, options)
-        failures = job.run()
+        failures = Job(info, folder, aside, folder.parent, options).run()
+    if created:
+        with contextlib.suppress(OSError):  # nothing came
+            folder.rmdir()
     for step, error in failures:
         purpose = f" (only needed for {step.source.optional})" if step.source.optional else ""
-        options.say(f"{info.name}: {step.source.file} is missing{purpose}. {error}")
+        options.say(f"{info.name}: {step.source.file} is missing{purpose}. {error}\n  By hand: {by_hand(step, folder)}")
     unfetched = missing_images(info, folder)
     if info.by_hand and unfetched:
         options.say(info.by_hand.format(folder=folder))
@@ -82,6 +85,14 @@ def download(info: DatasetInfo, root: str, options: DownloadOptions) -> bool:
             f"{info.name} is in {folder}. Check it: python -m datasets check {info.name} --root {folder.parent}"
         )
     return complete
+
+
+def by_hand(step: Step, folder: Path) -> str:
+    """What to do in a browser for a file that could not be fetched."""
+    pages = " or ".join(mirror.page for mirror in step.source.mirrors if mirror.scheme != "root")
+    if step.source.archive:
+        return f"download {pages} and unpack it so that {folder} has {', '.join(step.missing)}"
+    return f"save {pages} as {folder / step.source.provides[0]}"
 
 
 def describe_plan(info: DatasetInfo, root: str) -> list[str]:
@@ -200,7 +211,7 @@ class Job:
             if all(step.source is not source for step in steps):
                 self.options.say(f"{self.info.name}: {', '.join(source.provides)} is there already and stays as it is")
         if self.options.bundle and self.info.bundle and steps:
-            return self.try_bundle([(step, DownloadError("the bundle does not have it")) for step in steps])
+            return self.try_bundle([(step, DownloadError("it was to come from the bundle.")) for step in steps])
         failures = [(step, error) for step in steps if (error := self.attempt(step)) is not None]
         images = [step for step, _ in failures if step.source.archive and not step.source.optional]
         return self.try_bundle(failures) if images and self.info.bundle else failures
@@ -220,14 +231,17 @@ class Job:
             return failures
         self.options.say(f"{self.info.name}: taking {', '.join(wanted)} from {self.info.bundle.file}")
         error = self.attempt(Step(self.info.bundle, tuple(wanted)))
+        if error:
+            self.options.say(f"{self.info.name}: no help from the bundle. {error}")
         left = {step.source.file for step in plan(self.info, self.folder)}
-        return [(step, error or first) for step, first in failures if step.source.file in left]
+        return [(step, first) for step, first in failures if step.source.file in left]
 
     def obtain(self, source: Source, missing: Sequence[str]) -> None:
         """Fetch one source and move what it holds into place."""
         path = self.aside / source.file
         if not path.exists():
-            self.options.say(f"{self.info.name}: fetching {source.file} ({readable_size(source.size)})")
+            size = readable_size(source.size) if source.size else "size unknown"
+            self.options.say(f"{self.info.name}: fetching {source.file} ({size})")
             mirror = fetch(
                 source.mirrors, path, self.root, self.options.fetch, lambda file: check_content(file, source, self.info)
             )

@@ -50,12 +50,12 @@ class FetchOptions:
     Attributes:
         timeout: seconds without a byte after which a connection counts as stalled.
         retries: tries in a row that bring nothing new before a mirror is given up.
-        pause: seconds before the first new try; doubled each time.
+        pause: seconds before the first new try after one that brought nothing; doubled each time.
         progress: show bars; None shows them on a terminal only.
     """
 
     timeout: float = 60.0
-    retries: int = 4
+    retries: int = 3
     pause: float = 1.0
     progress: bool | None = None
 
@@ -80,7 +80,7 @@ def fetch(
         The mirror that it came from.
 
     Raises:
-        DownloadError: no mirror had it; the message says why for each and what to do by hand.
+        DownloadError: no mirror had it; the message says why for each.
     """
     failures = []
     for mirror in mirrors:
@@ -89,10 +89,7 @@ def fetch(
             return mirror
         except (DownloadError, ValueError) as error:
             failures.append(f"  {mirror.page}: {error}")
-    pages = ", ".join(mirror.page for mirror in mirrors if mirror.scheme != "root")
-    raise DownloadError(
-        f"{path.name} could not be fetched:\n" + "\n".join(failures) + f"\n  By hand: open {pages} in a browser."
-    )
+    raise DownloadError(f"{path.name} could not be fetched:\n" + "\n".join(failures))
 
 
 def fetch_from(mirror: Mirror, path: Path, root: Path, options: FetchOptions, check: Callable[[Path], None]) -> None:
@@ -164,9 +161,9 @@ def fetch_drive(mirror: Mirror, part: Path, options: FetchOptions) -> None:
         done = gdown.download(id=mirror.rest, output=str(part), quiet=quiet, resume=True)
     except Exception as error:  # gdown raises errors of its own, of requests, and plain ones
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DownloadError(f"Google Drive refused, as it does when many ask: {reason[:300]}") from error
+        raise DownloadError(f"{reason[:300]} (Google Drive limits downloads per day)") from error
     if done is None or not part.is_file():
-        raise DownloadError("Google Drive gave no file, as it does when many ask")
+        raise DownloadError("Google Drive gave no file: it limits downloads per day")
 
 
 def fetch_http(mirror: Mirror, part: Path, options: FetchOptions) -> None:
@@ -185,7 +182,7 @@ def fetch_http(mirror: Mirror, part: Path, options: FetchOptions) -> None:
             idle = 0 if size_of(part) > before else idle + 1
             if idle > options.retries:
                 raise DownloadError(f"{error}; given up after {idle} tries without progress") from error
-        time.sleep(options.pause * 2**idle)
+        time.sleep(options.pause * 2**idle / 2)
 
 
 def transfer(mirror: Mirror, part: Path, options: FetchOptions) -> None:

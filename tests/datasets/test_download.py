@@ -251,6 +251,31 @@ def test_an_optional_file_that_cannot_be_had_is_no_failure(shop: Shop) -> None:
     assert any("only needed for a new split" in line for line in shop.said)
 
 
+def test_what_cannot_be_had_comes_with_what_to_do_by_hand(shop: Shop) -> None:
+    bundle_of(shop, tar_of({"other": b""}))
+    for path in ("/images.tgz", "/split", "/notes"):
+        del shop.server.pages[path]
+    assert not shop.download()
+    text = "\n".join(shop.said)
+    server = shop.server
+    assert f"By hand: download {server.url('/images.tgz')} and unpack it so that {shop.folder} has pic" in text
+    assert f"By hand: save {server.url('/split')} as {shop.folder}/split.json" in text
+    assert text.count(f"{server.url('/split')}: the server answers 404") == 1
+    assert [path.name for path in shop.folder.iterdir()] == [".download"], (
+        "the bundle with another layout is kept aside"
+    )
+    assert text.count("no help from the bundle. bundle.zip should hold pic, split.json but holds other") == 1
+
+
+@pytest.mark.parametrize("mine", [True, False])
+def test_a_folder_that_nothing_came_into_is_removed_again(shop: Shop, mine: bool) -> None:
+    shop.server.pages.clear()
+    if mine:
+        shop.folder.mkdir(parents=True)
+    assert not shop.download()
+    assert shop.folder.exists() == mine
+
+
 def bundle_of(shop: Shop, content: bytes) -> None:
     bundle = dataclasses.replace(source_of(shop.server.add("/bundle", content), content, "bundle.zip"), inside="toys")
     shop.info = dataclasses.replace(shop.info, bundle=bundle)
