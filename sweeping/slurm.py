@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -141,15 +142,18 @@ class Chain:
                 stdin=subprocess.DEVNULL,
                 stdout=console,
                 stderr=subprocess.STDOUT,
+                preexec_fn=_ignore_warning,
             )
             status = self._child.wait()
-        if status < 0:
-            # Slurm's warning reaches the run and this process at about the same time; it is no failure
-            time.sleep(2)
         reason = failure_reason(job, status)
         if reason is not None:
             record_failure(job, reason)
             raise RuntimeError(f"{job.label}: {reason}")
+
+
+def _ignore_warning() -> None:
+    """In the child: Slurm warns every process of the job; the run is to hear it from this one, as SIGTERM."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def _alive(pid: int) -> bool:
@@ -215,7 +219,7 @@ class SlurmLauncher:
 
     def _submit(self, chains: Sequence[Chain]) -> dict[str, Any]:
         """Submit one array; returns submitit's handles by job id."""
-        # train.py and submitit take the same warning
+        # the user signal that submitit listens to; its own default is USR2
         os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
         try:
             import submitit

@@ -1,0 +1,202 @@
+"""The Slurm launcher: with submitit's own local executor, and on a real Slurm of one node where one is installed.
+
+Debian and Ubuntu: apt-get install slurm-wlm munge. The test starts its own daemons, as root, on ports of its own.
+"""
+
+import contextlib
+import io
+import os
+import pickle
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from sweeping.jobs import Job
+from sweeping.local import Stop
+from sweeping.progress import Progress
+from sweeping.slurm import Chain, SlurmLauncher, SlurmOptions, chains_of
+from sweeping.state import is_finished
+
+pytest.importorskip("submitit", reason="submitit is not installed")
+PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
+
+
+@pytest.fixture
+def make_job(tmp_path, request):
+    program = str(request.config.rootpath / "tests" / "stand_in_train.py")
+
+    def make(name, behave="finish", needs=None):
+        folder = tmp_path / "runs" / name
+        arguments = ("--output-dir", str(folder), "--behave", behave, "DATASET.NUM_SHOTS", "16")
+        return Job("BMIP", "tiny", "digits", 16, 1, folder, arguments, needs and tmp_path / "runs" / needs, program)
+
+    return make
+
+
+def launch(jobs, tmp_path, cluster, **options):
+    stream = io.StringIO()
+    progress = Progress(jobs, 1, stream)
+    options = SlurmOptions(**{"minutes": 5, "gpus": 0, "cpus": 1} | options)
+    SlurmLauncher(options, progress, Stop(), tmp_path / "runs", cluster).run(jobs)
+    return progress, stream.getvalue()
+
+
+def test_a_run_and_the_tests_of_its_weights_are_one_job(make_job):
+    train, test, other = make_job("train"), make_job("test", needs="train"), make_job("other")
+    assert [chain.jobs for chain in chains_of([train, other, test], 1)] == [(train, test), (other,)]
+    assert [chain.jobs for chain in chains_of([test, other], 1)] == [(test,), (other,)]
+
+
+def test_a_chain_survives_pickling_while_it_runs(make_job):
+    chain = Chain([make_job("a")], threads=2)
+    chain._child = open(os.devnull)  # noqa: SIM115 a handle that cannot be pickled, as a process is
+    with contextlib.closing(chain._child):
+        copy = pickle.loads(pickle.dumps(chain))
+    assert (copy.jobs, copy.threads, copy._child) == (chain.jobs, 2, None)
+
+
+def test_with_submitits_local_executor(make_job, tmp_path, monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)  # the job's process imports from here
+    jobs = [make_job("good"), make_job("bad", "fail"), make_job("test", needs="good")]
+    progress, text = launch(jobs, tmp_path, "local")
+    assert {path.name for path in progress.finished} == {"good", "test"}
+    assert progress.failures == {jobs[1].folder: "exit status 2, error: the data are not there"}
+    assert "2 jobs submitted" in text
+
+
+class Cluster:
+    """A Slurm of one node with its own daemons in a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.daemons = folder, []
+        for name in ("state", "spool"):
+            (folder / name).mkdir(parents=True)
+        key = folder / "munge.key"
+        key.write_bytes(os.urandom(1024))
+        key.chmod(0o400)
+        self.config = folder / "slurm.conf"
+        self.config.write_text(self._settings())
+
+    def _settings(self) -> str:
+        host, (controller, node) = socket.gethostname().partition(".")[0], free_ports(2)
+        return f"""
+ClusterName=test
+SlurmctldHost={host}(127.0.0.1)
+SlurmUser=root
+AuthType=auth/munge
+AuthInfo=socket={self.folder}/munge.socket,cred_expire=5
+SlurmctldPort={controller}
+SlurmdPort={node}
+StateSaveLocation={self.folder}/state
+SlurmdSpoolDir={self.folder}/spool
+SlurmctldPidFile={self.folder}/slurmctld.pid
+SlurmdPidFile={self.folder}/slurmd.pid
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+MpiDefault=none
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core
+ReturnToService=2
+KillWait=2
+AccountingStorageType=accounting_storage/none
+JobAcctGatherType=jobacct_gather/none
+SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=1
+NodeName={host} NodeAddr=127.0.0.1 CPUs={os.cpu_count()} State=UNKNOWN
+PartitionName=main Nodes={host} Default=YES MaxTime=INFINITE State=UP
+"""
+
+    def start(self) -> None:
+        f = self.folder
+        munge = ["--socket", f / "munge.socket", "--key-file", f / "munge.key", "--pid-file", f / "munge.pid"]
+        munge += ["--log-file", f / "munge.log", "--seed-file", f / "munge.seed"]
+        self._daemon("munged", "--foreground", "--force", *munge)
+        self._until(lambda: (f / "munge.socket").exists())
+        self._daemon("slurmctld", "-D", "-f", self.config)
+        self._daemon("slurmd", "-D", "-f", self.config)
+        self._until(lambda: "idle" in command_output("sinfo", "--noheader", "--format=%T"))
+
+    def _daemon(self, *command) -> None:
+        log = (self.folder / f"{command[0]}.out").open("wb")
+        path = shutil.which(command[0], path=search_path())
+        self.daemons.append(subprocess.Popen([path, *map(str, command[1:])], stdout=log, stderr=log))
+
+    def _until(self, ready, seconds=20) -> None:
+        deadline = time.monotonic() + seconds
+        while not ready():
+            if time.monotonic() > deadline or any(daemon.poll() is not None for daemon in self.daemons):
+                logs = "".join(path.read_text()[-500:] for path in self.folder.glob("*.out"))
+                pytest.skip(f"Slurm does not start here: {logs}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        for daemon in reversed(self.daemons):
+            daemon.terminate()
+            try:
+                daemon.wait(10)
+            except subprocess.TimeoutExpired:
+                daemon.kill()
+
+
+def search_path() -> str:
+    return os.pathsep.join([os.environ["PATH"], "/usr/sbin", "/sbin"])
+
+
+def free_ports(count):
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def command_output(*command):
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout
+
+
+@pytest.fixture
+def cluster(tmp_path, monkeypatch, request):
+    missing = [name for name in PROGRAMS if shutil.which(name, path=search_path()) is None]
+    if missing:
+        pytest.skip(f"Slurm is not installed ({', '.join(missing)}): apt-get install slurm-wlm munge")
+    if os.geteuid() != 0:
+        pytest.skip("starting Slurm's daemons needs root")
+    cluster = Cluster(tmp_path / "slurm")
+    monkeypatch.setenv("SLURM_CONF", str(cluster.config))
+    monkeypatch.chdir(request.config.rootpath)
+    monkeypatch.setattr("sweeping.slurm.POLL_SECONDS", 0.3)
+    try:
+        cluster.start()
+        yield cluster
+    finally:
+        cluster.stop()
+
+
+def wait_for(path, seconds=60):
+    deadline = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < deadline, f"{path} did not appear"
+        time.sleep(0.05)
+
+
+@pytest.mark.slow
+def test_on_a_real_slurm(cluster, make_job, tmp_path):
+    """An array with a run that is requeued in the middle, one that fails and one that tests the first one's weights."""
+    jobs = [make_job("requeued", "twice"), make_job("bad", "fail"), make_job("test", needs="requeued")]
+    launch(jobs, tmp_path, "slurm", wait=False)
+    wait_for(jobs[0].folder / "start0")
+    time.sleep(0.5)
+    job_id = (jobs[0].folder / "slurm_job.txt").read_text().strip()
+    # what Slurm sends when the time limit is near
+    subprocess.run(["scancel", f"--signal={signal.Signals.SIGUSR1.name[3:]}", job_id], check=True)
+    progress, text = launch(jobs, tmp_path, "slurm")  # the same command again: nothing is submitted twice
+    assert "1 were queued before" in text
+    assert {path.name for path in progress.finished} == {"requeued", "test"}
+    assert set(progress.failures) == {jobs[1].folder}
+    assert len(list(jobs[0].folder.glob("start*"))) == 2
+    assert "ended politely" in (jobs[0].folder / "console.txt").read_text()
+    assert all(is_finished(job.folder) for job in (jobs[0], jobs[2]))
