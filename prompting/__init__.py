@@ -1,5 +1,12 @@
 """Frozen CLIP towers that take prompts, fast and exact. Knows torch and CLIP; nothing of Dassl or of configs."""
 
+import warnings
+
+with warnings.catch_warnings():
+    # clip imports pkg_resources, which announces its end; requirements.txt keeps a setuptools that has it.
+    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
+    import clip  # noqa: F401
+
 from prompting.architecture import BackboneError
 from prompting.backbone import load_clip
 from prompting.layout import PromptLayout, layout_from_texts, layout_with_context

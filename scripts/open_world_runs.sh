@@ -28,7 +28,7 @@ run_folder() { # trainer setting seed
 run() { # trainer setting seed: a finished run is skipped, an unfinished one goes on
     local folder command
     folder="$(run_folder "$@")"
-    command=("$PYTHON" -W ignore train.py --root "$DATA" --seed "$3" --trainer "$1"
+    command=("$PYTHON" train.py --root "$DATA" --seed "$3" --trainer "$1"
         --config-file "configs/trainers/$1/$2.yaml" --dataset-config-file "configs/datasets/$DATASET.yaml"
         --output-dir "$folder" ${OVERWRITE:+--overwrite}
         DATASET.NUM_SHOTS "$SHOTS" DATASET.SUBSAMPLE_CLASSES base TEST.CLASS_SPLITS "('base', 'new', 'all')"
