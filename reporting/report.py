@@ -25,6 +25,7 @@ from reporting.table import build_table
 
 NAME = "html"
 HELP = "one self-contained page: tables, plots and every run"
+_MOST_UNFOLDED = 6
 
 
 def build_report(
@@ -52,7 +53,7 @@ def build_report(
         table = build_table(group, name, group=layout, published=published)
         warnings += table.warnings
         pictures, left_out = pictures_of(group, f"{name}-")
-        parts = [table_html(table, digits, filters), *(_figure(picture, filters) for picture in pictures)]
+        parts = [table_html(table, digits, filters), _figures(pictures, filters)]
         if left_out:
             parts.append(
                 f'<details class="notes"><summary>Plots that these runs do not fill</summary>{bullets(left_out)}'
@@ -126,6 +127,17 @@ def _filters(trainers: Sequence[str], datasets: Sequence[str]) -> str:
         + '\n<p class="notes">Averages and plots are over everything, whatever is ticked; a plot is hidden when '
         "nothing of it is ticked.</p></details>"
     )
+
+
+def _figures(pictures: Sequence[Picture], filters: Filters) -> str:
+    """The plots about all runs, then those about a part of them, folded away where they are many."""
+    overview = [_figure(picture, filters) for picture in pictures if picture.overview]
+    parts = [_figure(picture, filters) for picture in pictures if not picture.overview]
+    if not parts:
+        return "\n".join(overview)
+    state = " open" if len(parts) <= _MOST_UNFOLDED else ""
+    folded = f'<details class="more"{state}><summary>{len(parts)} plots of single data sets and methods</summary>'
+    return "\n".join([*overview, folded, *parts, "</details>"])
 
 
 def _figure(picture: Picture, filters: Filters) -> str:

@@ -23,12 +23,13 @@ _WIDE = 500  # points; from here on a phone scrolls a plot rather than shrinking
 
 @dataclass(frozen=True)
 class Picture:
-    """A drawn plot and what it is about."""
+    """A drawn plot and what it is about; `overview` when it is about all runs."""
 
     caption: str
     svg: str
     trainers: tuple[str, ...]
     datasets: tuple[str, ...]
+    overview: bool
 
 
 def pictures_of(runs: Sequence[Run], prefix: str) -> tuple[list[Picture], list[str]]:
@@ -48,7 +49,7 @@ def pictures_of(runs: Sequence[Run], prefix: str) -> tuple[list[Picture], list[s
             continue
         svg = embedded(content, f"{prefix}{len(pictures)}", caption)
         trainers = tuple(dict.fromkeys(run.trainer for run in subset))
-        pictures.append(Picture(caption, svg, trainers, tuple(datasets_of(subset))))
+        pictures.append(Picture(caption, svg, trainers, tuple(datasets_of(subset)), kind in OVERVIEWS))
     return pictures, list(left_out)
 
 

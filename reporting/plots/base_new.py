@@ -70,7 +70,7 @@ def _lines_of_equal_h(panel: Axes) -> None:
         if len(inside) < steps // 10:
             continue  # only a corner
         panel.plot(*zip(*inside, strict=True), color="#CCCCCC", linewidth=0.8, zorder=0)
-        where = inside[len(inside) // 8]  # away from the corners
+        where = inside[len(inside) // 4]  # away from the corners
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
         panel.text(*where, f"H {h}", color="#777777", fontsize=7, zorder=0.5, ha="center", va="center", bbox=box)
     panel.set_xlim(left, right)

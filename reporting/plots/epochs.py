@@ -28,7 +28,10 @@ def is_number(value: Any) -> bool:
 
 def line_with_band(panel: Axes, values: Mapping[int, list[float]], label: str, look: Mapping[str, Any]) -> None:
     """Mean over seeds, with a band from the least to the largest seed."""
+    from matplotlib.ticker import MaxNLocator
+
     epochs = list(values)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
     panel.plot(epochs, [fmean(numbers) for numbers in values.values()], label=label, linewidth=1.4, **look)
     if any(len(numbers) > 1 for numbers in values.values()):
         low, high = [min(numbers) for numbers in values.values()], [max(numbers) for numbers in values.values()]

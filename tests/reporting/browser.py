@@ -7,9 +7,11 @@ import os
 import select
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 
+_START = "import os, sys; _, r, w, *run = sys.argv; os.dup2(int(r), 3); os.dup2(int(w), 4); os.execv(run[0], run)"
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -31,17 +33,17 @@ class Browser:
         self._number, self._buffer, self._session, self._events = 0, b"", None, []
         command_read, self._write = os.pipe()
         self._read, reply_write = os.pipe()
-        # Chromium reads commands from 3 and answers on 4; high numbers first, so that neither overwrites the other
+        # Chromium reads commands from 3 and answers on 4; a process in between puts them there, from high numbers, so
+        # that neither overwrites the other
         child = [fcntl.fcntl(end, fcntl.F_DUPFD, 100) for end in (command_read, reply_write)]
         os.close(command_read), os.close(reply_write)
         flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"]
         flags += ["--remote-debugging-pipe", f"--user-data-dir={self._profile.name}", "--hide-scrollbars"]
         self._process = subprocess.Popen(
-            [executable, *flags, "about:blank"],
+            [sys.executable, "-c", _START, *map(str, child), executable, *flags, "about:blank"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-            pass_fds=(3, 4),
-            preexec_fn=lambda: (os.dup2(child[0], 3), os.dup2(child[1], 4)),
+            pass_fds=child,
         )
         for end in child:
             os.close(end)
