@@ -80,7 +80,7 @@ def describe_data(trainer: Any) -> dict[str, Any]:
         "split_file": os.path.basename(split_path) if split_path else None,
         "split_sha256": getattr(dataset, "split_sha256", None),
         "fewshot_sha256": getattr(dataset, "fewshot_sha256", None),
-        "num_train": len(dataset.train_x or []),
+        "num_train": 0 if getattr(dataset, "test_only", False) else len(dataset.train_x or []),
         "num_val": len(dataset.val or []),
         "num_test": len(dataset.test or []),
         "classnames": list(dataset.classnames),

@@ -307,3 +307,11 @@ def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch(tmp_path, capsys):
 def test_class_specific_context_serves_its_own_classes_only(tmp_path, capsys):
     assert train.main(arguments("CoOp", tmp_path, "TRAINER.COOP.CSC", "True", *ALL_SPLITS[2:])) == 2
     assert "CSC" in capsys.readouterr().err
+
+
+def test_data_sets_with_test_images_only_are_not_trained_on(tmp_path, capsys, monkeypatch):
+    from datasets.digits import Digits
+
+    monkeypatch.setattr(Digits, "test_only", True, raising=False)
+    assert train.main(arguments("CoOp", tmp_path)) == 2
+    assert "has test images only" in capsys.readouterr().err

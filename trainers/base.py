@@ -116,6 +116,15 @@ class PromptTrainer(TrainerX):
         self._load_initial_weights()
         self._build_optimizer()
 
+    def train(self) -> None:
+        """Train, unless the data set is there to be tested on only (ImageNetV2, -Sketch, -A, -R)."""
+        if getattr(self.dm.dataset, "test_only", False):
+            raise ValueError(
+                f"{self.cfg.DATASET.NAME} has test images only: train on another data set (ImageNet) and evaluate here "
+                "with --eval-only --model-dir RUN"
+            )
+        super().train()
+
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         """One optimisation step; returns loss, its terms and the training accuracy."""
         images, labels = self.parse_batch_train(batch)

@@ -37,8 +37,7 @@ class KgCoOp(CoOp):
     node = "KGCOOP"
 
     def build_objective(self, clip_model: nn.Module) -> KnowledgeGuided:
-        name = self.cfg.DATASET.NAME
-        template = TEACHER_TEMPLATES.get(name) or template_of(name, getattr(self.dm.dataset, "template", None))
+        template = TEACHER_TEMPLATES.get(self.cfg.DATASET.NAME) or template_of(self.cfg, self.dm.dataset)
         encoder = TextEncoder(clip_model)
         teacher = ensemble(template_features(encoder, self.train_classnames, [template], self.precision))
         return KnowledgeGuided(teacher, self.settings.W)

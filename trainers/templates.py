@@ -5,6 +5,10 @@ Templates as published with CoOp (https://github.com/KaiyangZhou/CoOp) and CLIP 
 
 from __future__ import annotations
 
+from typing import Any
+
+from yacs.config import CfgNode
+
 DATASET_TEMPLATES = {
     "Caltech101": "a photo of a {}.",
     "DescribableTextures": "{} texture.",
@@ -145,20 +149,21 @@ _NOT_IN_PROMPTSRC = (
 PROMPTSRC_TEMPLATES = tuple(t for t in IMAGENET_TEMPLATES if t not in _NOT_IN_PROMPTSRC)
 
 
-def template_of(dataset_name: str, own_template: str | None = None) -> str:
+def template_of(cfg: CfgNode, dataset: Any) -> str:
     """The prompt template of a data set, with one "{}" for the class name.
 
     Args:
-        dataset_name: ``cfg.DATASET.NAME``.
-        own_template: what the data set itself says, for data sets without an entry here.
+        cfg: ``DATASET.TEMPLATE`` goes before everything else.
+        dataset: its ``template`` serves data sets without an entry here.
 
     Returns:
-        The published template, else the data set's own, else CLIP's general "a photo of a {}.".
+        The configured template, else the published one, else the data set's own, else "a photo of a {}.".
 
     Raises:
         ValueError: for a template without exactly one "{}".
     """
-    return check_template(DATASET_TEMPLATES.get(dataset_name) or own_template or "a photo of a {}.")
+    configured, published = getattr(cfg.DATASET, "TEMPLATE", ""), DATASET_TEMPLATES.get(cfg.DATASET.NAME)
+    return check_template(configured or published or getattr(dataset, "template", "") or "a photo of a {}.")
 
 
 def check_template(template: str) -> str:

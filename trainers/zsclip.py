@@ -84,8 +84,7 @@ class ZeroshotCLIP(PromptTrainer):
 
     def templates(self) -> list[str]:
         """The templates that are averaged; here one."""
-        own = getattr(self.dm.dataset, "template", None)
-        return [check_template(self.settings.TEMPLATE or template_of(self.cfg.DATASET.NAME, own))]
+        return [check_template(self.settings.TEMPLATE or template_of(self.cfg, self.dm.dataset))]
 
     def build_model(self) -> None:
         """Load CLIP; there is no learner to optimise and none is registered."""
