@@ -1,7 +1,9 @@
 """Command line of the reporting package.
 
     python -m reporting table --protocol open_world RUNS...
-    python -m reporting table --help
+    python -m reporting compare MaPLe BMIP RUNS...
+    python -m reporting plot base_new RUNS... -o plot.svg
+    python -m reporting html RUNS... -o report.html
 
 A sub-command is a module with NAME, HELP, add_arguments(parser) and run(arguments), named in COMMANDS.
 """
@@ -19,7 +21,9 @@ COMMANDS = (table, compare, plot, report)
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the exit status (2: unusable input, the reason on stderr)."""
-    parser = argparse.ArgumentParser(prog="python -m reporting", description="Tables from finished runs.")
+    parser = argparse.ArgumentParser(
+        prog="python -m reporting", description="Tables, comparisons, plots and reports of finished runs."
+    )
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
         subparser = subparsers.add_parser(command.NAME, help=command.HELP, description=command.HELP)
