@@ -316,7 +316,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--corpus", type=Path, required=True, help=".npz written by tools.emoji_corpus")
     parser.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the captions")
-    parser.add_argument("--steps", type=int, default=5000, help="number of updates")
+    parser.add_argument("--steps", type=int, default=1500, help="number of updates")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint to write; figures go beside it as .json")
     parser.add_argument("--resume", action="store_true", help="go on from <out>.state; --steps may be another number")
     parser.add_argument("--device", default="cpu", help="cpu, cuda ...; batches are drawn on the CPU all the same")
