@@ -61,15 +61,7 @@ def from_open_clip(model: nn.Module, source: str) -> nn.Module:
         raise BackboneError(f"{source} cannot be used: it has {reason}; {_TAKEN}")
     weights = _weights(model)
     translated = empty_clip(clip_sizes(weights, source))
-    pairs = [(translated.transformer, text.transformer)]
-    if hasattr(model.visual, "transformer"):
-        pairs.append((translated.visual.transformer, model.visual.transformer))
-        _same_eps(translated.visual, model.visual, ("ln_pre", "ln_post"))
-    for ours, theirs in pairs:
-        for block, original in zip(ours.resblocks, theirs.resblocks, strict=True):
-            _shape_like(block, original)
-    _same_eps(translated, text, ("ln_final",))
-    translated.visual.input_resolution = _image_size(model.visual)[0]
+    _same_towers(translated, model.visual, text)
     _warn_of_normalisation(model.visual, source)
     return fill(translated, weights, source)
 
@@ -185,6 +177,21 @@ def _weights(model: nn.Module) -> dict[str, Tensor]:
         state[f"{scaled}.weight"] = state[f"{scaled}.weight"] * gamma.unsqueeze(1)
         state[f"{scaled}.bias"] = state[f"{scaled}.bias"] * gamma
     return state
+
+
+def _same_towers(translated: nn.Module, visual: nn.Module, text: nn.Module) -> None:
+    """Make the empty towers compute what open_clip's do, where OpenAI's fixed numbers differ."""
+    ours = translated.visual
+    pairs = list(zip(translated.transformer.resblocks, text.transformer.resblocks, strict=True))
+    if hasattr(visual, "attnpool"):
+        ours.attnpool.num_heads = visual.attnpool.num_heads
+    else:
+        pairs += zip(ours.transformer.resblocks, visual.transformer.resblocks, strict=True)
+        _same_eps(ours, visual, ("ln_pre", "ln_post"))
+    for block, original in pairs:
+        _shape_like(block, original)
+    _same_eps(translated, text, ("ln_final",))
+    ours.input_resolution = _image_size(visual)[0]
 
 
 def _shape_like(block: nn.Module, original: nn.Module) -> None:
