@@ -26,8 +26,9 @@ FREE_KEYS = (
     "DATALOADER.NUM_WORKERS",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
+    "TRAIN.TRACKERS",
 )
-WRITTEN = ("results.json", "resume.pth.tar", "config.yaml", "history.csv", "tensorboard", "prompt_learner")
+WRITTEN = ("results.json", "resume.pth.tar", "config.yaml", "history.csv", "features.npz", "tensorboard", "prompt_learner")
 
 
 class RunDirError(ValueError):
