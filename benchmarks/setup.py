@@ -20,6 +20,7 @@ SIZES = {
     # Small enough for a smoke run in the tests.
     "tiny": dict(vision_layers=4, vision_width=128, vision_patch_size=16, embed_dim=64, transformer_width=128),
 }
+ADJECTIVES = ("small", "old")
 # Nouns of one token each: names made of them are about as long as ImageNet's class names.
 NOUNS = (
     *("apple", "bear", "boat", "bird", "bridge", "cake", "castle", "cat", "chair", "clock"),
@@ -56,7 +57,7 @@ def class_names(count: int) -> list[str]:
     names = []
     for index in range(count):
         rest, first = divmod(index, len(NOUNS))
-        words = ["small", "old"][: index % 3] + [NOUNS[first]]
+        words = [*ADJECTIVES[: index % 3], NOUNS[first]]
         while rest:
             rest, word = divmod(rest, len(NOUNS))
             words.append(NOUNS[word])
