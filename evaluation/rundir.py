@@ -28,7 +28,15 @@ FREE_KEYS = (
     "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.TRACKERS",
 )
-WRITTEN = ("results.json", "resume.pth.tar", "config.yaml", "history.csv", "features.npz", "tensorboard", "prompt_learner")
+WRITTEN = (
+    "results.json",
+    "resume.pth.tar",
+    "config.yaml",
+    "history.csv",
+    "features.npz",
+    "tensorboard",
+    "prompt_learner",
+)
 
 
 class RunDirError(ValueError):
