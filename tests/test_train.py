@@ -249,6 +249,11 @@ def test_checkpoint_of_another_prompt_length_is_refused(trained, tmp_path, capsy
     assert "ctx has shape (2, 128), this setting needs (3, 128)" in capsys.readouterr().err
 
 
+def test_checkpoint_of_another_backbone_is_refused(trained, tmp_path, capsys):
+    assert evaluate("BMIP", trained, tmp_path, "MODEL.BACKBONE.NAME", "bundled:small_clip") == 2
+    assert "was trained on the backbone bundled:tiny_clip" in capsys.readouterr().err
+
+
 def test_truncated_checkpoint_is_refused(trained, tmp_path, capsys):
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)

@@ -24,7 +24,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.backbone import is_resnet_name
-from prompting.checkpoint import load_trained, read_trained
+from prompting.checkpoint import CheckpointError, load_trained, read_trained
 from trainers.objectives import CrossEntropy, Objective
 
 MODEL_NAME = "prompt_learner"
@@ -193,8 +193,19 @@ class PromptTrainer(TrainerX):
             return
         path = find_checkpoint(Path(directory), epoch)
         trained = read_trained(path, type(self).__name__)
+        self._check_same_backbone(trained.content.get("backbone"), path)
         load_trained(self.model.prompt_learner, trained.tensors, path, trained.advice)
         print(f'Loading weights to {MODEL_NAME} from "{path}" (epoch = {trained.epoch})')
+
+    def _check_same_backbone(self, trained_on: Any, path: Path) -> None:
+        """Refuse prompts of another backbone; a file's path says nothing about what is in it."""
+        name = self.cfg.MODEL.BACKBONE.NAME
+        files = [known for known in (trained_on, name) if known is None or Path(str(known)).suffix == ".pt"]
+        if not files and trained_on != name:
+            raise CheckpointError(
+                f"checkpoint {path} was trained on the backbone {trained_on}, this run has {name}: "
+                f"set MODEL.BACKBONE.NAME {trained_on}"
+            )
 
     # Evaluation on other classes
 
@@ -323,7 +334,7 @@ def check_range(key: str, depth: int, least: int, most: int) -> None:
 
 
 def check_lengths(node: str, settings: CfgNode) -> None:
-    """Refuse numbers of prompt tokens below 1.
+    """Refuse numbers of prompt tokens below 1, except in a tower that is not prompted.
 
     Raises:
         ValueError: naming the config key.
@@ -332,6 +343,8 @@ def check_lengths(node: str, settings: CfgNode) -> None:
         if key.startswith("N_CTX") and value < 1:
             tower = key.removeprefix("N_CTX").strip("_")
             depth = f"PROMPT_DEPTH_{tower}"
+            if settings.get(depth) == 0:
+                continue
             instead = f"; for no tokens in that tower set {node}.{depth} 0" if depth in settings else ""
             raise ValueError(f"{node}.{key} is {value}: at least 1 token is learned{instead}")
 

@@ -175,7 +175,13 @@ def test_random_translation_resizes_or_crops(image):
         assert not np.array_equal(np.asarray(Random2DTranslation(8, 10, p=1.0)(image)), np.asarray(plain))
 
 
-@pytest.mark.parametrize("operation", sorted({op for op, _, _ in randaugment.randaugment_list2()}, key=str), ids=str)
+def name_of(operation):
+    return operation.__name__
+
+
+@pytest.mark.parametrize(
+    "operation", sorted({op for op, _, _ in randaugment.randaugment_list2()}, key=name_of), ids=name_of
+)
 def test_randaugment_operations_keep_size_and_mode(operation, image):
     for _, low, high in (entry for entry in randaugment.randaugment_list2() if entry[0] is operation):
         for strength in (low, high):
