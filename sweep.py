@@ -80,7 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--foreground", action="store_true", help="one run at a time, on the terminal")
     how.add_argument("--retry", action="store_true", help="run again what failed in an earlier call")
     how.add_argument("--dry-run", action="store_true", help="print the commands only")
-    how.add_argument("--list-results", action="store_true", help="print the results.json of the finished runs only")
+    how.add_argument("--list-results", action="store_true", help="print the paths of the finished runs' results only")
     SlurmOptions.add_arguments(parser.add_argument_group("Slurm"))
     return parser
 
@@ -148,7 +148,10 @@ def show_or_run(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
             print(("# finished: " if is_finished(job.folder) else "") + job.shown())
         return 0
     if args.list_results:
-        print(*(job.folder / "results.json" for job in jobs if is_finished(job.folder)), sep="\n")
+        for job in jobs:
+            # a transfer's training run may be in another protocol's table
+            if is_finished(job.folder) and job.protocol in ("", PROTOCOLS[args.protocol].name):
+                print(job.folder / "results.json")
         return 0
     return run_queue(jobs, args, output)
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sweeping.protocols import PROTOCOLS, UNTRAINED, Protocol
+from sweeping.protocols import EMOJI_BACKBONE, PROTOCOLS, UNTRAINED, Protocol
 from sweeping.settings import (
     BUNDLED_ROOT,
     REPOSITORY,
@@ -33,6 +33,7 @@ class Job:
         arguments: of train.py.
         needs: folder of the run whose weights it tests; None: it trains.
         program: what is run, in the repository's folder.
+        protocol: whose table it belongs to, as in results.json.
     """
 
     trainer: str
@@ -44,6 +45,7 @@ class Job:
     arguments: tuple[str, ...]
     needs: Path | None = None
     program: str = "train.py"
+    protocol: str = ""
 
     @property
     def label(self) -> str:
@@ -187,9 +189,8 @@ class _Builder:
     def _job(self, protocol: Protocol, dataset: str, tests_only: bool) -> Job:
         name, _, own = self.trainer.partition("=")
         # what is tested was trained on the source: its setting is the one to use
-        setting = (
-            Setting(own, own) if own else published_setting(name, protocol, protocol.source or dataset, self.shots)
-        )
+        trained_on = protocol.source or dataset
+        setting = Setting(own, own) if own else published_setting(name, protocol, trained_on, self.shots)
         setting_path, dataset_path = setting_file(name, setting.file), dataset_file(dataset)
         called = "_".join(filter(None, (setting.name, self.variation.name)))
         labels = {
@@ -212,10 +213,13 @@ class _Builder:
             *("DATASET.NUM_SHOTS", str(self.shots), "DATASET.SUBSAMPLE_CLASSES", protocol.train_classes),
             *("TEST.CLASS_SPLITS", str(protocol.splits), "TEST.PROTOCOL", protocol.name),
             *(("TEST.SOURCE_DATASET", registered_name(protocol.source)) if protocol.source else ()),
+            *(("MODEL.BACKBONE.NAME", EMOJI_BACKBONE) if trained_on.startswith("emoji") else ()),
             *(("TEST.SETTING", called) if called != setting.file else ()),
             *(*self.variation.options, *self.plan.options),
         )
-        return Job(name, called, labels["dataset"], self.shots, self.seed, folder, arguments, needs)
+        return Job(
+            *(name, called, labels["dataset"], self.shots, self.seed, folder, arguments, needs), protocol=protocol.name
+        )
 
     def _root(self, dataset: str) -> str:
         if self.plan.root:

@@ -57,7 +57,8 @@ def slots_for(gpus: Sequence[str] | None, count: int | None) -> list[Slot]:
     count = (len(gpus) or max(1, cores // CORES_PER_CPU_SLOT)) if count is None else count
     if count < 1:
         raise SweepError(f"--slots {count}: at least one process must run")
-    threads = max(1, cores // count)
+    # a user who sets it knows why, for example that the machine is not theirs alone
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // count))
     return [Slot(gpus[index % len(gpus)] if gpus else "", threads) for index in range(count)]
 
 

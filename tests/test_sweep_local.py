@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 
@@ -64,11 +65,14 @@ def test_every_slot_has_its_gpu_and_share_of_the_cores(make_job):
 
 def test_slots_of_the_machine(monkeypatch):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(16)), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert slots_for(["0", "1"], None) == [Slot("0", 8), Slot("1", 8)]
     assert slots_for(["0", "1"], 4) == [Slot("0", 4), Slot("1", 4), Slot("0", 4), Slot("1", 4)]
     assert slots_for([], None) == [Slot("", 4)] * 4
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "5,7")
     assert [slot.gpu for slot in slots_for(None, None)] == ["5", "7"]
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert slots_for([], 2) == [Slot("", 3)] * 2
     with pytest.raises(SweepError):
         slots_for([], 0)
 
@@ -238,3 +242,50 @@ def test_the_time_left_follows_from_runs_of_the_same_kind(make_job, tmp_path):
 @pytest.mark.parametrize(("seconds", "text"), [(41.6, "42 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
+
+
+@pytest.fixture
+def train_inline(monkeypatch):
+    """Put a function in train.main's place."""
+
+    def put(main):
+        module = types.ModuleType("train")
+        module.main = main
+        monkeypatch.setitem(sys.modules, "train", module)
+
+    return put
+
+
+def test_inline_runs_go_on_after_an_error(make_job, run, train_inline, capsys, monkeypatch):
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(variable, "1")  # set by the launcher, put back after the test
+
+    def main(arguments):
+        folder = arguments[arguments.index("--output-dir") + 1]
+        if folder.endswith("bad"):
+            raise ZeroDivisionError("a bug")
+        subprocess.run([sys.executable, jobs[0].program, *arguments], check=True, stdout=subprocess.DEVNULL)
+        return 0
+
+    train_inline(main)
+    jobs = [make_job("bad"), make_job("good")]
+    assert run(jobs, "--launcher", "inline") == 1
+    assert "ZeroDivisionError: a bug" in capsys.readouterr().out
+    assert not is_finished(jobs[0].folder)
+    assert is_finished(jobs[1].folder)
+
+
+def test_a_signal_interrupts_an_inline_run(make_job, run, train_inline, capsys, monkeypatch):
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(variable, "1")
+
+    def main(arguments):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+        return 0
+
+    train_inline(main)
+    jobs = [make_job("a"), make_job("b")]
+    assert run(jobs, "--launcher", "inline") == 130
+    assert "0 finished, 0 failed, 2 to be run; stopped" in capsys.readouterr().out
+    assert earlier_failure(jobs[0]) is None

@@ -148,10 +148,19 @@ def test_the_defaults_are_those_of_compare_sh(request):
         assert published_setting(trainer, PROTOCOLS["open_world"], dataset, 16).file == setting, (trainer, dataset)
 
 
-def test_bundled_stands_for_what_is_there():
-    datasets, source = bundled_plan(PROTOCOLS["open_world"], "")
-    assert "digits" in datasets
-    assert source == ""
+def test_bundled_data_stand_in_for_every_protocol():
+    assert bundled_plan(PROTOCOLS["open_world"], "") == (("digits",), "")
+    assert bundled_plan(PROTOCOLS["cross_dataset"], "") == (("emoji_kinds", "digits", "emoji_concepts"), "emoji_kinds")
+    styles = tuple(f"emoji_kinds_{style}" for style in ("contrast", "flat", "fluent"))
+    assert bundled_plan(PROTOCOLS["domain_generalization"], "") == (("emoji_kinds", *styles), "emoji_kinds")
+    with pytest.raises(SweepError, match="needs configs/datasets/emoji_none.yaml"):
+        bundled_plan(PROTOCOLS["cross_dataset"], "emoji_none")
+
+
+def test_what_is_trained_on_emoji_uses_the_model_that_knows_them():
+    jobs = queue("cross_dataset", datasets=("emoji_kinds", "digits"), source="emoji_kinds")
+    assert [option(job, "MODEL.BACKBONE.NAME") for job in jobs] == ["bundled:small_clip"] * 2
+    assert "MODEL.BACKBONE.NAME" not in queue()[0].arguments
 
 
 def test_dry_run_prints_commands_that_a_shell_reads_back(capsys):

@@ -20,7 +20,7 @@ from sweeping.jobs import Job
 from sweeping.local import Stop
 from sweeping.progress import Progress
 from sweeping.slurm import Chain, SlurmLauncher, SlurmOptions, chains_of
-from sweeping.state import is_finished
+from sweeping.state import earlier_failure
 
 pytest.importorskip("submitit", reason="submitit is not installed")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
@@ -187,16 +187,17 @@ def wait_for(path, seconds=60):
 def test_on_a_real_slurm(cluster, make_job, tmp_path):
     """An array with a run that is requeued in the middle, one that fails and one that tests the first one's weights."""
     jobs = [make_job("requeued", "twice"), make_job("bad", "fail"), make_job("test", needs="requeued")]
+    requeued, bad, test = jobs
     launch(jobs, tmp_path, "slurm", wait=False)
-    wait_for(jobs[0].folder / "start0")
+    wait_for(requeued.folder / "start0")
+    wait_for(bad.folder / "failed.json")
     time.sleep(0.5)
-    job_id = (jobs[0].folder / "slurm_job.txt").read_text().strip()
+    job_id = (requeued.folder / "slurm_job.txt").read_text().strip()
     # what Slurm sends when the time limit is near
     subprocess.run(["scancel", f"--signal={signal.Signals.SIGUSR1.name[3:]}", job_id], check=True)
-    progress, text = launch(jobs, tmp_path, "slurm")  # the same command again: nothing is submitted twice
-    assert "1 were queued before" in text
-    assert {path.name for path in progress.finished} == {"requeued", "test"}
-    assert set(progress.failures) == {jobs[1].folder}
-    assert len(list(jobs[0].folder.glob("start*"))) == 2
-    assert "ended politely" in (jobs[0].folder / "console.txt").read_text()
-    assert all(is_finished(job.folder) for job in (jobs[0], jobs[2]))
+    progress, text = launch([requeued, test], tmp_path, "slurm")  # the next call submits nothing twice
+    assert "0 jobs submitted, 1 were queued before" in text
+    assert progress.finished == {requeued.folder, test.folder}
+    assert earlier_failure(bad) == "exit status 2, error: the data are not there"
+    assert len(list(requeued.folder.glob("start*"))) == 2
+    assert "ended politely" in (requeued.folder / "console.txt").read_text()
