@@ -41,6 +41,7 @@ def load_open_clip(name: str) -> nn.Module:
     architecture, _, weights = name.partition("/")
     _check_name(open_clip, architecture)
     _check_config(open_clip.get_model_config(architecture), architecture)
+    _check_activation(open_clip, architecture, weights)
     model = _create(open_clip, architecture, weights)
     return from_open_clip(model, OPEN_CLIP_PREFIX + name)
 
@@ -66,7 +67,10 @@ def from_open_clip(model: nn.Module, source: str) -> nn.Module:
     return fill(translated, weights, source)
 
 
-_TAKEN = "taken are models with a plain ViT or a ResNet and OpenAI's tokenizer, for example open_clip:ViT-B-16/openai"
+_TAKEN = (
+    "taken are models with a plain ViT or a ResNet and OpenAI's tokenizer, for example "
+    "open_clip:ViT-B-16/laion2b_s34b_b88k"
+)
 
 
 def _package(name: str) -> ModuleType:
@@ -102,6 +106,18 @@ def _check_config(config: dict[str, Any], architecture: str) -> None:
             raise BackboneError(
                 f"{OPEN_CLIP_PREFIX}{architecture} cannot be used: it has the {kind} {config[part][key]}; {_TAKEN}"
             )
+
+
+def _check_activation(open_clip: ModuleType, architecture: str, tag: str) -> None:
+    """Refuse weights that were trained with the other of GELU and QuickGELU, which open_clip only warns of."""
+    wanted = (open_clip.get_pretrained_cfg(architecture, tag) or {}).get("quick_gelu")
+    if wanted is None or wanted == open_clip.get_model_config(architecture).get("quick_gelu", False):
+        return
+    other = architecture.removesuffix("-quickgelu") + ("-quickgelu" if wanted else "")
+    raise BackboneError(
+        f"{OPEN_CLIP_PREFIX}{architecture}/{tag} was trained with {'QuickGELU' if wanted else 'GELU'}, which "
+        f"{architecture} does not have: use {OPEN_CLIP_PREFIX}{other}/{tag}"
+    )
 
 
 def _create(open_clip: ModuleType, architecture: str, weights: str) -> nn.Module:

@@ -9,6 +9,7 @@ from functools import partial
 
 import pytest
 import torch
+from clip.model import CLIP
 from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
@@ -129,6 +130,22 @@ def test_a_step_on_every_layout(name, case, models):
 
 def test_trainers_that_take_a_resnet():
     assert sorted(TEXT_ONLY) == ["CoCoOp", "CoOp", "KgCoOp", "ProDA", "ZeroshotCLIP", "ZeroshotCLIP2"]
+
+
+class CLIPWithDesign(CLIP):
+    """The constructor that MaPLe's and PromptSRC's own clip packages have."""
+
+    def __init__(self, *args, design_details, **sizes):
+        assert design_details["trainer"] == "CoOp"
+        assert design_details["vision_depth"] == design_details["language_depth"] == 0
+        super().__init__(*args, **sizes)
+
+
+def test_a_clip_package_that_asks_for_a_prompt_design(small, monkeypatch):
+    monkeypatch.setattr("prompting.architecture.CLIP", CLIPWithDesign)
+    model = model_from_state_dict(small.state_dict(), "here")
+    assert isinstance(model, CLIPWithDesign)
+    assert torch.equal(model.visual.proj, small.visual.proj)
 
 
 # Files
