@@ -115,6 +115,11 @@ def equal_linear_layers(count: int, n_in: int, n_out: int, generator: torch.Gene
     return nn.ModuleList(copy.deepcopy(first) for _ in range(count))
 
 
+def count_context(n_ctx: int, words: str) -> int:
+    """Number of context vectors of the methods that learn all of ``words`` (CoOp): their tokens, else ``n_ctx``."""
+    return len(encode(clean_name(words))) if words else n_ctx
+
+
 def context_parameter(
     clip_model: nn.Module, n_ctx: int, words: str, generator: torch.Generator | None = None
 ) -> nn.Parameter:

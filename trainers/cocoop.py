@@ -13,7 +13,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLearner, Prompts, TextPrompts, TowerSizes
-from prompting.learner import context_parameter, linear_layer
+from prompting.learner import context_parameter, count_context, linear_layer
 from trainers.base import PromptTrainer, add_trainer_config
 
 add_trainer_config(
@@ -31,7 +31,7 @@ class CoCoOpLearner(PromptLearner):
     Args:
         clip_model: gives widths and the embeddings of ``words``.
         n_ctx: number of context vectors, when ``words`` is empty.
-        words: words to start from.
+        words: words to start from; then as many vectors as they have tokens.
         generator: draws the initial values.
     """
 
@@ -41,7 +41,7 @@ class CoCoOpLearner(PromptLearner):
         self, clip_model: nn.Module, n_ctx: int, words: str = "", generator: torch.Generator | None = None
     ) -> None:
         sizes = TowerSizes.of(clip_model)
-        start = context_parameter(clip_model, n_ctx, words, generator)
+        start = context_parameter(clip_model, count_context(n_ctx, words), words, generator)
         super().__init__(sizes, len(start), words)
         self.ctx = start
         hidden = max(1, sizes.embed_dim // 16)

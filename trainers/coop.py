@@ -16,7 +16,7 @@ from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLayout, PromptLearner, Prompts, TextPrompts, TowerSizes, layout_with_context
 from prompting.checkpoint import CheckpointError, read_checkpoint
 from prompting.layout import CLASS_TOKEN_POSITIONS
-from prompting.learner import context_parameter, normal_parameter
+from prompting.learner import context_parameter, count_context, normal_parameter
 from trainers.base import PromptTrainer, add_trainer_config, check_choice, find_checkpoint
 
 add_trainer_config(
@@ -51,7 +51,7 @@ class CoOpLearner(PromptLearner):
         generator: torch.Generator | None = None,
     ) -> None:
         sizes = TowerSizes.of(clip_model)
-        start = context_parameter(clip_model, n_ctx, words, generator)
+        start = context_parameter(clip_model, count_context(n_ctx, words), words, generator)
         super().__init__(sizes, len(start), words)
         self.position = position
         self.own_classes = None if own_classes is None else tuple(own_classes)

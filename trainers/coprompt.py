@@ -114,7 +114,8 @@ def read_sentences(path: str, classnames: Sequence[str]) -> list[list[str]]:
         table = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(table, dict) or not all(isinstance(v, list) for v in table.values()):
+    lists = table.values() if isinstance(table, dict) else [None]
+    if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
         raise ValueError(f"{path} should hold {{class name: [sentences]}}")
     by_name = {clean_name(name): sentences for name, sentences in table.items()}
     missing = [name for name in classnames if not by_name.get(clean_name(name))]
