@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+import yaml
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from yacs.config import CfgNode
@@ -154,9 +155,18 @@ def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> 
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}: give the --output-dir of a finished run")
+    return _classifier(_run_config(path), device, str(folder), epoch)
+
+
+def _run_config(path: Path) -> CfgNode:
+    """A run's configuration as far as prediction needs it; keys of data sets and protocols do not matter here."""
+    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
     cfg = get_cfg_default()
-    cfg.merge_from_file(str(path))
-    return _classifier(cfg, device, str(folder), epoch)
+    cfg.merge_from_other_cfg(CfgNode({node: saved[node] for node in ("INPUT", "DATALOADER", "MODEL", "TRAINER")}))
+    cfg.DATASET.NAME = saved["DATASET"]["NAME"]
+    zero_shot_settings = cfg.TRAINER.ZEROSHOTCLIP
+    zero_shot_settings.TEMPLATE = zero_shot_settings.TEMPLATE or saved["DATASET"].get("TEMPLATE", "")
+    return cfg
 
 
 def zero_shot(
