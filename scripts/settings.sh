@@ -7,7 +7,7 @@ ZeroshotCLIP    tiny                          vit_b16
 ZeroshotCLIP2   tiny                          vit_b16
 CoOp            tiny_c4_ep50_batch32          vit_b16_ctxv1
 CoCoOp          tiny_c4_ep10_batch1_ctxv1     vit_b16_c4_ep10_batch1_ctxv1
-ProDA           tiny_c16_ep25_batch4          vit_b16_c2_e100_ctx16_warmup5_BZ64_ProDA
+ProDA           tiny_c16_ep20_batch4          vit_b16_c2_e100_ctx16_warmup5_BZ64_ProDA
 KgCoOp          tiny_c4_ep100_batch128_ctxv1  vit_b16_ep100_ctxv1
 VPT             tiny_c2_ep10_batch4_8ctx      vit_b16_c2_ep5_batch4_4
 IVLP            tiny_c2_ep10_batch4_2+2ctx    vit_b16_c2_ep5_batch4_2+2ctx
@@ -28,6 +28,13 @@ is_bundled() { # dataset: whether it comes with the repository, in assets
     case "$1" in
         digits | emoji*) return 0 ;;
         *) return 1 ;;
+    esac
+}
+
+bundled_model() { # bundled dataset -> the model that was pretrained on images of its kind
+    case "$1" in
+        emoji*) echo bundled:small_clip ;;
+        *) echo bundled:tiny_clip ;;
     esac
 }
 

@@ -182,9 +182,9 @@ TINY_OF = {
     "CoOp/tiny_c4_ep50_batch32_ctxv1": ("vit_b16_ep50_ctxv1", {}),
     "CoCoOp/tiny_c4_ep10_batch1_ctxv1": ("vit_b16_c4_ep10_batch1_ctxv1", {}),
     "KgCoOp/tiny_c4_ep100_batch128_ctxv1": ("vit_b16_ep100_ctxv1", {}),
-    "ProDA/tiny_c16_ep25_batch4": (
+    "ProDA/tiny_c16_ep20_batch4": (
         "vit_b16_c2_e100_ctx16_warmup5_BZ64_ProDA",
-        {"OPTIM.MAX_EPOCH": 25, "OPTIM.WARMUP_EPOCH": 1},
+        {"OPTIM.MAX_EPOCH": 20, "OPTIM.WARMUP_EPOCH": 1},
     ),
     "VPT/tiny_c2_ep10_batch4_8ctx": (
         "vit_b16_c2_ep5_batch4_4",
