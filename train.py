@@ -2,8 +2,8 @@
 
     python train.py --root assets --seed 1 --trainer BMIP \
         --dataset-config-file configs/datasets/digits.yaml \
-        --config-file configs/trainers/BMIP/tiny_ep10_batch4_2ctx.yaml \
-        --output-dir output/open_world/BMIP/tiny_ep10_batch4_2ctx/digits/shots16/seed1 \
+        --config-file configs/trainers/BMIP/tiny_c2_ep10_batch4_2ctx.yaml \
+        --output-dir output/open_world/BMIP/tiny_c2_ep10_batch4_2ctx/digits/shots16/seed1 \
         DATASET.NUM_SHOTS 16 DATASET.SUBSAMPLE_CLASSES base TEST.CLASS_SPLITS "('base', 'new', 'all')"
 
 The configuration is Dassl's defaults, then the trainer's and the data set's files, then the options. A finished run
