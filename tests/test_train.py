@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import train
+from prompting.bundled import load_bundled_state_dict
 
 SETTINGS = {
     "ZeroshotCLIP": "tiny",
@@ -250,7 +251,8 @@ def test_checkpoint_of_another_prompt_length_is_refused(trained, tmp_path, capsy
 
 
 def test_checkpoint_of_another_backbone_is_refused(trained, tmp_path, capsys):
-    assert evaluate("BMIP", trained, tmp_path, "MODEL.BACKBONE.NAME", "bundled:small_clip") == 2
+    torch.save(load_bundled_state_dict("tiny_clip"), tmp_path / "other.pt")
+    assert evaluate("BMIP", trained, tmp_path / "run", "MODEL.BACKBONE.NAME", str(tmp_path / "other.pt")) == 2
     assert "was trained on the backbone bundled:tiny_clip" in capsys.readouterr().err
 
 
