@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,6 +22,7 @@ import torch
 
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
+from commandline import add_debug, guarded
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
@@ -31,8 +31,6 @@ from evaluation.record import build_record
 from evaluation.results import write_results
 from evaluation.rundir import prepare_run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
-
-USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,7 +58,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
     parser.add_argument("--device", default="", help="cpu, cuda or cuda:N; default: cuda when there is one")
     parser.add_argument("--overwrite", action="store_true", help="redo a run that is finished")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
 
@@ -196,16 +194,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 2 wrong input."""
-    args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except USER_ERRORS as error:
-        if args.debug:
-            traceback.print_exc()
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        print(f"error: {text}", file=sys.stderr)
-        return 2
-    return 0
+    return guarded(run, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":
