@@ -22,7 +22,7 @@ class TrainerBase(CheckpointMixin):
 
     Attributes:
         history: a dictionary per finished epoch.
-        timing: seconds spent in `train`, `val` and `test`.
+        timing: seconds spent in `train`, in `data` (its part of waiting for the loader), `val` and `test`.
         last_results: all results of the last evaluation.
         best_result: best validation result so far.
         should_stop: set it to end training after the current epoch.

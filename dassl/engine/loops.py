@@ -41,6 +41,22 @@ def run_batches(trainer: SimpleTrainer, batches: Iterable[tuple[Any, ...]]) -> N
         trainer.write_scalar("train/lr", trainer.get_current_lr(), step)
         end = time.time()
     trainer._epoch_record.update(losses.averages(), data_seconds=data_time.sum)
+    _report_loading(trainer, data_time.sum, batch_time.sum)
+
+
+def _report_loading(trainer: SimpleTrainer, data_seconds: float, seconds: float) -> None:
+    """Say which share of the epoch's steps went into waiting for the loader."""
+    share = data_seconds / seconds if seconds else 0.0
+    trainer._epoch_record["data_share"] = share
+    trainer.write_scalar("train/data_share", share, trainer.epoch)
+    print(f"Waited {data_seconds:.3f} of {seconds:.3f} s for data ({100 * share:.1f}%){_describe_cache(trainer)}")
+
+
+def _describe_cache(trainer: SimpleTrainer) -> str:
+    cache = getattr(getattr(trainer, "dm", None), "image_cache", None)
+    if cache is None:
+        return ""
+    return f", {cache.images_kept} decoded images kept in {cache.megabytes_used:.1f} of {cache.megabytes} MB"
 
 
 def _check_finite(trainer: SimpleTrainer, losses: MetricMeter) -> None:
@@ -77,6 +93,12 @@ def _forever(loader: Iterable[Any]) -> Iterator[Any]:
         yield from loader
 
 
+def _one_by_one(loader: Iterable[Any]) -> Iterator[tuple[Any]]:
+    # A generator function, since a generator expression would start the loader's processes before the clock.
+    for batch in loader:
+        yield (batch,)
+
+
 class TrainerX(SimpleTrainer):
     """Base of trainers that use labelled images only."""
 
@@ -84,7 +106,7 @@ class TrainerX(SimpleTrainer):
         """Train on every batch of the training loader."""
         self.set_model_mode("train")
         self.num_batches = len(self.train_loader_x)
-        run_batches(self, ((batch,) for batch in self.train_loader_x))
+        run_batches(self, _one_by_one(self.train_loader_x))
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """Return images, labels and domains on the trainer's device."""

@@ -161,6 +161,7 @@ class SimpleTrainer(TrainerBase):
     def _end_epoch(self, seconds: float) -> None:
         self._epoch_record["seconds"] = seconds
         self.timing["train"] = self.timing.get("train", 0.0) + seconds
+        self.timing["data"] = self.timing.get("data", 0.0) + self._epoch_record.get("data_seconds", 0.0)
         self.history.append(dict(self._epoch_record))
         if self.output_dir:
             write_resume_checkpoint(self, self.output_dir, self.epoch + 1)
