@@ -1,7 +1,7 @@
 """Stands in for train.py in tests of sweeps: takes its options, starts at once and does what --behave says.
 
-finish (default), fail, stopped (by a signal, at the first start), nothing (no results), sleep (for a minute), or twice (sleeps
-at the first start, finishes at the second).
+finish (default), fail, stopped (by a signal, at the first start), nothing (no results), sleep (for a minute), or twice
+(sleeps at the first start, finishes at the second).
 """
 
 import argparse

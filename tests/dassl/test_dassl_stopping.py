@@ -1,4 +1,4 @@
-"""A run that SIGTERM or SIGUSR1 stops within an epoch goes on at the same batch and ends as one that was not stopped."""
+"""A run stopped within an epoch by SIGTERM or SIGUSR1 goes on at the same batch, and ends as one that was not."""
 
 import os
 import signal
@@ -176,14 +176,19 @@ def test_a_state_within_the_first_epoch_is_not_thrown_away_for_other_settings(si
         run(signalled, tmp_path)
 
 
-def test_the_handlers_of_others_are_put_back_and_told(monkeypatch):
+def told_twice(heard):
+    with StopRequest().listening() as stop, stop.deferred():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert (heard, stop.signal) == ([], signal.SIGTERM)
+
+
+def test_the_handlers_of_others_are_put_back_and_told():
     heard = []
     before = signal.signal(signal.SIGTERM, lambda number, _: heard.append(number))
     try:
-        with pytest.raises(RunStopped), StopRequest().listening() as stop, stop.deferred():
-            os.kill(os.getpid(), signal.SIGTERM)
-            os.kill(os.getpid(), signal.SIGTERM)
-            assert (heard, stop.signal) == ([], signal.SIGTERM)
+        with pytest.raises(RunStopped):
+            told_twice(heard)
         assert heard == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
