@@ -20,6 +20,7 @@ from torch.utils.data import Dataset as TorchDataset
 from yacs.config import CfgNode
 
 from dassl.utils import derive_seed, read_image, seeded_random_state
+from dassl.utils.stopping import leave_signals_to_the_run
 
 from .cache import CAN_BE_SHARED, ImageCache
 from .datasets import Datum, EmptySplitError, build_dataset
@@ -141,18 +142,49 @@ class EpochDataLoader(DataLoader):
 
     def set_epoch(self, epoch: int) -> None:
         """Start an epoch."""
-        self.epoch, self.passes = epoch, 0
+        self.epoch, self.passes, self._finished = epoch, 0, 0
         if self.seed is not None:
             self.generator.manual_seed(derive_seed("loader", self.seed, epoch))
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
+    def skip_batches(self, number: int) -> None:
+        """Begin the epoch after its first `number` batches, which may be more than one pass; their images stay unread.
+
+        Call it after `set_epoch`.
+        """
+        self._finished = number
+
     def __iter__(self) -> Iterator[Any]:
+        if self._finished:
+            return self._rest_of_epoch()
         # Without set_epoch(), as in a loop of one's own, passes are told apart by counting them.
         if hasattr(self.dataset, "set_pass"):
             self.dataset.set_pass(self.epoch, self.passes)
         self.passes += 1
         return super().__iter__()
+
+    def _rest_of_epoch(self) -> Iterator[Any]:
+        """Return what is left of the pass that the skipped batches end in."""
+        left, self._finished = self._finished, 0
+        batches = list(self.batch_sampler)
+        while left > len(batches):
+            left -= len(batches)
+            self.passes += 1
+            batches = list(self.batch_sampler)
+        if hasattr(self.dataset, "set_pass"):
+            self.dataset.set_pass(self.epoch, self.passes)
+        self.passes += 1
+        rest = DataLoader(
+            self.dataset,
+            batch_sampler=batches[left:],
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            pin_memory=self.pin_memory,
+            worker_init_fn=self.worker_init_fn,
+            generator=self.generator,
+        )
+        return iter(rest)
 
 
 def build_data_loader(
@@ -206,6 +238,7 @@ def build_data_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        worker_init_fn=leave_signals_to_the_run,
         seed=derive_seed(stream, cfg.SEED) if cfg.SEED >= 0 else None,
     )
     if len(loader) == 0:
