@@ -5,7 +5,7 @@
 
 Loaders and transforms are those of training and of testing, with CLIP's settings, in one process. Without --images the
 files are generated: JPEG of ImageNet's and of Aircraft's usual size, with the statistics of photographs. The batches of
-both loaders must be the same bit for bit. Draft-mode JPEG (INPUT.JPEG_DRAFT) is measured beside, with how far its images
+both loaders must be the same bit for bit. Draft-mode JPEG (INPUT.JPEG_DRAFT) is measured beside, with how far images
 are off: it is not exact, and in training it has random crops fall elsewhere, since these depend on the image's size.
 """
 
