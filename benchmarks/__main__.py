@@ -3,6 +3,7 @@
     python -m benchmarks train --trainer BMIP CoOp --classes 10 100 --output train.json
     python -m benchmarks eval --trainer BMIP --classes 100
     python -m benchmarks memory --trainer BMIP --classes 100 1000 --path fast
+    python -m benchmarks loader --count 64
 
 A random ViT-B/16 stands in for CLIP (nothing is downloaded). Runs alternate in one process; on the CPU the figure is
 CPU time with one thread, on CUDA time between events. Parity of logits and gradients is checked first: paths that do
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from benchmarks import loader
 from benchmarks.measure import ParityError, interleave, parity, summary
 from benchmarks.memory import training_memory
 from benchmarks.setup import SIZES, build_trainer, random_batch, random_clip
@@ -41,7 +43,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("train", "eval", "memory"), help="training step, test batch or peak memory")
+    parser.add_argument(
+        "what",
+        choices=("train", "eval", "memory", "loader"),
+        help="training step, test batch, peak memory or data loader",
+    )
     parser.add_argument("--trainer", nargs="+", default=["BMIP"], help="registered names")
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 100], help="numbers of classes")
     parser.add_argument("--path", nargs="+", choices=("fast", "plain"), default=["fast", "plain"])
@@ -54,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output", help="also write the figures as JSON")
     add_debug(parser)
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs for the configuration")
+    loader.add_options(parser)
     return parser
 
 
@@ -155,6 +162,8 @@ def run(args: argparse.Namespace) -> None:
         ParityError: the paths do not agree.
     """
     torch.set_num_threads(args.threads)
+    if args.what == "loader":
+        return loader.main(args, machine)
     rows = []
     clip_model = random_clip(args.backbone) if args.what != "memory" else None
     try:

@@ -24,7 +24,7 @@ _C.INPUT = CfgNode(
         "TRANSFORMS": (),  # names in dassl.data.transforms.AVAI_CHOICES
         "NO_TRANSFORM": False,  # True: images reach the loader as they are on disk
         # 0: JPEG files are decoded at full size, as Dassl does. Above 0: at the smallest of 1, 1/2, 1/4 and 1/8 of
-        # it that leaves both edges at least this many times SIZE. Faster, but not exact, in training and in tests.
+        # it that leaves both edges at least this many times SIZE. Faster, not exact: in training, crops fall elsewhere.
         "JPEG_DRAFT": 0.0,
         "PIXEL_MEAN": [0.485, 0.456, 0.406],  # ImageNet's
         "PIXEL_STD": [0.229, 0.224, 0.225],
