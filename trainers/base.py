@@ -25,6 +25,7 @@ from dassl.utils import load_pretrained_weights
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.backbone import is_resnet_name
 from prompting.checkpoint import CheckpointError, load_trained, read_trained
+from prompting.linear import BACKENDS, CHOOSER, set_linear_backend
 from trainers.objectives import CrossEntropy, Objective
 
 MODEL_NAME = "prompt_learner"
@@ -44,6 +45,11 @@ def add_trainer_config(name: str, **defaults: Any) -> None:
 if "INIT_SEED" not in cfg_default.MODEL:
     # Seed of the prompts' initial values, apart from SEED, which draws the few-shot samples. -1: the same as SEED.
     cfg_default.MODEL.INIT_SEED = -1
+if "CHECKPOINT_ACTIVATIONS" not in cfg_default.TRAIN:
+    # Compute the towers' layers again in the backward pass instead of keeping them: for class counts that do not fit.
+    cfg_default.TRAIN.CHECKPOINT_ACTIVATIONS = False
+    # Products with frozen weights in fp32 on the CPU: native (F.linear), onednn, or auto: the faster, measured once.
+    cfg_default.TRAIN.FROZEN_LINEAR = "auto"
 
 
 class PromptTrainer(TrainerX):
@@ -67,6 +73,11 @@ class PromptTrainer(TrainerX):
     def settings(self) -> CfgNode:
         """The method's own settings."""
         return self.cfg.TRAINER[self.node]
+
+    @property
+    def linear_kernels(self) -> dict[str, Any]:
+        """Which kernels computed the products with frozen weights, for results.json; they differ by rounding."""
+        return CHOOSER.report()
 
     # What a method provides
 
@@ -92,6 +103,7 @@ class PromptTrainer(TrainerX):
         """Refuse settings that cannot work, before anything is loaded."""
         check_choice(f"TRAINER.{self.node}.PREC", cfg.TRAINER[self.node].PREC, PRECISIONS)
         check_lengths(f"TRAINER.{self.node}", cfg.TRAINER[self.node])
+        check_choice("TRAIN.FROZEN_LINEAR", cfg.TRAIN.FROZEN_LINEAR, BACKENDS)
         views, name = cfg.DATALOADER.K_TRANSFORMS, type(self).__name__
         if views != self.n_views and self.needs_training:
             raise ValueError(
@@ -106,12 +118,14 @@ class PromptTrainer(TrainerX):
         cfg = self.cfg
         self.gates: list[dict[str, float]] = []  # per epoch, weight of the own prompt by "tower/layer"
         self.precision = resolve_precision(self.settings.PREC, self.device)
+        set_linear_backend(cfg.TRAIN.FROZEN_LINEAR)
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip_model = self.load_backbone()
         self._check_backbone(clip_model)
         learner = self.build_learner(clip_model, self._init_generator())
         clip_model.to(self.device)
         self.model = self.build_classifier(clip_model, learner).to(self.device)
+        self.model.checkpoint_activations(cfg.TRAIN.CHECKPOINT_ACTIVATIONS)
         self.objective = self.build_objective(clip_model)
         self._load_initial_weights()
         self._build_optimizer()
