@@ -7,6 +7,7 @@ checkout that runs on upstream Dassl.
 
 from __future__ import annotations
 
+import contextlib
 import os.path as osp
 import re
 from pathlib import Path
@@ -26,6 +27,7 @@ from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_
 from prompting.backbone import is_resnet_name
 from prompting.checkpoint import CheckpointError, load_trained, read_trained
 from prompting.linear import BACKENDS, CHOOSER, set_linear_backend
+from trainers.memory import memory_advice
 from trainers.objectives import CrossEntropy, Objective
 
 MODEL_NAME = "prompt_learner"
@@ -137,7 +139,8 @@ class PromptTrainer(TrainerX):
                 f"{self.cfg.DATASET.NAME} has test images only: train on another data set (ImageNet) and evaluate here "
                 "with --eval-only --model-dir RUN"
             )
-        super().train()
+        with self._memory_advice(training=True):
+            super().train()
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         """One optimisation step; returns loss, its terms and the training accuracy."""
@@ -179,7 +182,7 @@ class PromptTrainer(TrainerX):
 
     def test(self, split: str | None = None) -> float:
         """Evaluate as Dassl does, with the text features computed once."""
-        with self.model.evaluating():
+        with self._memory_advice(training=False), self.model.evaluating():
             return super().test(split)
 
     def checkpoint_extra(self, name: str) -> dict[str, Any]:
@@ -248,6 +251,9 @@ class PromptTrainer(TrainerX):
         self.model.set_classes(self.dm.dataset.classnames)
 
     # Building
+
+    def _memory_advice(self, training: bool) -> contextlib.AbstractContextManager:
+        return memory_advice(self.cfg, self.node, self.device, self.num_classes, training)
 
     def _check_backbone(self, clip_model: nn.Module) -> None:
         """Refuse a backbone that the method or the image size does not fit."""
