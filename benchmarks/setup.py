@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -66,14 +67,14 @@ def class_names(count: int) -> list[str]:
 
 
 def build_trainer(
-    trainer: str, clip_model: nn.Module, n_classes: int, path: str, device: str, options: list[str]
+    trainer: str, clip_model: nn.Module, classes: int | Sequence[str], path: str, device: str, options: list[str]
 ) -> Any:
     """A trainer as train.py builds it, but on a given CLIP and on class names only.
 
     Args:
         trainer: registered name.
         clip_model: used as it is; two trainers may share it.
-        n_classes: classes to train on.
+        classes: to train on: how many, or their names.
         path: "fast" or "plain".
         device: "cpu" or "cuda".
         options: KEY VALUE pairs for the configuration.
@@ -88,7 +89,7 @@ def build_trainer(
     kind = TRAINER_REGISTRY.get(trainer)
     measured = trainer_without_data(
         cfg,
-        class_names(n_classes),
+        class_names(classes) if isinstance(classes, int) else classes,
         path=path,
         load_backbone=lambda self: clip_model,
         build_objective=kind.build_objective,
