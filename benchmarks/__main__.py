@@ -134,14 +134,16 @@ def measure_time(args: argparse.Namespace, clip_model: torch.nn.Module, name: st
     return result | summary(times)
 
 
-def measure_size(args: argparse.Namespace, name: str, classes: int) -> dict[str, Any]:
+def measure_size(
+    args: argparse.Namespace, clip_model: torch.nn.Module | None, name: str, classes: int
+) -> dict[str, Any]:
     """Peak memory or operations of a training step on every path."""
     batch, options = batch_of(name, args), options_for(name, args)
     result: dict[str, Any] = {"what": args.what, "trainer": name, "classes": classes, "batch": batch}
 
     def measure(path: str, count: int) -> float:
         if args.what == "flops":
-            return training_flops(args.backbone, name, count, path, batch, options)
+            return training_flops(clip_model, name, count, path, batch, options)
         return training_memory(args.backbone, name, count, path, batch, options, args.device)
 
     unit = UNITS[args.what]
@@ -192,12 +194,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     torch.set_num_threads(args.threads)
     rows = []
-    clip_model = random_clip(args.backbone) if args.what not in UNITS else None
+    clip_model = random_clip(args.backbone) if args.what != "memory" else None  # memory has processes of its own
     try:
         for name in args.trainer:
             for classes in args.classes:
                 if args.what in UNITS:
-                    rows.append(measure_size(args, name, classes))
+                    rows.append(measure_size(args, clip_model, name, classes))
                 else:
                     rows.append(measure_time(args, clip_model, name, classes))
     except ParityError as error:

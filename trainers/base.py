@@ -150,16 +150,18 @@ class PromptTrainer(TrainerX):
             self.model_backward_and_update(loss.total)
         else:
             self._scaled_update(loss.total)
-        summary = {"loss": loss.total.item()}
-        summary |= {name: term.item() for name, term in loss.terms.items()}
-        summary["acc"] = compute_accuracy(loss.output.logits, labels)[0].item()
+        values = {"loss": loss.total, **loss.terms, "acc": compute_accuracy(loss.output.logits, labels)[0]}
+        # One transfer for all of them: each .item() would make a GPU wait.
+        numbers = torch.stack([value.detach().float().reshape(()) for value in values.values()]).tolist()
+        summary = dict(zip(values, numbers, strict=True))
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
         return summary
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Images and labels of a batch, on the trainer's device."""
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        images, labels = (batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))  # pinned on CUDA
+        return images, labels
 
     def after_epoch(self) -> None:
         """Keep the gates' weights of this epoch, for the log and results.json; then as Dassl does."""
