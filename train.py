@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import traceback
 from collections.abc import Sequence
 from typing import Any
 
@@ -23,16 +22,18 @@ import torch
 
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
+from commandline import add_debug, guarded
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from dassl.utils import collect_env_info, set_random_seed, setup_logger
+from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
 from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
 from evaluation.rundir import prepare_run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
 
-USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError)
+# Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
+STOPPED = 75
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -60,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
     parser.add_argument("--device", default="", help="cpu, cuda or cuda:N; default: cuda when there is one")
     parser.add_argument("--overwrite", action="store_true", help="redo a run that is finished")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
 
@@ -132,7 +133,7 @@ def print_args(args: argparse.Namespace, cfg: Any) -> None:
     print(f"************\n** Config **\n************\n{cfg}")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace, stop: StopRequest) -> None:
     """Train (or load) and evaluate, then write results.json."""
     cfg = setup_cfg(args)
     TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # before anything is written
@@ -146,25 +147,26 @@ def run(args: argparse.Namespace) -> None:
         set_random_seed(cfg.SEED)
     logger = setup_logger(cfg.OUTPUT_DIR)
     try:
-        log_and_run(cfg, args, splits)
+        log_and_run(cfg, args, splits, stop)
     finally:
         if logger is not None:
             logger.close()
 
 
-def log_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str]) -> None:
+def log_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
     """Log what the run is, then run it."""
     if torch.cuda.is_available() and cfg.USE_CUDA:
         torch.backends.cudnn.benchmark = True
     print_args(args, cfg)
     print(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
-    train_and_evaluate(cfg, args, splits)
+    train_and_evaluate(cfg, args, splits, stop)
 
 
-def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]) -> None:
+def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
     """The run itself."""
     start = time.perf_counter()
     trainer = build_trainer(cfg)
+    trainer.stop_request = stop
     timing = {"build": time.perf_counter() - start}
     write_config(cfg)
     metrics: dict[str, Any] = {}
@@ -195,16 +197,18 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 done, 2 wrong input."""
-    args = build_parser().parse_args(argv)
+    """Command line; returns the exit status: 0 done, 2 wrong input, 75 stopped by SIGTERM or SIGUSR1."""
+    return guarded(run_until_stopped, build_parser().parse_args(argv))
+
+
+def run_until_stopped(args: argparse.Namespace) -> int:
+    """Run, and say how it ended if a signal stopped it."""
     try:
-        run(args)
-    except USER_ERRORS as error:
-        if args.debug:
-            traceback.print_exc()
-        text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
-        print(f"error: {text}", file=sys.stderr)
-        return 2
+        with StopRequest().listening() as stop:
+            run(args, stop)
+    except RunStopped as stopped:
+        print(f"{stopped}: nothing is lost, the same command goes on where it stopped", file=sys.stderr)
+        return STOPPED
     return 0
 
 

@@ -31,9 +31,10 @@ from benchmarks.flops import training_flops
 from benchmarks.measure import ParityError, interleave, parity, summary
 from benchmarks.memory import training_memory
 from benchmarks.setup import SIZES, build_trainer, class_names, random_batch, random_clip
+from commandline import add_debug, guarded
 
-# Published depth and length for methods whose defaults need it; two views for CoPrompt.
 UNITS = {"memory": "mib", "flops": "gflop"}
+# Published depth and length for methods whose defaults need it; two views for CoPrompt.
 OPTIONS = {
     "CoPrompt": ["DATALOADER.K_TRANSFORMS", "2"],
     "CoPrompt_BMIP": ["DATALOADER.K_TRANSFORMS", "2"],
@@ -60,6 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--precision", default="fp32", help="fp32, fp16, bf16, amp")
     parser.add_argument("--json", "--output", dest="output", help="also write the figures as JSON")
+    add_debug(parser)
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs for the configuration")
     return parser
 
@@ -191,7 +193,15 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; exit status 1 when the paths do not agree."""
-    args = build_parser().parse_args(argv)
+    return guarded(run, build_parser().parse_args(argv), {ParityError: 1})
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print, and write where asked to.
+
+    Raises:
+        ParityError: the paths do not agree.
+    """
     torch.set_num_threads(args.threads)
     rows = []
     clip_model = random_clip(args.backbone) if args.what != "memory" else None  # memory has processes of its own
@@ -202,14 +212,17 @@ def main(argv: Sequence[str] | None = None) -> int:
                     rows.append(measure_size(args, clip_model, name, classes))
                 else:
                     rows.append(measure_time(args, clip_model, name, classes))
+                write_json(args, rows)
     except ParityError as error:
-        print(f"error: {name}, {classes} classes: {error}", file=sys.stderr)
-        return 1
+        raise ParityError(f"{name}, {classes} classes: {error}") from error
     print_table(rows)
+
+
+def write_json(args: argparse.Namespace, rows: list[dict[str, Any]]) -> None:
+    """Write all rows so far, if asked to: a long measurement that is stopped keeps what it has."""
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:
-            json.dump({"machine": machine(args), "rows": rows}, file, indent=1)
-    return 0
+            json.dump({"machine": machine(args), "command": sys.argv[1:], "rows": rows}, file, indent=1)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from commandline import add_debug, guarded
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets.check import check
 from datasets.download import DownloadOptions, describe_plan, download
@@ -28,16 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     options = command_line().parse_args(arguments)
     try:
-        return options.run(options)
-    except UnknownDatasetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return guarded(options.run, options, {UnknownDatasetError: 2}, status=1)
     except KeyboardInterrupt:
         print("interrupted; what has arrived is kept, and the same command takes it up again", file=sys.stderr)
         return 130
@@ -53,6 +45,7 @@ def command_line() -> argparse.ArgumentParser:
     command = commands.add_parser("list", help="all data sets, and whether they are there")
     command.add_argument("--root", default="", metavar="DATA", help="data root, to see what is in it")
     command.set_defaults(run=run_list)
+    add_debug(command)
 
     command = add_command(commands, "check", "say what is wrong with a data set on disk, and the cure", run_check)
     command.add_argument("--deep", action="store_true", help="decode every image, not one per class")
@@ -79,6 +72,7 @@ def add_command(commands: argparse.Action, name: str, text: str, run: Callable[.
     command.add_argument("name", metavar="NAME", help=f"a data set as `list` shows it{every}")
     command.add_argument("--root", required=True, metavar="DATA", help="data root: one folder per data set")
     command.set_defaults(run=run)
+    add_debug(command)
     return command
 
 

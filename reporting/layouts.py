@@ -1,8 +1,8 @@
 """What each protocol's table shows: its columns and the words that explain them.
 
 `open_world` and `base_to_new` have one block per data set with one column per metric, `few_shot` one block per data
-set with one column per number of shots, `cross_dataset` and `domain_generalization` one block with one column per data
-set.
+set with one column per number of shots, `cross_dataset`, `domain_generalization` and `zero_shot` one block with one
+column per data set.
 """
 
 from __future__ import annotations
@@ -125,6 +125,12 @@ PROTOCOLS: Mapping[str, Protocol] = {
     ),
     "domain_generalization": Protocol(
         "Domain generalization", "dataset", (_ALL,), ("Accuracy over all classes of each data set.",)
+    ),
+    "zero_shot": Protocol(
+        "Zero-shot classification",
+        "dataset",
+        (_ALL,),
+        ("Accuracy over all classes of each data set, with hand-written prompts.",),
     ),
 }
 

@@ -10,7 +10,7 @@ from reporting.blocks import Block, Row
 from reporting.layouts import AVERAGE, Protocol
 from reporting.methods import Method
 from reporting.names import canonical_dataset, trainer_order
-from reporting.published import BMIP_AVERAGES_NOTE, Entry, load_published
+from reporting.published import AVERAGE_H_NOTE, BMIP_AVERAGES_NOTE, Entry, load_published
 from reporting.statistics import Summary
 
 CHOICES = ("measured", "all")
@@ -146,6 +146,8 @@ def _legend(entries: Sequence[Entry], numbers: dict[str, int]) -> list[str]:
         f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in "
         "brackets. They enter no average of measured numbers."
     ]
+    if any(entry.average("average_H") is not None for entry in entries):
+        lines.append(AVERAGE_H_NOTE)
     if any(entry.method == "BMIP" and entry.average_over for entry in entries):
         lines.append(BMIP_AVERAGES_NOTE)
     return [*lines, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]

@@ -7,7 +7,8 @@
 # Environment: DATA, the folder that holds one folder per data set (not needed for the bundled data), OUTPUT=output,
 #   SHOTS=16, OPTS="KEY VALUE ..." for train.py, e.g. OPTS="OPTIM.MAX_EPOCH 1". --dry-run prints the command.
 #   SOURCE=imagenet, the data set that xd_train.sh trained on.
-# Writes to OUTPUT/domain_generalization/TRAINER/CFG/DATASET/shots16/seedSEED.
+# Writes to OUTPUT/domain_generalization/TRAINER/CFG/DATASET/shots16/seedSEED; the table of all runs there:
+#   python -m reporting table --protocol domain_generalization output/domain_generalization
 # Example: DATA=data scripts/domain_gen.sh BMIP imagenet_r 1
 
 # shellcheck source=scripts/common.sh

@@ -7,7 +7,8 @@
 #   SHOTS    images per class; 1, 2, 4, 8 and 16 in the published curves
 # Environment: DATA, the folder that holds one folder per data set (not needed for the bundled data), OUTPUT=output,
 #   SEEDS="1 2 3", OPTS="KEY VALUE ..." for train.py, e.g. OPTS="OPTIM.MAX_EPOCH 1". --dry-run prints the commands.
-# Writes to OUTPUT/few_shot/TRAINER/CFG/DATASET/shotsSHOTS/seed1, 2, 3.
+# Writes to OUTPUT/few_shot/TRAINER/CFG/DATASET/shotsSHOTS/seed1, 2, 3; the table of all runs there:
+#   python -m reporting table --protocol few_shot output/few_shot
 # Example: DATA=data scripts/few_shot.sh BMIP eurosat 4
 
 # shellcheck source=scripts/common.sh

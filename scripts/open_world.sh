@@ -6,7 +6,8 @@
 #   DATASET  a file of configs/datasets
 # Environment: DATA, the folder that holds one folder per data set (not needed for the bundled data), OUTPUT=output,
 #   SHOTS=16, OPTS="KEY VALUE ..." for train.py, e.g. OPTS="OPTIM.MAX_EPOCH 1". --dry-run prints the command.
-# Writes to OUTPUT/open_world/TRAINER/CFG/DATASET/shots16/seedSEED.
+# Writes to OUTPUT/open_world/TRAINER/CFG/DATASET/shots16/seedSEED; the table of all runs there:
+#   python -m reporting table --protocol open_world output/open_world
 # Example: DATA=data scripts/open_world.sh BMIP eurosat 1
 
 # shellcheck source=scripts/common.sh

@@ -6,7 +6,8 @@
 #   CFG      the backbone's file in configs/trainers/ZeroshotCLIP, by default ViT-B/16's
 # Environment: DATA, the folder that holds one folder per data set (not needed for the bundled data), OUTPUT=output,
 #   TRAINER=ZeroshotCLIP or ZeroshotCLIP2 (an ensemble of prompts), OPTS="KEY VALUE ..." for train.py.
-# Writes to OUTPUT/zero_shot/TRAINER/CFG/DATASET/shots16/seed1.
+# Writes to OUTPUT/zero_shot/TRAINER/CFG/DATASET/shots16/seed1; the table of all runs there:
+#   python -m reporting table --protocol zero_shot output/zero_shot
 # Example: DATA=data scripts/zero_shot.sh eurosat
 
 # shellcheck source=scripts/common.sh

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sweeping.jobs import Job
-from sweeping.local import Slot, Stop, failure_reason
+from sweeping.local import STOPPED, Slot, Stop, failure_reason
 from sweeping.progress import Progress
 from sweeping.state import CONSOLE_FILE, forget_failure, is_finished, record_failure
 
@@ -67,7 +67,8 @@ class InlineLauncher:
         if reason is None:
             self.progress.finish(job)
         else:
-            record_failure(job, reason)
+            if status != STOPPED:
+                record_failure(job, reason)
             self.progress.fail(job, reason)
 
 

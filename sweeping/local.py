@@ -22,6 +22,8 @@ from sweeping.state import CONSOLE_FILE, console_tail, forget_failure, is_finish
 POLL_SECONDS = 0.1
 STOP_SECONDS = 30.0  # for a child to write its checkpoint and end
 CORES_PER_CPU_SLOT = 4
+STOPPED = 75  # train.py's exit status when a signal stopped it
+STOPPED_REASON = "stopped by a signal, its state is saved: the same command goes on"
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,8 @@ class LocalLauncher:
             if reason is None:
                 self.progress.finish(job)
             else:
-                record_failure(job, reason)
+                if status != STOPPED:  # which is no fault of the command
+                    record_failure(job, reason)
                 self.progress.fail(job, reason)
 
     def _end_children(self) -> None:
@@ -217,6 +220,8 @@ def failure_reason(job: Job, status: int) -> str | None:
         return None
     if status == 0:
         return "ended without results"
+    if status == STOPPED:
+        return STOPPED_REASON
     ending = f"killed by {_signal_name(-status)}" if status < 0 else f"exit status {status}"
     errors = [line for line in console_tail(job.folder) if line.startswith("error:")]
     return f"{ending}, {errors[-1]}" if errors else ending

@@ -98,6 +98,12 @@ def test_a_mended_command_needs_no_retry(make_job, run):
     assert earlier_failure(make_job("a", "finish")) is None
 
 
+def test_a_run_that_somebody_stopped_goes_on_without_retry(make_job, run, capsys):
+    assert run([make_job("a", "stopped")]) == 1
+    assert "stopped by a signal, its state is saved: the same command goes on" in capsys.readouterr().out
+    assert run([make_job("a", "stopped")]) == 0
+
+
 def test_a_run_that_leaves_no_results_has_failed(make_job, run, capsys):
     assert run([make_job("a", "nothing")]) == 1
     assert "ended without results" in capsys.readouterr().out

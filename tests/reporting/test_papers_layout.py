@@ -3,8 +3,10 @@
 import pytest
 
 from reporting.__main__ import main
+from reporting.layouts import PROTOCOLS
 from reporting.runs import load_runs
 from reporting.table import build_table
+from sweeping.protocols import PROTOCOLS as SWEPT
 
 
 def test_a_block_per_metric_with_data_sets_and_their_average_as_columns(runs):
@@ -59,3 +61,20 @@ def test_the_html_table_is_one_sortable_page(runs, capsys, protocol):
     assert '<table class="sortable">' in page
     assert "&lt;b&gt;&amp;&#x27;&quot;" in page
     assert "<b>" not in page
+
+
+def test_a_zero_shot_table_has_data_sets_as_columns_and_their_average(runs, capsys):
+    for dataset, accuracy in (("Digits", 50.0), ("EuroSAT", 60.0)):
+        metrics = {"all": {"accuracy": accuracy}}
+        runs.add(metrics, protocol="zero_shot", trainer="ZeroshotCLIP", zero_shot=True, dataset=dataset)
+    table = build_table(load_runs([runs.root]))
+    assert table.blocks[0].keys == ("EuroSAT", "Digits", "average")
+    assert [cell.mean for cell in table.blocks[0].rows[0].cells] == [60.0, 50.0, 55.0]
+    page = runs.root / "page.html"
+    assert main(["html", str(runs.root), "-o", str(page)]) == 0
+    assert 'id="zero_shot"' in page.read_text()
+    assert capsys.readouterr().err == ""
+
+
+def test_every_protocol_that_a_sweep_runs_has_a_table():
+    assert {protocol.name for protocol in SWEPT.values()} <= PROTOCOLS.keys()

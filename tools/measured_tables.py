@@ -1,0 +1,178 @@
+"""Make the README's and docs' tables of measured numbers anew: after the bundled model, its data or a method changed.
+
+    python -m tools.measured_tables                  # all of them
+    python -m tools.measured_tables "demo table"     # some, by name; --list says which there are
+
+Each table stands between two marks, `<!-- NAME: begin -->` and `<!-- NAME: end -->`, and is what its script prints.
+Runs lie in a folder named after the bundled model's hash, so that a new model never finds the old one's runs; finished
+runs are skipped, so that a stopped call goes on. A file changes when its table is complete, and never otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from reporting.files import write_file
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = ROOT / "assets" / "tiny_clip.pt"
+FEW = "ZeroshotCLIP CoOp MaPLe BMIP"
+EVERY = (
+    *("ZeroshotCLIP", "CoOp", "CoCoOp", "KgCoOp", "ProDA", "VPT", "IVLP", "MaPLe", "PromptSRC", "CoPrompt", "BMIP"),
+    *("MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
+)
+
+
+class TableError(RuntimeError):
+    """A table that cannot be made or has no place; the message says what to do."""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A table, where it stands and how it is made.
+
+    Args:
+        name: in its marks.
+        file: below the repository's folder.
+        command: prints the table at its end; "{python}" is this Python.
+        environment: the script's variables; "{output}" is the folder of the runs.
+        legend: whether the lines below the table belong to it.
+    """
+
+    name: str
+    file: str
+    command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+    legend: bool = True
+
+
+def _table(script: str, **variables: str) -> Section:
+    environment = {"DATASETS": "bundled", "SEEDS": "1 2 3", "OUTPUT": "{output}"} | variables
+    return Section(script, "docs/measured.md", ("bash", f"scripts/tables/{script}.sh"), environment)
+
+
+SECTIONS = (
+    Section("demo table", "README.md", ("bash", "scripts/demo.sh"), {"OUTPUT": "{output}/demo"}),
+    Section(
+        *("every method", "README.md", ("bash", "scripts/demo.sh", "--all"), {"OUTPUT": "{output}/demo"}), legend=False
+    ),
+    _table("cross_dataset", TRAINERS=FEW),
+    _table("domain_generalization", TRAINERS=FEW),
+    _table("few_shot_curve", TRAINERS=FEW),
+    *(_table(f"ablation_{what}") for what in ("aggregation", "depth", "length", "sharing")),
+    Section(
+        "cost",
+        "docs/measured.md",
+        ("{python}", "-W", "ignore", "-m", "sweeping.cost", "--classes", "100", "--trainers", *EVERY),
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
+    parser = argparse.ArgumentParser(
+        prog="python -m tools.measured_tables",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    names = [section.name for section in SECTIONS]
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(names)}")
+    parser.add_argument("--output", type=Path, default=ROOT / "output" / "measured", help="folder of the runs")
+    parser.add_argument("--list", action="store_true", help="print names and commands only")
+    args = parser.parse_args(argv)
+    unknown = [name for name in args.names if name not in names]
+    if unknown:
+        parser.error(f"no table {unknown[0]!r}; there are: {', '.join(names)}")
+    output = args.output.absolute() / hashlib.sha256(MODEL.read_bytes()).hexdigest()[:12]
+    try:
+        for section in SECTIONS:
+            if not args.names or section.name in args.names:
+                if args.list:
+                    print(f"{section.name}: {_shown(section)}")
+                else:
+                    refresh(section, output, ROOT)
+    except (TableError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def refresh(section: Section, output: Path, root: Path) -> None:
+    """Run a section's command and put what it prints in place.
+
+    Args:
+        section: which table.
+        output: folder of the runs.
+        root: the folder that the section's file is relative to.
+
+    Raises:
+        TableError: the command fails or prints no table, or the file has not both marks once.
+    """
+    path = root / section.file
+    replaced(path.read_text(encoding="utf-8"), section.name, "", path)  # a missing mark is said before hours of runs
+    print(f"== {section.name}: {_shown(section)}", file=sys.stderr)
+    table = table_in(_printed(section, output), section.legend)
+    if not table:
+        raise TableError(f"{section.name}: {_shown(section)} printed no table")
+    write_file(path, replaced(path.read_text(encoding="utf-8"), section.name, table, path), force=True)
+
+
+def replaced(text: str, name: str, table: str, where: object) -> str:
+    """A page's text with another table between the marks of this name.
+
+    Raises:
+        TableError: the text has not both marks once, in order.
+    """
+    begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
+    if (text.count(begin), text.count(end)) != (1, 1) or text.index(begin) > text.index(end):
+        raise TableError(f"{where} must have the lines {begin.strip()} and {end} once each")
+    head, rest = text.split(begin)
+    return f"{head}{begin}{table}{end}{rest.split(end)[1]}"
+
+
+def table_in(printed: str, legend: bool) -> str:
+    """The last table that was printed, below its title, with the lines under it where they are asked for.
+
+    The heading of a table's only block goes with the title; where there are several, they stay.
+    """
+    lines = printed.splitlines()
+    titles = [index for index, line in enumerate(lines) if line.startswith("## ")]
+    lines = lines[titles[-1] + 1 :] if titles else lines
+    rows = [index for index, line in enumerate(lines) if line.startswith("|")]
+    if not rows:
+        return ""
+    if sum(line.startswith("### ") for line in lines) > 1:
+        rows[0] = next(index for index, line in enumerate(lines) if line.startswith("### "))
+    kept = lines[rows[0] :] if legend else lines[rows[0] : rows[-1] + 1]
+    return "\n".join(kept).strip() + "\n"
+
+
+def _printed(section: Section, output: Path) -> str:
+    """What the command prints, which also goes to the terminal as it comes."""
+    variables = {key: value.format(output=output) for key, value in section.environment.items()}
+    environment = os.environ | {"VIRTUAL_ENV": sys.prefix} | variables
+    command = [word.format(python=sys.executable) for word in section.command]
+    lines = []
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            sys.stderr.write(line)
+            lines.append(line)
+    if process.returncode != 0:
+        raise TableError(f"{section.name}: {_shown(section)} ended with status {process.returncode}")
+    return "".join(lines)
+
+
+def _shown(section: Section) -> str:
+    variables = [f'{key}="{value}"' for key, value in section.environment.items() if key != "OUTPUT"]
+    return " ".join([*variables, *(word.format(python="python") for word in section.command)])
+
+
+if __name__ == "__main__":
+    sys.exit(main())
