@@ -40,7 +40,10 @@ def build_record(
         "selection_rule": selection_rule(cfg),
         "eval_only": eval_only,
         "config": plain_config(cfg),
-        "environment": collect_environment(trainer.device, precision_of(trainer)),
+        "environment": {
+            **collect_environment(trainer.device, precision_of(trainer)),
+            **({"frozen_linear": trainer.linear_kernels} if hasattr(trainer, "linear_kernels") else {}),
+        },
         "data": describe_data(trainer),
         "model": describe_model(trainer),
         "metrics": dict(metrics),

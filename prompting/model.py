@@ -78,6 +78,10 @@ class PromptedCLIP(nn.Module):
     def classnames(self) -> tuple[str, ...]:
         return self.layout.classnames
 
+    def checkpoint_activations(self, recompute: bool = True) -> None:
+        """Keep only every layer's input for the backward pass: less memory, one more forward pass, the same values."""
+        self.text_encoder.recompute = self.image_encoder.recompute = recompute
+
     def set_classes(self, classnames: Sequence[str]) -> None:
         """Classify over another class list from now on; no trained tensor changes."""
         self.layout = self.prompt_learner.layout(classnames)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_mass
 from prompting.layout import PromptLayout
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts
+from prompting.recompute import run_layer
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,12 @@ class TextEncoder(nn.Module):
 
     Args:
         clip_model: a CLIP with OpenAI's attribute layout; its modules are used, not changed.
+
+    Attributes:
+        recompute: keep only each layer's input for the backward pass (:mod:`prompting.recompute`).
     """
+
+    recompute = False
 
     def __init__(self, clip_model: nn.Module) -> None:
         super().__init__()
@@ -158,9 +164,8 @@ class TextEncoder(nn.Module):
         packing = self._packing(layout, prompts)
         x, qkv = self._first_layer_rows(packing, prompts.context)
         for index, block in enumerate(self.blocks[:-1]):
-            if index > 0:
-                x, qkv = self._project(block, x, prompts.deep.get(index), packing, QKV)
-            x = finish(block, x, self._attend(qkv, packing))
+            first = qkv if index == 0 else None
+            x = run_layer(self.recompute, self._layer, block, x, first, prompts.deep.get(index), packing)
         features = self._last_layer(x, prompts.deep.get(self.n_layers - 1), packing)
         return features if grouped else features[0]
 
@@ -186,6 +191,14 @@ class TextEncoder(nn.Module):
             x = torch.cat([x.expand(len(own), -1, -1), own], dim=1)
             qkv = torch.cat([qkv.expand(len(own), -1, -1, -1, -1), project(self.blocks[0], own)], dim=1)
         return x[:, packing.packed_order], qkv[:, packing.packed_order]
+
+    def _layer(
+        self, block: nn.Module, x: Tensor, qkv: Tensor | None, deep: DeepPrompt | None, packing: Packing
+    ) -> Tensor:
+        """One layer but the last; layer 0 comes with its Q, K, V."""
+        if qkv is None:
+            x, qkv = self._project(block, x, deep, packing, QKV)
+        return finish(block, x, self._attend(qkv, packing))
 
     def _project(
         self, block: nn.Module, x: Tensor, deep: DeepPrompt | None, packing: Packing, rows: tuple[int, int]
