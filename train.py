@@ -29,6 +29,7 @@ from dassl.utils import collect_env_info, set_random_seed, setup_logger
 from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
+from evaluation.reuse import train_on_features
 from evaluation.rundir import prepare_run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
 
@@ -183,6 +184,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
         trainer.final_evaluation = (
             evaluate  # Dassl deploys the last or best model, then tests: here on all class splits
         )
+        train_on_features(trainer, cfg)
         trainer.train()
     if not metrics:
         return

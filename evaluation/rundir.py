@@ -27,6 +27,9 @@ FREE_KEYS = (
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.TRACKERS",
+    "FEATURES.REUSE",
+    "FEATURES.FOLDER",
+    "FEATURES.MAX_GIB",
 )
 WRITTEN = (
     "results.json",
