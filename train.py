@@ -13,6 +13,7 @@ has a results.json and is skipped; an unfinished one goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 import traceback
@@ -32,6 +33,7 @@ from evaluation.results import write_results
 from evaluation.reuse import train_on_features
 from evaluation.rundir import prepare_run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
+from trainers.together import join_trainer, run_together
 
 USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError)
 
@@ -45,6 +47,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", default="", help="where the run writes")
     parser.add_argument("--resume", default="", help="folder of an unfinished run to go on with")
     parser.add_argument("--seed", type=int, default=-1, help="draws the few-shot sample; negative: random")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[],
+        help="several seeds at once in this process, faster than one after the other; --output-dir must hold {seed}",
+    )
     parser.add_argument("--source-domains", nargs="+", help="source domains, for domain data sets")
     parser.add_argument("--target-domains", nargs="+", help="target domains, for domain data sets")
     parser.add_argument("--transforms", nargs="+", help="training transforms")
@@ -166,6 +175,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
     """The run itself."""
     start = time.perf_counter()
     trainer = build_trainer(cfg)
+    join_trainer(trainer)
     timing = {"build": time.perf_counter() - start}
     write_config(cfg)
     metrics: dict[str, Any] = {}
@@ -199,6 +209,44 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 2 wrong input."""
     args = build_parser().parse_args(argv)
+    if not args.seeds:
+        return attempt(args)
+    try:
+        runs = one_per_seed(args)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return max(run_together([functools.partial(attempt, one) for one in runs]))
+
+
+def one_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options of each seed's run, its number in place of {seed} in the folders.
+
+    Raises:
+        ValueError: seeds would share a folder.
+    """
+    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: give different numbers, 0 or more")
+    if args.seed >= 0:
+        raise ValueError("--seed and --seeds exclude each other")
+    for option in ("output_dir", "resume"):
+        value = getattr(args, option)
+        if (value or option == "output_dir") and "{seed}" not in value:
+            raise ValueError(
+                f"--{option.replace('_', '-')} {value!r}: with --seeds it must hold {{seed}}, "
+                "for example output/CoOp/seed{seed}, so that every seed has a folder of its own"
+            )
+    folders = ("output_dir", "resume", "model_dir")
+    return [
+        argparse.Namespace(
+            **vars(args) | {"seed": seed} | {name: getattr(args, name).replace("{seed}", str(seed)) for name in folders}
+        )
+        for seed in args.seeds
+    ]
+
+
+def attempt(args: argparse.Namespace) -> int:
+    """One run; returns the exit status and prints what the user can mend."""
     try:
         run(args)
     except USER_ERRORS as error:

@@ -301,7 +301,7 @@ class PromptTrainer(TrainerX):
         """One step with loss scaling: steps whose scaled gradients overflow are skipped by the scaler."""
         self.detect_anomaly(loss)
         self.optim.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.model_backward(self.scaler.scale(loss))
         self.scaler.step(self.optim)
         self.scaler.update()
 
