@@ -28,6 +28,9 @@ FREE_KEYS = (
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.TRACKERS",
+    "FEATURES.REUSE",
+    "FEATURES.FOLDER",
+    "FEATURES.MAX_GIB",
 )
 WRITTEN = (
     "results.json",
