@@ -29,12 +29,14 @@ from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_se
 from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
-from evaluation.rundir import prepare_run_dir, write_config
+from evaluation.rundir import run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
+from sweeping.lock import LockedError
 
 USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError)
 # Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
 STOPPED = 75
+BUSY = 69  # another process works in the output folder (EX_UNAVAILABLE)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -140,9 +142,15 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
     TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # before anything is written
     splits = class_splits_of(cfg)
     check_trackers(cfg)
-    if prepare_run_dir(cfg, args.overwrite):
-        print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
-        return
+    with run_dir(cfg, args.overwrite) as finished:
+        if finished:
+            print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
+            return
+        seed_and_run(cfg, args, splits, stop)
+
+
+def seed_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
+    """Seed the generators and open the log, then run."""
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -198,7 +206,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 done, 2 wrong input, 75 stopped by SIGTERM or SIGUSR1."""
+    """Command line; returns the exit status: 0 done, 2 wrong input, 69 folder in use, 75 stopped by a signal."""
     args = build_parser().parse_args(argv)
     try:
         with StopRequest().listening() as stop:
@@ -206,6 +214,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RunStopped as stopped:
         print(f"{stopped}: nothing is lost, the same command goes on where it stopped", file=sys.stderr)
         return STOPPED
+    except LockedError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return BUSY
     except USER_ERRORS as error:
         if args.debug:
             traceback.print_exc()
