@@ -31,12 +31,14 @@ from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
 from evaluation.reuse import train_on_features
-from evaluation.rundir import prepare_run_dir, write_config
+from evaluation.rundir import run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
+from sweeping.lock import LockedError
 from trainers.together import join_trainer, run_together
 
 # Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
 STOPPED = 75
+BUSY = 69  # another process works in the output folder (EX_UNAVAILABLE)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -149,9 +151,15 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
     TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # before anything is written
     splits = class_splits_of(cfg)
     check_trackers(cfg)
-    if prepare_run_dir(cfg, args.overwrite):
-        print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
-        return
+    with run_dir(cfg, args.overwrite) as finished:
+        if finished:
+            print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
+            return
+        seed_and_run(cfg, args, splits, stop)
+
+
+def seed_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
+    """Seed the generators and open the log, then run."""
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -209,9 +217,9 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 done, 2 wrong input, 75 stopped by SIGTERM or SIGUSR1."""
+    """Command line; returns the exit status: 0 done, 2 wrong input, 69 folder in use, 75 stopped by a signal."""
     args = build_parser().parse_args(argv)
-    return guarded(run_seeds if args.seeds else run_until_stopped, args)
+    return guarded(run_seeds, args) if args.seeds else run_one(args)
 
 
 def run_seeds(args: argparse.Namespace) -> int:
@@ -219,7 +227,7 @@ def run_seeds(args: argparse.Namespace) -> int:
 
     A signal ends them where they are: each goes on after its last finished epoch.
     """
-    runs = [functools.partial(guarded, run_until_stopped, one) for one in one_per_seed(args)]
+    runs = [functools.partial(run_one, one) for one in one_per_seed(args)]
     try:
         with StopRequest().listening():
             return max(run_together(runs))
@@ -251,6 +259,11 @@ def one_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
         )
         for seed in args.seeds
     ]
+
+
+def run_one(args: argparse.Namespace) -> int:
+    """One run; returns its exit status and says what the user can mend."""
+    return guarded(run_until_stopped, args, {LockedError: BUSY})
 
 
 def run_until_stopped(args: argparse.Namespace) -> int:

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dassl.utils import atomic_write
 from reporting.runs import RESULTS_FILE, read_results
+from sweeping.lock import RUN_LOCK, SWEEP_LOCK, locked
 
 CONFIG_FILE = "config.yaml"
+LEFTOVER_LOCK_SECONDS = 60.0
 # Settings that may differ between a run and its continuation: where files lie and how fast they are read.
 FREE_KEYS = (
     "OUTPUT_DIR",
@@ -45,6 +51,33 @@ WRITTEN = (
 
 class RunDirError(ValueError):
     """An output folder that this run must not or cannot write to."""
+
+
+@contextmanager
+def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
+    """Have the output folder to oneself, ready to be written to.
+
+    Args:
+        cfg: the run's configuration.
+        overwrite: see `prepare_run_dir`.
+
+    Yields:
+        True when the folder holds this very run, finished: there is nothing to do, and nothing was touched.
+
+    Raises:
+        RunDirError: see `prepare_run_dir`.
+        LockedError: another process works in the folder; it is named.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    if not overwrite and (folder / RESULTS_FILE).exists():
+        yield prepare_run_dir(cfg)
+        return
+    _require_writable(folder)
+    with locked(folder):
+        finished = prepare_run_dir(cfg, overwrite)
+        if not finished:
+            remove_leftovers(folder)
+        yield finished
 
 
 def prepare_run_dir(cfg: Any, overwrite: bool = False) -> bool:
@@ -77,10 +110,17 @@ def prepare_run_dir(cfg: Any, overwrite: bool = False) -> bool:
 
 def write_config(cfg: Any) -> None:
     """Write config.yaml, so that a continuation can be held to it."""
-    path = Path(cfg.OUTPUT_DIR) / CONFIG_FILE
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(yaml.safe_dump(plain_config(cfg), sort_keys=True), encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(Path(cfg.OUTPUT_DIR) / CONFIG_FILE, "w") as file:
+        file.write(yaml.safe_dump(plain_config(cfg), sort_keys=True))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files of a run that was killed while it wrote them."""
+    for path in folder.rglob(".*.tmp"):
+        # a process that asks for the lock just now has such a file for a moment
+        is_lock = path.name.startswith((RUN_LOCK, SWEEP_LOCK))
+        if not is_lock or time.time() - path.stat().st_mtime > LEFTOVER_LOCK_SECONDS:
+            path.unlink(missing_ok=True)
 
 
 def remove_run(folder: Path) -> None:
@@ -130,7 +170,7 @@ def _require_same(earlier: dict[str, Any], now: dict[str, Any], folder: Path, wh
 def _require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test.{os.getpid()}"
+        probe = folder / f".write-test.{os.getpid()}.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:
