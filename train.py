@@ -23,13 +23,13 @@ import torch
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
 from commandline import add_debug, guarded
-from dassl.config import get_cfg_default
+from dassl.config import check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import collect_env_info, set_random_seed, setup_logger
 from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
-from evaluation.rundir import prepare_run_dir, write_config
+from evaluation.rundir import clean_start, prepare_run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
 
 
@@ -133,9 +133,18 @@ def print_args(args: argparse.Namespace, cfg: Any) -> None:
 def run(args: argparse.Namespace) -> None:
     """Train (or load) and evaluate, then write results.json."""
     cfg = setup_cfg(args)
-    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # before anything is written
+    with clean_start(cfg.OUTPUT_DIR):
+        prepare_and_run(cfg, args)
+
+
+def prepare_and_run(cfg: Any, args: argparse.Namespace) -> None:
+    """Check what can be checked without data and weights, make the output folder ready, and run."""
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # before anything is written
     splits = class_splits_of(cfg)
     check_trackers(cfg)
+    check_cfg(cfg)
+    if args.eval_only and not args.model_dir and getattr(trainer, "needs_training", False):
+        raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
     if prepare_run_dir(cfg, args.overwrite):
         print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
         return
@@ -164,6 +173,8 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
     start = time.perf_counter()
     trainer = build_trainer(cfg)
     timing = {"build": time.perf_counter() - start}
+    if args.eval_only:  # before anything is written: the weights may be missing or not fit
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
     write_config(cfg)
     metrics: dict[str, Any] = {}
 
@@ -175,7 +186,6 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
         timing["evaluation"] = time.perf_counter() - begin
 
     if args.eval_only:
-        trainer.load_model(args.model_dir, epoch=args.load_epoch)
         evaluate()
     elif not args.no_train:
         trainer.final_evaluation = (
