@@ -24,14 +24,14 @@ import torch
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
 from commandline import add_debug, guarded
-from dassl.config import get_cfg_default
+from dassl.config import check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
 from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
 from evaluation.reuse import train_on_features
-from evaluation.rundir import run_dir, write_config
+from evaluation.rundir import clean_start, run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
 from sweeping.lock import LockedError
 from trainers.together import join_trainer, run_together
@@ -148,14 +148,27 @@ def print_args(args: argparse.Namespace, cfg: Any) -> None:
 def run(args: argparse.Namespace, stop: StopRequest) -> None:
     """Train (or load) and evaluate, then write results.json."""
     cfg = setup_cfg(args)
-    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # before anything is written
-    splits = class_splits_of(cfg)
-    check_trackers(cfg)
-    with run_dir(cfg, args.overwrite) as finished:
+    splits = check_run(cfg, args)
+    with clean_start(cfg.OUTPUT_DIR), run_dir(cfg, args.overwrite) as finished:
         if finished:
             print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
             return
         seed_and_run(cfg, args, splits, stop)
+
+
+def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
+    """Check what can be checked without data and weights, before anything is written; returns the class splits.
+
+    Raises:
+        ValueError: a setting cannot be used; the message names it and the cure.
+    """
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    splits = class_splits_of(cfg)
+    check_trackers(cfg)
+    check_cfg(cfg)
+    if args.eval_only and not args.model_dir and getattr(trainer, "needs_training", False):
+        raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
+    return splits
 
 
 def seed_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
@@ -187,6 +200,8 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
     trainer.stop_request = stop
     join_trainer(trainer)
     timing = {"build": time.perf_counter() - start}
+    if args.eval_only:  # before anything is written: the weights may be missing or not fit
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
     write_config(cfg)
     metrics: dict[str, Any] = {}
 
@@ -198,7 +213,6 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
         timing["evaluation"] = time.perf_counter() - begin
 
     if args.eval_only:
-        trainer.load_model(args.model_dir, epoch=args.load_epoch)
         evaluate()
     elif not args.no_train:
         trainer.final_evaluation = (

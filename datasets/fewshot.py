@@ -56,6 +56,7 @@ class FewShotDataset(DatasetBase):
             not among the shots; without shots there are none. Test images never validate.
         test_only: a test set: its test images also stand in for training images, which the engine needs for the
             class names; nothing may be trained on them.
+        has_domains: whether DATASET.SOURCE_DOMAINS and TARGET_DOMAINS choose among its images.
         all_classnames: the class names before base or new classes were taken.
         split_sha256: hash of the split file, or of the listed images where there is none.
         fewshot_sha256: hash of the images drawn for train and val, before base or new classes were taken; None when
@@ -69,8 +70,10 @@ class FewShotDataset(DatasetBase):
     template: str = "a photo of a {}."
     val_from_train: ClassVar[bool] = False
     test_only: ClassVar[bool] = False
+    has_domains: ClassVar[bool] = False
 
     def __init__(self, cfg: Any) -> None:
+        self.check_settings(cfg)
         self.source = self.find_source(cfg.DATASET.ROOT, cfg)
         self.dataset_dir = self.find_folder(cfg.DATASET.ROOT, cfg)
         self.image_dir = find_image_dir(self.dataset_dir, self.image_folder)
@@ -82,6 +85,21 @@ class FewShotDataset(DatasetBase):
         train, val = self.choose(split, cfg)
         train, val, test = subsample_classes(train, val, split.test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=train, val=val, test=test)
+
+    @classmethod
+    def check_settings(cls, cfg: Any) -> None:
+        """Refuse settings that this data set would not heed.
+
+        Raises:
+            ValueError: domains of a data set without, or a template without one place for the class name.
+        """
+        for key in () if cls.has_domains else ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
+            if cfg.DATASET[key]:
+                raise ValueError(
+                    f"DATASET.{key} is {list(cfg.DATASET[key])}, but {cls.__name__} has no domains: leave it out"
+                )
+        if cfg.DATASET.TEMPLATE and cfg.DATASET.TEMPLATE.count("{}") != 1:
+            raise ValueError(f"DATASET.TEMPLATE is {cfg.DATASET.TEMPLATE!r}: write one {{}} for the class name")
 
     @classmethod
     def find_source(cls, root: str, cfg: Any = None) -> str:

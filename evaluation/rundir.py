@@ -10,15 +10,16 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dassl.config.yamlfile import read_yaml
 from dassl.utils import atomic_write
 from reporting.runs import RESULTS_FILE, read_results
-from sweeping.lock import RUN_LOCK, SWEEP_LOCK, locked
+from sweeping.lock import RUN_LOCK, SWEEP_LOCK, LockedError, locked
 
 CONFIG_FILE = "config.yaml"
 LEFTOVER_LOCK_SECONDS = 60.0
@@ -102,10 +103,39 @@ def prepare_run_dir(cfg: Any, overwrite: bool = False) -> bool:
         _require_same(flatten(read_results(folder / RESULTS_FILE)["config"]), settings, folder, "a finished run")
         return True
     elif (folder / CONFIG_FILE).exists():
-        earlier = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        _require_same(flatten(earlier or {}), settings, folder, "an unfinished run")
+        earlier = read_yaml(folder / CONFIG_FILE)
+        _require_same(flatten(earlier if isinstance(earlier, dict) else {}), settings, folder, "an unfinished run")
     _require_writable(folder)
     return False
+
+
+@contextmanager
+def clean_start(output_dir: str) -> Iterator[None]:
+    """Leave nothing of a run that fails before it has begun, that is before its config.yaml is written.
+
+    Logs of this start, and folders made for it, are removed when they hold nothing else; what was there stays.
+    """
+    folder = Path(output_dir)
+    before = set(os.listdir(folder)) if folder.is_dir() else set()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except LockedError:  # the new logs are another run's
+        raise
+    except BaseException:
+        if not (folder / CONFIG_FILE).exists():
+            _remove_start(folder, before, made)
+        raise
+
+
+def _remove_start(folder: Path, before: set[str], made: list[Path]) -> None:
+    """Remove the new logs in a folder, then folders that are empty and new, the innermost first."""
+    for path in folder.glob("log.txt*"):
+        if path.name not in before:
+            path.unlink(missing_ok=True)
+    for path in [path for path in folder.glob("*/") if path.name not in before] + made:
+        with suppress(OSError):  # it holds something, or another run has taken it
+            path.rmdir()
 
 
 def write_config(cfg: Any) -> None:
