@@ -104,7 +104,9 @@ class FewShotDataset(DatasetBase):
     @classmethod
     def find_source(cls, root: str, cfg: Any = None) -> str:
         """Absolute path of the data set's folder under the data root; data of your own may be a file instead."""
-        return find_dataset_dir(root, cls.dataset_dir)
+        info = known_datasets().get(cls.__name__)
+        fetch = f"Fetch it with: python -m datasets download {info.name} --root {root}" if info else cls.split_help
+        return find_dataset_dir(root, cls.dataset_dir, fetch)
 
     @classmethod
     def find_folder(cls, root: str, cfg: Any = None) -> str:
