@@ -10,16 +10,14 @@ import argparse
 import csv
 import json
 import sys
-import traceback
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from commandline import add_debug, guarded
+from datasets.imagefolders import EXTENSIONS, is_clutter
 from trainers.predictor import Classifier, Prediction, load_run, zero_shot
-
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-USER_ERRORS = (ValueError, KeyError, OSError)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -36,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=("text", "json", "csv"), default="text")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--device", default="", help="cpu or cuda; default: cuda when there is one")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    add_debug(parser)
     return parser
 
 
@@ -49,9 +47,9 @@ def find_images(places: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
-            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not is_clutter(p.name))
             if not inside:
-                raise FileNotFoundError(f"{place} holds no image ({', '.join(IMAGE_ENDINGS)})")
+                raise FileNotFoundError(f"{place} holds no image ({', '.join(EXTENSIONS)})")
             found += inside
         elif place.is_file():
             found.append(place)
@@ -130,15 +128,7 @@ def run(args: argparse.Namespace) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status: 0 done, 2 wrong input."""
-    args = build_parser().parse_args(argv)
-    try:
-        run(args)
-    except USER_ERRORS as error:
-        if args.debug:
-            traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return guarded(run, build_parser().parse_args(argv))
 
 
 if __name__ == "__main__":

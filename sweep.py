@@ -19,6 +19,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from commandline import add_debug, guarded
 from reporting.runs import ResultsError
 from sweeping.inline import InlineLauncher
 from sweeping.jobs import Job, Plan, Variation, build_queue, protocol_named, variations_of
@@ -81,19 +82,14 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--retry", action="store_true", help="run again what failed in an earlier call")
     how.add_argument("--dry-run", action="store_true", help="print the commands only")
     how.add_argument("--list-results", action="store_true", help="print the paths of the finished runs' results only")
+    add_debug(how)
     SlurmOptions.add_arguments(parser.add_argument_group("Slurm"))
     return parser
 
 
 def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
-    """The options, and the KEY VALUE pairs after ``--``.
-
-    Raises:
-        SweepError: a key without a value.
-    """
+    """The options, and the words after ``--``."""
     own, _, pairs = (list(part) for part in _split_at(argv, "--"))
-    if len(pairs) % 2:
-        raise SweepError(f"after -- come KEY VALUE pairs; {pairs[-1]!r} has no value")
     return build_parser().parse_args(own), tuple(pairs)
 
 
@@ -108,6 +104,8 @@ def plan_of(args: argparse.Namespace, pairs: tuple[str, ...]) -> Plan:
     Raises:
         SweepError: it makes no sense.
     """
+    if len(pairs) % 2:
+        raise SweepError(f"after -- come KEY VALUE pairs; {pairs[-1]!r} has no value")
     datasets, source = tuple(args.datasets), args.source
     if datasets == ("bundled",):
         datasets, source = bundled_plan(protocol_named(args.protocol), source)
@@ -132,13 +130,14 @@ def plan_of(args: argparse.Namespace, pairs: tuple[str, ...]) -> Plan:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    try:
-        args, pairs = parse(sys.argv[1:] if argv is None else argv)
-        plan = plan_of(args, pairs)
-        return show_or_run(build_queue(plan), args, plan.output)
-    except (SweepError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    args, pairs = parse(sys.argv[1:] if argv is None else argv)
+    return guarded(lambda args: run(args, pairs), args)
+
+
+def run(args: argparse.Namespace, pairs: tuple[str, ...]) -> int:
+    """Plan the queue and do with it what the command line asks for."""
+    plan = plan_of(args, pairs)
+    return show_or_run(build_queue(plan), args, plan.output)
 
 
 def show_or_run(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:

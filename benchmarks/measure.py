@@ -33,13 +33,15 @@ def seconds_of(work: Callable[[], Any], device: str) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def interleave(works: dict[str, Callable[[], Any]], device: str, rounds: int) -> dict[str, list[float]]:
-    """Seconds of each work in turn, A B A B ..., after one uncounted round, so that drift hits all alike."""
+def interleave(
+    works: dict[str, Callable[[], Any]], device: str, rounds: int, warm_up: int = 1
+) -> dict[str, list[float]]:
+    """Seconds of each work in turn, A B A B ..., so that drift hits all alike; the first rounds do not count."""
     times: dict[str, list[float]] = {name: [] for name in works}
-    for round_index in range(rounds + 1):
+    for round_index in range(warm_up + rounds):
         for name, work in works.items():
             seconds = seconds_of(work, device)
-            if round_index > 0:
+            if round_index >= warm_up:
                 times[name].append(seconds)
     return times
 
@@ -59,12 +61,14 @@ def summary(times: dict[str, list[float]]) -> dict[str, Any]:
 def parity(trainers: dict[str, Any], batch: dict[str, Any]) -> dict[str, float]:
     """Largest logit difference and smallest gradient cosine between the paths, on the same weights and images.
 
+    Both minimise the plain trainer's objective, which knows the classes that are compared.
+
     Raises:
         ParityError: beyond the product's bounds.
     """
     fast, plain = trainers["fast"], trainers["plain"]
     plain.model.prompt_learner.load_state_dict(fast.model.prompt_learner.state_dict())
-    outputs = {name: _logits_and_gradients(trainer, batch) for name, trainer in trainers.items()}
+    outputs = {name: _logits_and_gradients(trainer, plain.objective, batch) for name, trainer in trainers.items()}
     difference = float((outputs["fast"][0] - outputs["plain"][0]).abs().max())
     cosine = min(
         float(F.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
@@ -76,11 +80,13 @@ def parity(trainers: dict[str, Any], batch: dict[str, Any]) -> dict[str, float]:
     return {"max_logit_difference": difference, "min_gradient_cosine": cosine}
 
 
-def _logits_and_gradients(trainer: Any, batch: dict[str, Any]) -> tuple[torch.Tensor, list[torch.Tensor]]:
+def _logits_and_gradients(
+    trainer: Any, objective: Any, batch: dict[str, Any]
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
     images, labels = trainer.parse_batch_train(batch)
-    if hasattr(trainer.objective, "step"):
-        trainer.objective.step = 0  # the same draw for both
-    loss = trainer.objective(trainer.model, images, labels)
+    if hasattr(objective, "step"):
+        objective.step = 0  # the same draw for both
+    loss = objective(trainer.model, images, labels)
     parameters = [p for p in trainer.model.prompt_learner.parameters() if p.requires_grad]
     gradients = torch.autograd.grad(loss.total, parameters)
     return loss.output.logits.detach(), list(gradients)

@@ -13,9 +13,14 @@ import torch
 from benchmarks.setup import build_trainer, random_batch, random_clip
 
 
-def training_memory(backbone: str, trainer: str, n_classes: int, path: str, batch: int, options: list[str]) -> float:
-    """MiB that two training steps on the CPU add to the process's peak; a fresh process, since a peak never falls."""
-    arguments = json.dumps([backbone, trainer, n_classes, path, batch, options])
+def training_memory(
+    backbone: str, trainer: str, n_classes: int, path: str, batch: int, options: list[str], device: str = "cpu"
+) -> float:
+    """MiB that two training steps add to the peak of the process, or of CUDA's allocator.
+
+    It is a fresh process, since a process's peak never falls.
+    """
+    arguments = json.dumps([backbone, trainer, n_classes, path, batch, options, device])
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -23,18 +28,20 @@ def training_memory(backbone: str, trainer: str, n_classes: int, path: str, batc
     return float(done.stdout.strip().splitlines()[-1])
 
 
-def _peak_mib() -> float:
+def _peak_mib(device: str) -> float:
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _measure(backbone: str, name: str, n_classes: int, path: str, batch: int, options: list[str]) -> float:
+def _measure(backbone: str, name: str, n_classes: int, path: str, batch: int, options: list[str], device: str) -> float:
     torch.set_num_threads(1)
-    trainer: Any = build_trainer(name, random_clip(backbone), n_classes, path, "cpu", options)
+    trainer: Any = build_trainer(name, random_clip(backbone), n_classes, path, device, options)
     trainer.set_model_mode("train")
-    before = _peak_mib()
+    before = _peak_mib(device)
     for step in range(2):
         trainer.forward_backward(random_batch(trainer, batch, seed=step))
-    return _peak_mib() - before
+    return _peak_mib(device) - before
 
 
 if __name__ == "__main__":

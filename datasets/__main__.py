@@ -5,6 +5,7 @@
     python -m datasets download Caltech101 --root DATA [--dry-run]
     python -m datasets make-split Caltech101 --root DATA --seed 1
     python -m datasets import-selection Caltech101 shot_16-seed_1.pkl --root DATA
+    python -m datasets export-selection Caltech101 --root DATA --shots 16 --seed 1
 
 Exit status: 0 all is well, 1 something is missing or wrong, 2 the command is not understood, 130 interrupted.
 """
@@ -14,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from commandline import add_debug, guarded
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets.check import check
 from datasets.download import DownloadOptions, describe_plan, download
@@ -28,16 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     options = command_line().parse_args(arguments)
     try:
-        return options.run(options)
-    except UnknownDatasetError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        sys.stderr.close()
-        return 1
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return guarded(options.run, options, {UnknownDatasetError: 2}, status=1)
     except KeyboardInterrupt:
         print("interrupted; what has arrived is kept, and the same command takes it up again", file=sys.stderr)
         return 130
@@ -53,6 +46,7 @@ def command_line() -> argparse.ArgumentParser:
     command = commands.add_parser("list", help="all data sets, and whether they are there")
     command.add_argument("--root", default="", metavar="DATA", help="data root, to see what is in it")
     command.set_defaults(run=run_list)
+    add_debug(command)
 
     command = add_command(commands, "check", "say what is wrong with a data set on disk, and the cure", run_check)
     command.add_argument("--deep", action="store_true", help="decode every image, not one per class")
@@ -65,9 +59,16 @@ def command_line() -> argparse.ArgumentParser:
 
     command = add_command(commands, "make-split", "draw a split of your own, beside the published one", run_make_split)
     command.add_argument("--seed", type=int, required=True, help="seed of the split")
+    command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
 
     command = add_command(commands, "import-selection", "turn few-shot images that CoOp drew into JSON", run_import)
     command.add_argument("pickled", metavar="FILE.pkl", help="as CoOp wrote it; nothing in it is executed")
+    command.add_argument("--out", metavar="OUT.json", help="where to write; the data set's folder if left out")
+
+    command = add_command(commands, "export-selection", "write down which few-shot images a seed draws", run_export)
+    command.add_argument("--shots", type=int, required=True, help="images per class")
+    command.add_argument("--seed", type=int, required=True, help="the run's seed")
+    command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
     command.add_argument("--out", metavar="OUT.json", help="where to write; the data set's folder if left out")
     return parser
 
@@ -79,6 +80,7 @@ def add_command(commands: argparse.Action, name: str, text: str, run: Callable[.
     command.add_argument("name", metavar="NAME", help=f"a data set as `list` shows it{every}")
     command.add_argument("--root", required=True, metavar="DATA", help="data root: one folder per data set")
     command.set_defaults(run=run)
+    add_debug(command)
     return command
 
 
@@ -127,7 +129,7 @@ def run_make_split(options: argparse.Namespace) -> int:
     from datasets.make_split import make_split
 
     name = find_name(options.name, DATASET_REGISTRY.registered_names())
-    path = make_split(name, os.path.expanduser(options.root), options.seed)
+    path = make_split(name, os.path.expanduser(options.root), options.seed, options.path)
     print(f"{path}\nto use it: DATASET.SPLIT_FILE {path.name}")
     return 0
 
@@ -139,6 +141,17 @@ def run_import(options: argparse.Namespace) -> int:
     name = find_name(options.name, DATASET_REGISTRY.registered_names())
     path = import_selection(name, options.pickled, os.path.expanduser(options.root), options.out)
     print(f"{path}\nto use it: DATASET.SELECTION {path}")
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Draw a selection, write it and say where it is."""
+    from datasets.export_selection import export_selection
+
+    name = find_name(options.name, DATASET_REGISTRY.registered_names())
+    root = os.path.expanduser(options.root)
+    path = export_selection(name, root, options.shots, options.seed, options.path, options.out)
+    print(f"{path}\nto use it: DATASET.SELECTION {path} DATASET.NUM_SHOTS {options.shots}")
     return 0
 
 

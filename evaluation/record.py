@@ -22,7 +22,7 @@ def build_record(
         cfg: its configuration.
         metrics: of every class split.
         config_file: the trainer's config file, whose name is the setting's name unless ``TEST.SETTING`` gives one.
-        timing: seconds by phase.
+        timing: seconds by phase; of those in `train`, `data` were spent waiting for the loader.
         eval_only: whether the weights were loaded rather than trained here.
     """
     splits = tuple(metrics)
@@ -40,16 +40,25 @@ def build_record(
         "selection_rule": selection_rule(cfg),
         "eval_only": eval_only,
         "config": plain_config(cfg),
-        "environment": collect_environment(trainer.device, precision_of(trainer)),
+        "environment": {
+            **collect_environment(trainer.device, precision_of(trainer)),
+            **({"frozen_linear": trainer.linear_kernels} if hasattr(trainer, "linear_kernels") else {}),
+        },
         "data": describe_data(trainer),
         "model": describe_model(trainer),
         "metrics": dict(metrics),
         "history": list(getattr(trainer, "history", [])),
         "gates": {"per_epoch": trainer.gates} if getattr(trainer, "gates", None) else None,
         "notes": dict(getattr(trainer, "notes", {})),
-        "timing": dict(timing),
+        "timing": with_data_share(timing),
         "memory": peak_memory(),
     }
+
+
+def with_data_share(timing: Mapping[str, Any]) -> dict[str, Any]:
+    """The seconds by phase and, for runs that trained, the loader's share of the training time."""
+    train = timing.get("train", 0.0)
+    return {**timing, **({"data_share": timing["data"] / train} if train and "data" in timing else {})}
 
 
 def guess_protocol(train_classes: str, splits: Sequence[str]) -> str:
@@ -84,9 +93,16 @@ def describe_data(trainer: Any) -> dict[str, Any]:
         "num_val": len(dataset.val or []),
         "num_test": len(dataset.test or []),
         "classnames": list(dataset.classnames),
+        "image_decoding": describe_decoding(dm.test_loader.dataset),
         "transform_train": str(dm.train_loader_x.dataset.transform),
         "transform_test": str(dm.test_loader.dataset.transform),
     }
+
+
+def describe_decoding(images: Any) -> str:
+    """The size at which image files were decoded: part of the exact transform."""
+    least = getattr(images, "draft_size", None)
+    return f"JPEG at 1, 1/2, 1/4 or 1/8 size, at least {least[0]}x{least[1]}" if least else "full size"
 
 
 def describe_model(trainer: Any) -> dict[str, Any]:

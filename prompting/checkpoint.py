@@ -10,6 +10,7 @@ import argparse
 import os
 import re
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,6 +236,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     change.add_argument("new", metavar="NEW", help="DIR/prompt_learner/model.pth.tar-EPOCH for --model-dir DIR")
     for command in (show, change):
         command.add_argument("--trainer", metavar="NAME", help=f"the method: {', '.join(FORMATS)}")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     args = parser.parse_args(arguments)
     try:
         if args.command == "show":
@@ -243,6 +245,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             trained = convert(args.old, args.new, args.trainer)
             print(f"Wrote {args.new}: {trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors")
     except (CheckpointError, OSError) as error:
+        if args.debug:
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         return 1
     return 0

@@ -78,13 +78,17 @@ class PromptedCLIP(nn.Module):
     def classnames(self) -> tuple[str, ...]:
         return self.layout.classnames
 
+    def checkpoint_activations(self, recompute: bool = True) -> None:
+        """Keep only every layer's input for the backward pass: less memory, one more forward pass, the same values."""
+        self.text_encoder.recompute = self.image_encoder.recompute = recompute
+
     def set_classes(self, classnames: Sequence[str]) -> None:
         """Classify over another class list from now on; no trained tensor changes."""
         self.layout = self.prompt_learner.layout(classnames)
         self._cached_text = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, (batch, 3, height, width) -> (batch, n_cls), float32."""
+        """Logits, (batch, 3, height, width) -> (batch, n_cls), float32; or from image features, (batch, embed_dim)."""
         return self.outputs(images).logits
 
     def outputs(self, images: Tensor) -> Output:
@@ -114,7 +118,9 @@ class PromptedCLIP(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
     def image_features(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
-        """Normalised image features, (batch, embed_dim), float32."""
+        """Normalised image features, (batch, embed_dim), float32; such features in place of images stay as they are."""
+        if images.dim() == 2:
+            return images
         prompts = prompts or self.prompt_learner()
         with self.precision.autocast(self.device):
             features = self.image_encoder(images, prompts.vision)

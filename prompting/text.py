@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_mass
 from prompting.layout import PromptLayout
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts
+from prompting.recompute import run_layer
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,12 @@ class TextEncoder(nn.Module):
 
     Args:
         clip_model: a CLIP with OpenAI's attribute layout; its modules are used, not changed.
+
+    Attributes:
+        recompute: keep only each layer's input for the backward pass (:mod:`prompting.recompute`).
     """
+
+    recompute = False
 
     def __init__(self, clip_model: nn.Module) -> None:
         super().__init__()
@@ -158,9 +164,8 @@ class TextEncoder(nn.Module):
         packing = self._packing(layout, prompts)
         x, qkv = self._first_layer_rows(packing, prompts.context)
         for index, block in enumerate(self.blocks[:-1]):
-            if index > 0:
-                x, qkv = self._project(block, x, prompts.deep.get(index), packing, QKV)
-            x = finish(block, x, self._attend(qkv, packing))
+            first = qkv if index == 0 else None
+            x = run_layer(self.recompute, self._layer, block, x, first, prompts.deep.get(index), packing)
         features = self._last_layer(x, prompts.deep.get(self.n_layers - 1), packing)
         return features if grouped else features[0]
 
@@ -187,6 +192,14 @@ class TextEncoder(nn.Module):
             qkv = torch.cat([qkv.expand(len(own), -1, -1, -1, -1), project(self.blocks[0], own)], dim=1)
         return x[:, packing.packed_order], qkv[:, packing.packed_order]
 
+    def _layer(
+        self, block: nn.Module, x: Tensor, qkv: Tensor | None, deep: DeepPrompt | None, packing: Packing
+    ) -> Tensor:
+        """One layer but the last; layer 0 comes with its Q, K, V."""
+        if qkv is None:
+            x, qkv = self._project(block, x, deep, packing, QKV)
+        return finish(block, x, self._attend(qkv, packing))
+
     def _project(
         self, block: nn.Module, x: Tensor, deep: DeepPrompt | None, packing: Packing, rows: tuple[int, int]
     ) -> tuple[Tensor, Tensor]:
@@ -199,23 +212,26 @@ class TextEncoder(nn.Module):
         projected = project(block, stay, rows)
         if isinstance(deep, GatedPrompt):
             deep = deep.mix(self._mass(block, projected, arriving, packing))
-        new = deep.reshape(1, packing.prompt_rows, -1).to(x.dtype).expand(len(x), -1, -1)
+        new = deep.reshape(-1, packing.prompt_rows, deep.shape[-1]).to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([stay, new], dim=1), torch.cat([projected, project(block, new, rows)], dim=1)
 
     @torch.no_grad()
     def _mass(self, block: nn.Module, stay_qkv: Tensor, arriving: Tensor, packing: Packing) -> AttentionMass:
-        """Attention of each class's [EOT] row to the prompts that arrive; (n_cls, n_prompts) in bucket order."""
+        """Attention of each class's [EOT] row to the prompts that arrive, in bucket order.
+
+        (groups * n_cls, n_prompts), group by group.
+        """
         key = project(block, arriving, K)
         # A prompt row's own query is never read; its key stands in to keep the rows aligned.
         qk = torch.cat([stay_qkv[:, :, :2], key.expand(-1, -1, 2, -1, -1)], dim=1)
         head, owns = packing.unpack(qk)
         masses = []
         for own in owns:
-            own = own[0]  # gates and groups do not meet
-            keys = torch.cat([head.expand(len(own), *head.shape[1:]), own], dim=1)[:, :, 1]
-            masses.append(prompt_mass(own[:, -1:, 0], keys, slice(1, 1 + packing.n_prompts)))
-        mass = torch.cat(masses)
-        return AttentionMass(mass, packing.visible_keys)
+            queries, keys = own[:, :, -1:, 0].flatten(0, 1), _with_head(head[:, :, 1], own[:, :, :, 1])
+            mass = prompt_mass(queries, keys, slice(1, 1 + packing.n_prompts))
+            masses.append(mass.unflatten(0, own.shape[:2]))
+        mass = torch.cat(masses, dim=1).flatten(0, 1)
+        return AttentionMass(mass, packing.visible_keys.repeat(len(qk), 1))
 
     def _attend(self, qkv: Tensor, packing: Packing) -> Tensor:
         """Causal attention of all packed rows, (groups, rows, 3, heads, head_width) -> (groups, rows, width)."""

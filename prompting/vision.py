@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_mass
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, VisionPrompts, check_deep_prompts
+from prompting.recompute import run_layer
 
 
 def is_vit(clip_model: nn.Module) -> bool:
@@ -43,7 +44,12 @@ class VisionEncoder(nn.Module):
 
     Args:
         clip_model: a CLIP with OpenAI's attribute layout; its modules are used, not changed.
+
+    Attributes:
+        recompute: keep only each layer's input for the backward pass (:mod:`prompting.recompute`).
     """
+
+    recompute = False
 
     def __init__(self, clip_model: nn.Module) -> None:
         super().__init__()
@@ -89,10 +95,14 @@ class VisionEncoder(nn.Module):
         stay, own = self._first_layer_rows(images, prompts.tokens)
         blocks = self.visual.transformer.resblocks
         for index, block in enumerate(blocks[:-1]):
-            own, qkv = self._project(block, stay, own, prompts.deep.get(index), QKV)
-            x = finish(block, torch.cat([stay, own], dim=1), attend(*qkv.unbind(2)))
-            stay, own = x.split([stay.shape[1], own.shape[1]], dim=1)
+            stay, own = run_layer(self.recompute, self._layer, block, stay, own, prompts.deep.get(index))
         return self._last_layer(stay, own, prompts.deep.get(len(blocks) - 1))
+
+    def _layer(self, block: nn.Module, stay: Tensor, own: Tensor, deep: DeepPrompt | None) -> tuple[Tensor, Tensor]:
+        """One layer but the last: [CLS] and patches, and the prompt tokens."""
+        own, qkv = self._project(block, stay, own, deep, QKV)
+        x = finish(block, torch.cat([stay, own], dim=1), attend(*qkv.unbind(2)))
+        return x.split([stay.shape[1], own.shape[1]], dim=1)
 
     def _first_layer_rows(self, images: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
         """Frozen rows and prompt rows of layer 0, apart, so that no gradient is recorded for the frozen ones."""

@@ -14,6 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from commandline import add_debug, guarded
 from reporting import compare, plot, report, table
 
 COMMANDS = (table, compare, plot, report)
@@ -28,14 +29,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in COMMANDS:
         subparser = subparsers.add_parser(command.NAME, help=command.HELP, description=command.HELP)
         command.add_arguments(subparser)
+        add_debug(subparser)
         subparser.set_defaults(run=command.run)
     parsed = parser.parse_args(arguments)
-    try:
-        parsed.run(parsed)
-    except (ValueError, OSError) as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    return 0
+    return guarded(parsed.run, parsed)
 
 
 if __name__ == "__main__":

@@ -26,16 +26,13 @@ run_folder() { # trainer setting seed
 }
 
 run() { # trainer setting seed: a finished run is skipped, an unfinished one goes on
-    local folder command backbone=()
+    local folder command
     folder="$(run_folder "$@")"
-    case "$DATASET/$2" in
-        emoji*/tiny*) backbone=(MODEL.BACKBONE.NAME "$(bundled_model "$DATASET")") ;;
-    esac
     command=("$PYTHON" train.py --root "$DATA" --seed "$3" --trainer "$1"
         --config-file "configs/trainers/$1/$2.yaml" --dataset-config-file "configs/datasets/$DATASET.yaml"
         --output-dir "$folder" ${OVERWRITE:+--overwrite}
         DATASET.NUM_SHOTS "$SHOTS" DATASET.SUBSAMPLE_CLASSES base TEST.CLASS_SPLITS "('base', 'new', 'all')"
-        ${backbone[@]+"${backbone[@]}"} ${EXTRA_OPTS[@]+"${EXTRA_OPTS[@]}"})
+        ${EXTRA_OPTS[@]+"${EXTRA_OPTS[@]}"})
     if [ -n "$DRY_RUN" ]; then
         show "${command[@]}"
         return
@@ -74,7 +71,7 @@ print_table() { # run folders
     fi
     echo
     if is_bundled "$DATASET"; then
-        echo "Demonstration on a tiny model ($(bundled_model "$DATASET")): not comparable with ViT-B/16 numbers."
+        echo "Demonstration on a tiny model (bundled:tiny_clip): not comparable with ViT-B/16 numbers."
     fi
     "${command[@]}"
 }

@@ -31,13 +31,6 @@ is_bundled() { # dataset: whether it comes with the repository, in assets
     esac
 }
 
-bundled_model() { # bundled dataset -> the model that was pretrained on images of its kind
-    case "$1" in
-        emoji*) echo bundled:small_clip ;;
-        *) echo bundled:tiny_clip ;;
-    esac
-}
-
 default_setting() { # trainer dataset -> the setting's name; nothing for a trainer that is not in the table
     local column=3 setting
     if is_bundled "$2"; then column=2; fi

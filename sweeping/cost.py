@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.setup import SIZES, build_trainer, random_batch, random_clip
+from commandline import add_debug, guarded
 from reporting.runs import RESULTS_FILE
 from sweeping.settings import setting_options
 
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--tiny", action="store_true", help="the settings of the bundled model")
     parser.add_argument("--runs", type=Path, help="folder of finished runs that may tell the number of parameters")
     parser.add_argument("--output", type=Path, help="also write the figures as JSON")
+    add_debug(parser)
     return parser
 
 
@@ -116,13 +118,13 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    args = build_parser().parse_args(argv)
-    try:
-        clip_model = random_clip(args.backbone)
-        rows = [cost_of(trainer, clip_model, args.classes, args.tiny) for trainer in args.trainers]
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    return guarded(run, build_parser().parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Count, print, and write where asked to."""
+    clip_model = random_clip(args.backbone)
+    rows = [cost_of(trainer, clip_model, args.classes, args.tiny) for trainer in args.trainers]
     for row in rows:
         recorded = recorded_parameters(args.runs, row["trainer"], row["setting"])
         row["recorded"] = recorded is not None
@@ -130,7 +132,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(report(rows, args))
     if args.output:
         args.output.write_text(json.dumps({"classes": args.classes, "rows": rows}, indent=1) + "\n", encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sweeping.protocols import EMOJI_BACKBONE, PROTOCOLS, UNTRAINED, Protocol
+from sweeping.protocols import PROTOCOLS, UNTRAINED, Protocol
 from sweeping.settings import (
     BUNDLED_ROOT,
     REPOSITORY,
@@ -189,8 +189,9 @@ class _Builder:
     def _job(self, protocol: Protocol, dataset: str, tests_only: bool) -> Job:
         name, _, own = self.trainer.partition("=")
         # what is tested was trained on the source: its setting is the one to use
-        trained_on = protocol.source or dataset
-        setting = Setting(own, own) if own else published_setting(name, protocol, trained_on, self.shots)
+        setting = (
+            Setting(own, own) if own else published_setting(name, protocol, protocol.source or dataset, self.shots)
+        )
         setting_path, dataset_path = setting_file(name, setting.file), dataset_file(dataset)
         called = "_".join(filter(None, (setting.name, self.variation.name)))
         labels = {
@@ -213,7 +214,6 @@ class _Builder:
             *("DATASET.NUM_SHOTS", str(self.shots), "DATASET.SUBSAMPLE_CLASSES", protocol.train_classes),
             *("TEST.CLASS_SPLITS", str(protocol.splits), "TEST.PROTOCOL", protocol.name),
             *(("TEST.SOURCE_DATASET", registered_name(protocol.source)) if protocol.source else ()),
-            *(("MODEL.BACKBONE.NAME", EMOJI_BACKBONE) if trained_on.startswith("emoji") else ()),
             *(("TEST.SETTING", called) if called != setting.file else ()),
             *(*self.variation.options, *self.plan.options),
         )

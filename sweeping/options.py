@@ -10,7 +10,8 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from sweeping.settings import SweepError, setting_options
+from commandline import add_debug, guarded
+from sweeping.settings import setting_options
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,13 +19,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sweeping.options", description=__doc__.splitlines()[0])
     parser.add_argument("trainer", metavar="NAME[=SETTING]")
     parser.add_argument("--tiny", action="store_true", help="of the bundled model")
-    args = parser.parse_args(argv)
-    try:
-        print(*setting_options(args.trainer, args.tiny)[1], sep="\n")
-    except SweepError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    add_debug(parser)
+    return guarded(run, parser.parse_args(argv))
+
+
+def run(args: argparse.Namespace) -> None:
+    """Print the keys and values."""
+    print(*setting_options(args.trainer, args.tiny)[1], sep="\n")
 
 
 if __name__ == "__main__":

@@ -16,13 +16,11 @@ ELEVEN = (
 )
 IMAGENET_VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
 
-# What stands in for them on the bundled models. Transfer trains on the first drawing style of the kinds of emoji, whose
+# What stands in for them on the bundled model. Transfer trains on the first drawing style of the kinds of emoji, whose
 # other styles are files named after it; digits and concepts are other data sets.
 BUNDLED = ("digits",)
 BUNDLED_SOURCE = "emoji_kinds"
 BUNDLED_TARGETS = ("digits", "emoji_concepts")
-# The settings of bundled data name the model that knows characters; this one knows emoji, too.
-EMOJI_BACKBONE = "bundled:small_clip"
 
 LAYOUT = "{protocol}/{trainer}/{setting}/{dataset}/shots{shots}/seed{seed}"
 # Where CoOp's two-step scripts write, so that its users' other tools find the logs.

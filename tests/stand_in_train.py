@@ -1,7 +1,7 @@
 """Stands in for train.py in tests of sweeps: takes its options, starts at once and does what --behave says.
 
-finish (default), fail, nothing (no results), sleep (for a minute), or twice (sleeps at the first start, finishes at the
-second).
+finish (default), fail, stopped (by a signal, at the first start), nothing (no results), sleep (for a minute), or twice
+(sleeps at the first start, finishes at the second).
 """
 
 import argparse
@@ -56,6 +56,8 @@ def main():
     if args.behave == "fail":
         print("error: the data are not there", file=sys.stderr)
         sys.exit(2)
+    if args.behave == "stopped" and starts == 0:
+        sys.exit(75)
     if args.behave != "nothing":
         config = {"DATASET": {"NUM_SHOTS": 16}, "OPTIM": {"MAX_EPOCH": 1}, "TRAINER": {"NAME": "BMIP"}, "SEED": 1}
         temporary = folder / "results.json.tmp"

@@ -3,8 +3,11 @@
 import json
 
 import pytest
+from PIL import Image
 
 from benchmarks.__main__ import main
+from benchmarks.beyond import on_the_line, only_classes, spread
+from benchmarks.flops import training_flops
 from benchmarks.measure import ParityError, parity
 from benchmarks.setup import build_trainer, class_names, random_batch, random_clip
 
@@ -30,6 +33,54 @@ def test_ratio_comes_with_parity(what, trainer, tmp_path, capsys):
     assert row["min_gradient_cosine"] >= 0.999999
 
 
+def test_beyond_the_plain_path_a_line_is_read_and_parity_still_checked(tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    argv = [
+        "train",
+        "--trainer",
+        "BMIP",
+        "--classes",
+        "70",
+        "--plain-up-to",
+        "60",
+        "--backbone",
+        "tiny",
+        "--batch",
+        "2",
+    ]
+    rounds = ["--rounds", "1", "--warm-up", "0", "--json", str(output)]
+    assert main([*argv, *rounds, "--opts", *SHALLOW["BMIP"]]) == 0
+    assert "| ~" in capsys.readouterr().out
+    (row,) = json.loads(output.read_text())["rows"]
+    assert row["plain_from_classes"] == [10, 60]
+    assert row["max_logit_difference"] <= 1e-4
+    assert row["min_gradient_cosine"] >= 0.999999
+
+
+def test_the_line_through_two_counts():
+    assert on_the_line(20.0, 70.0, 1010) == 1020.0
+    assert spread(range(1000), 10) == list(range(0, 1000, 100))
+
+
+def test_a_method_that_reads_all_classes_is_not_sampled():
+    trainer = build_trainer("ProDA", random_clip("tiny"), 3, "fast", "cpu", ["TRAINER.PRODA.PREC", "fp32"])
+    with pytest.raises(ValueError, match="plain-up-to"), only_classes(trainer.model, [0, 1]):
+        pass
+
+
+@pytest.mark.parametrize("trainer", ["BMIP", "PromptSRC", "CoCoOp"])
+def test_operations_are_counted(trainer, capsys):
+    argv = ["flops", "--trainer", trainer, "--classes", "2", "--backbone", "tiny", "--opts", *SHALLOW[trainer]]
+    assert main(argv) == 0
+    assert "plain [GFLOP]" in capsys.readouterr().out
+
+
+def test_counted_operations_of_the_plain_text_tower_lie_on_a_line():
+    model = random_clip("tiny")
+    counts = [training_flops(model, "CoOp", n, "plain", 1, ["TRAINER.COOP.PREC", "fp32"]) for n in (2, 4, 6)]
+    assert 0 < counts[1] - counts[0] == pytest.approx(counts[2] - counts[1], rel=1e-3)
+
+
 def test_memory_is_measured_in_a_process_of_its_own(capsys):
     argv = ["memory", "--trainer", "CoOp", "--classes", "2", "--backbone", "tiny", "--path", "fast"]
     assert main([*argv, "--opts", *SHALLOW["CoOp"]]) == 0
@@ -44,6 +95,24 @@ def test_paths_that_do_not_agree_are_an_error():
     built["plain"].model.layout = built["plain"].model.prompt_learner.layout(["cat", "dog", "bear"])
     with pytest.raises(ParityError, match="do not agree"):
         parity(built, random_batch(built["fast"], 2))
+
+
+def test_the_loaders_ratio_comes_with_equal_batches(tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    argv = ["loader", "--count", "2", "--size", "96x64", "--rounds", "1", "--batch", "1", "--draft", "1"]
+    assert main([*argv, "--output", str(output), "--opts", "INPUT.SIZE", "(32, 32)"]) == 0
+    assert "same, bit for bit (4 batches)" in capsys.readouterr().out
+    for row in json.loads(output.read_text())["rows"]:
+        assert row["cached"]["ratio"]["median"] > 0
+        assert row["draft 1"]["mean_difference"] > 0
+
+
+def test_loaders_whose_batches_differ_are_an_error(monkeypatch, capsys, tmp_path):
+    assert main(["loader", "--images", str(tmp_path)]) == 1
+    assert f"no .jpg file in {tmp_path}" in capsys.readouterr().err
+    monkeypatch.setattr("dassl.data.cache.ImageCache.get", lambda self, path: Image.new("RGB", (9, 9)))
+    assert main(["loader", "--count", "1", "--size", "96x64", "--batch", "1"]) == 1
+    assert "batches with and without the cache differ" in capsys.readouterr().err
 
 
 def test_class_names_are_distinct():

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import train
+from prompting.bundled import load_bundled_state_dict
 
 SETTINGS = {
     "ZeroshotCLIP": "tiny",
@@ -52,6 +53,7 @@ def test_base_to_new_and_open_world(trainer, tmp_path, capsys):
     assert results["protocol"] == "open_world"
     assert (results["seed"], results["init_seed"], results["shots"]) == (1, 1, 2)
     assert len(results["data"]["split_sha256"]) == 64
+    assert results["data"]["image_decoding"] == "full size"
     assert results["memory"]["peak_rss_mib"] > 0
     assert results["config"]["TRAINER"]["NAME"] == trainer
     log = capsys.readouterr().out
@@ -60,6 +62,10 @@ def test_base_to_new_and_open_world(trainer, tmp_path, capsys):
         assert "Finish training" in log
         assert [epoch["epoch"] for epoch in results["history"]] == [1, 2]
         assert results["model"]["trainable_parameters"] > 0
+        timing = results["timing"]
+        assert 0 < timing["data"] < timing["train"] < timing["total"]
+        assert timing["data_share"] == pytest.approx(timing["data"] / timing["train"])
+        assert "data_share" in (tmp_path / "history.csv").read_text().splitlines()[0].split(",")
         assert (tmp_path / "history.csv").read_text().count("\n") == 3  # a head and two epochs
     if trainer == "BMIP":
         assert {"epoch", "vision/1", "vision/2", "text/1", "text/2"} == set(results["gates"]["per_epoch"][0])
@@ -250,7 +256,8 @@ def test_checkpoint_of_another_prompt_length_is_refused(trained, tmp_path, capsy
 
 
 def test_checkpoint_of_another_backbone_is_refused(trained, tmp_path, capsys):
-    assert evaluate("BMIP", trained, tmp_path, "MODEL.BACKBONE.NAME", "bundled:small_clip") == 2
+    torch.save(load_bundled_state_dict("tiny_clip"), tmp_path / "other.pt")
+    assert evaluate("BMIP", trained, tmp_path / "run", "MODEL.BACKBONE.NAME", str(tmp_path / "other.pt")) == 2
     assert "was trained on the backbone bundled:tiny_clip" in capsys.readouterr().err
 
 

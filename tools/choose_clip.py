@@ -2,7 +2,7 @@
 
     python -m tools.choose_clip runs/seed?.pt --assets assets
 
-Copies the chosen checkpoint to `small_clip.pt` and writes `small_clip_seeds.json`. Zero-shot accuracy on the bundled
+Copies the chosen checkpoint to `tiny_clip.pt` and writes `tiny_clip_seeds.json`. Zero-shot accuracy on the bundled
 data sets is measured for the record and has no part in the choice.
 """
 
@@ -21,10 +21,9 @@ from torch import Tensor
 from dassl.utils import write_json
 from prompting.bundled import read_bundled, save_bundled
 from tools.augment import prepare
-from tools.choose_tiny_clip import choose
 from tools.contrastive import load_model, logits_of
 
-NAME = "small_clip"
+NAME = "tiny_clip"
 RULE = "lowest mean loss on the held-out drawing style and fonts; zero-shot accuracy has no part in it"
 
 
@@ -49,6 +48,11 @@ TASKS = {
     "EmojiConceptsFlat": Task("emoji/split_emoji_concepts_flat.json", "test", EMOJI_TEMPLATE),
     "EmojiConceptsContrast": Task("emoji/split_emoji_concepts_contrast.json", "test", EMOJI_TEMPLATE),
 }
+
+
+def choose(figures: list[dict]) -> dict:
+    """The run with the lowest held-out loss."""
+    return min(figures, key=lambda run: run["held_out"]["loss"])
 
 
 def read_images(task: Task, assets: Path) -> tuple[Tensor, Tensor, list[str]]:

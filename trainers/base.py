@@ -7,6 +7,7 @@ checkout that runs on upstream Dassl.
 
 from __future__ import annotations
 
+import contextlib
 import os.path as osp
 import re
 from pathlib import Path
@@ -25,6 +26,8 @@ from dassl.utils import load_pretrained_weights
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.backbone import is_resnet_name
 from prompting.checkpoint import CheckpointError, load_trained, read_trained
+from prompting.linear import BACKENDS, CHOOSER, set_linear_backend
+from trainers.memory import memory_advice
 from trainers.objectives import CrossEntropy, Objective
 
 MODEL_NAME = "prompt_learner"
@@ -44,6 +47,11 @@ def add_trainer_config(name: str, **defaults: Any) -> None:
 if "INIT_SEED" not in cfg_default.MODEL:
     # Seed of the prompts' initial values, apart from SEED, which draws the few-shot samples. -1: the same as SEED.
     cfg_default.MODEL.INIT_SEED = -1
+if "CHECKPOINT_ACTIVATIONS" not in cfg_default.TRAIN:
+    # Compute the towers' layers again in the backward pass instead of keeping them: for class counts that do not fit.
+    cfg_default.TRAIN.CHECKPOINT_ACTIVATIONS = False
+    # Products with frozen weights in fp32 on the CPU: native (F.linear), onednn, or auto: the faster, measured once.
+    cfg_default.TRAIN.FROZEN_LINEAR = "auto"
 
 
 class PromptTrainer(TrainerX):
@@ -67,6 +75,32 @@ class PromptTrainer(TrainerX):
     def settings(self) -> CfgNode:
         """The method's own settings."""
         return self.cfg.TRAINER[self.node]
+
+    @property
+    def linear_kernels(self) -> dict[str, Any]:
+        """Which kernels computed the products with frozen weights, for results.json; they differ by rounding."""
+        return CHOOSER.report()
+
+    @property
+    def image_features_follow(self) -> str:
+        """What the image features that it tests on follow from: "image", "prompts" or "batch".
+
+        See :attr:`prompting.PromptLearner.image_features_follow`. Features that follow from the image alone can be
+        reused by any run with the same backbone and images, those that follow from the prompts for any class list.
+        A method that classifies in its own way, not from ``model.image_features``, gets "batch": nothing is reused.
+        """
+        if _redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):
+            return "batch"
+        if _redefines(self.model, PromptedCLIP, "forward", "outputs", "image_features"):
+            return "batch"
+        return self.model.prompt_learner.image_features_follow
+
+    @property
+    def trains_on_features(self) -> bool:
+        """Whether image features may stand in for the training images."""
+        own = _redefines(self, PromptTrainer, "forward_backward", "parse_batch_train")
+        takes_features = getattr(getattr(self, "objective", None), "takes_features", False)
+        return self.image_features_follow == "image" and takes_features and not own
 
     # What a method provides
 
@@ -92,6 +126,7 @@ class PromptTrainer(TrainerX):
         """Refuse settings that cannot work, before anything is loaded."""
         check_choice(f"TRAINER.{self.node}.PREC", cfg.TRAINER[self.node].PREC, PRECISIONS)
         check_lengths(f"TRAINER.{self.node}", cfg.TRAINER[self.node])
+        check_choice("TRAIN.FROZEN_LINEAR", cfg.TRAIN.FROZEN_LINEAR, BACKENDS)
         views, name = cfg.DATALOADER.K_TRANSFORMS, type(self).__name__
         if views != self.n_views and self.needs_training:
             raise ValueError(
@@ -106,12 +141,14 @@ class PromptTrainer(TrainerX):
         cfg = self.cfg
         self.gates: list[dict[str, float]] = []  # per epoch, weight of the own prompt by "tower/layer"
         self.precision = resolve_precision(self.settings.PREC, self.device)
+        set_linear_backend(cfg.TRAIN.FROZEN_LINEAR)
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip_model = self.load_backbone()
         self._check_backbone(clip_model)
         learner = self.build_learner(clip_model, self._init_generator())
         clip_model.to(self.device)
         self.model = self.build_classifier(clip_model, learner).to(self.device)
+        self.model.checkpoint_activations(cfg.TRAIN.CHECKPOINT_ACTIVATIONS)
         self.objective = self.build_objective(clip_model)
         self._load_initial_weights()
         self._build_optimizer()
@@ -123,7 +160,8 @@ class PromptTrainer(TrainerX):
                 f"{self.cfg.DATASET.NAME} has test images only: train on another data set (ImageNet) and evaluate here "
                 "with --eval-only --model-dir RUN"
             )
-        super().train()
+        with self._memory_advice(training=True):
+            super().train()
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         """One optimisation step; returns loss, its terms and the training accuracy."""
@@ -133,16 +171,18 @@ class PromptTrainer(TrainerX):
             self.model_backward_and_update(loss.total)
         else:
             self._scaled_update(loss.total)
-        summary = {"loss": loss.total.item()}
-        summary |= {name: term.item() for name, term in loss.terms.items()}
-        summary["acc"] = compute_accuracy(loss.output.logits, labels)[0].item()
+        values = {"loss": loss.total, **loss.terms, "acc": compute_accuracy(loss.output.logits, labels)[0]}
+        # One transfer for all of them: each .item() would make a GPU wait.
+        numbers = torch.stack([value.detach().float().reshape(()) for value in values.values()]).tolist()
+        summary = dict(zip(values, numbers, strict=True))
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
         return summary
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Images and labels of a batch, on the trainer's device."""
-        return batch["img"].to(self.device), batch["label"].to(self.device)
+        images, labels = (batch[key].to(self.device, non_blocking=True) for key in ("img", "label"))  # pinned on CUDA
+        return images, labels
 
     def after_epoch(self) -> None:
         """Keep the gates' weights of this epoch, for the log and results.json; then as Dassl does."""
@@ -165,7 +205,7 @@ class PromptTrainer(TrainerX):
 
     def test(self, split: str | None = None) -> float:
         """Evaluate as Dassl does, with the text features computed once."""
-        with self.model.evaluating():
+        with self._memory_advice(training=False), self.model.evaluating():
             return super().test(split)
 
     def checkpoint_extra(self, name: str) -> dict[str, Any]:
@@ -235,6 +275,9 @@ class PromptTrainer(TrainerX):
 
     # Building
 
+    def _memory_advice(self, training: bool) -> contextlib.AbstractContextManager:
+        return memory_advice(self.cfg, self.node, self.device, self.num_classes, training)
+
     def _check_backbone(self, clip_model: nn.Module) -> None:
         """Refuse a backbone that the method or the image size does not fit."""
         if self.needs_vit and TowerSizes.of(clip_model).vision_layers == 0:
@@ -280,9 +323,14 @@ class PromptTrainer(TrainerX):
         """One step with loss scaling: steps whose scaled gradients overflow are skipped by the scaler."""
         self.detect_anomaly(loss)
         self.optim.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.model_backward(self.scaler.scale(loss))
         self.scaler.step(self.optim)
         self.scaler.update()
+
+
+def _redefines(instance: object, base: type, *names: str) -> bool:
+    """Whether one of these methods of ``base`` is another one in the instance's class."""
+    return any(getattr(type(instance), name) is not getattr(base, name) for name in names)
 
 
 def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:

@@ -1,4 +1,6 @@
-"""Every option of the engine with its default: Dassl's keys, Dassl's values, and `TRAIN.PATIENCE`.
+"""Every option of the engine with its default: Dassl's keys, Dassl's values, and three more.
+
+The three: `DATALOADER.CACHE_MB`, `INPUT.JPEG_DRAFT` and `TRAIN.PATIENCE`.
 
 Trainer and data set files add their own options on import (`cfg_default.TRAINER.MINE = CfgNode({...})`), so this tree
 is never frozen; runs work on the clone that `get_cfg_default()` returns.
@@ -21,6 +23,9 @@ _C.INPUT = CfgNode(
         "INTERPOLATION": "bilinear",  # bilinear, bicubic or nearest
         "TRANSFORMS": (),  # names in dassl.data.transforms.AVAI_CHOICES
         "NO_TRANSFORM": False,  # True: images reach the loader as they are on disk
+        # 0: JPEG files are decoded at full size, as Dassl does. Above 0: at the smallest of 1, 1/2, 1/4 and 1/8 of
+        # it that leaves both edges at least this many times SIZE. Faster, not exact: in training, crops fall elsewhere.
+        "JPEG_DRAFT": 0.0,
         "PIXEL_MEAN": [0.485, 0.456, 0.406],  # ImageNet's
         "PIXEL_STD": [0.229, 0.224, 0.225],
         "CROP_PADDING": 4,  # random_crop
@@ -60,6 +65,9 @@ _C.DATASET = CfgNode(
 _C.DATALOADER = CfgNode(
     {
         "NUM_WORKERS": 4,
+        # Memory in MiB for decoded training and validation images, 3 bytes per pixel, in all worker processes together;
+        # what does not fit is decoded each time, 0 keeps nothing. Exact. 2048 holds 16 shots of most data sets whole.
+        "CACHE_MB": 2048,
         "K_TRANSFORMS": 1,  # views of each training image
         "RETURN_IMG0": False,  # also return the image without augmentation
         "TRAIN_X": {

@@ -6,6 +6,7 @@ only: not on the number of workers, and not on what else draws random numbers.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -19,7 +20,9 @@ from torch.utils.data import Dataset as TorchDataset
 from yacs.config import CfgNode
 
 from dassl.utils import derive_seed, read_image, seeded_random_state
+from dassl.utils.stopping import leave_signals_to_the_run
 
+from .cache import CAN_BE_SHARED, ImageCache
 from .datasets import Datum, EmptySplitError, build_dataset
 from .samplers import build_sampler
 from .transforms.transforms import build_transform, interpolation_mode
@@ -41,10 +44,11 @@ class DatasetWrapper(TorchDataset):
         is_train: for training: K_TRANSFORMS counts, and the random numbers of an item follow from the seed.
 
     Raises:
-        ValueError: if K_TRANSFORMS asks for several views without a transform.
+        ValueError: if K_TRANSFORMS asks for several views without a transform, or INPUT.JPEG_DRAFT is negative.
     """
 
     stream = "x"
+    cache: ImageCache | None = None  # set by `DataManager`
 
     def __init__(
         self,
@@ -60,6 +64,7 @@ class DatasetWrapper(TorchDataset):
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
         self._pass = (0, 0)
+        self.draft_size = draft_size(cfg)
         if self.k_tfm > 1 and transform is None:
             raise ValueError(f"cannot make {self.k_tfm} views of an image (K_TRANSFORMS) without a transform")
         plain = [T.Resize(cfg.INPUT.SIZE, interpolation=interpolation_mode(cfg)), T.ToTensor()]
@@ -76,13 +81,21 @@ class DatasetWrapper(TorchDataset):
 
     def __getitem__(self, idx: int) -> dict[str, Any]:
         item = self.data_source[idx]
-        image = read_image(item.impath)
+        image = self._read(item.impath)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         with self._random_state(idx):
             output.update(self._views(image))
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
+
+    def _read(self, path: str) -> Image.Image:
+        image = None if self.cache is None else self.cache.get(path)
+        if image is None:
+            image = read_image(path, self.draft_size)
+            if self.cache is not None:
+                self.cache.put(path, image)
+        return image
 
     def _random_state(self, idx: int) -> Any:
         if not self.is_train or self.cfg.SEED < 0:
@@ -101,6 +114,19 @@ class DatasetWrapper(TorchDataset):
         return views[0] if len(views) == 1 else views
 
 
+def draft_size(cfg: CfgNode) -> tuple[int, int] | None:
+    """Return the least width and height that a JPEG file is decoded at; None for its full size.
+
+    Raises:
+        ValueError: if INPUT.JPEG_DRAFT is negative.
+    """
+    factor = cfg.INPUT.JPEG_DRAFT
+    if factor < 0:
+        raise ValueError(f"INPUT.JPEG_DRAFT must be 0 (full size) or above, but got {factor}")
+    height, width = cfg.INPUT.SIZE
+    return (math.ceil(factor * width), math.ceil(factor * height)) if factor else None
+
+
 class EpochDataLoader(DataLoader):
     """A loader that tells its sampler and data set which epoch it is and draws nothing from the global generators.
 
@@ -116,18 +142,49 @@ class EpochDataLoader(DataLoader):
 
     def set_epoch(self, epoch: int) -> None:
         """Start an epoch."""
-        self.epoch, self.passes = epoch, 0
+        self.epoch, self.passes, self._finished = epoch, 0, 0
         if self.seed is not None:
             self.generator.manual_seed(derive_seed("loader", self.seed, epoch))
         if hasattr(self.sampler, "set_epoch"):
             self.sampler.set_epoch(epoch)
 
+    def skip_batches(self, number: int) -> None:
+        """Begin the epoch after its first `number` batches, which may be more than one pass; their images stay unread.
+
+        Call it after `set_epoch`.
+        """
+        self._finished = number
+
     def __iter__(self) -> Iterator[Any]:
+        if self._finished:
+            return self._rest_of_epoch()
         # Without set_epoch(), as in a loop of one's own, passes are told apart by counting them.
         if hasattr(self.dataset, "set_pass"):
             self.dataset.set_pass(self.epoch, self.passes)
         self.passes += 1
         return super().__iter__()
+
+    def _rest_of_epoch(self) -> Iterator[Any]:
+        """Return what is left of the pass that the skipped batches end in."""
+        left, self._finished = self._finished, 0
+        batches = list(self.batch_sampler)
+        while left > len(batches):
+            left -= len(batches)
+            self.passes += 1
+            batches = list(self.batch_sampler)
+        if hasattr(self.dataset, "set_pass"):
+            self.dataset.set_pass(self.epoch, self.passes)
+        self.passes += 1
+        rest = DataLoader(
+            self.dataset,
+            batch_sampler=batches[left:],
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            pin_memory=self.pin_memory,
+            worker_init_fn=self.worker_init_fn,
+            generator=self.generator,
+        )
+        return iter(rest)
 
 
 def build_data_loader(
@@ -181,6 +238,7 @@ def build_data_loader(
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        worker_init_fn=leave_signals_to_the_run,
         seed=derive_seed(stream, cfg.SEED) if cfg.SEED >= 0 else None,
     )
     if len(loader) == 0:
@@ -201,9 +259,13 @@ class DataManager:
         custom_tfm_test: transform of validation and test images instead of the configured one.
         dataset_wrapper: class to use instead of `DatasetWrapper`.
 
+    Attributes:
+        image_cache: decoded training and validation images; None without. Test images are read once per evaluation,
+            and there are many more of them: they are not kept.
+
     Raises:
         EmptySplitError: if there are no training or no test images.
-        ValueError: if a label has no class name.
+        ValueError: if a label has no class name, or DATALOADER.CACHE_MB is negative.
     """
 
     def __init__(
@@ -236,6 +298,9 @@ class DataManager:
         self.train_loader_u = self._train_loader("train_u", section_u, tfm_train) if dataset.train_u else None
         self.val_loader = self._test_loader("val", tfm_test) if dataset.val else None
         self.test_loader = self._test_loader("test", tfm_test)
+        self.image_cache = build_image_cache(cfg, dataset.train_x, dataset.train_u or (), dataset.val or ())
+        for loader in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader)):
+            loader.dataset.cache = self.image_cache
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
@@ -299,6 +364,21 @@ class DataManager:
             if images:
                 table.append([f"# {split}", f"{len(images):,}"])
         print(tabulate(table))
+
+
+def build_image_cache(cfg: CfgNode, *sources: Sequence[Datum]) -> ImageCache | None:
+    """Build the memory for decoded images; None under DATALOADER.CACHE_MB 0, or where processes cannot share it.
+
+    Raises:
+        ValueError: if DATALOADER.CACHE_MB is negative.
+    """
+    megabytes = cfg.DATALOADER.CACHE_MB
+    if megabytes < 0:
+        raise ValueError(f"DATALOADER.CACHE_MB must be 0 (no cache) or above, but got {megabytes}")
+    if megabytes and cfg.DATALOADER.NUM_WORKERS and not CAN_BE_SHARED:
+        print("No images are kept in memory: this system's loader processes cannot share it (NUM_WORKERS 0 can)")
+        return None
+    return ImageCache((item.impath for source in sources for item in source), megabytes) if megabytes else None
 
 
 def _check_labels(cfg: CfgNode, dataset: Any) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
 from typing import Any
 
@@ -10,9 +9,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from dassl.utils import set_random_state, tolist_if_not
+from dassl.utils import StopRequest, set_random_state, tolist_if_not
 
 from .checkpointing import CheckpointMixin
+from .progress import EpochProgress
 
 Names = str | list[str] | None
 
@@ -22,10 +22,12 @@ class TrainerBase(CheckpointMixin):
 
     Attributes:
         history: a dictionary per finished epoch.
-        timing: seconds spent in `train`, `val` and `test`.
+        timing: seconds spent in `train`, in `data` (its part of waiting for the loader), `val` and `test`.
         last_results: all results of the last evaluation.
         best_result: best validation result so far.
         should_stop: set it to end training after the current epoch.
+        stop_request: whether a signal asked the run to stop, where somebody listens for one.
+        progress: the finished batches of the current epoch.
     """
 
     def __init__(self) -> None:
@@ -40,6 +42,8 @@ class TrainerBase(CheckpointMixin):
         self.best_result: float = -np.inf
         self.epochs_without_gain = 0
         self.should_stop = False
+        self.stop_request = StopRequest()
+        self.progress = EpochProgress()
         self.resumed_random_state: dict[str, Any] | None = None
         self._epoch_record: dict[str, Any] = {}
 
@@ -162,8 +166,15 @@ class TrainerBase(CheckpointMixin):
         self.start_epoch = start_epoch
         self.max_epoch = max_epoch
         self.should_stop = False
+        self.progress = EpochProgress()
         self.before_train()
-        self._begin_train()
+        with self.stop_request.deferred():
+            self._begin_train()
+            self._run_epochs()
+        self.after_train()
+        self._end_train()
+
+    def _run_epochs(self) -> None:
         self.epoch = max(self.start_epoch - 1, 0)
         for epoch in range(self.start_epoch, self.max_epoch):
             if self.should_stop:
@@ -171,13 +182,13 @@ class TrainerBase(CheckpointMixin):
             self.epoch = epoch
             self._begin_epoch()
             self.before_epoch()
-            started = time.perf_counter()
+            self.progress.start_clock()
             self.run_epoch()
-            seconds = time.perf_counter() - started
+            seconds = self.progress.seconds
             self.after_epoch()
+            self.progress = EpochProgress()
             self._end_epoch(seconds)
-        self.after_train()
-        self._end_train()
+            self.stop_request.check()
 
     def _begin_train(self) -> None:
         """Continue the random numbers of a resumed run; after all that building and loading may have drawn."""
@@ -203,7 +214,7 @@ class TrainerBase(CheckpointMixin):
         """Run after the last epoch. A hook."""
 
     def before_epoch(self) -> None:
-        """Run before each epoch. A hook."""
+        """Run before each epoch, and again where a run that was stopped within it goes on. A hook."""
 
     def after_epoch(self) -> None:
         """Run after each epoch. A hook."""

@@ -10,8 +10,9 @@ from typing import Any
 
 import torch
 
-from dassl.utils import AverageMeter, MetricMeter
+from dassl.utils import AverageMeter, CheckpointError, MetricMeter, set_random_state
 
+from .progress import EpochProgress
 from .simple import SimpleTrainer
 
 
@@ -20,15 +21,18 @@ def run_batches(trainer: SimpleTrainer, batches: Iterable[tuple[Any, ...]]) -> N
 
     Args:
         trainer: its `num_batches` must be set; each tuple of `batches` goes to its `forward_backward`.
-        batches: the batches of an epoch.
+        batches: the batches of an epoch that are not finished.
 
     Raises:
         FloatingPointError: if a reported loss is not finite.
+        RunStopped: if a signal asked for it and the state is written.
     """
-    losses, batch_time, data_time = MetricMeter(), AverageMeter(), AverageMeter()
+    progress = _begin_batches(trainer)
+    losses, batch_time, data_time = progress.losses, AverageMeter(), AverageMeter()
     end = time.time()
-    for trainer.batch_idx, batch in enumerate(batches):
+    for trainer.batch_idx, batch in enumerate(batches, start=progress.batches):
         data_time.update(time.time() - end)
+        progress.data_seconds += data_time.val
         loss_summary = trainer.forward_backward(*batch)
         batch_time.update(time.time() - end)
         losses.update(loss_summary)
@@ -39,8 +43,48 @@ def run_batches(trainer: SimpleTrainer, batches: Iterable[tuple[Any, ...]]) -> N
         for name, meter in losses.meters.items():
             trainer.write_scalar(f"train/{name}", meter.avg, step)
         trainer.write_scalar("train/lr", trainer.get_current_lr(), step)
+        progress.batches += 1
+        _stop_if_asked(trainer)
         end = time.time()
-    trainer._epoch_record.update(losses.averages(), data_seconds=data_time.sum)
+    trainer._epoch_record.update(losses.averages(), data_seconds=progress.data_seconds)
+    _report_loading(trainer, progress.data_seconds, progress.seconds)
+
+
+def _report_loading(trainer: SimpleTrainer, data_seconds: float, seconds: float) -> None:
+    """Say which share of the epoch's steps went into waiting for the loader."""
+    share = data_seconds / seconds if seconds else 0.0
+    trainer._epoch_record["data_share"] = share
+    trainer.write_scalar("train/data_share", share, trainer.epoch)
+    print(f"Waited {data_seconds:.3f} of {seconds:.3f} s for data ({100 * share:.1f}%){_describe_cache(trainer)}")
+
+
+def _describe_cache(trainer: SimpleTrainer) -> str:
+    cache = getattr(getattr(trainer, "dm", None), "image_cache", None)
+    if cache is None:
+        return ""
+    return f", {cache.images_kept} decoded images kept in {cache.megabytes_used:.1f} of {cache.megabytes} MB"
+
+
+def _begin_batches(trainer: SimpleTrainer) -> EpochProgress:
+    """Return the progress to go on from; of an epoch that a signal stopped, with its random numbers put back."""
+    progress = trainer.progress
+    if progress.num_batches not in (0, trainer.num_batches):
+        raise CheckpointError(
+            f"the run was stopped after {progress.batches} of {progress.num_batches} batches of epoch "
+            f"{trainer.epoch + 1}, which has {trainer.num_batches} now: go on with the settings it had"
+        )
+    progress.num_batches = trainer.num_batches
+    if progress.random_state is not None:
+        set_random_state(progress.random_state)
+        trainer.batch_idx = progress.batches - 1  # there may be no batch left
+    return progress
+
+
+def _stop_if_asked(trainer: SimpleTrainer) -> None:
+    """End the run where a signal asked for it and going on within the epoch is possible; else after the epoch."""
+    if trainer.stop_request.signal and trainer.can_resume_within_epoch():
+        trainer.save_within_epoch()
+        trainer.stop_request.check()
 
 
 def _check_finite(trainer: SimpleTrainer, losses: MetricMeter) -> None:
@@ -77,14 +121,24 @@ def _forever(loader: Iterable[Any]) -> Iterator[Any]:
         yield from loader
 
 
+def _one_by_one(loader: Iterable[Any]) -> Iterator[tuple[Any]]:
+    # A generator function, since a generator expression would start the loader's processes before the clock.
+    for batch in loader:
+        yield (batch,)
+
+
 class TrainerX(SimpleTrainer):
     """Base of trainers that use labelled images only."""
+
+    def can_resume_within_epoch(self) -> bool:
+        """Return whether a stopped run can go on at the same batch; not with a loop of its own."""
+        return type(self).run_epoch is TrainerX.run_epoch and super().can_resume_within_epoch()
 
     def run_epoch(self) -> None:
         """Train on every batch of the training loader."""
         self.set_model_mode("train")
         self.num_batches = len(self.train_loader_x)
-        run_batches(self, ((batch,) for batch in self.train_loader_x))
+        run_batches(self, _one_by_one(self.train_loader_x))
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """Return images, labels and domains on the trainer's device."""
@@ -93,6 +147,10 @@ class TrainerX(SimpleTrainer):
 
 class TrainerXU(SimpleTrainer):
     """Base of trainers that use labelled and unlabelled images, as in domain adaptation."""
+
+    def can_resume_within_epoch(self) -> bool:
+        """Return whether a stopped run can go on at the same batch; not with a loop of its own."""
+        return type(self).run_epoch is TrainerXU.run_epoch and super().can_resume_within_epoch()
 
     def run_epoch(self) -> None:
         """Train on pairs of a labelled and an unlabelled batch; the loader that runs out first starts again.
@@ -105,7 +163,7 @@ class TrainerXU(SimpleTrainer):
         self.set_model_mode("train")
         self.num_batches = self._count_batches()
         pairs = zip(_forever(self.train_loader_x), _forever(self.train_loader_u), strict=False)
-        run_batches(self, (next(pairs) for _ in range(self.num_batches)))
+        run_batches(self, (next(pairs) for _ in range(self.progress.batches, self.num_batches)))
 
     def _count_batches(self) -> int:
         sizes = {"train_x": len(self.train_loader_x), "train_u": len(self.train_loader_u)}

@@ -1,4 +1,4 @@
-"""Exact resume: the whole state of a run between two epochs, in one file that is replaced after every epoch."""
+"""Exact resume: the whole state of a run in one file, replaced after every epoch and when a signal stops the run."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from torch import nn
 from dassl.utils import CheckpointError, get_random_state, load_checkpoint
 from dassl.utils.checkpoint import POINTER_NAME, write_checkpoint
 
+from .progress import EpochProgress
+
 if TYPE_CHECKING:
     from .base import TrainerBase
 
@@ -24,11 +26,15 @@ FREE_OPTIONS = (
     "USE_CUDA",
     "DATASET.ROOT",
     "DATALOADER.NUM_WORKERS",
+    "DATALOADER.CACHE_MB",
     "DATALOADER.TEST.BATCH_SIZE",
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
     "TEST.PER_CLASS_RESULT",
     "TEST.COMPUTE_CMAT",
+    "FEATURES.REUSE",
+    "FEATURES.FOLDER",
+    "FEATURES.MAX_GIB",
 )
 
 
@@ -38,7 +44,7 @@ def resume_path(directory: str) -> str:
 
 
 def write_resume_checkpoint(trainer: TrainerBase, directory: str, epoch: int) -> None:
-    """Write everything that the next epochs depend on, atomically.
+    """Write everything that the next batches depend on, atomically.
 
     Args:
         trainer: the trainer.
@@ -48,6 +54,7 @@ def write_resume_checkpoint(trainer: TrainerBase, directory: str, epoch: int) ->
     scaler = getattr(trainer, "scaler", None)
     state = {
         "epoch": epoch,
+        "within_epoch": _within_epoch(trainer),
         "models": {name: _model_state(trainer, name) for name in trainer.get_model_names()},
         "scaler": None if scaler is None else scaler.state_dict(),
         "random_state": get_random_state(),
@@ -60,6 +67,13 @@ def write_resume_checkpoint(trainer: TrainerBase, directory: str, epoch: int) ->
         "extra": trainer.resume_state(),
     }
     write_checkpoint(state, resume_path(directory))
+
+
+def _within_epoch(trainer: TrainerBase) -> dict[str, Any] | None:
+    """Return what is finished of an unfinished epoch; None between two epochs."""
+    if not trainer.progress.batches:
+        return None
+    return {**trainer.progress.state(), "record": trainer._epoch_record}
 
 
 def _model_state(trainer: TrainerBase, name: str) -> dict[str, Any]:
@@ -85,7 +99,8 @@ def read_resume_checkpoint(trainer: TrainerBase, directory: str) -> int:
     path = resume_path(directory)
     state = load_checkpoint(path)
     changed = _changes(state["config"], flat_config(getattr(trainer, "cfg", {})))
-    if changed and state["epoch"] == 0:
+    within = state.get("within_epoch")
+    if changed and state["epoch"] == 0 and not within:
         print("Its settings are others and no epoch of it was finished, train from scratch")
         return 0
     if changed and not trainer.cfg.RESUME:
@@ -108,6 +123,10 @@ def read_resume_checkpoint(trainer: TrainerBase, directory: str) -> int:
     trainer.history = state["history"]
     trainer.timing = state["timing"]
     trainer.resumed_random_state = state["random_state"]
+    if within:
+        trainer.progress = EpochProgress.of_state(within, state["random_state"])
+        trainer._epoch_record = within["record"]
+        print(f"Previous batch: {within['batches']} of {within['num_batches']}")
     trainer.load_resume_state(state["extra"])
     return state["epoch"]
 

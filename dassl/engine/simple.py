@@ -127,9 +127,27 @@ class SimpleTrainer(TrainerBase):
         for holder in (getattr(self, name, None) for name in ("dm", "train_loader_x", "train_loader_u")):
             if hasattr(holder, "set_epoch"):
                 holder.set_epoch(self.epoch)
+        if self.progress.batches:
+            for loader in self._train_loaders():
+                loader.skip_batches(self.progress.batches)
+            return  # the record of this epoch was resumed, too
         self._epoch_record = {"epoch": self.epoch + 1}
         if any(optim is not None for optim in self._optims.values()):
             self._epoch_record["lr"] = self.get_current_lr()
+
+    def _train_loaders(self) -> list[Any]:
+        loaders = (getattr(self, name, None) for name in ("train_loader_x", "train_loader_u"))
+        return [loader for loader in loaders if loader is not None]
+
+    def can_resume_within_epoch(self) -> bool:
+        """Return whether a run that stops now can go on at the same batch: with a seed, and loaders that can skip."""
+        skipping = all(hasattr(loader, "skip_batches") for loader in self._train_loaders())
+        return bool(self.output_dir) and self.cfg.SEED >= 0 and skipping
+
+    def save_within_epoch(self) -> None:
+        """Write the state after the batch just finished."""
+        write_resume_checkpoint(self, self.output_dir, self.epoch)
+        print(f"Saved the state of the run ({self.where()})")
 
     def after_epoch(self) -> None:
         """Validate where the best epoch counts, and save checkpoints."""
@@ -161,6 +179,7 @@ class SimpleTrainer(TrainerBase):
     def _end_epoch(self, seconds: float) -> None:
         self._epoch_record["seconds"] = seconds
         self.timing["train"] = self.timing.get("train", 0.0) + seconds
+        self.timing["data"] = self.timing.get("data", 0.0) + self._epoch_record.get("data_seconds", 0.0)
         self.history.append(dict(self._epoch_record))
         if self.output_dir:
             write_resume_checkpoint(self, self.output_dir, self.epoch + 1)

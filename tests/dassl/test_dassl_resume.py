@@ -82,7 +82,8 @@ def everything(trainer):
         "scaler": scaler,
         "best": trainer.best_result,
         "history": [
-            {key: value for key, value in record.items() if "seconds" not in key} for record in trainer.history
+            {key: value for key, value in record.items() if not key.endswith(("seconds", "share"))}
+            for record in trainer.history
         ],
         "random": torch.rand(3).tolist(),
     }

@@ -89,6 +89,38 @@ def test_every_method_is_tested():
 
 
 @pytest.mark.parametrize("case", VARIANTS_TOO)
+def test_checkpointed_activations_change_no_gradient(case, built):
+    """TRAIN.CHECKPOINT_ACTIVATIONS computes layers again: same loss, same gradients, and fewer tensors kept."""
+    trainer, batch = built(case), None
+    gradients, kept = {}, {}
+    for recompute in (False, True):
+        trainer.model.checkpoint_activations(recompute)
+        batch = batch or trainer.parse_batch_train(first_batch(trainer))
+        gradients[recompute], kept[recompute] = gradients_and_kept_elements(trainer, batch)
+    trainer.model.checkpoint_activations(False)
+    for name, reference in gradients[False].items():
+        torch.testing.assert_close(gradients[True][name], reference, rtol=1e-5, atol=1e-7, msg=name)
+    assert kept[True] < 0.8 * kept[False]
+
+
+def gradients_and_kept_elements(trainer, batch):
+    """Gradient of every trained tensor, and how many numbers the forward pass keeps for it."""
+    kept = {}
+
+    def keep(tensor):
+        kept[tensor.untyped_storage().data_ptr()] = tensor.numel()
+        return tensor
+
+    if hasattr(trainer.objective, "step"):
+        trainer.objective.step = 0
+    tensors = trained_tensors(trainer)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        loss = trainer.objective(trainer.model, *batch).total
+    n_kept = sum(kept.values())
+    return dict(zip(tensors, torch.autograd.grad(loss, list(tensors.values())), strict=True)), n_kept
+
+
+@pytest.mark.parametrize("case", VARIANTS_TOO)
 def test_one_step_moves_every_trained_tensor(case):
     """No tensor is dead: each is in the optimiser, gets a finite gradient and changes. All other tensors stay."""
     trainer = build(case, **{"OPTIM.WARMUP_EPOCH": -1})

@@ -1,6 +1,5 @@
-"""The pretraining script: its glyphs, captions, loss, and a run of three steps."""
+"""Printed characters and their captions, and what pretraining is made of: the text encoder and the loss."""
 
-import json
 import random
 
 import clip
@@ -8,9 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from prompting.bundled import read_bundled
 from tools.augment import augment_glyphs
-from tools.choose_tiny_clip import choose
 from tools.contrastive import Vocabulary, contrastive_loss, encode_text, new_model
 from tools.glyphs import (
     HELD_OUT_FONTS,
@@ -21,7 +18,6 @@ from tools.glyphs import (
     text_fonts,
     vocabulary_captions,
 )
-from tools.pretrain_tiny_clip import Recipe, pretrain
 
 
 @pytest.fixture(scope="module")
@@ -82,42 +78,8 @@ def test_loss_takes_all_pairs_of_a_name_as_positive():
     assert contrastive_loss(torch.eye(3) * 40 - 20, same) > best + 1
 
 
-def test_learning_rate_warms_up_and_ends_at_zero():
-    recipe = Recipe(seed=0, steps=400)
-    rates = [recipe.learning_rate_at(step) for step in range(401)]
-    assert rates[0] == pytest.approx(recipe.learning_rate / recipe.warmup)
-    assert max(rates) == pytest.approx(recipe.learning_rate, rel=0.05)
-    assert rates[400] == pytest.approx(0)
-
-
-def test_difficulty_rises_to_one():
-    recipe = Recipe(seed=0, steps=100)
-    assert [recipe.difficulty(step) for step in (0, 20, 40, 99)] == [0, 0.5, 1, 1]
-
-
 def test_strength_zero_leaves_the_shape_alone(glyphs):
     """Only the tint varies: the same pixels are white, and the darkest stay where they were."""
     pixels = torch.tensor(np.stack([glyph.pixels for glyph in glyphs[:4]]))
     first, other = (augment_glyphs(pixels, torch.Generator().manual_seed(seed), strength=0) for seed in (1, 2))
     assert torch.equal(first.flatten(2).argmin(dim=2), other.flatten(2).argmin(dim=2))
-
-
-def test_a_short_run_is_deterministic_and_writes_both_files(tmp_path, monkeypatch):
-    monkeypatch.setattr("tools.pretrain_tiny_clip.HELD_OUT_VIEWS", 1)
-    threads = torch.get_num_threads()
-    try:
-        figures = [pretrain(Recipe(seed=3, steps=3, batch=8), tmp_path / name / "model.pt") for name in ("a", "b")]
-    finally:
-        torch.set_num_threads(threads)
-    assert (tmp_path / "a" / "model.pt").read_bytes() == (tmp_path / "b" / "model.pt").read_bytes()
-    assert figures[0]["held_out"] == figures[1]["held_out"]
-    assert json.loads((tmp_path / "a" / "model.json").read_text()) == figures[0]
-    assert read_bundled(tmp_path / "a" / "model.pt")["token_embedding.weight"].shape == (49408, 128)
-
-
-def test_the_choice_looks_at_held_out_loss_only():
-    runs = [
-        {"held_out": {"loss": 2.0, "accuracy": 90.0}, "zero_shot": {"new": 90.0}},
-        {"held_out": {"loss": 1.5, "accuracy": 10.0}, "zero_shot": {"new": 1.0}},
-    ]
-    assert choose(runs) is runs[1]

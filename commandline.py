@@ -1,0 +1,78 @@
+"""What every entry point does with an error: one line that says what is wrong and the cure; --debug for the traceback.
+
+    def main(argv=None):
+        args = build_parser().parse_args(argv)
+        return guarded(run, args)
+
+Needs the standard library only, so that every command can use it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping
+
+# What wrong input and a machine's limits raise; anything else is a mistake of ours and keeps its traceback
+EXPECTED = (ValueError, KeyError, OSError, FloatingPointError, MemoryError, RecursionError)
+WRONG_INPUT = 2
+
+
+def add_debug(parser: argparse.ArgumentParser) -> None:
+    """Declare ``--debug``."""
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+
+def guarded(
+    run: Callable[[argparse.Namespace], int | None],
+    args: argparse.Namespace,
+    statuses: Mapping[type[Exception], int] | None = None,
+    status: int = WRONG_INPUT,
+) -> int:
+    """Run a command and turn an expected error into one line on stderr.
+
+    Args:
+        run: the command; what it returns is the exit status, ``None`` standing for 0.
+        args: parsed arguments; ``args.debug`` shows the traceback before the line.
+        statuses: exit status by kind of error, for kinds that have their own; the first that fits counts.
+        status: exit status of all other errors.
+
+    Returns:
+        The exit status. When the reader of the output has gone away, as ``head`` does, it is 1 and nothing is said.
+    """
+    own = statuses or {}
+    try:
+        return run(args) or 0
+    except BrokenPipeError:
+        close_stdout()
+        return 1
+    except (*EXPECTED, *own) as error:
+        if getattr(args, "debug", False):
+            traceback.print_exc()
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return next((number for kind, number in own.items() if isinstance(error, kind)), status)
+
+
+def one_line(error: BaseException) -> str:
+    """An error's message without line breaks and without characters that a terminal would obey."""
+    text = "; ".join(line.strip() for line in shown(error).splitlines() if line.strip())
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+def shown(error: BaseException) -> str:
+    """An error's message; ``str()`` of a KeyError is in quotes, and some errors have none."""
+    if isinstance(error, KeyError) and len(error.args) == 1:
+        return str(error.args[0])
+    if isinstance(error, RecursionError):
+        return "the input is nested too deeply: no file of this project's is; make it anew or take another"
+    if isinstance(error, MemoryError) and not str(error):
+        return "out of memory: take a smaller DATALOADER.*.BATCH_SIZE or fewer DATALOADER.NUM_WORKERS"
+    return str(error) or type(error).__name__
+
+
+def close_stdout() -> None:
+    """Keep the interpreter from writing what is left in its buffer to a pipe that nobody reads."""
+    if sys.stdout is sys.__stdout__:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,102 @@
+"""Stopping a run by a signal: SIGTERM, as schedulers end a job, and SIGUSR1, as Slurm warns before it does.
+
+A run that computes nothing worth keeping ends at once. Training finishes its batch and writes its state first.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+
+
+class RunStopped(BaseException):
+    """A run that a signal stopped, its state saved; no error, so that no `except Exception` takes it for one.
+
+    Attributes:
+        signal: number of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"stopped by {signal.Signals(number).name}")
+        self.signal = number
+
+
+class StopRequest:
+    """Whether a signal asked the run to stop.
+
+    Attributes:
+        signal: number of the first signal that did; 0: none. Later ones change nothing: the run is ending already.
+    """
+
+    def __init__(self) -> None:
+        self.signal = 0
+        self._deferrals = 0
+        self._process = os.getpid()
+
+    @contextmanager
+    def listening(self) -> Iterator[StopRequest]:
+        """Take the signals while the context lasts.
+
+        A signal that the process was started to ignore stays ignored. Where somebody else listened before, the signal
+        is handed on to them at the end. Outside the main thread, which alone gets signals, nothing is done.
+        """
+        before: dict[int, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+            before = {number: signal.signal(number, self._take) for number in taken}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+            if callable(before.get(self.signal)):
+                signal.raise_signal(self.signal)
+
+    def _take(self, number: int, _frame: FrameType | None) -> None:
+        if os.getpid() != self._process:  # in a loader's worker, which inherits this
+            return
+        first = not self.signal
+        self.signal = self.signal or number
+        if first and not self._deferrals:
+            raise RunStopped(number)
+
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Let a signal wait for the next `check` while the context lasts."""
+        self._deferrals += 1
+        try:
+            yield
+        finally:
+            self._deferrals -= 1
+        self.check()
+
+    def check(self) -> None:
+        """End the run if that was asked for.
+
+        Raises:
+            RunStopped: it was.
+        """
+        if self.signal:
+            raise RunStopped(self.signal)
+
+
+def leave_signals_to_the_run(_worker: int) -> None:
+    """In a loader's worker: outlive one signal, since schedulers signal all processes of a run and it needs them still.
+
+    A second SIGTERM ends the worker, so that the run can always get rid of it.
+    """
+
+    def once(number: int, _frame: FrameType | None) -> None:
+        signal.signal(number, signal.SIG_DFL)
+
+    handler: Callable[[int, FrameType | None], None] = once
+    signal.signal(signal.SIGTERM, handler)
+    if hasattr(signal, "SIGUSR1"):
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)

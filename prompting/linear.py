@@ -1,0 +1,235 @@
+"""Products with frozen weights: PyTorch's own ``F.linear``, or oneDNN's kernels on CPUs where these are faster.
+
+Which kernel wins differs between CPUs, so it is measured: the first time a product of a certain shape is met, every
+kernel computes it, forward and backward. A kernel whose results differ from ``F.linear`` by more than rounding is never
+used, and with "auto" neither is one that is not clearly faster. The times are kept in a file of the user's cache folder
+and hold for this CPU, PyTorch and number of threads.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+BACKENDS = ("auto", "native", "onednn")
+MIN_FLOPS = 5e8  # of one product: smaller ones have nothing to gain that measuring would not eat
+MIN_GAIN = 1.1  # over F.linear, for "auto" to choose another kernel: below it may be noise
+MAX_ROWS = 256  # of a measured product; what is faster there is so for more rows
+ROUNDS = 4  # the first warms up and does not count
+TOLERANCE = 2e-5  # of the largest value; float32 rounding over thousands of terms, but no shortened number type
+
+
+def conv_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product as a 1x1 convolution over channels-last rows, which oneDNN computes: the public way there."""
+    rows = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+    y = F.conv2d(rows, weight[:, :, None, None], bias)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def pointwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN's own product; a private operator of PyTorch, so it may be missing."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+KERNELS: dict[str, Kernel] = {"native": F.linear, "conv": conv_linear, "pointwise": pointwise_linear}
+
+
+class FrozenProduct(torch.autograd.Function):
+    """``x @ weight.T + bias`` by a given kernel, with a gradient for ``x`` alone, by the same kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Kernel) -> Tensor:
+        ctx.weight, ctx.kernel = weight, kernel
+        return kernel(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.kernel(grad, ctx.weight.t(), None), None, None, None
+
+
+class LinearChooser:
+    """Chooses the kernel of every product, and remembers the measurements.
+
+    Args:
+        backend: one of ``BACKENDS``. "native": always F.linear; "onednn": the faster of oneDNN's kernels, as long as
+            they compute the same; "auto": whatever is fastest.
+        file: where times are kept; ``None`` for the user's cache folder.
+    """
+
+    def __init__(self, backend: str = "native", file: Path | None = None) -> None:
+        self.backend, self.file = backend, file
+        self.chosen: dict[str, str] = {}  # shape class -> kernel, of this process; for results.json
+
+    def kernel(self, x: Tensor, weight: Tensor) -> Kernel | None:
+        """The kernel for a product; ``None`` for F.linear."""
+        if self.backend == "native" or not applies(x, weight):
+            return None
+        shape = shape_class(x, weight)
+        if shape not in self.chosen:
+            self.chosen[shape] = self._choose(shape, x, weight)
+        name = self.chosen[shape]
+        return None if name == "native" else KERNELS[name]
+
+    def report(self) -> dict[str, Any]:
+        """For results.json: the setting and what it led to."""
+        return {"backend": self.backend, "kernels": dict(sorted(self.chosen.items()))}
+
+    def _choose(self, shape: str, x: Tensor, weight: Tensor) -> str:
+        path, key = self.file or cache_file(), f"{machine_key()}|{shape}"
+        seconds = read_times(path).get(key)
+        if not valid_times(seconds):
+            seconds = measure(min(x.numel() // x.shape[-1], MAX_ROWS), weight)
+            write_times(path, key, seconds)
+        return fastest(seconds, self.backend)
+
+
+def applies(x: Tensor, weight: Tensor) -> bool:
+    """Whether a product is one that other kernels may compute: large, frozen, float32, on the CPU."""
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    if weight.requires_grad or 2 * x.numel() * weight.shape[0] < MIN_FLOPS:
+        return False
+    return not torch.is_autocast_enabled("cpu")
+
+
+def shape_class(x: Tensor, weight: Tensor) -> str:
+    """Products that share a measurement: the same weight's shape, rows within a factor of two."""
+    rows = min(x.numel() // x.shape[-1], MAX_ROWS)
+    return f"{1 << (rows - 1).bit_length()}x{weight.shape[1]}x{weight.shape[0]}"
+
+
+def fastest(seconds: dict[str, float], backend: str) -> str:
+    """Name of the kernel to use, given the times of those that compute right."""
+    others = {name: value for name, value in seconds.items() if name != "native"}
+    best = min(others, key=others.__getitem__, default="native")
+    if backend == "auto" and best != "native" and seconds["native"] < MIN_GAIN * seconds[best]:
+        return "native"
+    return best
+
+
+@torch.no_grad()
+def measure(rows: int, weight: Tensor) -> dict[str, float]:
+    """Seconds of forward and backward product by every kernel that agrees with F.linear; in turn, the least counts."""
+    generator = torch.Generator().manual_seed(0)
+    n_out, n_in = weight.shape
+    x = torch.randn(rows, n_in, generator=generator)
+    grad, bias = torch.randn(rows, n_out, generator=generator), torch.randn(n_out, generator=generator)
+
+    def both(kernel: Kernel) -> tuple[Tensor, Tensor]:
+        return kernel(x, weight, bias), kernel(grad, weight.t(), None)
+
+    expected = both(F.linear)
+    right = {name: kernel for name, kernel in KERNELS.items() if _agrees(kernel, both, expected)}
+    times: dict[str, list[float]] = {name: [] for name in right}
+    # On a busy machine the time of one thread says more than the wall clock.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    for _ in range(ROUNDS):
+        for name, kernel in right.items():
+            start = clock()
+            both(kernel)
+            times[name].append(clock() - start)
+    return {name: min(values[1:]) for name, values in times.items()}
+
+
+def _agrees(kernel: Kernel, both: Callable[[Kernel], tuple[Tensor, Tensor]], expected: tuple[Tensor, Tensor]) -> bool:
+    """Whether a kernel exists and gives F.linear's values up to rounding."""
+    try:
+        results = both(kernel)
+    except (RuntimeError, AttributeError, TypeError):  # a private operator that this PyTorch lacks or has changed
+        return False
+    return all(
+        y.shape == want.shape and bool((y - want).abs().max() <= TOLERANCE * want.abs().max())
+        for y, want in zip(results, expected, strict=True)
+    )
+
+
+# Times on disk
+
+
+def cache_file() -> Path:
+    """Where times are kept: ``$XDG_CACHE_HOME``, else ``~/.cache``."""
+    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(folder).expanduser() / "prompt-learning" / "linear.json"
+
+
+def machine_key() -> str:
+    """What times depend on beside the shape."""
+    return f"{_cpu_name()}|torch {torch.__version__}|{torch.get_num_threads()} threads|float32"
+
+
+@cache
+def _cpu_name() -> str:
+    """Model name of the CPU with the instruction set that PyTorch uses on it."""
+    name = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.is_file():
+        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
+        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    return f"{name} {torch.backends.cpu.get_cpu_capability()}"
+
+
+def valid_times(seconds: Any) -> bool:
+    """Whether an entry of the file is what :func:`measure` returns."""
+    return (
+        isinstance(seconds, dict)
+        and "native" in seconds
+        and all(name in KERNELS and isinstance(value, float) for name, value in seconds.items())
+    )
+
+
+def read_times(path: Path) -> dict[str, Any]:
+    """All times on disk; none where the file is missing or damaged, since they can be measured again."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def write_times(path: Path, key: str, seconds: dict[str, float]) -> None:
+    """Add one entry, in one step; a folder that cannot be written costs a measurement per run, nothing else."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps({**read_times(path), key: seconds}, indent=1), encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+# The choice of this process, as torch.backends has its flags
+
+
+CHOOSER = LinearChooser()
+
+
+def set_linear_backend(backend: str) -> None:
+    """Choose among F.linear and oneDNN from now on.
+
+    Raises:
+        ValueError: for an unknown name.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"frozen linear backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    CHOOSER.backend = backend
+    CHOOSER.chosen.clear()
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One matrix product with frozen weights, (..., n_in) -> (..., n_out)."""
+    kernel = CHOOSER.kernel(x, weight)
+    return F.linear(x, weight, bias) if kernel is None else FrozenProduct.apply(x, weight, bias, kernel)

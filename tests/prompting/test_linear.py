@@ -1,0 +1,110 @@
+"""Frozen products: every kernel computes F.linear's values and gradient, and none is used that is wrong or slow."""
+
+import json
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from prompting import linear
+from prompting.linear import KERNELS, FrozenProduct, LinearChooser, fastest, measure, shape_class
+
+
+@pytest.fixture
+def product():
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 9, 32, generator=generator)
+    return x, torch.randn(48, 32, generator=generator), torch.randn(48, generator=generator)
+
+
+@pytest.fixture
+def small_products_too(monkeypatch):
+    monkeypatch.setattr(linear, "MIN_FLOPS", 0)
+
+
+@pytest.mark.parametrize("with_bias", [True, False])
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_equal_f_linear_forward_and_backward(product, name, with_bias):
+    x, weight, bias = product
+    bias = bias if with_bias else None
+    values, gradients = [], []
+    for run in (lambda x: F.linear(x, weight, bias), lambda x: FrozenProduct.apply(x, weight, bias, KERNELS[name])):
+        leaf = x.clone().requires_grad_()
+        values.append(run(leaf.transpose(0, 1)))  # rows that do not lie one after the other
+        gradients += torch.autograd.grad(values[-1].square().sum(), leaf)
+    torch.testing.assert_close(values[1], values[0], rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-2)
+
+
+def test_a_kernel_that_computes_something_else_is_never_used(product, monkeypatch):
+    _, weight, _ = product
+    monkeypatch.setitem(KERNELS, "conv", lambda x, w, b: F.linear(x, w, b) * 1.001)
+    monkeypatch.setitem(KERNELS, "pointwise", lambda x, w, b: torch.ops.mkldnn.no_such_operator(x, w, b))
+    assert list(measure(9, weight)) == ["native"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "auto", "onednn"),
+    [
+        ({"native": 1.0, "conv": 0.95, "pointwise": 1.2}, "native", "conv"),  # not clearly faster
+        ({"native": 1.0, "conv": 0.8, "pointwise": 0.5}, "pointwise", "pointwise"),
+        ({"native": 1.0, "conv": 2.0}, "native", "conv"),
+        ({"native": 1.0}, "native", "native"),
+    ],
+)
+def test_the_choice_follows_the_times(seconds, auto, onednn):
+    assert (fastest(seconds, "auto"), fastest(seconds, "onednn")) == (auto, onednn)
+
+
+def test_times_are_measured_once_per_machine(product, small_products_too, tmp_path, monkeypatch):
+    x, weight, _ = product
+    file = tmp_path / "folder/linear.json"
+    counted = []
+    monkeypatch.setattr(linear, "measure", lambda *args: counted.append(args) or {"native": 1.0, "conv": 0.1})
+    for _ in range(2):  # a second process finds the first one's times
+        chooser = LinearChooser("auto", file)
+        assert chooser.kernel(x, weight) is KERNELS["conv"]
+    assert len(counted) == 1
+    assert chooser.report() == {"backend": "auto", "kernels": {shape_class(x, weight): "conv"}}
+    (key,) = json.loads(file.read_text())
+    assert torch.__version__ in key
+    assert "threads" in key
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
+    LinearChooser("auto", file).kernel(x, weight)
+    assert len(counted) == 2
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"KEY": 3}', '{"KEY": {"native": "fast"}}', '{"KEY": {"conv": 1.0}}'])
+def test_a_damaged_file_is_measured_again(product, small_products_too, tmp_path, content):
+    x, weight, _ = product
+    key = f"{linear.machine_key()}|{shape_class(x, weight)}"
+    file = tmp_path / "linear.json"
+    file.write_text(content.replace("KEY", key))
+    LinearChooser("auto", file).kernel(x, weight)
+    assert json.loads(file.read_text())[key]["native"] > 0
+
+
+def test_a_folder_that_cannot_be_written_is_no_error(product, small_products_too, tmp_path):
+    x, weight, _ = product
+    (tmp_path / "file").write_text("in the way")
+    chooser = LinearChooser("onednn", tmp_path / "file/linear.json")
+    assert chooser.kernel(x, weight) in KERNELS.values()
+
+
+@pytest.mark.parametrize("change", ["small", "bfloat16", "trained weight", "autocast", "native"])
+def test_where_only_f_linear_is_used(product, change, tmp_path, monkeypatch):
+    x, weight, _ = product
+    if change != "small":
+        monkeypatch.setattr(linear, "MIN_FLOPS", 0)
+    if change == "bfloat16":
+        x, weight = x.bfloat16(), weight.bfloat16()
+    weight.requires_grad_(change == "trained weight")
+    chooser = LinearChooser("native" if change == "native" else "onednn", tmp_path / "linear.json")
+    with torch.autocast("cpu", enabled=change == "autocast"):
+        assert chooser.kernel(x, weight) is None
+    assert not (tmp_path / "linear.json").exists()
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ValueError, match="choose one of auto, native, onednn"):
+        linear.set_linear_backend("mkl")

@@ -1,0 +1,66 @@
+"""Every method goes on at the batch after which a signal stopped it: its own state is part of what is saved."""
+
+import os
+import signal
+
+import pytest
+import torch
+
+from dassl.engine.resume import RESUME_NAME
+from dassl.utils import RunStopped, StopRequest, load_checkpoint
+from tests.trainers.small_runs import build, needing, trained_tensors
+from trainers.templates import PROMPTSRC_TEMPLATES
+
+# Epoch and batch, from 0: by then every sum, draw and count that a method keeps beside its prompts has begun.
+STOP_AT = (1, 0)
+
+
+def train(case, output, stop_at=None, **options):
+    """Train as a new process would, stopped after a batch if one is given."""
+    with StopRequest().listening() as stop:
+        trainer = build(case, str(output), **options)
+        trainer.stop_request = stop
+        if stop_at is None:
+            trainer.train()
+            return trainer
+        step = trainer.forward_backward
+
+        def signalled(batch):
+            if (trainer.epoch, trainer.batch_idx) == stop_at:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(batch)
+
+        trainer.forward_backward = signalled
+        with pytest.raises(RunStopped):
+            trainer.train()
+    assert load_checkpoint(output / RESUME_NAME)["within_epoch"]["batches"] == stop_at[1] + 1
+    return trainer
+
+
+def everything(trainer):
+    """What two runs must agree in, down to the last bit."""
+    return {
+        "trained": {name: tensor.tolist() for name, tensor in trained_tensors(trainer).items()},
+        "history": [
+            {key: value for key, value in row.items() if not key.endswith(("seconds", "share"))}
+            for row in trainer.history
+        ],
+        "gates": trainer.gates,
+        "draws": getattr(trainer.objective, "step", 0),
+        "aggregate": {name: t.tolist() for name, t in (getattr(trainer, "aggregate", None) or {}).items()},
+        "random": torch.rand(3).tolist(),
+    }
+
+
+@pytest.fixture(autouse=True)
+def few_templates(monkeypatch):
+    """Most of the time that PromptSRC and CoPrompt take to build goes into their templates."""
+    for module in ("trainers.promptsrc", "trainers.coprompt"):
+        monkeypatch.setattr(f"{module}.PROMPTSRC_TEMPLATES", PROMPTSRC_TEMPLATES[:2])
+
+
+@pytest.mark.parametrize("case", needing("needs_training"))
+def test_stopped_within_an_epoch(case, tmp_path):
+    expected = everything(train(case, tmp_path / "whole"))
+    train(case, tmp_path / "parts", STOP_AT)
+    assert everything(train(case, tmp_path / "parts")) == expected
