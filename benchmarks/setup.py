@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
 from unittest import mock
 
 import torch
+from clip.clip import _tokenizer
 from clip.model import CLIP
 from torch import nn
 
@@ -15,6 +17,7 @@ import trainers.coprompt
 import trainers.promptsrc
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
+from prompting.layout import encode
 from trainers.predictor import trainer_without_data
 from trainers.templates import PROMPTSRC_TEMPLATES
 
@@ -25,12 +28,8 @@ SIZES = {
     # Small enough for a smoke run in the tests.
     "tiny": dict(vision_layers=4, vision_width=128, vision_patch_size=16, embed_dim=64, transformer_width=128),
 }
-ADJECTIVES = ("small", "old")
-# Nouns of one token each: names made of them are about as long as ImageNet's class names.
-NOUNS = (
-    *("apple", "bear", "boat", "bird", "bridge", "cake", "castle", "cat", "chair", "clock"),
-    *("cow", "dog", "fish", "flower", "fox", "guitar", "hat", "horse", "house", "lamp"),
-)
+# Words per class name, in turn: 2.2 tokens on average, as ImageNet's.
+NAME_LENGTHS = (1, 2, 3, 2, 3)
 
 
 def random_clip(name: str, seed: int = 0) -> nn.Module:
@@ -58,16 +57,10 @@ def random_clip(name: str, seed: int = 0) -> nn.Module:
 
 
 def class_names(count: int) -> list[str]:
-    """Different class names of one to four tokens: a few adjectives, a noun, and more nouns where these run out."""
-    names = []
-    for index in range(count):
-        rest, first = divmod(index, len(NOUNS))
-        words = [*ADJECTIVES[: index % 3], NOUNS[first]]
-        while rest:
-            rest, word = divmod(rest, len(NOUNS))
-            words.append(NOUNS[word])
-        names.append(" ".join(words))
-    return names
+    """Different class names, each of one to three words that CLIP's vocabulary holds whole."""
+    words = (token.removesuffix("</w>") for token in _tokenizer.encoder if token.endswith("</w>"))
+    whole = (word for word in words if len(word) > 3 and word.isascii() and word.isalpha() and len(encode(word)) == 1)
+    return [" ".join(islice(whole, length)) for length in islice(cycle(NAME_LENGTHS), count)]
 
 
 def build_trainer(

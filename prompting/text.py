@@ -164,8 +164,8 @@ class TextEncoder(nn.Module):
         packing = self._packing(layout, prompts)
         x, qkv = self._first_layer_rows(packing, prompts.context)
         for index, block in enumerate(self.blocks[:-1]):
-            first = qkv if index == 0 else None
-            x = run_layer(self.recompute, self._layer, block, x, first, prompts.deep.get(index), packing)
+            first, (deep, following) = qkv if index == 0 else None, map(prompts.deep.get, (index, index + 1))
+            x = run_layer(self.recompute, self._layer, block, x, first, deep, following, packing)
         features = self._last_layer(x, prompts.deep.get(self.n_layers - 1), packing)
         return features if grouped else features[0]
 
@@ -193,12 +193,30 @@ class TextEncoder(nn.Module):
         return x[:, packing.packed_order], qkv[:, packing.packed_order]
 
     def _layer(
-        self, block: nn.Module, x: Tensor, qkv: Tensor | None, deep: DeepPrompt | None, packing: Packing
+        self,
+        block: nn.Module,
+        x: Tensor,
+        qkv: Tensor | None,
+        deep: DeepPrompt | None,
+        following: DeepPrompt | None,
+        packing: Packing,
     ) -> Tensor:
-        """One layer but the last; layer 0 comes with its Q, K, V."""
+        """One layer but the last; layer 0 comes with its Q, K, V.
+
+        Prompt rows that the following layer replaces (``following``) are computed for its gate only, which takes no
+        gradient, or not at all.
+        """
         if qkv is None:
             x, qkv = self._project(block, x, deep, packing, QKV)
-        return finish(block, x, self._attend(qkv, packing))
+        attended = self._attend(qkv, packing)
+        if following is None:
+            return finish(block, x, attended)
+        sizes = [packing.stay_rows, packing.prompt_rows]
+        (stay, leaving), (to_stay, to_leaving) = x.split(sizes, dim=1), attended.split(sizes, dim=1)
+        with torch.no_grad():
+            read = isinstance(following, GatedPrompt)
+            leaving = finish(block, leaving, to_leaving) if read else leaving.detach()
+        return torch.cat([finish(block, stay, to_stay), leaving], dim=1)
 
     def _project(
         self, block: nn.Module, x: Tensor, deep: DeepPrompt | None, packing: Packing, rows: tuple[int, int]

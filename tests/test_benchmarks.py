@@ -10,6 +10,7 @@ from benchmarks.beyond import on_the_line, only_classes, spread
 from benchmarks.flops import training_flops
 from benchmarks.measure import ParityError, parity
 from benchmarks.setup import build_trainer, class_names, random_batch, random_clip
+from prompting.layout import encode
 
 SHALLOW = {
     "BMIP": ["TRAINER.BMIP.PROMPT_DEPTH", "3"],
@@ -115,5 +116,7 @@ def test_loaders_whose_batches_differ_are_an_error(monkeypatch, capsys, tmp_path
     assert "batches with and without the cache differ" in capsys.readouterr().err
 
 
-def test_class_names_are_distinct():
-    assert len(set(class_names(1000))) == 1000
+def test_class_names_are_distinct_and_as_long_as_imagenets():
+    names = class_names(1000)
+    assert len(set(names)) == 1000
+    assert sum(len(encode(name)) for name in names) == 2200
