@@ -1,6 +1,8 @@
 """Sweeps that train several seeds of a setting in one process."""
 
 import io
+import json
+from dataclasses import replace
 
 import pytest
 
@@ -9,7 +11,7 @@ from sweeping.jobs import Job, Plan, build_queue
 from sweeping.local import LocalLauncher, Slot, Stop
 from sweeping.progress import Progress
 from sweeping.settings import SweepError
-from sweeping.state import console_tail, is_finished
+from sweeping.state import console_tail, finished_record, is_finished
 from sweeping.together import common_arguments, companions, seeds_per_process
 
 
@@ -70,6 +72,17 @@ def test_a_seed_that_fails_is_told_from_those_that_finish(make_job):
     progress = launch(jobs, seeds=3)
     assert progress.failures == {jobs[1].folder: "exit status 2, error: an even seed"}
     assert [is_finished(job.folder) for job in jobs] == [True, False, True]
+
+
+def test_where_features_are_kept_makes_no_other_run(make_job):
+    job = make_job(1)
+    launch([job], seeds=1)
+    elsewhere = replace(job, arguments=(*job.arguments, "FEATURES.FOLDER", "features"))
+    path = job.folder / "results.json"
+    record = json.loads(path.read_text())
+    record["config"]["FEATURES"] = {"FOLDER": ""}
+    path.write_text(json.dumps(record))
+    assert finished_record(elsewhere)["config"]["FEATURES"] == {"FOLDER": ""}
 
 
 def test_the_number_comes_from_the_option_or_the_environment(monkeypatch, capsys):

@@ -179,7 +179,8 @@ def test_several_seeds_at_once_are_the_runs_that_they_are_alone(tmp_path, capsys
         for name, tensor in first.items():
             torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-4)
         log = (tmp_path / f"joint{seed}" / "log.txt").read_text()
-        assert f"Setting fixed seed: {seed}" in log
+        assert f"\nSEED: {seed}\n" in log
+        assert f"\nSEED: {3 - seed}\n" not in log
         assert log.count("Finish training") == 1
         assert joint["notes"] == {"seeds_in_this_process": 2}
     capsys.readouterr()
