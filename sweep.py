@@ -29,6 +29,7 @@ from sweeping.protocols import PROTOCOLS
 from sweeping.settings import REPOSITORY, SweepError, bundled_plan
 from sweeping.slurm import SlurmLauncher, SlurmOptions
 from sweeping.state import CONSOLE_FILE, console_tail, earlier_failure, finished_record, is_finished
+from sweeping.together import seeds_per_process
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -77,6 +78,12 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--gpus", nargs="*", metavar="ID", help="default: all; without an ID: none")
     how.add_argument(
         "--slots", type=int, metavar="N", help="processes at a time; default: one per GPU, else one per four CPU cores"
+    )
+    how.add_argument(
+        "--seeds-per-process",
+        type=int,
+        metavar="N",
+        help="seeds of one setting that a process trains at once (local launcher); default: SEEDS_PER_PROCESS, else 1",
     )
     how.add_argument("--foreground", action="store_true", help="one run at a time, on the terminal")
     how.add_argument("--retry", action="store_true", help="run again what failed in an earlier call")
@@ -157,6 +164,9 @@ def show_or_run(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
 
 def run_queue(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
     """Run what is not finished and say what became of it."""
+    seeds = seeds_per_process(args.seeds_per_process)
+    if seeds > 1 and args.launcher != "local":
+        raise SweepError(f"several seeds per process need --launcher local, not {args.launcher}")
     one = args.foreground or args.launcher == "inline"
     slots = slots_for(args.gpus, 1 if one else args.slots)
     progress = Progress(jobs, len(slots), sys.stdout)
@@ -167,7 +177,7 @@ def run_queue(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
         elif args.launcher == "inline":
             InlineLauncher(slots[0], progress, stop).run(pending)
         else:
-            LocalLauncher(slots, progress, stop, foreground=args.foreground).run(pending)
+            LocalLauncher(slots, progress, stop, args.foreground, seeds).run(pending)
     progress.close()
     report(progress, stop)
     if stop.signal:

@@ -15,10 +15,12 @@ import threading
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 Work = Callable[[list[Any]], Sequence[Any]]
+# How the state of something that a process has once is read and put back.
+Kept = tuple[Callable[[], Any], Callable[[Any], None]]
+GENERATORS: tuple[Kept, ...] = ((random.getstate, random.setstate), (torch.get_rng_state, torch.set_rng_state))
 
 
 class LockstepStopped(BaseException):
@@ -45,7 +47,7 @@ class Member:
         self.answer: Any = None
         self.failure: BaseException | None = None  # of what was computed for it
         self.duty: list[Member] = []  # those whose request it computes
-        self.stdout, self.generators = sys.stdout, _generators()
+        self.stdout, self.states = sys.stdout, lockstep.states()
 
     def _live(self) -> None:
         self.go.acquire()
@@ -95,9 +97,14 @@ class Member:
 
 
 class Lockstep:
-    """Runs functions side by side."""
+    """Runs functions side by side.
 
-    def __init__(self) -> None:
+    Args:
+        kept: what else each run has its own state of, beside ``sys.stdout`` and the generators of Python and PyTorch.
+    """
+
+    def __init__(self, *kept: Kept) -> None:
+        self.kept = GENERATORS + kept
         self.back = threading.Semaphore(0)
         self.members: list[Member] = []
         self.stopping = False
@@ -106,6 +113,14 @@ class Lockstep:
     def live(self) -> list[Member]:
         """Those that have not ended."""
         return [member for member in self.members if not member.done]
+
+    def states(self) -> list[Any]:
+        """Of everything that each run keeps for itself, as it is now."""
+        return [read() for read, _ in self.kept]
+
+    def _restore(self, states: list[Any]) -> None:
+        for (_, put_back), state in zip(self.kept, states, strict=True):
+            put_back(state)
 
     def run(self, functions: Sequence[Callable[[], Any]]) -> list[Any]:
         """Run the functions to their end, also when one of them fails, and return what they return.
@@ -142,16 +157,16 @@ class Lockstep:
             self._switch_to(group[0])
 
     def _switch_to(self, member: Member) -> None:
-        stdout, generators = sys.stdout, _generators()
+        stdout, states = sys.stdout, self.states()
         sys.stdout = member.stdout
-        _set_generators(member.generators)
+        self._restore(member.states)
         member.go.release()
         try:
             self.back.acquire()
         finally:
-            member.stdout, member.generators = sys.stdout, _generators()
+            member.stdout, member.states = sys.stdout, self.states()
             sys.stdout = stdout
-            _set_generators(generators)
+            self._restore(states)
 
     def _stop(self) -> None:
         """End all runs; the one that computes right now ends when it next meets the others."""
@@ -165,13 +180,3 @@ class Lockstep:
 def current_member() -> Member | None:
     """The run that this code is part of; None outside :meth:`Lockstep.run`."""
     return getattr(threading.current_thread(), "member", None)
-
-
-def _generators() -> tuple[Any, ...]:
-    return random.getstate(), np.random.get_state(), torch.get_rng_state()
-
-
-def _set_generators(states: tuple[Any, ...]) -> None:
-    random.setstate(states[0])
-    np.random.set_state(states[1])
-    torch.set_rng_state(states[2])

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 
 from sweeping.claims import Claims
@@ -19,6 +19,7 @@ from sweeping.jobs import Job
 from sweeping.progress import Progress
 from sweeping.settings import REPOSITORY, SweepError
 from sweeping.state import CONSOLE_FILE, console_tail, forget_failure, is_finished, record_failure
+from sweeping.together import common_arguments, companions, share_console
 
 POLL_SECONDS = 0.1
 STOP_SECONDS = 30.0  # for a child to write its checkpoint and end
@@ -118,13 +119,15 @@ class LocalLauncher:
         progress: is told what happens.
         stop: is asked whether to go on.
         foreground: processes write to the terminal instead of into a file.
+        seeds: jobs that differ in the seed only and that one process takes at most.
     """
 
     slots: Sequence[Slot]
     progress: Progress
     stop: Stop
     foreground: bool = False
-    _children: dict[int, tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=dict)
+    seeds: int = 1
+    _children: dict[int, tuple[list[Job], subprocess.Popen[bytes]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._claims = Claims(self.progress)
@@ -144,6 +147,8 @@ class LocalLauncher:
     def _fill(self, waiting: list[Job]) -> None:
         """Start ready jobs in free slots; jobs that can never be ready fail."""
         for job in list(waiting):
+            if job not in waiting:
+                continue  # it went with another seed
             if self._claims.settled_elsewhere(job):
                 waiting.remove(job)
                 continue
@@ -155,29 +160,33 @@ class LocalLauncher:
                 waiting.remove(job)
                 self.progress.fail(job, blocked)
             elif free and self._claims.take(job):
-                waiting.remove(job)
-                self._start(job, free[0])
+                _, *others = companions(job, waiting, self.seeds)
+                jobs = [job, *(other for other in others if self._claims.take(other))]
+                for started in jobs:
+                    waiting.remove(started)
+                self._start(jobs, free[0])
 
     def _blocked(self, job: Job, waiting: Sequence[Job]) -> bool | str:
         """False: ready; True: what it needs is under way; a text: what it needs will not come."""
         if job.needs is None or is_finished(job.needs):
             return False
-        under_way = [*waiting, *(other for other, _ in self._children.values())]
+        under_way = [*waiting, *(other for others, _ in self._children.values() for other in others)]
         if any(other.folder == job.needs for other in under_way):
             return True
         return f"needs the run in {job.needs}, which is not finished"
 
-    def _start(self, job: Job, index: int) -> None:
-        if is_finished(job.folder):  # by another sweep, since this one looked
-            self._claims.release(job)
-            self.progress.finish(job)
+    def _start(self, jobs: Sequence[Job], index: int) -> None:
+        jobs = [job for job in jobs if not self._was_finished_elsewhere(job)]
+        if not jobs:
             return
-        forget_failure(job)
-        job.folder.mkdir(parents=True, exist_ok=True)
+        for job in jobs:
+            forget_failure(job)
+            job.folder.mkdir(parents=True, exist_ok=True)
+        job = jobs[0]
         with contextlib.ExitStack() as stack:
             output = None if self.foreground else stack.enter_context((job.folder / CONSOLE_FILE).open("wb"))
             child = subprocess.Popen(
-                job.command(sys.executable),
+                replace(job, arguments=common_arguments(jobs)).command(sys.executable),
                 cwd=REPOSITORY,
                 env=self.slots[index].environment(),
                 stdin=subprocess.DEVNULL,
@@ -186,24 +195,36 @@ class LocalLauncher:
                 start_new_session=True,  # Ctrl-C on the terminal is for the sweep, which ends its children itself
                 preexec_fn=_end_with_parent if sys.platform == "linux" else None,
             )
-        self._children[index] = (job, child)
-        self.progress.start(job)
+        self._children[index] = (jobs, child)
+        for job in jobs:
+            self.progress.start(job)
+
+    def _was_finished_elsewhere(self, job: Job) -> bool:
+        """Whether another sweep has finished a claimed job since this one looked; then the claim is given up."""
+        finished = is_finished(job.folder)
+        if finished:
+            self._claims.release(job)
+            self.progress.finish(job)
+        return finished
 
     def _collect(self) -> None:
         """Take note of the processes that ended."""
-        for index, (job, child) in list(self._children.items()):
+        for index, (jobs, child) in list(self._children.items()):
             status = child.poll()
             if status is None:
                 continue
             del self._children[index]
-            reason = failure_reason(job, status)
-            if reason is not None and status not in NOT_ITS_FAULT:
-                record_failure(job, reason)
-            self._claims.release(job)
-            if reason is None:
-                self.progress.finish(job)
-            else:
-                self.progress.fail(job, reason)
+            share_console(jobs)
+            for job in jobs:
+                # with several seeds, the status is that of the one that fared worst
+                reason = failure_reason(job, 0 if len(jobs) > 1 and is_finished(job.folder) else status)
+                if reason is not None and status not in NOT_ITS_FAULT:
+                    record_failure(job, reason)
+                self._claims.release(job)
+                if reason is None:
+                    self.progress.finish(job)
+                else:
+                    self.progress.fail(job, reason)
 
     def _end_children(self) -> None:
         """End what still runs: first politely, then, after a while or a second signal, by force."""
@@ -212,11 +233,12 @@ class LocalLauncher:
         while self._alive() and time.monotonic() < deadline and not self.stop.at_once:
             time.sleep(POLL_SECONDS)
         self._signal_all(signal.SIGKILL)
-        for job, child in self._children.values():
+        for jobs, child in self._children.values():
             child.wait()
-            self._claims.release(job)
-            # one that finished in the meantime is finished
-            (self.progress.finish if is_finished(job.folder) else self.progress.drop)(job)
+            for job in jobs:
+                self._claims.release(job)
+                # one that finished in the meantime is finished
+                (self.progress.finish if is_finished(job.folder) else self.progress.drop)(job)
         self._children.clear()
 
     def _alive(self) -> bool:

@@ -19,6 +19,8 @@ from sweeping.jobs import Job
 CONSOLE_FILE = "console.txt"
 FAILURE_FILE = "failed.json"
 SHOWN_LINES = 8
+# Keys of this node say what is kept for reuse, not what comes out.
+RESULT_FREE = "FEATURES."
 
 
 def is_finished(folder: Path) -> bool:
@@ -50,7 +52,7 @@ def _differences(job: Job, config: Mapping[str, Any]) -> list[str]:
     return [
         f"{key} was {had!r}, now {value}"
         for key, value in wanted.items()
-        if (had := _lookup(config, key)) is not None and had != _parsed(value, had)
+        if not key.startswith(RESULT_FREE) and (had := _lookup(config, key)) is not None and had != _parsed(value, had)
     ]
 
 

@@ -9,7 +9,9 @@ from benchmarks.__main__ import main
 from benchmarks.beyond import on_the_line, only_classes, spread
 from benchmarks.flops import training_flops
 from benchmarks.measure import ParityError, parity
+from benchmarks.seeds import main as seeds_main
 from benchmarks.setup import build_trainer, class_names, random_batch, random_clip
+from benchmarks.splits import main as splits_main
 from prompting.layout import encode
 
 SHALLOW = {
@@ -96,6 +98,40 @@ def test_paths_that_do_not_agree_are_an_error():
     built["plain"].model.layout = built["plain"].model.prompt_learner.layout(["cat", "dog", "bear"])
     with pytest.raises(ParityError, match="do not agree"):
         parity(built, random_batch(built["fast"], 2))
+
+
+def test_reuse_over_class_splits_comes_with_equal_metrics(tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    argv = ["--trainer", "CoOp", "MaPLe", "--backbone", "tiny", "--images", "1", "--rounds", "1"]
+    assert splits_main([*argv, "--output", str(output)]) == 0
+    rows = {row["trainer"]: row for row in json.loads(output.read_text())}
+    assert rows["CoOp"]["ratio_known"]["median"] > 0
+    assert rows["MaPLe"]["ratio"]["median"] > 0
+    assert "one pass [s]" in capsys.readouterr().out
+
+
+def test_several_seeds_come_with_parity(tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    argv = [
+        "--trainer",
+        "BMIP",
+        "--seeds",
+        "2",
+        "--classes",
+        "2",
+        "--backbone",
+        "tiny",
+        "--batch",
+        "2",
+        "--rounds",
+        "1",
+    ]
+    assert seeds_main([*argv, "--output", str(output)]) == 0
+    (row,) = json.loads(output.read_text())
+    assert row["ratio"]["median"] > 0
+    assert row["max_loss_difference"] <= 1e-4
+    assert row["min_gradient_cosine"] >= 0.999999
+    assert "together" in capsys.readouterr().out
 
 
 def test_the_loaders_ratio_comes_with_equal_batches(tmp_path, capsys):

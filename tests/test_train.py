@@ -8,6 +8,7 @@ import torch
 
 import train
 from prompting.bundled import load_bundled_state_dict
+from tests.trainers.small_runs import data_root
 
 SETTINGS = {
     "ZeroshotCLIP": "tiny",
@@ -162,6 +163,51 @@ def test_seeds_are_kept_apart(tmp_path):
         for n in "ab"
     ]
     assert not torch.allclose(*contexts)
+
+
+def test_several_seeds_at_once_are_the_runs_that_they_are_alone(tmp_path, capsys):
+    options = ("OPTIM.NAME", "sgd", "TEST.FINAL_MODEL", "last_step", "TRAIN.PATIENCE", "0")
+    for seed in (1, 2):
+        assert train.main(arguments("BMIP", tmp_path / f"alone{seed}", *options, seed=seed, root=data_root())) == 0
+    argv = arguments("BMIP", tmp_path / "joint{seed}", *options, root=data_root())
+    position = argv.index("--seed")
+    argv[position : position + 2] = ["--seeds", "1", "2"]
+    assert train.main(argv) == 0
+    for seed in (1, 2):
+        folders = tmp_path / f"alone{seed}", tmp_path / f"joint{seed}"
+        alone, joint = map(read, folders)
+        assert joint["seed"] == seed
+        assert joint["data"] == alone["data"]
+        assert joint["metrics"]["all"]["accuracy"] == alone["metrics"]["all"]["accuracy"]
+        assert [e["loss"] for e in joint["history"]] == pytest.approx([e["loss"] for e in alone["history"]], abs=1e-4)
+        paths = [folder / "prompt_learner" / "model.pth.tar-2" for folder in folders]
+        first, second = (torch.load(path, weights_only=True)["state_dict"] for path in paths)
+        for name, tensor in first.items():
+            torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-4)
+        log = (tmp_path / f"joint{seed}" / "log.txt").read_text()
+        assert f"\nSEED: {seed}\n" in log
+        assert f"\nSEED: {3 - seed}\n" not in log
+        assert log.count("Finish training") == 1
+        assert joint["notes"] == {"seeds_in_this_process": 2}
+    capsys.readouterr()
+    assert train.main(argv) == 0
+    assert capsys.readouterr().out.count("Finished already") == 2
+
+
+SEEDS_REFUSED = {
+    "one folder for all": (["--seeds", "1", "2", "--output-dir", "out"], r"'out'.*\{seed\}"),
+    "a seed twice": (["--seeds", "1", "1", "--output-dir", "out{seed}"], "different numbers"),
+    "both options": (["--seed", "1", "--seeds", "1", "2", "--output-dir", "out{seed}"], "exclude each other"),
+}
+
+
+@pytest.mark.parametrize("case", SEEDS_REFUSED)
+def test_seeds_that_cannot_run_together_are_refused(case, capsys):
+    import re
+
+    argv, message = SEEDS_REFUSED[case]
+    assert train.main(argv) == 2
+    assert re.search(message, capsys.readouterr().err)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "amp"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from dassl.engine import TrainerX
@@ -26,7 +27,7 @@ def run_together(functions: Sequence[Callable[[], Any]]) -> list[Any]:
         BaseException: the first error of a training, when all have ended.
     """
     with sharing_backbones():
-        return Lockstep().run(functions)
+        return Lockstep((np.random.get_state, np.random.set_state)).run(functions)
 
 
 def join_trainer(trainer: Any) -> None:

@@ -6,6 +6,8 @@ import sys
 import pytest
 import torch
 
+from evaluation.feature_store import forget_all
+from evaluation.reuse import train_on_features
 from prompting.lockstep import Lockstep, current_member
 from tests.trainers.small_runs import build, first_batch, needing, stir, train_on, trained_tensors
 from trainers.together import join_trainer, run_together
@@ -77,6 +79,24 @@ def test_a_seed_that_fails_does_not_end_the_others():
     with pytest.raises(FloatingPointError, match="Loss is infinite or NaN"):
         run_together([fails, goes_on])
     assert ended[0][0] == pytest.approx(training("CoOp", 2, steps=4)()[0], abs=1e-4)
+
+
+def test_seeds_train_on_features_too():
+    def work(seed):
+        def train():
+            trainer = build("CoOp", **{"INPUT.TRANSFORMS": ("normalize",), "OPTIM.NAME": "sgd", "SEED": seed})
+            join_trainer(trainer)
+            train_on_features(trainer, trainer.cfg)
+            trainer.set_model_mode("train")
+            trainer.num_batches = 100
+            return [trainer.forward_backward(batch)["loss"] for batch in trainer.train_loader_x]
+
+        return train
+
+    alone = [work(seed)() for seed in (1, 2)]
+    forget_all()
+    for losses, expected in zip(run_together([work(1), work(2)]), alone, strict=True):
+        assert losses == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_error_of_the_joint_work_reaches_every_seed():
