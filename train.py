@@ -26,6 +26,8 @@ import trainers  # noqa: F401  registers the trainers and their settings
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
+from evaluation.determinism import determinism
+from evaluation.divergence import write_divergence
 from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
@@ -36,6 +38,7 @@ from sweeping.lock import LockedError
 USER_ERRORS = (ValueError, KeyError, OSError, FloatingPointError)
 # Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
 STOPPED = 75
+DIVERGED = 3  # a loss, gradient or weight that is not finite; diverged.json says where
 BUSY = 69  # another process works in the output folder (EX_UNAVAILABLE)
 
 
@@ -164,11 +167,10 @@ def seed_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop
 
 def log_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
     """Log what the run is, then run it."""
-    if torch.cuda.is_available() and cfg.USE_CUDA:
-        torch.backends.cudnn.benchmark = True
     print_args(args, cfg)
     print(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
-    train_and_evaluate(cfg, args, splits, stop)
+    with determinism(cfg):
+        train_and_evaluate(cfg, args, splits, stop)
 
 
 def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
@@ -194,7 +196,11 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
         trainer.final_evaluation = (
             evaluate  # Dassl deploys the last or best model, then tests: here on all class splits
         )
-        trainer.train()
+        try:
+            trainer.train()
+        except FloatingPointError as error:
+            print(f"Training stopped; where and why: {write_divergence(trainer, cfg, error)}")
+            raise
     if not metrics:
         return
     timing |= getattr(trainer, "timing", {}) | {"total": time.perf_counter() - start}
@@ -206,7 +212,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 done, 2 wrong input, 69 folder in use, 75 stopped by a signal."""
+    """Command line; returns the exit status: 0 done, 2 wrong input, 3 diverged, 69 folder in use, 75 stopped."""
     args = build_parser().parse_args(argv)
     try:
         with StopRequest().listening() as stop:
@@ -222,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             traceback.print_exc()
         text = str(error.args[0]) if isinstance(error, KeyError) and error.args else str(error)
         print(f"error: {text}", file=sys.stderr)
-        return 2
+        return DIVERGED if isinstance(error, FloatingPointError) else 2
     return 0
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.determinism import describe_determinism
 from evaluation.protocols import train_classes_of
 from evaluation.results import collect_environment, peak_memory
 from evaluation.rundir import plain_config
@@ -40,7 +41,11 @@ def build_record(
         "selection_rule": selection_rule(cfg),
         "eval_only": eval_only,
         "config": plain_config(cfg),
-        "environment": collect_environment(trainer.device, precision_of(trainer)),
+        "environment": {
+            **collect_environment(trainer.device, precision_of(trainer)),
+            "determinism": describe_determinism(cfg, trainer.device),
+        },
+        "numerics": {"diverged": False, "amp_skipped_steps": getattr(trainer, "skipped_steps", 0)},
         "data": describe_data(trainer),
         "model": describe_model(trainer),
         "metrics": dict(metrics),
