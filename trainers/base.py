@@ -301,9 +301,10 @@ class PromptTrainer(TrainerX):
         self.skipped_steps += 1
         self._skipped_in_a_row += 1
         if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            where = self.where() if hasattr(self, "where") else f"epoch {self.epoch + 1}"  # not on upstream Dassl
             raise FloatingPointError(
                 f"the gradient is infinite or NaN in {self._skipped_in_a_row} steps in a row, down to a loss scale of "
-                f"{self.scaler.get_scale():g} ({self.where()}): lower OPTIM.LR, or set TRAINER.{self.node}.PREC to fp32"
+                f"{self.scaler.get_scale():g} ({where}): lower OPTIM.LR, or set TRAINER.{self.node}.PREC to fp32"
             )
 
 
