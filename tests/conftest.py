@@ -11,6 +11,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    if "fault_round" in metafunc.fixturenames:
-        first, rounds = (metafunc.config.getoption(name) for name in ("--first-round", "--rounds"))
-        metafunc.parametrize("fault_round", range(first, first + rounds))
+    """Give the tests of faults their rounds; if there is but one, most take their first fault only."""
+    if "fault_round" not in metafunc.fixturenames:
+        return
+    first, rounds = (metafunc.config.getoption(name) for name in ("--first-round", "--rounds"))
+    faults = metafunc.module.FAULTS_OF[metafunc.function.__name__]
+    short = rounds == 1 and metafunc.function.__name__ != "test_a_run"
+    metafunc.parametrize("fault_round", range(first, first + rounds))
+    metafunc.parametrize("fault", faults[:1] if short else faults)

@@ -21,7 +21,12 @@ from tests.faults import children
 from tests.faults.killing import FAULTS, SIGNALS, Victim, assert_sound, finished, leftovers, outcome, small_disk
 from tests.trainers.small_runs import data_root
 
-STRIKES = 2  # faults in a row, before a run may end
+FAULTS_OF = {
+    "test_a_run": FAULTS,
+    "test_an_evaluation": tuple(SIGNALS),
+    "test_a_sweep": (*SIGNALS, "file size"),
+    "test_a_download": (*SIGNALS, "full disk"),
+}
 OPTIONS = [
     *("DATASET.NUM_SHOTS", "2", "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.TRAIN_X.BATCH_SIZE", "2"),
     *("OPTIM.MAX_EPOCH", "3", "TEST.FINAL_MODEL", "best_val", "TRAIN.PATIENCE", "2", "TRAIN.PRINT_FREQ", "1"),
@@ -64,21 +69,26 @@ def whole(tmp_path_factory, fault_log):
     return folder / "run", victim.finish()
 
 
-@pytest.mark.parametrize("fault", FAULTS)
-def test_a_run(fault, fault_round, whole, tmp_path, fault_log):
-    reference, seconds = whole
+@pytest.fixture(scope="module")
+def strikes(request):
+    """Faults in a row, before a victim may end."""
+    return 1 if request.config.getoption("--rounds") == 1 else 2
+
+
+def test_a_run(fault, fault_round, whole, tmp_path, fault_log, strikes):
     rng = random.Random(f"run {fault} {fault_round}")
     folder = tmp_path / "disk" / "run"
     log = fault_log("run")
     if fault == "full disk":
         with small_disk(tmp_path / "disk", rng.randrange(8, 120)) as make_room:
-            strike_and_finish(fault, rng, folder, reference, seconds, log, make_room)
+            strike_and_finish(fault, rng, folder, whole, strikes, log, make_room)
     else:
-        strike_and_finish(fault, rng, folder, reference, seconds, log)
+        strike_and_finish(fault, rng, folder, whole, strikes, log)
 
 
-def strike_and_finish(fault, rng, folder, reference, seconds, log, make_room=lambda: None):
-    for _ in range(STRIKES):
+def strike_and_finish(fault, rng, folder, whole, strikes, log, make_room=lambda: None):
+    reference, seconds = whole
+    for _ in range(strikes):
         workers = ("DATALOADER.NUM_WORKERS", str(rng.choice([0, 0, 0, 2])))
         victim = Victim(children.run, (arguments(folder, *workers),), folder.parents[1] / "consoles", log)
         victim.strike(fault, rng, seconds)
@@ -92,14 +102,13 @@ def strike_and_finish(fault, rng, folder, reference, seconds, log, make_room=lam
         assert leftovers(folder) == []
 
 
-@pytest.mark.parametrize("fault", SIGNALS)
-def test_an_evaluation(fault, fault_round, whole, tmp_path, fault_log):
+def test_an_evaluation(fault, fault_round, whole, tmp_path, fault_log, strikes):
     trained, seconds = whole
     rng = random.Random(f"evaluation {fault} {fault_round}")
     flags = ("--eval-only", "--model-dir", str(trained))
     log, folder = fault_log("evaluation"), tmp_path / "run"
     victim = Victim(children.run, (arguments(folder, flags=flags),), tmp_path / "consoles", log)
-    for _ in range(STRIKES):
+    for _ in range(strikes):
         victim.strike(fault, rng, seconds * 0.7)
         assert_sound(folder)
     before = finished(folder)
@@ -120,18 +129,17 @@ def sweep_arguments(output):
     options = [*OPTIONS[4:], "OPTIM.MAX_EPOCH", "2"]
     return [
         *("--protocol", "open_world", "--trainers", "CoOp=tiny_c4_ep50_batch32", "--datasets", "digits"),
-        *("--seeds", "1", "2", "3", "--shots", "2", "--root", data_root(), "--output", str(output)),
+        *("--seeds", "1", "2", "--shots", "2", "--root", data_root(), "--output", str(output)),
         *("--launcher", "inline", "--gpus", "--retry", "--", *options),
     ]
 
 
-@pytest.mark.parametrize("fault", [*SIGNALS, "file size"])
-def test_a_sweep(fault, fault_round, whole_sweep, tmp_path, fault_log):
+def test_a_sweep(fault, fault_round, whole_sweep, tmp_path, fault_log, strikes):
     reference, seconds = whole_sweep
     rng = random.Random(f"sweep {fault} {fault_round}")
     folder = tmp_path / "output"
     victim = Victim(children.run_sweep, (sweep_arguments(folder),), tmp_path / "consoles", fault_log("sweep"))
-    for _ in range(STRIKES):
+    for _ in range(strikes):
         before = finished(folder)
         victim.strike(fault, rng, seconds)
         assert_sound(folder)
@@ -168,7 +176,6 @@ def shop():
         yield info, images | {"split.json": files["split.json"]}
 
 
-@pytest.mark.parametrize("fault", [*SIGNALS, "full disk"])
 def test_a_download(fault, fault_round, shop, tmp_path, fault_log):
     info, expected = shop
     rng = random.Random(f"download {fault} {fault_round}")
@@ -181,7 +188,7 @@ def test_a_download(fault, fault_round, shop, tmp_path, fault_log):
             victim.finish()
             assert there(root / "toys") == expected
         return
-    for _ in range(STRIKES + 1):
+    for _ in range(3):
         victim.strike(fault, rng, 0.6)
         if (root / "toys" / "pic").exists():
             assert len(list((root / "toys" / "pic").rglob("*.jpg"))) == 600, "a part passes for the whole"

@@ -69,9 +69,17 @@ def test_training_stops_at_the_batch_and_the_last_good_state_is_kept(spoil, said
     assert not (tmp_path / "run" / "diverged.json").exists()
 
 
-def test_weights_that_overflow_are_not_saved_over_good_ones(tmp_path, capsys):
-    assert train.main(arguments(tmp_path, "OPTIM.LR", "1e39", "OPTIM.WARMUP_EPOCH", "0")) == 3
-    assert "infinite or NaN" in capsys.readouterr().err
+def test_weights_that_overflow_are_not_saved_over_good_ones(tmp_path, monkeypatch, capsys):
+    update = PromptTrainer.model_update
+
+    def too_far(self):
+        update(self)
+        if self.batch_idx + 1 == self.num_batches:
+            self.model.prompt_learner.ctx.data[0, 0] = float("inf")
+
+    monkeypatch.setattr(PromptTrainer, "model_update", lambda self, names=None: too_far(self))
+    assert train.main(arguments(tmp_path)) == 3
+    assert "the weight of prompt_learner.ctx is infinite or NaN (epoch 1 of 2, batch 2 of 2" in capsys.readouterr().err
     assert load_checkpoint(tmp_path / "resume.pth.tar")["epoch"] == 0
     assert not (tmp_path / "prompt_learner").exists()
 
