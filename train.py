@@ -27,6 +27,8 @@ from commandline import add_debug, guarded
 from dassl.config import check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
+from evaluation.determinism import determinism
+from evaluation.divergence import write_divergence
 from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
@@ -38,6 +40,7 @@ from trainers.together import join_trainer, run_together
 
 # Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
 STOPPED = 75
+DIVERGED = 3  # a loss, gradient or weight that is not finite; diverged.json says where
 BUSY = 69  # another process works in the output folder (EX_UNAVAILABLE)
 
 
@@ -186,11 +189,10 @@ def seed_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop
 
 def log_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
     """Log what the run is, then run it."""
-    if torch.cuda.is_available() and cfg.USE_CUDA:
-        torch.backends.cudnn.benchmark = True
     print_args(args, cfg)
     print(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
-    train_and_evaluate(cfg, args, splits, stop)
+    with determinism(cfg):
+        train_and_evaluate(cfg, args, splits, stop)
 
 
 def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
@@ -219,7 +221,11 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
             evaluate  # Dassl deploys the last or best model, then tests: here on all class splits
         )
         train_on_features(trainer, cfg)
-        trainer.train()
+        try:
+            trainer.train()
+        except FloatingPointError as error:
+            print(f"Training stopped; where and why: {write_divergence(trainer, cfg, error)}")
+            raise
     if not metrics:
         return
     timing |= getattr(trainer, "timing", {}) | {"total": time.perf_counter() - start}
@@ -231,7 +237,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 done, 2 wrong input, 69 folder in use, 75 stopped by a signal."""
+    """Command line; returns the exit status: 0 done, 2 wrong input, 3 diverged, 69 folder in use, 75 stopped."""
     args = build_parser().parse_args(argv)
     return guarded(run_seeds, args) if args.seeds else run_one(args)
 
@@ -277,7 +283,7 @@ def one_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
 
 def run_one(args: argparse.Namespace) -> int:
     """One run; returns its exit status and says what the user can mend."""
-    return guarded(run_until_stopped, args, {LockedError: BUSY})
+    return guarded(run_until_stopped, args, {LockedError: BUSY, FloatingPointError: DIVERGED})
 
 
 def run_until_stopped(args: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.determinism import describe_determinism
 from evaluation.protocols import train_classes_of
 from evaluation.results import collect_environment, peak_memory
 from evaluation.rundir import plain_config
@@ -43,7 +44,9 @@ def build_record(
         "environment": {
             **collect_environment(trainer.device, precision_of(trainer)),
             **({"frozen_linear": trainer.linear_kernels} if hasattr(trainer, "linear_kernels") else {}),
+            "determinism": describe_determinism(cfg, trainer.device),
         },
+        "numerics": {"diverged": False, "amp_skipped_steps": getattr(trainer, "skipped_steps", 0)},
         "data": describe_data(trainer),
         "model": describe_model(trainer),
         "metrics": dict(metrics),

@@ -22,6 +22,7 @@ from reporting.runs import RESULTS_FILE, read_results
 from sweeping.lock import RUN_LOCK, SWEEP_LOCK, LockedError, locked
 
 CONFIG_FILE = "config.yaml"
+DIVERGED_FILE = "diverged.json"
 LEFTOVER_LOCK_SECONDS = 60.0
 # Settings that may differ between a run and its continuation: where files lie and how fast they are read.
 FREE_KEYS = (
@@ -41,6 +42,7 @@ FREE_KEYS = (
 )
 WRITTEN = (
     "results.json",
+    DIVERGED_FILE,
     "resume.pth.tar",
     "config.yaml",
     "history.csv",
@@ -145,7 +147,8 @@ def write_config(cfg: Any) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove the unfinished files of a run that was killed while it wrote them."""
+    """Remove the unfinished files of a run that was killed while it wrote them, and word of an earlier divergence."""
+    (folder / DIVERGED_FILE).unlink(missing_ok=True)
     for path in folder.rglob(".*.tmp"):
         # a process that asks for the lock just now has such a file for a moment
         is_lock = path.name.startswith((RUN_LOCK, SWEEP_LOCK))

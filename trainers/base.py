@@ -31,6 +31,7 @@ from trainers.memory import memory_advice
 from trainers.objectives import CrossEntropy, Objective
 
 MODEL_NAME = "prompt_learner"
+MOST_SKIPPED_IN_A_ROW = 30  # by then the loss scale is down from 65536 to below 1e-4
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
 CHECKPOINT_FOLDERS = (MODEL_NAME, "MultiModalPromptLearner", "VLPromptLearner")
 
@@ -195,11 +196,16 @@ class PromptTrainer(TrainerX):
 
     def resume_state(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights."""
-        return {"gates": self.gates, "objective_step": getattr(self.objective, "step", 0)}
+        return {
+            "gates": self.gates,
+            "objective_step": getattr(self.objective, "step", 0),
+            "skipped_steps": (self.skipped_steps, self._skipped_in_a_row),
+        }
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`resume_state` gave."""
         self.gates = list(state["gates"])
+        self.skipped_steps, self._skipped_in_a_row = state.get("skipped_steps", (0, 0))
         if hasattr(self.objective, "step"):  # objectives that draw at random draw by their step
             self.objective.step = state["objective_step"]
 
@@ -315,6 +321,7 @@ class PromptTrainer(TrainerX):
         self.optim = build_optimizer(learner, self.cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
         self.register_model(MODEL_NAME, learner, self.optim, self.sched)
+        self.skipped_steps = self._skipped_in_a_row = 0
         self.scaler = torch.amp.GradScaler(self.device.type) if self.precision.needs_scaler else None
         n_trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
         print(f"Trainable parameters: {n_trained:,}")
@@ -324,8 +331,24 @@ class PromptTrainer(TrainerX):
         self.detect_anomaly(loss)
         self.optim.zero_grad()
         self.model_backward(self.scaler.scale(loss))
+        scale = self.scaler.get_scale()
         self.scaler.step(self.optim)
         self.scaler.update()
+        self._count_skipped(scale)
+
+    def _count_skipped(self, scale: float) -> None:
+        """Count a step that the scaler skipped; a few are how it finds its scale, many in a row are no overflow."""
+        if self.scaler.get_scale() >= scale:
+            self._skipped_in_a_row = 0
+            return
+        self.skipped_steps += 1
+        self._skipped_in_a_row += 1
+        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
+            where = self.where() if hasattr(self, "where") else f"epoch {self.epoch + 1}"  # not on upstream Dassl
+            raise FloatingPointError(
+                f"the gradient is infinite or NaN in {self._skipped_in_a_row} steps in a row, down to a loss scale of "
+                f"{self.scaler.get_scale():g} ({where}): lower OPTIM.LR, or set TRAINER.{self.node}.PREC to fp32"
+            )
 
 
 def _redefines(instance: object, base: type, *names: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from .checkpointing import CheckpointMixin
 from .progress import EpochProgress
 
 Names = str | list[str] | None
+SHOWN_IMAGES = 4
 
 
 class TrainerBase(CheckpointMixin):
@@ -46,6 +48,7 @@ class TrainerBase(CheckpointMixin):
         self.progress = EpochProgress()
         self.resumed_random_state: dict[str, Any] | None = None
         self._epoch_record: dict[str, Any] = {}
+        self._batch: tuple[Any, ...] = ()
 
     def register_model(
         self,
@@ -106,9 +109,10 @@ class TrainerBase(CheckpointMixin):
                 self._optims[name].zero_grad()
 
     def model_backward(self, loss: torch.Tensor) -> None:
-        """Check the loss and compute the gradients."""
+        """Check the loss, compute the gradients and check them."""
         self.detect_anomaly(loss)
         loss.backward()
+        self.check_gradients()
 
     def model_update(self, names: Names = None) -> None:
         """Step the optimisers."""
@@ -126,16 +130,52 @@ class TrainerBase(CheckpointMixin):
         """Check that the loss is finite.
 
         Raises:
-            FloatingPointError: if it is not, naming epoch and batch.
+            FloatingPointError: if it is not, naming epoch, batch and images.
         """
         if not torch.isfinite(loss).all():
             raise FloatingPointError(f"Loss is infinite or NaN! ({self.where()})")
 
+    def check_gradients(self) -> None:
+        """Check that all gradients are finite, before an optimiser takes them.
+
+        Raises:
+            FloatingPointError: if one is not, naming its parameter, epoch, batch and images.
+        """
+        self._check_tensors("gradient", lambda parameter: parameter.grad)
+
+    def check_weights(self) -> None:
+        """Check that all weights are finite, before they are saved over good ones.
+
+        Raises:
+            FloatingPointError: if one is not, naming it, epoch, batch and images.
+        """
+        self._check_tensors("weight", lambda parameter: parameter if parameter.requires_grad else None)
+
+    def _check_tensors(self, what: str, take: Callable[[nn.Parameter], torch.Tensor | None]) -> None:
+        named = {
+            f"{model_name}.{name}": tensor.detach()
+            for model_name, model in self._models.items()
+            for name, parameter in model.named_parameters()
+            if (tensor := take(parameter)) is not None
+        }
+        # one answer for all: asking a GPU for each would make it wait as often
+        if named and not torch.stack([torch.isfinite(tensor).all() for tensor in named.values()]).all():
+            names = [name for name, tensor in named.items() if not torch.isfinite(tensor).all()]
+            raise FloatingPointError(f"the {what} of {', '.join(names[:5])} is infinite or NaN ({self.where()})")
+
     def where(self) -> str:
-        """Return the epoch and the batch that training is at, for messages."""
+        """Return the epoch, the batch and the images that training is at, for messages."""
         batch = getattr(self, "batch_idx", None)
         at_batch = "" if batch is None else f", batch {batch + 1} of {getattr(self, 'num_batches', '?')}"
-        return f"epoch {self.epoch + 1} of {self.max_epoch}{at_batch}"
+        images = self.batch_images()
+        more = f" and {len(images) - SHOWN_IMAGES} more" if len(images) > SHOWN_IMAGES else ""
+        of_images = f", images {', '.join(images[:SHOWN_IMAGES])}{more}" if images else ""
+        return f"epoch {self.epoch + 1} of {self.max_epoch}{at_batch}{of_images}"
+
+    def batch_images(self) -> list[str]:
+        """Return the paths of the images of the batch that training is at; empty where they are not known."""
+        parts = [part for part in self._batch if isinstance(part, Mapping)]
+        return [str(path) for part in parts for path in part.get("impath", ())]
 
     # TensorBoard
 

@@ -24,13 +24,14 @@ def run_batches(trainer: SimpleTrainer, batches: Iterable[tuple[Any, ...]]) -> N
         batches: the batches of an epoch that are not finished.
 
     Raises:
-        FloatingPointError: if a reported loss is not finite.
+        FloatingPointError: if a reported loss is not finite, or a weight after the last batch.
         RunStopped: if a signal asked for it and the state is written.
     """
     progress = _begin_batches(trainer)
     losses, batch_time, data_time = progress.losses, AverageMeter(), AverageMeter()
     end = time.time()
     for trainer.batch_idx, batch in enumerate(batches, start=progress.batches):
+        trainer._batch = batch
         data_time.update(time.time() - end)
         progress.data_seconds += data_time.val
         loss_summary = trainer.forward_backward(*batch)
@@ -46,6 +47,8 @@ def run_batches(trainer: SimpleTrainer, batches: Iterable[tuple[Any, ...]]) -> N
         progress.batches += 1
         _stop_if_asked(trainer)
         end = time.time()
+    trainer.check_weights()
+    trainer._batch = ()
     trainer._epoch_record.update(losses.averages(), data_seconds=progress.data_seconds)
     _report_loading(trainer, progress.data_seconds, progress.seconds)
 
@@ -83,6 +86,7 @@ def _begin_batches(trainer: SimpleTrainer) -> EpochProgress:
 def _stop_if_asked(trainer: SimpleTrainer) -> None:
     """End the run where a signal asked for it and going on within the epoch is possible; else after the epoch."""
     if trainer.stop_request.signal and trainer.can_resume_within_epoch():
+        trainer.check_weights()
         trainer.save_within_epoch()
         trainer.stop_request.check()
 

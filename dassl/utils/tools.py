@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from typing import Any
 
@@ -65,6 +66,7 @@ def tolist_if_not(x: Any) -> list[Any]:
     return x if isinstance(x, list) else [x]
 
 
+@functools.cache  # it runs programs, pip among them, that take longer than a short run
 def collect_env_info() -> str:
     """Return a description of the machine and of the installed versions."""
     from torch.utils.collect_env import get_pretty_env_info

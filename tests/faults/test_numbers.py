@@ -1,0 +1,140 @@
+"""Numbers that are not finite, folders in use, and the same inputs that must give the same outputs."""
+
+import json
+
+import pytest
+import torch
+
+import train
+from dassl.utils import load_checkpoint
+from sweeping.lock import locked
+from tests.faults.killing import outcome
+from tests.trainers.small_runs import build, data_root
+from trainers.base import MOST_SKIPPED_IN_A_ROW, PromptTrainer
+
+QUICK = ["DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "5"]
+
+
+@pytest.fixture(autouse=True)
+def repository_folder(monkeypatch, request):
+    monkeypatch.chdir(request.config.rootpath)
+
+
+def arguments(output, *options):
+    return [
+        *("--root", data_root(), "--seed", "1", "--trainer", "CoOp", "--device", "cpu"),
+        *("--config-file", "configs/trainers/CoOp/tiny_c4_ep50_batch32.yaml"),
+        *("--dataset-config-file", "configs/datasets/digits.yaml", "--output-dir", str(output)),
+        *(*QUICK, "DATASET.SUBSAMPLE_CLASSES", "base", *options),
+    ]
+
+
+def spoil_loss(trainer, loss):
+    return loss * float("nan")
+
+
+def spoil_gradient(trainer, loss):
+    """A finite loss whose gradient is not: the slope of a root at zero."""
+    ctx = trainer.model.prompt_learner.ctx
+    return loss + (ctx[0, 0] - ctx[0, 0].detach()).abs().sqrt()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"), [(spoil_loss, "Loss is infinite or NaN"), (spoil_gradient, "the gradient of prompt_learner.ctx")]
+)
+def test_training_stops_at_the_batch_and_the_last_good_state_is_kept(spoil, said, tmp_path, monkeypatch, capsys):
+    assert train.main(arguments(tmp_path / "whole")) == 0
+    backward = PromptTrainer.model_backward
+
+    def spoiled(self, loss):
+        backward(self, spoil(self, loss) if (self.epoch, self.batch_idx) == (1, 1) else loss)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTrainer, "model_backward", spoiled)
+        assert train.main(arguments(tmp_path / "run")) == train.DIVERGED == 3
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {said}")
+    assert "epoch 2 of 2, batch 2 of 2, images " in error
+    assert error.count(".png") == 4
+    assert "and 1 more" in error
+    assert not (tmp_path / "run" / "results.json").exists()
+    record = json.loads((tmp_path / "run" / "diverged.json").read_text())
+    assert (record["status"], record["epoch"], record["batch"], record["finished_epochs"]) == ("diverged", 2, 2, 1)
+    assert len(record["images"]) == 5
+    state = load_checkpoint(tmp_path / "run" / "resume.pth.tar")
+    assert state["epoch"] == 1
+    assert all(torch.isfinite(t).all() for t in state["models"]["prompt_learner"]["state_dict"].values())
+    assert train.main(arguments(tmp_path / "run")) == 0, "once the cause is mended, the same command goes on"
+    assert outcome(tmp_path / "run") == outcome(tmp_path / "whole")
+    assert not (tmp_path / "run" / "diverged.json").exists()
+
+
+def test_weights_that_overflow_are_not_saved_over_good_ones(tmp_path, monkeypatch, capsys):
+    update = PromptTrainer.model_update
+
+    def too_far(self):
+        update(self)
+        if self.batch_idx + 1 == self.num_batches:
+            self.model.prompt_learner.ctx.data[0, 0] = float("inf")
+
+    monkeypatch.setattr(PromptTrainer, "model_update", lambda self, names=None: too_far(self))
+    assert train.main(arguments(tmp_path)) == 3
+    assert "the weight of prompt_learner.ctx is infinite or NaN (epoch 1 of 2, batch 2 of 2" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "resume.pth.tar")["epoch"] == 0
+    assert not (tmp_path / "prompt_learner").exists()
+
+
+def scaled(trainer, factor):
+    """Take steps with loss scaling, as amp does on a GPU, on a loss that is `factor` times the parameters' sum."""
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 1
+    trainer._scaled_update(trainer.model.prompt_learner.ctx.sum() * factor)
+
+
+def test_steps_that_overflow_are_skipped_and_counted(tmp_path):
+    trainer = build("CoOp")
+    before = trainer.model.prompt_learner.ctx.detach().clone()
+    scaled(trainer, 1e36)
+    assert trainer.skipped_steps == 1
+    assert torch.equal(trainer.model.prompt_learner.ctx, before)
+    scaled(trainer, 1.0)
+    assert trainer.skipped_steps == 1
+    assert not torch.equal(trainer.model.prompt_learner.ctx, before)
+    again = build("CoOp")
+    again.load_resume_state(trainer.resume_state())
+    assert again.skipped_steps == 1
+
+
+def test_a_gradient_that_no_scale_makes_finite_ends_the_run():
+    trainer = build("CoOp")
+    trainer._skipped_in_a_row = MOST_SKIPPED_IN_A_ROW - 1
+    with pytest.raises(FloatingPointError, match="30 steps in a row, down to a loss scale of 32768 .*PREC to fp32"):
+        scaled(trainer, 1e36)
+
+
+def test_the_same_inputs_give_the_same_outputs_with_any_number_of_workers(tmp_path):
+    for number, workers in enumerate((0, 0, 2)):
+        assert train.main(arguments(tmp_path / str(number), "DATALOADER.NUM_WORKERS", str(workers))) == 0
+    first, *others = (outcome(tmp_path / str(number)) for number in range(3))
+    assert len(first) == 2
+    assert all(other == first for other in others)
+    record = json.loads((tmp_path / "2" / "results.json").read_text())
+    held = record["environment"]["determinism"]
+    assert (held["bit_identical"], held["seeded"], held["loader_workers"]) == (True, True, 2)
+    assert record["numerics"] == {"diverged": False, "amp_skipped_steps": 0}
+
+
+def test_one_setting_for_the_flags_of_cuda(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # a choice of the user's stays
+    assert train.main(arguments(tmp_path, "TRAIN.DETERMINISTIC", "True")) == 0
+    held = json.loads((tmp_path / "results.json").read_text())["environment"]["determinism"]
+    assert (held["deterministic_algorithms"], held["cublas_workspace"]) == (True, ":16:8")
+    assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_second_of_two_equal_runs_says_who_runs_it(tmp_path, capsys):
+    with locked(tmp_path):
+        assert train.main(arguments(tmp_path)) == train.BUSY == 69
+    assert "in use by process" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
