@@ -70,9 +70,9 @@ def _attach(size: int, duplicate: Any) -> SharedMemory:
 
 def _memory_file(size: int) -> int:
     """Descriptor of a file without a name; unlike /dev/shm, Linux's memory files have no small limit in containers."""
-    if hasattr(os, "memfd_create"):
+    try:
         descriptor = os.memfd_create("images")
-    else:
+    except (AttributeError, OSError):  # not on this system, or not allowed in this container
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
     os.ftruncate(descriptor, size)

@@ -108,7 +108,13 @@ def test_processes_started_anew_share_the_memory(monkeypatch):
     assert (cache.images_kept, other.get("c")) == (2, None)
 
 
-def test_memory_is_given_back():
+@pytest.mark.parametrize("memory_files", [True, False])
+def test_memory_is_given_back(monkeypatch, memory_files):
+    def forbidden(name):
+        raise PermissionError("not in this container")
+
+    if not memory_files:
+        monkeypatch.setattr("dassl.data.cache.os.memfd_create", forbidden, raising=False)
     cache = ImageCache(["a"], 1)
     descriptor = cache.memory.descriptor
     cache.put("a", Image.new("RGB", (4, 4)))
