@@ -35,7 +35,7 @@ from evaluation.results import write_results
 from evaluation.reuse import train_on_features
 from evaluation.rundir import clean_start, run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
-from sweeping.lock import LockedError
+from folder_lock import LockedError
 from trainers.together import join_trainer, run_together
 
 # Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).

@@ -18,8 +18,8 @@ import yaml
 
 from dassl.config.yamlfile import read_yaml
 from dassl.utils import atomic_write
+from folder_lock import RUN_LOCK, SWEEP_LOCK, LockedError, locked
 from reporting.runs import RESULTS_FILE, read_results
-from sweeping.lock import RUN_LOCK, SWEEP_LOCK, LockedError, locked
 
 CONFIG_FILE = "config.yaml"
 DIVERGED_FILE = "diverged.json"

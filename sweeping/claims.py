@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from folder_lock import SWEEP_LOCK, FolderLock, LockedError
 from sweeping.jobs import Job
-from sweeping.lock import SWEEP_LOCK, FolderLock, LockedError
 from sweeping.progress import Progress
 from sweeping.state import earlier_failure, is_finished
 

@@ -11,8 +11,8 @@ import time
 
 import pytest
 
-from sweeping import lock as module
-from sweeping.lock import FolderLock, LockedError, Owner, locked, read_owner
+import folder_lock as module
+from folder_lock import FolderLock, LockedError, Owner, locked, read_owner
 
 
 @pytest.fixture

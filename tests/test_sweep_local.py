@@ -13,9 +13,9 @@ import types
 import pytest
 
 import sweep
+from folder_lock import SWEEP_LOCK, FolderLock
 from sweeping.jobs import Job
 from sweeping.local import LocalLauncher, Slot, Stop, slots_for
-from sweeping.lock import SWEEP_LOCK, FolderLock
 from sweeping.progress import Progress, duration
 from sweeping.settings import SweepError
 from sweeping.state import earlier_failure, is_finished, record_failure

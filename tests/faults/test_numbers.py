@@ -7,7 +7,7 @@ import torch
 
 import train
 from dassl.utils import load_checkpoint
-from sweeping.lock import locked
+from folder_lock import locked
 from tests.faults.killing import outcome
 from tests.trainers.small_runs import build, data_root
 from trainers.base import MOST_SKIPPED_IN_A_ROW, PromptTrainer
