@@ -124,7 +124,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace) -> None:
     """Count, print, and write where asked to."""
     clip_model = random_clip(args.backbone)
-    rows = [cost_of(trainer, clip_model, args.classes, args.tiny) for trainer in args.trainers]
+    rows = []
+    for trainer in args.trainers:
+        print(f"counting {trainer}", file=sys.stderr)  # a method of many prompts takes minutes
+        rows.append(cost_of(trainer, clip_model, args.classes, args.tiny))
     for row in rows:
         recorded = recorded_parameters(args.runs, row["trainer"], row["setting"])
         row["recorded"] = recorded is not None

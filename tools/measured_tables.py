@@ -5,7 +5,8 @@
 
 Each table stands between two marks, `<!-- NAME: begin -->` and `<!-- NAME: end -->`, and is what its script prints.
 Runs lie in a folder named after the bundled model's hash, so that a new model never finds the old one's runs; finished
-runs are skipped, so that a stopped call goes on. A file changes when its table is complete, and never otherwise.
+runs are skipped, so that a stopped call goes on. A file changes when its table is complete, and never otherwise. All
+runs go through one process; SWEEP="--slots 4" in the environment lets four run at a time.
 """
 
 from __future__ import annotations
@@ -157,7 +158,8 @@ def table_in(printed: str, legend: bool) -> str:
 def _printed(section: Section, output: Path) -> str:
     """What the command prints, which also goes to the terminal as it comes."""
     variables = {key: value.format(output=output) for key, value in section.environment.items()}
-    environment = os.environ | {"VIRTUAL_ENV": sys.prefix} | variables
+    # short runs: importing torch anew for each would take as long as they do
+    environment = {"SWEEP": "--launcher inline"} | dict(os.environ) | {"VIRTUAL_ENV": sys.prefix} | variables
     command = [word.format(python=sys.executable) for word in section.command]
     lines = []
     with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
