@@ -16,9 +16,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from commandline import add_debug, guarded
+from datasets.imagefolders import EXTENSIONS, is_clutter
 from trainers.predictor import Classifier, Prediction, load_run, zero_shot
-
-IMAGE_ENDINGS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -48,9 +47,9 @@ def find_images(places: Sequence[str]) -> list[Path]:
     found: list[Path] = []
     for place in map(Path, places):
         if place.is_dir():
-            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in IMAGE_ENDINGS)
+            inside = sorted(p for p in place.rglob("*") if p.suffix.lower() in EXTENSIONS and not is_clutter(p.name))
             if not inside:
-                raise FileNotFoundError(f"{place} holds no image ({', '.join(IMAGE_ENDINGS)})")
+                raise FileNotFoundError(f"{place} holds no image ({', '.join(EXTENSIONS)})")
             found += inside
         elif place.is_file():
             found.append(place)

@@ -13,6 +13,7 @@ has a results.json and is skipped; an unfinished one goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 import time
 from collections.abc import Sequence
@@ -23,17 +24,21 @@ import torch
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
 from commandline import add_debug, guarded
-from dassl.config import get_cfg_default
+from dassl.config import check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
 from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
-from evaluation.rundir import prepare_run_dir, write_config
+from evaluation.reuse import train_on_features
+from evaluation.rundir import clean_start, run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
+from sweeping.lock import LockedError
+from trainers.together import join_trainer, run_together
 
 # Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
 STOPPED = 75
+BUSY = 69  # another process works in the output folder (EX_UNAVAILABLE)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,6 +50,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", default="", help="where the run writes")
     parser.add_argument("--resume", default="", help="folder of an unfinished run to go on with")
     parser.add_argument("--seed", type=int, default=-1, help="draws the few-shot sample; negative: random")
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[],
+        help="several seeds at once in this process, faster than one after the other; --output-dir must hold {seed}",
+    )
     parser.add_argument("--source-domains", nargs="+", help="source domains, for domain data sets")
     parser.add_argument("--target-domains", nargs="+", help="target domains, for domain data sets")
     parser.add_argument("--transforms", nargs="+", help="training transforms")
@@ -136,12 +148,31 @@ def print_args(args: argparse.Namespace, cfg: Any) -> None:
 def run(args: argparse.Namespace, stop: StopRequest) -> None:
     """Train (or load) and evaluate, then write results.json."""
     cfg = setup_cfg(args)
-    TRAINER_REGISTRY.get(cfg.TRAINER.NAME)  # before anything is written
+    splits = check_run(cfg, args)
+    with clean_start(cfg.OUTPUT_DIR), run_dir(cfg, args.overwrite) as finished:
+        if finished:
+            print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
+            return
+        seed_and_run(cfg, args, splits, stop)
+
+
+def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
+    """Check what can be checked without data and weights, before anything is written; returns the class splits.
+
+    Raises:
+        ValueError: a setting cannot be used; the message names it and the cure.
+    """
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     splits = class_splits_of(cfg)
     check_trackers(cfg)
-    if prepare_run_dir(cfg, args.overwrite):
-        print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
-        return
+    check_cfg(cfg)
+    if args.eval_only and not args.model_dir and getattr(trainer, "needs_training", False):
+        raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
+    return splits
+
+
+def seed_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
+    """Seed the generators and open the log, then run."""
     if cfg.SEED >= 0:
         print(f"Setting fixed seed: {cfg.SEED}")
         set_random_seed(cfg.SEED)
@@ -167,7 +198,10 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
     start = time.perf_counter()
     trainer = build_trainer(cfg)
     trainer.stop_request = stop
+    join_trainer(trainer)
     timing = {"build": time.perf_counter() - start}
+    if args.eval_only:  # before anything is written: the weights may be missing or not fit
+        trainer.load_model(args.model_dir, epoch=args.load_epoch)
     write_config(cfg)
     metrics: dict[str, Any] = {}
 
@@ -179,12 +213,12 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
         timing["evaluation"] = time.perf_counter() - begin
 
     if args.eval_only:
-        trainer.load_model(args.model_dir, epoch=args.load_epoch)
         evaluate()
     elif not args.no_train:
         trainer.final_evaluation = (
             evaluate  # Dassl deploys the last or best model, then tests: here on all class splits
         )
+        train_on_features(trainer, cfg)
         trainer.train()
     if not metrics:
         return
@@ -197,8 +231,53 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 done, 2 wrong input, 75 stopped by SIGTERM or SIGUSR1."""
-    return guarded(run_until_stopped, build_parser().parse_args(argv))
+    """Command line; returns the exit status: 0 done, 2 wrong input, 69 folder in use, 75 stopped by a signal."""
+    args = build_parser().parse_args(argv)
+    return guarded(run_seeds, args) if args.seeds else run_one(args)
+
+
+def run_seeds(args: argparse.Namespace) -> int:
+    """Run all seeds side by side in this process; the exit status is the worst of theirs.
+
+    A signal ends them where they are: each goes on after its last finished epoch.
+    """
+    runs = [functools.partial(run_one, one) for one in one_per_seed(args)]
+    try:
+        with StopRequest().listening():
+            return max(run_together(runs))
+    except RunStopped as stopped:
+        return _say_stopped(stopped)
+
+
+def one_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
+    """The options of each seed's run, its number in place of {seed} in the folders.
+
+    Raises:
+        ValueError: seeds would share a folder.
+    """
+    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
+        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: give different numbers, 0 or more")
+    if args.seed >= 0:
+        raise ValueError("--seed and --seeds exclude each other")
+    for option in ("output_dir", "resume"):
+        value = getattr(args, option)
+        if (value or option == "output_dir") and "{seed}" not in value:
+            raise ValueError(
+                f"--{option.replace('_', '-')} {value!r}: with --seeds it must hold {{seed}}, "
+                "for example output/CoOp/seed{seed}, so that every seed has a folder of its own"
+            )
+    folders = ("output_dir", "resume", "model_dir")
+    return [
+        argparse.Namespace(
+            **vars(args) | {"seed": seed} | {name: getattr(args, name).replace("{seed}", str(seed)) for name in folders}
+        )
+        for seed in args.seeds
+    ]
+
+
+def run_one(args: argparse.Namespace) -> int:
+    """One run; returns its exit status and says what the user can mend."""
+    return guarded(run_until_stopped, args, {LockedError: BUSY})
 
 
 def run_until_stopped(args: argparse.Namespace) -> int:
@@ -207,9 +286,13 @@ def run_until_stopped(args: argparse.Namespace) -> int:
         with StopRequest().listening() as stop:
             run(args, stop)
     except RunStopped as stopped:
-        print(f"{stopped}: nothing is lost, the same command goes on where it stopped", file=sys.stderr)
-        return STOPPED
+        return _say_stopped(stopped)
     return 0
+
+
+def _say_stopped(stopped: RunStopped) -> int:
+    print(f"{stopped}: nothing is lost, the same command goes on where it stopped", file=sys.stderr)
+    return STOPPED
 
 
 if __name__ == "__main__":

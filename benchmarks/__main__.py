@@ -3,6 +3,7 @@
     python -m benchmarks train --trainer BMIP CoOp --classes 10 100 --output train.json
     python -m benchmarks eval --trainer BMIP --classes 100
     python -m benchmarks memory --trainer BMIP --classes 100 1000 --path fast
+    python -m benchmarks loader --count 64
     python -m benchmarks flops --trainer BMIP --classes 10 100 1000
 
 A random ViT-B/16 stands in for CLIP (nothing is downloaded). Runs alternate in one process; on the CPU the figure is
@@ -26,6 +27,7 @@ from typing import Any
 import torch
 from tabulate import tabulate
 
+from benchmarks import loader
 from benchmarks.beyond import SAMPLES, on_the_line, only_classes, spread
 from benchmarks.flops import training_flops
 from benchmarks.measure import ParityError, interleave, parity, summary
@@ -46,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("train", "eval", "memory", "flops"), help="what is measured")
+    parser.add_argument("what", choices=("train", "eval", "memory", "flops", "loader"), help="what is measured")
     parser.add_argument("--trainer", nargs="+", default=["BMIP"], help="registered names")
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 100], help="numbers of classes")
     parser.add_argument("--path", nargs="+", choices=("fast", "plain"), default=["fast", "plain"])
@@ -63,6 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", "--output", dest="output", help="also write the figures as JSON")
     add_debug(parser)
     parser.add_argument("--opts", nargs="+", default=[], help="KEY VALUE pairs for the configuration")
+    loader.add_options(parser)
     return parser
 
 
@@ -196,13 +199,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded(run, build_parser().parse_args(argv), {ParityError: 1})
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> int | None:
     """Measure, print, and write where asked to.
 
     Raises:
         ParityError: the paths do not agree.
     """
     torch.set_num_threads(args.threads)
+    if args.what == "loader":
+        return loader.main(args, machine)
     rows = []
     clip_model = random_clip(args.backbone) if args.what != "memory" else None  # memory has processes of its own
     try:

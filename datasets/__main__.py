@@ -5,6 +5,7 @@
     python -m datasets download Caltech101 --root DATA [--dry-run]
     python -m datasets make-split Caltech101 --root DATA --seed 1
     python -m datasets import-selection Caltech101 shot_16-seed_1.pkl --root DATA
+    python -m datasets export-selection Caltech101 --root DATA --shots 16 --seed 1
 
 Exit status: 0 all is well, 1 something is missing or wrong, 2 the command is not understood, 130 interrupted.
 """
@@ -58,9 +59,16 @@ def command_line() -> argparse.ArgumentParser:
 
     command = add_command(commands, "make-split", "draw a split of your own, beside the published one", run_make_split)
     command.add_argument("--seed", type=int, required=True, help="seed of the split")
+    command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
 
     command = add_command(commands, "import-selection", "turn few-shot images that CoOp drew into JSON", run_import)
     command.add_argument("pickled", metavar="FILE.pkl", help="as CoOp wrote it; nothing in it is executed")
+    command.add_argument("--out", metavar="OUT.json", help="where to write; the data set's folder if left out")
+
+    command = add_command(commands, "export-selection", "write down which few-shot images a seed draws", run_export)
+    command.add_argument("--shots", type=int, required=True, help="images per class")
+    command.add_argument("--seed", type=int, required=True, help="the run's seed")
+    command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
     command.add_argument("--out", metavar="OUT.json", help="where to write; the data set's folder if left out")
     return parser
 
@@ -121,7 +129,7 @@ def run_make_split(options: argparse.Namespace) -> int:
     from datasets.make_split import make_split
 
     name = find_name(options.name, DATASET_REGISTRY.registered_names())
-    path = make_split(name, os.path.expanduser(options.root), options.seed)
+    path = make_split(name, os.path.expanduser(options.root), options.seed, options.path)
     print(f"{path}\nto use it: DATASET.SPLIT_FILE {path.name}")
     return 0
 
@@ -133,6 +141,17 @@ def run_import(options: argparse.Namespace) -> int:
     name = find_name(options.name, DATASET_REGISTRY.registered_names())
     path = import_selection(name, options.pickled, os.path.expanduser(options.root), options.out)
     print(f"{path}\nto use it: DATASET.SELECTION {path}")
+    return 0
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """Draw a selection, write it and say where it is."""
+    from datasets.export_selection import export_selection
+
+    name = find_name(options.name, DATASET_REGISTRY.registered_names())
+    root = os.path.expanduser(options.root)
+    path = export_selection(name, root, options.shots, options.seed, options.path, options.out)
+    print(f"{path}\nto use it: DATASET.SELECTION {path} DATASET.NUM_SHOTS {options.shots}")
     return 0
 
 

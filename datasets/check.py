@@ -89,7 +89,7 @@ def settings(name: str, root: str, path: str) -> Any:
     """A configuration for the data set with all its images."""
     cfg = get_cfg_default()
     cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS, cfg.SEED = name, root, -1, 1
-    if path:
+    if path and "PATH" in cfg.DATASET:
         cfg.DATASET.PATH = path
     return cfg
 

@@ -18,7 +18,7 @@ import os
 import random
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.annotation import split_classes
@@ -32,6 +32,8 @@ from datasets.table import Row, TableError, read_table
 @DATASET_REGISTRY.register()
 class Csv(OwnData):
     """Images listed in a CSV file."""
+
+    has_domains: ClassVar[bool] = True
 
     @classmethod
     def find_source(cls, root: str, cfg: Any = None) -> str:

@@ -11,5 +11,7 @@ class Digits(FewShotDataset):
     dataset_dir = "digits"
     image_folder = "images"
     split_file = "split_digits.json"
-    split_help = "It comes with the code; to make it again: python -m tools.make_digits --out assets/digits"
+    split_help = (
+        "It comes with the code (--root assets); to make it again: python -m tools.make_digits --out assets/digits"
+    )
     template = "a photo of the {}."

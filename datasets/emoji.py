@@ -17,7 +17,9 @@ class Emoji(FewShotDataset):
 
     dataset_dir = "emoji"
     image_folder: ClassVar[str] = "images"
-    split_help: ClassVar[str] = "It comes with the code; to make it again see: python -m tools.make_emoji --help"
+    split_help: ClassVar[str] = (
+        "It comes with the code (--root assets); to make it again see: python -m tools.make_emoji --help"
+    )
     template = "a photo of a {}."
 
 

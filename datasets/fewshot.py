@@ -56,6 +56,7 @@ class FewShotDataset(DatasetBase):
             not among the shots; without shots there are none. Test images never validate.
         test_only: a test set: its test images also stand in for training images, which the engine needs for the
             class names; nothing may be trained on them.
+        has_domains: whether DATASET.SOURCE_DOMAINS and TARGET_DOMAINS choose among its images.
         all_classnames: the class names before base or new classes were taken.
         split_sha256: hash of the split file, or of the listed images where there is none.
         fewshot_sha256: hash of the images drawn for train and val, before base or new classes were taken; None when
@@ -69,8 +70,10 @@ class FewShotDataset(DatasetBase):
     template: str = "a photo of a {}."
     val_from_train: ClassVar[bool] = False
     test_only: ClassVar[bool] = False
+    has_domains: ClassVar[bool] = False
 
     def __init__(self, cfg: Any) -> None:
+        self.check_settings(cfg)
         self.source = self.find_source(cfg.DATASET.ROOT, cfg)
         self.dataset_dir = self.find_folder(cfg.DATASET.ROOT, cfg)
         self.image_dir = find_image_dir(self.dataset_dir, self.image_folder)
@@ -84,9 +87,26 @@ class FewShotDataset(DatasetBase):
         super().__init__(train_x=train, val=val, test=test)
 
     @classmethod
+    def check_settings(cls, cfg: Any) -> None:
+        """Refuse settings that this data set would not heed.
+
+        Raises:
+            ValueError: domains of a data set without, or a template without one place for the class name.
+        """
+        for key in () if cls.has_domains else ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
+            if cfg.DATASET[key]:
+                raise ValueError(
+                    f"DATASET.{key} is {list(cfg.DATASET[key])}, but {cls.__name__} has no domains: leave it out"
+                )
+        if cfg.DATASET.TEMPLATE and cfg.DATASET.TEMPLATE.count("{}") != 1:
+            raise ValueError(f"DATASET.TEMPLATE is {cfg.DATASET.TEMPLATE!r}: write one {{}} for the class name")
+
+    @classmethod
     def find_source(cls, root: str, cfg: Any = None) -> str:
         """Absolute path of the data set's folder under the data root; data of your own may be a file instead."""
-        return find_dataset_dir(root, cls.dataset_dir)
+        info = known_datasets().get(cls.__name__)
+        fetch = f"Fetch it with: python -m datasets download {info.name} --root {root}" if info else cls.split_help
+        return find_dataset_dir(root, cls.dataset_dir, fetch)
 
     @classmethod
     def find_folder(cls, root: str, cfg: Any = None) -> str:

@@ -7,8 +7,13 @@ class DataRootError(FileNotFoundError):
     """The folder of a data set, or of its images, is not where it should be."""
 
 
-def find_dataset_dir(root: str, folder: str) -> str:
+def find_dataset_dir(root: str, folder: str, how_to_get: str = "") -> str:
     """Absolute path of a data set's folder under the data root.
+
+    Args:
+        root: the data root.
+        folder: the data set's folder in it.
+        how_to_get: one sentence for a user who does not have it.
 
     Raises:
         DataRootError: it is not there; the message suggests the right root if that is one level off.
@@ -20,15 +25,16 @@ def find_dataset_dir(root: str, folder: str) -> str:
     if os.path.isdir(path):
         return path
     found = f"{root} has no folder {folder!r}" if os.path.isdir(root) else f"the data root {root} does not exist"
-    raise DataRootError(f"{found}.{suggest_root(root, folder)}")
+    raise DataRootError(f"{found}.{suggest_root(root, folder, how_to_get)}")
 
 
-def suggest_root(root: str, folder: str) -> str:
+def suggest_root(root: str, folder: str, how_to_get: str = "") -> str:
     """A sentence that names the root one level up or down that has the folder, or a folder spelt in another case."""
     for candidate in (os.path.dirname(root), *(os.path.join(root, child) for child in subfolders(root))):
         if os.path.isdir(os.path.join(candidate, folder)):
             return f" {candidate} has it: pass --root {candidate}"
-    return case_hint(root, folder) or " The data root is the folder that holds one folder per data set."
+    general = f" The data root is the folder that holds one folder per data set. {how_to_get}".rstrip()
+    return case_hint(root, folder) or general
 
 
 def find_image_dir(dataset_dir: str, folder: str) -> str:

@@ -10,19 +10,21 @@ import random
 from pathlib import Path
 
 from dassl.data.datasets import DATASET_REGISTRY
+from datasets.check import settings
 from datasets.fewshot import FewShotDataset, NoNewSplitError
 from datasets.locate import find_image_dir
 from datasets.newfile import write_new_text
 from datasets.splitfile import build_split, dump_split
 
 
-def make_split(name: str, root: str | os.PathLike[str], seed: int) -> Path:
+def make_split(name: str, root: str | os.PathLike[str], seed: int, path: str = "") -> Path:
     """Draw a split and write it beside the data.
 
     Args:
         name: DATASET.NAME.
-        root: the data root; for `folder` and `csv` the folder or the table itself.
+        root: the data root.
         seed: seed of the draw.
+        path: DATASET.PATH, for `folder` and `csv`; if empty, the root is the folder or the table itself.
 
     Returns:
         The split file. The same split may be made again; a different file of that name is never replaced.
@@ -37,12 +39,13 @@ def make_split(name: str, root: str | os.PathLike[str], seed: int) -> Path:
     dataset = few_shot_class(name)
     if seed < 0:
         raise ValueError(f"the seed is {seed}: a split that can be made again needs one from 0")
-    source, folder = dataset.find_source(os.fspath(root)), dataset.find_folder(os.fspath(root))
+    cfg = settings(name, os.fspath(root), path)
+    source, folder = dataset.find_source(cfg.DATASET.ROOT, cfg), dataset.find_folder(cfg.DATASET.ROOT, cfg)
     entries = dataset.draw_split(source, random.Random(seed))
     build_split(entries, find_image_dir(folder, dataset.image_folder), f"the annotation in {source}")
-    path = os.path.join(folder, dataset.own_split_file(source, seed))
-    write_new_text(path, dump_split(entries))
-    return Path(path)
+    split_path = os.path.join(folder, dataset.own_split_file(source, seed))
+    write_new_text(split_path, dump_split(entries))
+    return Path(split_path)
 
 
 def few_shot_class(name: str) -> type[FewShotDataset]:

@@ -20,6 +20,7 @@ from dassl.evaluation import EvaluatorBase, build_evaluator
 from evaluation.features import collecting, save_features
 from evaluation.metrics import accuracy
 from evaluation.openworld import OPEN_WORLD_METRICS, OpenWorld, num_base_classes
+from evaluation.reuse import testing_on_features
 
 CLASS_SPLITS = ("base", "new", "all")
 # A confusion matrix of more classes would fill results.json and no plot could show it.
@@ -144,7 +145,7 @@ def _evaluate(trainer: Any, cfg: Any, split: str, *, open_world: bool, features:
     own_evaluator, trainer.evaluator = trainer.evaluator, recorder
     start = time.perf_counter()
     try:
-        with collecting(trainer, cfg.TEST.SAVE_FEATURES) as collector:
+        with collecting(trainer, cfg.TEST.SAVE_FEATURES) as collector, testing_on_features(trainer, cfg):
             trainer.test()
     finally:
         trainer.evaluator = own_evaluator

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dassl.utils import atomic_write
 from reporting.runs import SCHEMA_VERSION, read_results, validate_results
 
 __all__ = ["collect_environment", "git_state", "peak_memory", "read_results", "write_results"]
@@ -49,7 +50,9 @@ def write_results(path: str | Path, results: Mapping[str, Any]) -> dict[str, Any
     fixed = {"schema_version": SCHEMA_VERSION, "status": "finished"}
     record = _plain(fixed | dict(results) | fixed | {"finished_at": results.get("finished_at", now)}, where="results")
     validate_results(record, path)
-    _write_atomically(Path(path), _dump(record) + "\n")
+    text = _dump(record) + "\n"
+    with atomic_write(path, "w") as file:
+        file.write(text)
     return record
 
 
@@ -58,20 +61,6 @@ def _dump(record: Mapping[str, Any]) -> str:
     text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
     # no string can hold the line break looked for here: JSON escapes it
     return re.sub(r"\[\n[\s\d,-]+\]", lambda match: f"[{' '.join(match[0][1:-1].split())}]", text)
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _plain(value: Any, where: str) -> Any:

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dassl.config.yamlfile import read_yaml
+from dassl.utils import atomic_write
 from reporting.runs import RESULTS_FILE, read_results
+from sweeping.lock import RUN_LOCK, SWEEP_LOCK, LockedError, locked
 
 CONFIG_FILE = "config.yaml"
+LEFTOVER_LOCK_SECONDS = 60.0
 # Settings that may differ between a run and its continuation: where files lie and how fast they are read.
 FREE_KEYS = (
     "OUTPUT_DIR",
@@ -28,6 +35,9 @@ FREE_KEYS = (
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.TRACKERS",
+    "FEATURES.REUSE",
+    "FEATURES.FOLDER",
+    "FEATURES.MAX_GIB",
 )
 WRITTEN = (
     "results.json",
@@ -42,6 +52,33 @@ WRITTEN = (
 
 class RunDirError(ValueError):
     """An output folder that this run must not or cannot write to."""
+
+
+@contextmanager
+def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
+    """Have the output folder to oneself, ready to be written to.
+
+    Args:
+        cfg: the run's configuration.
+        overwrite: see `prepare_run_dir`.
+
+    Yields:
+        True when the folder holds this very run, finished: there is nothing to do, and nothing was touched.
+
+    Raises:
+        RunDirError: see `prepare_run_dir`.
+        LockedError: another process works in the folder; it is named.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    if not overwrite and (folder / RESULTS_FILE).exists():
+        yield prepare_run_dir(cfg)
+        return
+    _require_writable(folder)
+    with locked(folder):
+        finished = prepare_run_dir(cfg, overwrite)
+        if not finished:
+            remove_leftovers(folder)
+        yield finished
 
 
 def prepare_run_dir(cfg: Any, overwrite: bool = False) -> bool:
@@ -66,18 +103,54 @@ def prepare_run_dir(cfg: Any, overwrite: bool = False) -> bool:
         _require_same(flatten(read_results(folder / RESULTS_FILE)["config"]), settings, folder, "a finished run")
         return True
     elif (folder / CONFIG_FILE).exists():
-        earlier = yaml.safe_load((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        _require_same(flatten(earlier or {}), settings, folder, "an unfinished run")
+        earlier = read_yaml(folder / CONFIG_FILE)
+        _require_same(flatten(earlier if isinstance(earlier, dict) else {}), settings, folder, "an unfinished run")
     _require_writable(folder)
     return False
 
 
+@contextmanager
+def clean_start(output_dir: str) -> Iterator[None]:
+    """Leave nothing of a run that fails before it has begun, that is before its config.yaml is written.
+
+    Logs of this start, and folders made for it, are removed when they hold nothing else; what was there stays.
+    """
+    folder = Path(output_dir)
+    before = set(os.listdir(folder)) if folder.is_dir() else set()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except LockedError:  # the new logs are another run's
+        raise
+    except BaseException:
+        if not (folder / CONFIG_FILE).exists():
+            _remove_start(folder, before, made)
+        raise
+
+
+def _remove_start(folder: Path, before: set[str], made: list[Path]) -> None:
+    """Remove the new logs in a folder, then folders that are empty and new, the innermost first."""
+    for path in folder.glob("log.txt*"):
+        if path.name not in before:
+            path.unlink(missing_ok=True)
+    for path in [path for path in folder.glob("*/") if path.name not in before] + made:
+        with suppress(OSError):  # it holds something, or another run has taken it
+            path.rmdir()
+
+
 def write_config(cfg: Any) -> None:
     """Write config.yaml, so that a continuation can be held to it."""
-    path = Path(cfg.OUTPUT_DIR) / CONFIG_FILE
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(yaml.safe_dump(plain_config(cfg), sort_keys=True), encoding="utf-8")
-    os.replace(temporary, path)
+    with atomic_write(Path(cfg.OUTPUT_DIR) / CONFIG_FILE, "w") as file:
+        file.write(yaml.safe_dump(plain_config(cfg), sort_keys=True))
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove the unfinished files of a run that was killed while it wrote them."""
+    for path in folder.rglob(".*.tmp"):
+        # a process that asks for the lock just now has such a file for a moment
+        is_lock = path.name.startswith((RUN_LOCK, SWEEP_LOCK))
+        if not is_lock or time.time() - path.stat().st_mtime > LEFTOVER_LOCK_SECONDS:
+            path.unlink(missing_ok=True)
 
 
 def remove_run(folder: Path) -> None:
@@ -127,7 +200,7 @@ def _require_same(earlier: dict[str, Any], now: dict[str, Any], folder: Path, wh
 def _require_writable(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test.{os.getpid()}"
+        probe = folder / f".write-test.{os.getpid()}.tmp"
         probe.touch()
         probe.unlink()
     except OSError as error:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import hashlib
 import os
 import warnings
 import zipfile
+from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
 
@@ -43,6 +45,15 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torc
     Raises:
         BackboneError: for an unknown name, a missing or damaged file, or when OpenAI's server cannot be reached.
     """
+    if _shared is None:
+        return _load(name_or_path, device, dtype)
+    key = (name_or_path, str(device), dtype)
+    if key not in _shared:
+        _shared[key] = _load(name_or_path, device, dtype)
+    return _shared[key]
+
+
+def _load(name_or_path: str, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
     if name_or_path.startswith(BUNDLED_PREFIX):
         state_dict = load_bundled_state_dict(name_or_path.removeprefix(BUNDLED_PREFIX))
     elif name_or_path.startswith(OPEN_CLIP_PREFIX):
@@ -54,6 +65,20 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torc
     else:
         raise BackboneError(_unknown(name_or_path))
     return freeze(model_from_state_dict(state_dict, name_or_path), device, dtype)
+
+
+_shared: dict[tuple[str, str, torch.dtype], nn.Module] | None = None
+
+
+@contextlib.contextmanager
+def sharing_backbones() -> Iterator[None]:
+    """Give everyone who loads the same CLIP inside the same object: frozen, it is never changed."""
+    global _shared
+    _shared = {}
+    try:
+        yield
+    finally:
+        _shared = None
 
 
 def is_resnet_name(name: str) -> bool:

@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from prompting.layout import PromptLayout, clean_name, encode, layout_with_context
-from prompting.prompts import Prompts
+from prompting.prompts import GatedPrompt, Prompts
 from prompting.vision import is_vit
+
+# What image features may follow from: see PromptLearner.image_features_follow.
+FOLLOWS = ("image", "prompts", "batch")
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,20 @@ class PromptLearner(nn.Module):
     def adapt_image(self, features: Tensor) -> Tensor:
         """Change image features before they are normalised; the identity unless overridden."""
         return features
+
+    @property
+    def image_features_follow(self) -> str:
+        """What an image's features follow from, beside the image and the frozen tower; one of ``FOLLOWS``.
+
+        "image": nothing trained touches the image tower; "prompts": the trained tensors do, the same way for every
+        batch and class list; "batch": so do the other images of the batch.
+        """
+        with torch.no_grad():
+            vision = self().vision
+        if any(isinstance(prompt, GatedPrompt) and not prompt.per_sample for prompt in vision.deep.values()):
+            return "batch"
+        adapted = type(self).adapt_image is not PromptLearner.adapt_image
+        return "prompts" if adapted or vision.deep or vision.tokens is not None else "image"
 
     def gate_values(self) -> dict[str, float]:
         """Mixing weights of the last forward pass by "tower/layer", for the log; empty for methods without gates."""

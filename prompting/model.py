@@ -88,7 +88,7 @@ class PromptedCLIP(nn.Module):
         self._cached_text = None
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits, (batch, 3, height, width) -> (batch, n_cls), float32."""
+        """Logits, (batch, 3, height, width) -> (batch, n_cls), float32; or from image features, (batch, embed_dim)."""
         return self.outputs(images).logits
 
     def outputs(self, images: Tensor) -> Output:
@@ -118,7 +118,9 @@ class PromptedCLIP(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
     def image_features(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
-        """Normalised image features, (batch, embed_dim), float32."""
+        """Normalised image features, (batch, embed_dim), float32; such features in place of images stay as they are."""
+        if images.dim() == 2:
+            return images
         prompts = prompts or self.prompt_learner()
         with self.precision.autocast(self.device):
             features = self.image_encoder(images, prompts.vision)

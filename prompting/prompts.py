@@ -56,7 +56,8 @@ class TextPrompts:
         context: context vectors that take the learned positions of the layout before layer 0; shape
             (n_vectors, width), or (groups, n_vectors, width) for one text per group and class (CoCoOp's images,
             ProDA's prompts). ``None`` when the layout has no learned position.
-        deep: layer index (>= 1) -> tokens that replace positions 1..n_prompts before that layer.
+        deep: layer index (>= 1) -> tokens that replace positions 1..n_prompts before that layer; (n_prompts, width),
+            or (groups, n_prompts, width).
     """
 
     context: Tensor | None = None
@@ -83,7 +84,8 @@ class VisionPrompts:
     """Learned tokens of the vision tower (ViT only).
 
     Attributes:
-        tokens: tokens placed after the patches before ``ln_pre``, shape (n_prompts, width); ``None`` for none.
+        tokens: tokens placed after the patches before ``ln_pre``, shape (n_prompts, width) or, with tokens of its own
+            for each image, (batch, n_prompts, width); ``None`` for none.
         deep: layer index (>= 1) -> tokens that replace them before that layer.
     """
 

@@ -230,23 +230,26 @@ class TextEncoder(nn.Module):
         projected = project(block, stay, rows)
         if isinstance(deep, GatedPrompt):
             deep = deep.mix(self._mass(block, projected, arriving, packing))
-        new = deep.reshape(1, packing.prompt_rows, -1).to(x.dtype).expand(len(x), -1, -1)
+        new = deep.reshape(-1, packing.prompt_rows, deep.shape[-1]).to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([stay, new], dim=1), torch.cat([projected, project(block, new, rows)], dim=1)
 
     @torch.no_grad()
     def _mass(self, block: nn.Module, stay_qkv: Tensor, arriving: Tensor, packing: Packing) -> AttentionMass:
-        """Attention of each class's [EOT] row to the prompts that arrive; (n_cls, n_prompts) in bucket order."""
+        """Attention of each class's [EOT] row to the prompts that arrive, in bucket order.
+
+        (groups * n_cls, n_prompts), group by group.
+        """
         key = project(block, arriving, K)
         # A prompt row's own query is never read; its key stands in to keep the rows aligned.
         qk = torch.cat([stay_qkv[:, :, :2], key.expand(-1, -1, 2, -1, -1)], dim=1)
         head, owns = packing.unpack(qk)
         masses = []
         for own in owns:
-            own = own[0]  # gates and groups do not meet
-            keys = torch.cat([head.expand(len(own), *head.shape[1:]), own], dim=1)[:, :, 1]
-            masses.append(prompt_mass(own[:, -1:, 0], keys, slice(1, 1 + packing.n_prompts)))
-        mass = torch.cat(masses)
-        return AttentionMass(mass, packing.visible_keys)
+            queries, keys = own[:, :, -1:, 0].flatten(0, 1), _with_head(head[:, :, 1], own[:, :, :, 1])
+            mass = prompt_mass(queries, keys, slice(1, 1 + packing.n_prompts))
+            masses.append(mass.unflatten(0, own.shape[:2]))
+        mass = torch.cat(masses, dim=1).flatten(0, 1)
+        return AttentionMass(mass, packing.visible_keys.repeat(len(qk), 1))
 
     def _attend(self, qkv: Tensor, packing: Packing) -> Tensor:
         """Causal attention of all packed rows, (groups, rows, 3, heads, head_width) -> (groups, rows, width)."""

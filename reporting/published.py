@@ -83,7 +83,7 @@ class Entry:
         return self.values.get(metric, {}).get(canonical_dataset(dataset))
 
     def average(self, metric: str) -> Summary | None:
-        """The published average of a metric, or None; "average_H" where every data set's numbers are known."""
+        """The published average of a metric, or None; "average_H" is computed from every data set's base and new."""
         return self._average_of_h() if metric == "average_H" else self.values.get(metric, {}).get(AVERAGE_KEY)
 
     def _average_of_h(self) -> Summary | None:

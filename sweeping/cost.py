@@ -69,7 +69,7 @@ def cost_of(trainer: str, clip_model: torch.nn.Module, classes: int, tiny: bool)
     learner = built.model.prompt_learner
     batch = random_batch(built, TRAIN_BATCH)
     built.set_model_mode("train")
-    step = operations(lambda: built.forward_backward(batch))
+    step = operations(lambda: built.forward_backward(batch)) if built.needs_training else 0
     parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
     built.set_model_mode("eval")
     learner.requires_grad_(False)  # the counter follows gradients, which testing has none of

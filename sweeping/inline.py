@@ -8,13 +8,15 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from sweeping.claims import Claims
 from sweeping.jobs import Job
-from sweeping.local import STOPPED, Slot, Stop, failure_reason
+from sweeping.local import NOT_ITS_FAULT, POLL_SECONDS, Slot, Stop, failure_reason
 from sweeping.progress import Progress
 from sweeping.state import CONSOLE_FILE, forget_failure, is_finished, record_failure
 
@@ -39,13 +41,32 @@ class InlineLauncher:
         """Run the jobs in order until all ended or a stop was asked for."""
         os.environ.update(self.slot.environment())  # before torch is imported, which reads them once
         self.stop.interrupts = True
+        claims, waiting = Claims(self.progress), list(jobs)
         with contextlib.suppress(KeyboardInterrupt):
-            for job in jobs:
-                if self.stop.signal:
-                    return
-                self._run_or_refuse(job)
+            while waiting and not self.stop.signal:
+                left = len(waiting)
+                for job in list(waiting):
+                    if not self.stop.signal and self._is_settled(job, claims, waiting):
+                        waiting.remove(job)
+                if len(waiting) == left:  # other sweeps have them all
+                    time.sleep(POLL_SECONDS)
         for job in jobs:
+            claims.release(job)
             self.progress.drop(job)
+
+    def _is_settled(self, job: Job, claims: Claims, waiting: Sequence[Job]) -> bool:
+        """Run a job, or see that another sweep has; False while another one runs it, or what it needs."""
+        if claims.settled_elsewhere(job):
+            return True
+        needed_elsewhere = not is_finished(job.needs or job.folder) and job.needs in {other.folder for other in waiting}
+        if needed_elsewhere or not claims.take(job):
+            return False
+        if is_finished(job.folder):
+            self.progress.finish(job)
+        else:
+            self._run_or_refuse(job)
+        claims.release(job)
+        return True
 
     def _run_or_refuse(self, job: Job) -> None:
         if job.needs is not None and not is_finished(job.needs):
@@ -67,7 +88,7 @@ class InlineLauncher:
         if reason is None:
             self.progress.finish(job)
         else:
-            if status != STOPPED:
+            if status not in NOT_ITS_FAULT:
                 record_failure(job, reason)
             self.progress.fail(job, reason)
 

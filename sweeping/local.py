@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import FrameType
 
+from sweeping.claims import Claims
 from sweeping.jobs import Job
 from sweeping.progress import Progress
 from sweeping.settings import REPOSITORY, SweepError
@@ -23,6 +24,7 @@ POLL_SECONDS = 0.1
 STOP_SECONDS = 30.0  # for a child to write its checkpoint and end
 CORES_PER_CPU_SLOT = 4
 STOPPED = 75  # train.py's exit status when a signal stopped it
+NOT_ITS_FAULT = (STOPPED, 69)  # 69: another process works in the folder
 STOPPED_REASON = "stopped by a signal, its state is saved: the same command goes on"
 
 
@@ -124,6 +126,9 @@ class LocalLauncher:
     foreground: bool = False
     _children: dict[int, tuple[Job, subprocess.Popen[bytes]]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        self._claims = Claims(self.progress)
+
     def run(self, jobs: Sequence[Job]) -> None:
         """Run the jobs in order, each after the one that it needs; returns when all ended or a stop was asked for."""
         waiting = list(jobs)
@@ -139,6 +144,9 @@ class LocalLauncher:
     def _fill(self, waiting: list[Job]) -> None:
         """Start ready jobs in free slots; jobs that can never be ready fail."""
         for job in list(waiting):
+            if self._claims.settled_elsewhere(job):
+                waiting.remove(job)
+                continue
             blocked = self._blocked(job, waiting)
             if blocked is True:
                 continue
@@ -146,7 +154,7 @@ class LocalLauncher:
             if blocked:
                 waiting.remove(job)
                 self.progress.fail(job, blocked)
-            elif free:
+            elif free and self._claims.take(job):
                 waiting.remove(job)
                 self._start(job, free[0])
 
@@ -160,6 +168,10 @@ class LocalLauncher:
         return f"needs the run in {job.needs}, which is not finished"
 
     def _start(self, job: Job, index: int) -> None:
+        if is_finished(job.folder):  # by another sweep, since this one looked
+            self._claims.release(job)
+            self.progress.finish(job)
+            return
         forget_failure(job)
         job.folder.mkdir(parents=True, exist_ok=True)
         with contextlib.ExitStack() as stack:
@@ -185,11 +197,12 @@ class LocalLauncher:
                 continue
             del self._children[index]
             reason = failure_reason(job, status)
+            if reason is not None and status not in NOT_ITS_FAULT:
+                record_failure(job, reason)
+            self._claims.release(job)
             if reason is None:
                 self.progress.finish(job)
             else:
-                if status != STOPPED:  # which is no fault of the command
-                    record_failure(job, reason)
                 self.progress.fail(job, reason)
 
     def _end_children(self) -> None:
@@ -201,6 +214,7 @@ class LocalLauncher:
         self._signal_all(signal.SIGKILL)
         for job, child in self._children.values():
             child.wait()
+            self._claims.release(job)
             # one that finished in the meantime is finished
             (self.progress.finish if is_finished(job.folder) else self.progress.drop)(job)
         self._children.clear()

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from dassl.config.yamlfile import YamlFileError, read_yaml
 from sweeping.protocols import BUNDLED, BUNDLED_SOURCE, BUNDLED_TARGETS, PROTOCOLS, SETTING_SUFFIXES, Protocol
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -106,8 +105,10 @@ def registered_name(dataset: str) -> str:
     """
     path = dataset_file(dataset)
     try:
-        name = (yaml.safe_load(path.read_text(encoding="utf-8")) or {})["DATASET"]["NAME"]
-    except (yaml.YAMLError, KeyError, TypeError) as error:
+        name = (read_yaml(path) or {})["DATASET"]["NAME"]
+    except YamlFileError as error:
+        raise SweepError(str(error)) from error
+    except (KeyError, TypeError) as error:
         raise SweepError(f"{_shown(path)} names no data set (DATASET: NAME: ...)") from error
     return str(name)
 
@@ -207,7 +208,7 @@ def setting_options(trainer: str, bundled: bool) -> tuple[str, list[str]]:
     """
     name, _, setting = trainer.partition("=")
     setting = setting or default_setting(name, PROTOCOLS["open_world"], bundled)
-    content = yaml.safe_load(setting_file(name, setting).read_text(encoding="utf-8"))
+    content = read_yaml(setting_file(name, setting))
     pairs = {key: value for key, value in _flat(content) if key.startswith("TRAINER.") or key in NEEDED_KEYS}
     pairs |= {key: "fp32" for key in pairs if key.endswith(".PREC")}
     return setting, [text for key, value in pairs.items() for text in (key, str(value))]

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeping.jobs import Job
-from sweeping.local import STOPPED, Stop, failure_reason
+from sweeping.local import NOT_ITS_FAULT, Stop, failure_reason
 from sweeping.progress import Progress
 from sweeping.settings import REPOSITORY, SweepError
 from sweeping.state import CONSOLE_FILE, earlier_failure, forget_failure, is_finished, record_failure
@@ -147,7 +147,7 @@ class Chain:
             status = self._child.wait()
         reason = failure_reason(job, status)
         if reason is not None:
-            if status != STOPPED:
+            if status not in NOT_ITS_FAULT:
                 record_failure(job, reason)
             raise RuntimeError(f"{job.label}: {reason}")
 

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from benchmarks.__main__ import main
 from benchmarks.beyond import on_the_line, only_classes, spread
@@ -95,6 +96,24 @@ def test_paths_that_do_not_agree_are_an_error():
     built["plain"].model.layout = built["plain"].model.prompt_learner.layout(["cat", "dog", "bear"])
     with pytest.raises(ParityError, match="do not agree"):
         parity(built, random_batch(built["fast"], 2))
+
+
+def test_the_loaders_ratio_comes_with_equal_batches(tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    argv = ["loader", "--count", "2", "--size", "96x64", "--rounds", "1", "--batch", "1", "--draft", "1"]
+    assert main([*argv, "--output", str(output), "--opts", "INPUT.SIZE", "(32, 32)"]) == 0
+    assert "same, bit for bit (4 batches)" in capsys.readouterr().out
+    for row in json.loads(output.read_text())["rows"]:
+        assert row["cached"]["ratio"]["median"] > 0
+        assert row["draft 1"]["mean_difference"] > 0
+
+
+def test_loaders_whose_batches_differ_are_an_error(monkeypatch, capsys, tmp_path):
+    assert main(["loader", "--images", str(tmp_path)]) == 1
+    assert f"no .jpg file in {tmp_path}" in capsys.readouterr().err
+    monkeypatch.setattr("dassl.data.cache.ImageCache.get", lambda self, path: Image.new("RGB", (9, 9)))
+    assert main(["loader", "--count", "1", "--size", "96x64", "--batch", "1"]) == 1
+    assert "batches with and without the cache differ" in capsys.readouterr().err
 
 
 def test_class_names_are_distinct_and_as_long_as_imagenets():

@@ -101,6 +101,7 @@ def test_a_folder_with_odd_names_and_kinds_of_images(run, tmp_path, capsys):
     }.items():
         image.convert(mode).save(folder / name)
     (folder / "notes.txt").write_text("not an image")
+    (folder / "._Grey.PNG").write_text("what macOS leaves beside a file")
     assert predict.main(["--model-dir", str(run), str(folder), "--top", "1"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 5
 

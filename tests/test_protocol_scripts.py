@@ -183,7 +183,8 @@ def test_transfer_tables_share_the_training_run(script):
 
 @pytest.mark.slow
 def test_cost_counts_parameters_and_operations(script):
-    text = table_of(script("tables/cost", "--trainers", "BMIP", DATASETS="bundled", MEASURES="train"))
+    text = table_of(script("tables/cost", "--trainers", "ZeroshotCLIP", "BMIP", DATASETS="bundled", MEASURES="train"))
     assert re.search(r"\| BMIP +\| 3 +\| 4 ", text)
+    assert re.search(r"\| ZeroshotCLIP +\| tiny +\| 0 +\| 0 ", text)
     assert re.search(rf"\| BMIP +\| {TINY} +\| [\d,]+ ", text)
     assert "GFLOPs" in text

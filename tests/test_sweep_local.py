@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import types
 
@@ -14,9 +15,10 @@ import pytest
 import sweep
 from sweeping.jobs import Job
 from sweeping.local import LocalLauncher, Slot, Stop, slots_for
+from sweeping.lock import SWEEP_LOCK, FolderLock
 from sweeping.progress import Progress, duration
 from sweeping.settings import SweepError
-from sweeping.state import earlier_failure, is_finished
+from sweeping.state import earlier_failure, is_finished, record_failure
 
 
 @pytest.fixture
@@ -102,6 +104,51 @@ def test_a_run_that_somebody_stopped_goes_on_without_retry(make_job, run, capsys
     assert run([make_job("a", "stopped")]) == 1
     assert "stopped by a signal, its state is saved: the same command goes on" in capsys.readouterr().out
     assert run([make_job("a", "stopped")]) == 0
+
+
+def test_what_another_sweep_runs_is_waited_for(make_job, run, capsys, monkeypatch):
+    """The lock of a live process stands for the other sweep, which finishes one job and fails at another."""
+    monkeypatch.setattr("sweeping.claims.ELSEWHERE_SECONDS", 0.1)
+    jobs = [make_job("theirs"), make_job("failing"), make_job("ours")]
+    locks = []
+    for job in jobs[:2]:
+        job.folder.mkdir()
+        locks.append(FolderLock(job.folder / SWEEP_LOCK))
+        locks[-1].acquire()
+
+    def end_the_other_sweep():
+        while not is_finished(jobs[2].folder):
+            time.sleep(0.05)
+        subprocess.run(jobs[0].command(sys.executable), check=True)
+        record_failure(jobs[1], "exit status 2")
+        for lock in locks:
+            lock.release()
+
+    thread = threading.Thread(target=end_the_other_sweep)
+    thread.start()
+    assert run(jobs) == 1
+    thread.join()
+    out = capsys.readouterr().out
+    assert out.count("elsewhere BMIP") == 2
+    assert f"in use by process {os.getpid()}" in out
+    assert "exit status 2 (in another sweep; --retry runs it again)" in out
+    assert "3 runs: 2 finished, 1 failed, 0 to be run" in out
+    assert len(list(jobs[0].folder.glob("start*"))) == 1, "this sweep did not start it, too"
+    assert not list(jobs[1].folder.glob("start*"))
+
+
+def test_two_sweeps_share_a_queue(make_job, tmp_path):
+    """Each job is run once, by whichever sweep comes to it first."""
+    jobs = [make_job(name) for name in "abcdef"]
+    sweeps = [LocalLauncher([Slot("", 1)], Progress(jobs, 1, io.StringIO()), Stop()) for _ in range(2)]
+    threads = [threading.Thread(target=launcher.run, args=(jobs,)) for launcher in sweeps]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(launcher.progress.finished == {job.folder for job in jobs} for launcher in sweeps)
+    assert all(len(list(job.folder.glob("start*"))) == 1 for job in jobs)
+    assert not list(tmp_path.rglob("*.lock*"))
 
 
 def test_a_run_that_leaves_no_results_has_failed(make_job, run, capsys):

@@ -81,6 +81,27 @@ class PromptTrainer(TrainerX):
         """Which kernels computed the products with frozen weights, for results.json; they differ by rounding."""
         return CHOOSER.report()
 
+    @property
+    def image_features_follow(self) -> str:
+        """What the image features that it tests on follow from: "image", "prompts" or "batch".
+
+        See :attr:`prompting.PromptLearner.image_features_follow`. Features that follow from the image alone can be
+        reused by any run with the same backbone and images, those that follow from the prompts for any class list.
+        A method that classifies in its own way, not from ``model.image_features``, gets "batch": nothing is reused.
+        """
+        if _redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):
+            return "batch"
+        if _redefines(self.model, PromptedCLIP, "forward", "outputs", "image_features"):
+            return "batch"
+        return self.model.prompt_learner.image_features_follow
+
+    @property
+    def trains_on_features(self) -> bool:
+        """Whether image features may stand in for the training images."""
+        own = _redefines(self, PromptTrainer, "forward_backward", "parse_batch_train")
+        takes_features = getattr(getattr(self, "objective", None), "takes_features", False)
+        return self.image_features_follow == "image" and takes_features and not own
+
     # What a method provides
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> PromptLearner:
@@ -302,9 +323,14 @@ class PromptTrainer(TrainerX):
         """One step with loss scaling: steps whose scaled gradients overflow are skipped by the scaler."""
         self.detect_anomaly(loss)
         self.optim.zero_grad()
-        self.scaler.scale(loss).backward()
+        self.model_backward(self.scaler.scale(loss))
         self.scaler.step(self.optim)
         self.scaler.update()
+
+
+def _redefines(instance: object, base: type, *names: str) -> bool:
+    """Whether one of these methods of ``base`` is another one in the instance's class."""
+    return any(getattr(type(instance), name) is not getattr(base, name) for name in names)
 
 
 def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:

@@ -34,7 +34,11 @@ class Loss:
 
 
 class Objective(Protocol):
-    """A training objective."""
+    """A training objective.
+
+    One with the attribute ``takes_features = True`` reaches the images through the model only, so that it may be given
+    normalised image features, (batch, embed_dim), in their place.
+    """
 
     def __call__(self, model: PromptedCLIP, images: Tensor, labels: Tensor) -> Loss:
         """Loss of one batch: images (batch, 3, height, width), labels (batch,)."""
@@ -43,6 +47,8 @@ class Objective(Protocol):
 
 class CrossEntropy:
     """Cross-entropy of the logits over the training classes (CoOp, CoCoOp, MaPLe, BMIP)."""
+
+    takes_features = True
 
     def __call__(self, model: PromptedCLIP, images: Tensor, labels: Tensor) -> Loss:
         output = model.outputs(images)
@@ -59,6 +65,8 @@ class KnowledgeGuided:
         teacher: normalised text features of the hand-written prompts, (n_cls, embed_dim).
         weight: of the distance.
     """
+
+    takes_features = True
 
     def __init__(self, teacher: Tensor, weight: float) -> None:
         self.teacher, self.weight = teacher, weight

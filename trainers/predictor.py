@@ -16,7 +16,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-import yaml
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from yacs.config import CfgNode
@@ -160,9 +159,16 @@ def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> 
 
 def _run_config(path: Path) -> CfgNode:
     """A run's configuration as far as prediction needs it; keys of data sets and protocols do not matter here."""
-    saved = yaml.safe_load(path.read_text(encoding="utf-8"))
+    from dassl.config.yamlfile import (
+        read_yaml,  # this project's own: a checkout on upstream Dassl predicts without runs
+    )
+
+    saved, needed = read_yaml(path), ("INPUT", "DATALOADER", "MODEL", "TRAINER", "DATASET")
+    lacking = [node for node in needed if not isinstance(saved, dict) or not isinstance(saved.get(node), dict)]
+    if lacking or "NAME" not in saved["DATASET"]:
+        raise ValueError(f"{path} is not the configuration of a run: it lacks {', '.join(lacking or ['DATASET.NAME'])}")
     cfg = get_cfg_default()
-    cfg.merge_from_other_cfg(CfgNode({node: saved[node] for node in ("INPUT", "DATALOADER", "MODEL", "TRAINER")}))
+    cfg.merge_from_other_cfg(CfgNode({node: saved[node] for node in needed if node != "DATASET"}))
     cfg.DATASET.NAME = saved["DATASET"]["NAME"]
     zero_shot_settings = cfg.TRAINER.ZEROSHOTCLIP
     zero_shot_settings.TEMPLATE = zero_shot_settings.TEMPLATE or saved["DATASET"].get("TEMPLATE", "")

@@ -108,6 +108,8 @@ class PromptDistribution:
         seed: of the order in which prompts are taken.
     """
 
+    takes_features = True
+
     def __init__(self, n_prompt: int, batch: int, orthogonal_weight: float, seed: int) -> None:
         self.n_prompt, self.batch, self.weight, self.seed = n_prompt, batch, orthogonal_weight, seed
         self.step = 0

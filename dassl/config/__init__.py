@@ -2,6 +2,7 @@
 
 from yacs.config import CfgNode as _YacsNode
 
+from .checks import check_cfg
 from .defaults import _C as cfg_default
 from .node import CfgNode, ConfigError, ConfigTypeError, UnknownKeyError
 
@@ -11,6 +12,7 @@ __all__ = [
     "ConfigTypeError",
     "UnknownKeyError",
     "cfg_default",
+    "check_cfg",
     "clean_cfg",
     "get_cfg_default",
 ]

@@ -7,9 +7,11 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import yaml
 from yacs.config import CfgNode as YacsNode
 
+from .yamlfile import YamlFileError, read_yaml
+
+MOST_SHOWN = 80  # characters
 YAML_EXTENSIONS = ("", ".yaml", ".yml")
 
 
@@ -80,7 +82,10 @@ class CfgNode(YacsNode):
             node = node.get(parent) if isinstance(node, YacsNode) else None
         if not isinstance(node, YacsNode) or (last not in node and not node.is_new_allowed()):
             raise UnknownKeyError(f"{source}: unknown key {full_key}.{self._suggest(full_key)}")
-        value = self._decode_cfg_value(value)
+        try:
+            value = self._decode_cfg_value(value)
+        except (RecursionError, MemoryError) as error:  # of Python's parser
+            raise ConfigError(f"{source}: the value of {full_key} is nested too deeply: {_short(value)}") from error
         if last in node:
             value = _coerce(value, node[last], full_key, source)
         return [(node, last, value)]
@@ -105,10 +110,9 @@ def _read_yaml(path: str) -> Mapping[str, Any]:
     if os.path.splitext(path)[1] not in YAML_EXTENSIONS:
         raise ConfigError(f"config file {path}: expected the extension .yaml or .yml")
     try:
-        with open(path, encoding="utf-8") as file:
-            tree = yaml.safe_load(file)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"config file {path} is not YAML of plain values: {error}") from error
+        tree = read_yaml(path)
+    except YamlFileError as error:
+        raise ConfigError(f"config file {error}") from error
     if tree is None:
         return {}
     if not isinstance(tree, dict):
@@ -131,7 +135,7 @@ def _coerce(value: Any, default: Any, full_key: str, source: str) -> Any:
         if isinstance(value, Mapping) and not value:
             return default
         raise ConfigTypeError(
-            f"{source}: {full_key} is a section with the options {', '.join(default)}, but got {value!r}"
+            f"{source}: {full_key} is a section with the options {', '.join(default)}, but got {_short(value)}"
         )
     if type(value) is type(default) or value is None or default is None:
         return value
@@ -141,8 +145,14 @@ def _coerce(value: Any, default: Any, full_key: str, source: str) -> Any:
         return float(value)
     raise ConfigTypeError(
         f"{source}: {full_key} wants {type(default).__name__} (default {default!r}), "
-        f"but got {type(value).__name__} {value!r}"
+        f"but got {type(value).__name__} {_short(value)}"
     )
+
+
+def _short(value: Any) -> str:
+    """A value as errors show it: no longer than a line."""
+    text = repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 
 def _apply(changes: list[tuple[YacsNode, str, Any]]) -> None:

@@ -1,8 +1,9 @@
 """Decoded images kept in memory, so that an epoch after the first decodes nothing that fits.
 
-Few-shot training goes over the same few images again and again, and decoding a photograph costs more than augmenting
-it. What is kept is the full image as it is before any random transform, byte for byte: with and without the cache, a
-run computes the same. The memory is shared, so that an image that one loader process decodes is there for all.
+Few-shot training goes over the same few images again and again, and decoding photographs is a quarter to two fifths of
+the loader's work (python -m benchmarks loader). What is kept is the full image as it is before any random transform,
+byte for byte: with and without the cache, a run computes the same. The memory is shared, so that an image that one
+loader process decodes is there for all.
 """
 
 from __future__ import annotations
@@ -11,13 +12,16 @@ import mmap
 import os
 import tempfile
 import weakref
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import reduction
 from typing import Any
 
 import numpy as np
 from PIL import Image
+from yacs.config import CfgNode
+
+from .datasets import Datum
 
 try:
     import fcntl
@@ -145,3 +149,18 @@ class ImageCache:
                 return None
             self.used[0] += size
         return offset
+
+
+def build_image_cache(cfg: CfgNode, *sources: Sequence[Datum]) -> ImageCache | None:
+    """Build the memory for decoded images; None under DATALOADER.CACHE_MB 0, or where processes cannot share it.
+
+    Raises:
+        ValueError: if DATALOADER.CACHE_MB is negative.
+    """
+    megabytes = cfg.DATALOADER.CACHE_MB
+    if megabytes < 0:
+        raise ValueError(f"DATALOADER.CACHE_MB must be 0 (no cache) or above, but got {megabytes}")
+    if megabytes and cfg.DATALOADER.NUM_WORKERS and not CAN_BE_SHARED:
+        print("No images are kept in memory: this system's loader processes cannot share it (NUM_WORKERS 0 can)")
+        return None
+    return ImageCache((item.impath for source in sources for item in source), megabytes) if megabytes else None

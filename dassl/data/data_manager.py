@@ -6,7 +6,6 @@ only: not on the number of workers, and not on what else draws random numbers.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -22,10 +21,10 @@ from yacs.config import CfgNode
 from dassl.utils import derive_seed, read_image, seeded_random_state
 from dassl.utils.stopping import leave_signals_to_the_run
 
-from .cache import CAN_BE_SHARED, ImageCache
+from .cache import ImageCache, build_image_cache
 from .datasets import Datum, EmptySplitError, build_dataset
 from .samplers import build_sampler
-from .transforms.transforms import build_transform, interpolation_mode
+from .transforms.transforms import build_transform, draft_size, interpolation_mode
 
 Transform = Callable[[Image.Image], Any]
 
@@ -112,19 +111,6 @@ class DatasetWrapper(TorchDataset):
     def _transform_image(self, tfm: Transform, img0: Image.Image) -> Any:
         views = [tfm(img0) for _ in range(self.k_tfm)]
         return views[0] if len(views) == 1 else views
-
-
-def draft_size(cfg: CfgNode) -> tuple[int, int] | None:
-    """Return the least width and height that a JPEG file is decoded at; None for its full size.
-
-    Raises:
-        ValueError: if INPUT.JPEG_DRAFT is negative.
-    """
-    factor = cfg.INPUT.JPEG_DRAFT
-    if factor < 0:
-        raise ValueError(f"INPUT.JPEG_DRAFT must be 0 (full size) or above, but got {factor}")
-    height, width = cfg.INPUT.SIZE
-    return (math.ceil(factor * width), math.ceil(factor * height)) if factor else None
 
 
 class EpochDataLoader(DataLoader):
@@ -364,21 +350,6 @@ class DataManager:
             if images:
                 table.append([f"# {split}", f"{len(images):,}"])
         print(tabulate(table))
-
-
-def build_image_cache(cfg: CfgNode, *sources: Sequence[Datum]) -> ImageCache | None:
-    """Build the memory for decoded images; None under DATALOADER.CACHE_MB 0, or where processes cannot share it.
-
-    Raises:
-        ValueError: if DATALOADER.CACHE_MB is negative.
-    """
-    megabytes = cfg.DATALOADER.CACHE_MB
-    if megabytes < 0:
-        raise ValueError(f"DATALOADER.CACHE_MB must be 0 (no cache) or above, but got {megabytes}")
-    if megabytes and cfg.DATALOADER.NUM_WORKERS and not CAN_BE_SHARED:
-        print("No images are kept in memory: this system's loader processes cannot share it (NUM_WORKERS 0 can)")
-        return None
-    return ImageCache((item.impath for source in sources for item in source), megabytes) if megabytes else None
 
 
 def _check_labels(cfg: CfgNode, dataset: Any) -> None:

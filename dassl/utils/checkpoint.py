@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
 import warnings
@@ -58,9 +59,11 @@ def to_plain(value: Any, where: str = "checkpoint") -> Any:
 
 def write_checkpoint(state: Mapping[str, Any], path: StrPath) -> None:
     """Write `state` to `path`, atomically."""
-    plain = to_plain(state)
+    # In memory first: when the disk is full, torch.save makes an error of it that names neither the file nor the cause.
+    buffer = io.BytesIO()
+    torch.save(to_plain(state), buffer)
     with atomic_write(path) as file:
-        torch.save(plain, file)
+        file.write(buffer.getbuffer())
 
 
 def save_checkpoint(

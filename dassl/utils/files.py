@@ -8,7 +8,7 @@ import shutil
 import urllib.request
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import IO, Any
 
 StrPath = str | os.PathLike[str]
@@ -31,9 +31,23 @@ def atomic_write(path: StrPath, mode: str = "wb") -> Iterator[IO[Any]]:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        _sync_directory(os.path.dirname(path) or ".")
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _sync_directory(path: str) -> None:
+    """Have a new name in a directory survive a power cut; where a system or file system cannot, it is left at that."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        with suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def mkdir_if_missing(dirname: StrPath) -> None:

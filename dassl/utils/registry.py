@@ -75,7 +75,7 @@ class Registry:
 
 def get_most_similar_str_to_a_from_b(a: str, b: Iterable[str]) -> str | None:
     """Return the string of `b` most like `a`, or None if `b` is empty."""
-    return max(b, key=lambda candidate: SequenceMatcher(None, a, candidate).ratio(), default=None)
+    return max(b, key=lambda candidate: SequenceMatcher(None, str(a), candidate).ratio(), default=None)
 
 
 def check_availability(requested: str, available: Iterable[str]) -> None:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from reporting.methods import Method
 from reporting.plots.data import Options, arranged, datasets_of
 from reporting.plots.epochs import by_epoch, is_number, line_with_band
-from reporting.plots.style import PlotError, at_most, legend_below, look, panels
+from reporting.plots.style import COLOURS, DASHES, PlotError, at_most, legend_below, look, panels
 from reporting.runs import Run
 
 if TYPE_CHECKING:
@@ -44,10 +44,15 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
         for index, method in enumerate(methods):
             for shots, values in _lines(method, dataset, quantity).items():
                 name = method.label if shots is None else f"{method.label}, {shots} shots"
-                line_with_band(panel, values, name, look(index) | {"marker": None})
+                line_with_band(panel, values, name, _line(index))
         panel.set(title=dataset, xlabel="epoch", ylabel=_LABELS.get(quantity, quantity))
     legend_below(figure, axes[0])
     return figure
+
+
+def _line(index: int) -> dict[str, Any]:
+    """Dashed, each method in its own way: epochs are too many for markers, and equal lines lie over one another."""
+    return look(index) | {"marker": None, "linestyle": DASHES[(index + index // len(COLOURS)) % len(DASHES)]}
 
 
 def _quantities(runs: Sequence[Run]) -> list[str]:

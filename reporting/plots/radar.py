@@ -24,6 +24,7 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
         PlotError: fewer than three data sets, or no method has them all.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     protocol, methods = arranged(runs)
     if protocol.columns_by == "shots":
@@ -56,6 +57,8 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
     panel.set_theta_direction(-1)
     panel.set_xticks(angles, [shortened(name, 16) for name in datasets])
     panel.tick_params(axis="x", pad=3)
+    panel.yaxis.set_major_locator(MaxNLocator(5))
+    panel.set_rlabel_position(180 / len(datasets))  # between two axes, where no line bends
     for angle, label in zip(angles, panel.get_xticklabels(), strict=True):
         sideways = math.sin(angle)
         label.set_horizontalalignment("center" if abs(sideways) < 0.1 else "left" if sideways > 0 else "right")

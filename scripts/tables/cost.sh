@@ -33,6 +33,9 @@ for trainer in $TRAINERS; do
     mapfile -t setting < <("$PYTHON" -W ignore -m sweeping.options "$trainer" ${tiny:+--tiny})
     [ "${#setting[@]}" -gt 0 ] || exit 2
     for what in $MEASURES; do
+        case "${trainer%%=*}/$what" in
+            ZeroshotCLIP*/train | ZeroshotCLIP*/memory) continue ;; # nothing is trained
+        esac
         if_wanted "$PYTHON" -W ignore -m benchmarks "$what" --trainer "${trainer%%=*}" "${common[@]}" "${measured[@]}" \
             --opts "${setting[@]}"
     done

@@ -119,7 +119,7 @@ def test_memory_is_given_back():
 
 
 def test_where_processes_cannot_share_it_the_log_says_so(cfg, monkeypatch, capsys):
-    monkeypatch.setattr(module, "CAN_BE_SHARED", False)
+    monkeypatch.setattr("dassl.data.cache.CAN_BE_SHARED", False)
     cfg.DATALOADER.NUM_WORKERS = 1
     assert DataManager(cfg).image_cache is None
     assert "No images are kept in memory" in capsys.readouterr().out
@@ -172,7 +172,10 @@ def test_the_defaults_are_exact():
 def test_the_wait_for_data_is_logged_and_kept(cfg, capsys, megabytes):
     cfg.DATALOADER.CACHE_MB = megabytes
     trainer = build_trainer(cfg)
+    curve = []
+    trainer.write_scalar = lambda tag, value, step: curve.append((value, step)) if tag == "train/data_share" else None
     trainer.train()
+    assert curve == [(record["data_share"], epoch) for epoch, record in enumerate(trainer.history)]
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Waited ")]
     assert len(lines) == len(trainer.history) == 3
     assert all(("18 decoded images kept in 0.0 of 3 MB" in line) == bool(megabytes) for line in lines[1:])

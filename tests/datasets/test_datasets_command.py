@@ -138,6 +138,16 @@ def test_make_split_writes_a_split_of_its_own(tmp_path: Path, capsys: pytest.Cap
     assert use == f"to use it: DATASET.SPLIT_FILE {Path(path).name}"
 
 
+def test_own_data_is_split_and_drawn_by_its_path(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    build_layout("EuroSAT", tmp_path)
+    place = ["--root", str(tmp_path), "--path", "eurosat/2750"]
+    assert main(["make-split", "folder", *place, "--seed", "3"]) == 0
+    assert (tmp_path / "eurosat" / "2750" / "split_own_seed3.json").is_file()
+    assert main(["export-selection", "folder", *place, "--shots", "1", "--seed", "3"]) == 0
+    assert (tmp_path / "eurosat" / "2750" / "selection_drawn_1shots_seed3.json").is_file()
+    assert "DATASET.NUM_SHOTS 1" in capsys.readouterr().out.splitlines()[-1]
+
+
 def test_import_selection_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from datasets import import_selection
 

@@ -182,3 +182,11 @@ def test_aircraft_annotation_missing(broken):
 @pytest.mark.parametrize("key", ["SPLIT_FILE", "SELECTION"])
 def test_test_sets_take_no_split_and_no_selection(broken, key):
     assert f"leave DATASET.{key} out" in broken("ImageNetV2", lambda root: None, SplitFileError, **{key: "x.json"})
+
+
+@pytest.mark.parametrize("name", ["Caltech101", "ImageNet", "ImageNetR", "EmojiKinds"])
+def test_a_data_set_that_is_nowhere_comes_with_the_command_that_fetches_it(tmp_path, make_cfg, name):
+    with pytest.raises(DataRootError) as caught:
+        build_dataset(make_cfg(tmp_path, name=name))
+    command = f"python -m datasets download {name} --root {tmp_path}"
+    assert ("It comes with the code" if name == "EmojiKinds" else command) in str(caught.value)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from dassl.data.datasets import Datum, build_dataset
+from datasets.export_selection import export_selection
 from datasets.import_selection import import_selection
 from datasets.selection import SelectionError, SelectionMissingError
 from tests.datasets.real_layouts import BUILDERS, build_layout
@@ -89,6 +90,29 @@ def test_a_selection_gives_the_same_images_whatever_the_seed(setting, name):
     new = case.run(path, SUBSAMPLE_CLASSES="new")
     assert set(paths(new.train_x)) < set(paths(used.train_x))
     assert new.fewshot_sha256 == used.fewshot_sha256
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_seed_draws_can_be_written_down_and_used(setting, name):
+    case = setting(name)
+    path = export_selection(name, str(case.root), 2, 7)
+    assert path.name == "selection_drawn_2shots_seed7.json"
+    assert str(case.root) not in path.read_text()
+    used = case.run(path.name, seed=1)
+    assert paths(used.train_x) == paths(case.drawn.train_x)
+    assert paths(used.val) == paths(case.drawn.val)
+    assert used.fewshot_sha256 == case.drawn.fewshot_sha256
+    assert export_selection(name, str(case.root), 2, 7) == path, "the same may be written again"
+    with pytest.raises(FileExistsError, match="other content"):
+        export_selection(name, str(case.root), 2, 8, out=path)
+
+
+@pytest.mark.parametrize(("name", "shots", "seed"), [("EuroSAT", 0, 1), ("EuroSAT", 1, -1), ("ImageNetA", 1, 1)])
+def test_what_cannot_be_drawn_is_not_written_down(tmp_path, name, shots, seed):
+    build_layout(name, tmp_path)
+    with pytest.raises(SelectionError, match="needs shots from 1|for testing only"):
+        export_selection(name, str(tmp_path), shots, seed)
+    assert not list(tmp_path.rglob("selection_*"))
 
 
 def test_file_has_relative_paths_and_hashes(setting):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -144,6 +145,19 @@ def interpolation_mode(cfg: CfgNode) -> InterpolationMode:
     """
     check_availability(cfg.INPUT.INTERPOLATION, INTERPOLATION_MODES)
     return INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
+
+
+def draft_size(cfg: CfgNode) -> tuple[int, int] | None:
+    """Return the least width and height that a JPEG file is decoded at; None for its full size.
+
+    Raises:
+        ValueError: if INPUT.JPEG_DRAFT is negative.
+    """
+    factor = cfg.INPUT.JPEG_DRAFT
+    if factor < 0:
+        raise ValueError(f"INPUT.JPEG_DRAFT must be 0 (full size) or above, but got {factor}")
+    height, width = cfg.INPUT.SIZE
+    return (math.ceil(factor * width), math.ceil(factor * height)) if factor else None
 
 
 def build_transform(

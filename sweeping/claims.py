@@ -1,0 +1,59 @@
+"""Which jobs of a queue this sweep runs: several sweeps may work on one output folder, on several machines too."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from sweeping.jobs import Job
+from sweeping.lock import SWEEP_LOCK, FolderLock, LockedError
+from sweeping.progress import Progress
+from sweeping.state import earlier_failure, is_finished
+
+ELSEWHERE_SECONDS = 2.0  # between looks at a job that another sweep runs
+
+
+class Claims:
+    """The jobs that this sweep runs, so that no other one runs them at the same time.
+
+    Args:
+        progress: is told of jobs that others have, and of what became of them.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._held: dict[Path, FolderLock] = {}
+        self._elsewhere: dict[Path, float] = {}  # when to look again
+
+    def take(self, job: Job) -> bool:
+        """Claim a job; False when another sweep has it."""
+        if time.monotonic() < self._elsewhere.get(job.folder, 0.0):
+            return False
+        job.folder.mkdir(parents=True, exist_ok=True)
+        lock = FolderLock(job.folder / SWEEP_LOCK)
+        try:
+            lock.acquire()
+        except LockedError as error:
+            if job.folder not in self._elsewhere:
+                self._progress.line(f"elsewhere {job.label}: {error}")
+            self._elsewhere[job.folder] = time.monotonic() + ELSEWHERE_SECONDS
+            return False
+        self._held[job.folder] = lock
+        return True
+
+    def settled_elsewhere(self, job: Job) -> bool:
+        """Whether another sweep has finished the job meanwhile, or failed at it; the progress view is told."""
+        if job.folder not in self._elsewhere:
+            return False
+        if is_finished(job.folder):
+            self._progress.finish(job)
+            return True
+        reason = None if (job.folder / SWEEP_LOCK).exists() else earlier_failure(job)
+        if reason is not None:
+            self._progress.fail(job, f"{reason} (in another sweep; --retry runs it again)")
+        return reason is not None
+
+    def release(self, job: Job) -> None:
+        """Give a claim up."""
+        if job.folder in self._held:
+            self._held.pop(job.folder).release()

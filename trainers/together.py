@@ -1,0 +1,52 @@
+"""Several trainings of one setting in one process, their frozen towers computing for all of them at once.
+
+Each training stays what it is alone: its own trainer, prompts, optimiser, loader, random numbers, log, checkpoints and
+results. See :mod:`prompting.lockstep` and :mod:`prompting.joint`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from dassl.engine import TrainerX
+from prompting import PromptedCLIP
+from prompting.backbone import sharing_backbones
+from prompting.joint import join_towers, joint_backward
+from prompting.lockstep import Lockstep, current_member
+from trainers.base import PromptTrainer
+
+
+def run_together(functions: Sequence[Callable[[], Any]]) -> list[Any]:
+    """Run trainings side by side and return what they return; one that fails does not end the others.
+
+    Raises:
+        BaseException: the first error of a training, when all have ended.
+    """
+    with sharing_backbones():
+        return Lockstep().run(functions)
+
+
+def join_trainer(trainer: Any) -> None:
+    """Let a trainer compute together with the other trainings of :func:`run_together`; outside of it, do nothing.
+
+    Raises:
+        ValueError: the trainer has a training step of its own, so that nothing could be computed together.
+    """
+    member = current_member()
+    if member is None or not getattr(trainer, "needs_training", True):
+        return
+    if not isinstance(trainer, PromptTrainer) or not isinstance(trainer.model, PromptedCLIP):
+        raise ValueError(f"{type(trainer).__name__} is no prompt trainer of this project: give one --seed at a time")
+    if type(trainer).model_backward is not TrainerX.model_backward:
+        raise ValueError(f"{type(trainer).__name__} has a backward pass of its own: give one --seed at a time")
+
+    def model_backward(loss: Tensor) -> None:
+        trainer.detect_anomaly(loss)
+        joint_backward(member, loss)
+
+    trainer.model_backward = model_backward
+    join_towers(trainer.model, member)
+    trainer.notes = {**getattr(trainer, "notes", {}), "seeds_in_this_process": len(member.lockstep.members)}
