@@ -10,7 +10,7 @@ from yacs.config import CfgNode
 
 # What PyTorch's allocators say beside torch.OutOfMemoryError: on the CPU it is a RuntimeError like any other.
 ALLOCATOR_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "CUDA out of memory", "CUDA error: out of memory")
-CHECKPOINTING = "TRAIN.CHECKPOINT_ACTIVATIONS True (layers are computed again: about a third slower, same results)"
+CHECKPOINTING = "TRAIN.CHECKPOINT_ACTIVATIONS True (layers are computed again: slower, same results)"
 
 
 class OutOfMemory(MemoryError):
