@@ -88,7 +88,7 @@ def test_seeds_train_on_features_too():
             join_trainer(trainer)
             train_on_features(trainer, trainer.cfg)
             trainer.set_model_mode("train")
-            trainer.num_batches = 100
+            trainer.batch_idx, trainer.num_batches = 0, 100
             return [trainer.forward_backward(batch)["loss"] for batch in trainer.train_loader_x]
 
         return train
