@@ -30,7 +30,7 @@ from trainers.base import find_checkpoint
 CONFIG_FILE = "config.yaml"
 UNSET = ""
 # Formats that Pillow decodes itself: for PostScript it would start another program.
-IMAGE_FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 MAX_PIXELS = 150_000_000  # 450 MB decoded
 
 
