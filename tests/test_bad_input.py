@@ -1,6 +1,7 @@
 """Wrong input, over every entry point: a status that is not 0, one line that names it and the cure, nothing written."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,7 +50,8 @@ def files(tmp_path_factory, run, request):
 def folder(files, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
     monkeypatch.setattr(train, "collect_env_info", str)  # takes seconds, and says nothing about the input
-    return files
+    yield files
+    shutil.rmtree(files / "output", ignore_errors=True)  # so that a case that fails does not fail the next
 
 
 def command(entry, wrong, folder, run):
