@@ -221,10 +221,10 @@ def decode_all(paths: Sequence[str], progress: bool | None) -> list[str]:
 
 def decode(path: str) -> str:
     """Why an image cannot be decoded; empty if it can."""
-    from PIL import Image
+    from dassl.utils import open_image
 
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             image.convert("RGB")
     except Exception as error:  # decoders raise whatever they like on damaged data
         return type(error).__name__

@@ -42,8 +42,11 @@ class Record:
         return self._impath, self._label, self._classname
 
 
-class SelectionUnpickler(pickle.Unpickler):
-    """Reads plain values and `Datum`; everything else is refused before it is looked up."""
+class SelectionUnpickler(pickle._Unpickler):
+    """Reads plain values and `Datum`; everything else is refused before it is looked up.
+
+    It is the standard library's reader in Python: that in C takes memory for numbers that the file merely states.
+    """
 
     def find_class(self, module: str, name: str) -> type[Record]:
         """The inert record for `Datum`."""

@@ -19,6 +19,7 @@ from datasets.splitfile import (
     dump_split,
     listed,
     parse_entries,
+    read_limited,
     read_split,
 )
 
@@ -96,8 +97,7 @@ def save_first(places: Sequence[str], content: str) -> str:
 
 def compare(path: str, rows: Sequence[Entry]) -> None:
     """Hold a saved split to the data as it is today: images may be new, but none may be gone or changed."""
-    with open(path, "rb") as file:
-        parts = parse_entries(file.read(), path)
+    parts = parse_entries(read_limited(path), path)
     saved, today = {entry for part in PARTS for entry in parts[part]}, set(rows)
     if saved - today:
         gone = listed(sorted(f"{impath} ({name})" for impath, _, name in saved - today))

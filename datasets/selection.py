@@ -13,7 +13,7 @@ from typing import Any
 from dassl.data.datasets import Datum
 from datasets.newfile import write_new_text
 from datasets.sampling import hash_selection, relative_path
-from datasets.splitfile import Entry, Split, listed, parse_entry
+from datasets.splitfile import Entry, Split, listed, parse_entry, parse_json, read_limited
 
 FORMAT = "fewshot-selection-1"
 
@@ -57,11 +57,7 @@ def load(path: str) -> dict[str, Any]:
     """The content of a selection, with every key of the right type."""
     if not os.path.isfile(path):
         raise SelectionMissingError(f"DATASET.SELECTION: {path} does not exist")
-    with open(path, encoding="utf-8") as file:
-        try:
-            data = json.load(file)
-        except ValueError as error:
-            raise SelectionError(f"{path} is not valid JSON: {error}") from error
+    data = parse_json(read_limited(path), path, SelectionError)
     kinds = {"format": str, "shots": int, "fewshot_sha256": str, "train": list, "val": list}
     if not isinstance(data, dict) or data.get("format") != FORMAT:
         raise SelectionError(f"{path} is not a few-shot selection: it lacks the format {FORMAT!r}")

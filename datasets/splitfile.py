@@ -9,9 +9,11 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from dassl.data.datasets import Datum
 
+MAX_BYTES = 512 * 2**20  # a split of ImageNet takes 100 MiB
 PARTS = ("train", "val", "test")
 Entry = tuple[str, int, str]
 
@@ -55,8 +57,7 @@ def read_split(path: str, image_dir: str, how_to_get: str) -> Split:
     """
     if not os.path.isfile(path):
         raise SplitFileMissingError(f"split file {path} does not exist. {how_to_get}")
-    with open(path, "rb") as file:
-        content = file.read()
+    content = read_limited(path)
     return build_split(parse_entries(content, path), image_dir, path, hashlib.sha256(content).hexdigest())
 
 
@@ -101,16 +102,35 @@ def hash_entries(entries: Mapping[str, Sequence[Entry]]) -> str:
 
 def parse_entries(content: bytes, path: str) -> dict[str, list[Entry]]:
     """The three parts of a split file as lists of (path, label, class name)."""
-    try:
-        data = json.loads(content)
-    except ValueError as error:
-        raise SplitFileError(f"split file {path} is not valid JSON: {error}") from error
+    data = parse_json(content, f"split file {path}", SplitFileError)
     if not isinstance(data, dict) or not all(isinstance(data.get(part), list) for part in PARTS):
         raise SplitFileError(f"split file {path} must hold the lists {', '.join(PARTS)}")
     for part in ("train", "test"):
         if not data[part]:
             raise SplitFileError(f"split file {path} has no images in {part!r}")
     return {part: [parse_entry(row, f"{path}, {part}[{i}]") for i, row in enumerate(data[part])] for part in PARTS}
+
+
+def parse_json(content: bytes, path: str, error: type[ValueError]) -> Any:
+    """The JSON in a file that nobody vouches for.
+
+    Raises:
+        ValueError: of the kind given, when the file is too large, nested too deeply or no JSON.
+    """
+    if len(content) > MAX_BYTES:
+        raise error(f"{path} has more than {MAX_BYTES:,} bytes, which are the most that are read")
+    try:
+        return json.loads(content)
+    except ValueError as reason:
+        raise error(f"{path} is not valid JSON: {reason}") from reason
+    except RecursionError as reason:
+        raise error(f"{path} is not valid JSON: it is nested too deeply") from reason
+
+
+def read_limited(path: str) -> bytes:
+    """The bytes of a file; of one that is too large, only so many that :func:`parse_json` refuses it."""
+    with open(path, "rb") as file:
+        return file.read(MAX_BYTES + 1)
 
 
 def parse_entry(row: object, where: str) -> Entry:
@@ -134,6 +154,8 @@ def check_classes(entries: Mapping[str, Sequence[Entry]], path: str) -> list[str
         for impath, label, name in entries[part]:
             if names.setdefault(label, name) != name:
                 raise SplitFileError(f"{path}: label {label} is {names[label]!r} and, for {impath}, {name!r}")
+    if max(names) >= sum(len(entries[part]) for part in PARTS):  # before the numbers up to it are listed
+        raise SplitFileError(f"{path}: label {max(names)} in a split of fewer images: labels run from 0 without gaps")
     gaps = sorted(set(range(max(names) + 1)) - set(names))
     if gaps:
         raise SplitFileError(f"{path}: labels run to {max(names)} but {listed(gaps)} do not occur")

@@ -21,8 +21,14 @@ from typing import IO
 
 CHUNK = 1 << 20
 PADDING = 64 << 20  # bytes after the end of a tar file, at most
+LONG_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarfile.GNU_TYPES[:2])
+MOST_HEADER = 1 << 20  # bytes of a name or of attributes
 JUNK = "__MACOSX"  # resource forks that macOS adds to zip archives
-DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError)
+# NotImplementedError: a zip entry compressed in a way that Python does not know
+DAMAGE = (
+    *(tarfile.TarError, zipfile.BadZipFile, EOFError, gzip.BadGzipFile, zlib.error, lzma.LZMAError),
+    *(NotImplementedError, UnicodeError),
+)
 
 
 class ArchiveError(ValueError):
@@ -58,6 +64,16 @@ class Entry:
     kind: str
     target: str = ""
     open: Callable[[], IO[bytes]] | None = None
+
+
+class BoundedInfo(tarfile.TarInfo):
+    """A tar header that refuses long names and attributes which `tarfile` would read into memory whole."""
+
+    def _proc_member(self, file: tarfile.TarFile) -> tarfile.TarInfo:
+        """Called by `tarfile` for every header, which documents it as what a subclass overrides."""
+        if self.type in LONG_HEADERS and self.size > MOST_HEADER:
+            raise UnsafeArchiveError(f"a header of it takes {self.size:,} bytes, {MOST_HEADER:,} at most are read")
+        return super()._proc_member(file)
 
 
 class Writer:
@@ -121,6 +137,11 @@ class Writer:
 
     def make_folder(self, path: Path) -> None:
         """Create a folder and those above it."""
+        above = path
+        while not above.exists():  # one entry may name many folders
+            self.entries_left, above = self.entries_left - 1, above.parent
+        if self.entries_left < 0:
+            raise UnsafeArchiveError("it has too many entries")
         try:
             path.mkdir(parents=True, exist_ok=True)
         except (FileExistsError, NotADirectoryError) as error:
@@ -198,7 +219,7 @@ def read_zip(archive: Path) -> Iterator[Entry]:
 
 def read_tar(archive: Path) -> Iterator[Entry]:
     """The entries of a tar file."""
-    with tarfile.open(archive, "r:*") as file:
+    with tarfile.open(archive, "r:*", tarinfo=BoundedInfo) as file:
         for member in file:
             if member.isdir():
                 yield Entry(member.name, "folder")
@@ -248,8 +269,13 @@ def safe_name(name: str) -> str:
 def is_archive(path: Path) -> bool:
     """Whether a file is a zip or tar file, judged by its first bytes."""
     try:
-        return zipfile.is_zipfile(path) or tarfile.is_tarfile(path)
-    except (EOFError, OSError, zlib.error, lzma.LZMAError):
+        if zipfile.is_zipfile(path):
+            return True
+        with tarfile.open(path, "r:*", tarinfo=BoundedInfo):
+            return True
+    except UnsafeArchiveError:
+        return True
+    except (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError):
         return False
 
 

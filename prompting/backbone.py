@@ -6,8 +6,6 @@ import contextlib
 import difflib
 import hashlib
 import os
-import warnings
-import zipfile
 from collections.abc import Iterator
 from http.client import HTTPException
 from pathlib import Path
@@ -21,6 +19,8 @@ from prompting.architecture import BackboneError, model_from_state_dict
 from prompting.bundled import bundled_names, load_bundled_state_dict
 from prompting.openclip import OPEN_CLIP_PREFIX, load_open_clip
 from prompting.precision import convert_towers
+from prompting.torchscript import is_torchscript, torchscript_state_dict
+from prompting.unpickling import check_archive, check_tensors
 
 BUNDLED_PREFIX = "bundled:"
 
@@ -95,16 +95,15 @@ def freeze(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
     """State dict of a checkpoint file: OpenAI's JIT archive, or a saved state dict (alone or under "state_dict").
 
-    A state dict is read weights-only, so the file cannot run code.
+    Neither is run: an archive's tensors are read past its code, a state dict weights-only.
 
     Raises:
         BackboneError: naming a file that is neither.
     """
     try:
-        if _is_jit_archive(path):
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # OpenAI's files are of this format
-                return dict(torch.jit.load(path, map_location="cpu").state_dict())
+        if is_torchscript(path):
+            return torchscript_state_dict(path)
+        check_archive(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises a different type for each kind of damage
         raise BackboneError(
@@ -114,15 +113,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise BackboneError(f"{path} does not hold a state dict of tensors")
+    try:
+        check_tensors(content)
+    except ValueError as error:
+        raise BackboneError(f"{path} is not read: {error}") from error
     return content
-
-
-def _is_jit_archive(path: Path) -> bool:
-    """Whether a file is a TorchScript archive, which OpenAI publishes; ``torch.save`` writes no such entry."""
-    if not zipfile.is_zipfile(path):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
 def _openai_file(name: str) -> Path:

@@ -14,12 +14,14 @@ import pickle
 import sys
 import zipfile
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+MOST_CODE = 64 * 2**20  # bytes; OpenAI's archives have less than one MiB of code
 STORAGE_DTYPES = {
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
@@ -77,6 +79,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         raise FileNotFoundError(f'no checkpoint at "{path}"')
     try:
         content = _read(path)
+        if isinstance(content, dict) and isinstance(dict.get(content, "state_dict"), dict):
+            check_tensors(dict.get(content, "state_dict"))
     except MemoryError:
         raise
     except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
@@ -94,17 +98,57 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path) -> Any:
     """The file's content: by PyTorch's own safe reading where that takes it, else with placeholders."""
+    check_archive(path)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         if not zipfile.is_zipfile(path):  # a file of PyTorch before 1.6, or no checkpoint at all
             raise
     with zipfile.ZipFile(path) as archive:
-        return _Unpickler(archive).load()
+        return Unpickler(archive).load()
 
 
-class _Unpickler(pickle.Unpickler):
-    """Unpickler of one ``torch.save`` archive, (``NAME/data.pkl``, ``NAME/data/0`` ...)."""
+def check_archive(path: Path) -> None:
+    """:func:`check_size` of a file that is a zip archive; others are read as far as they reach.
+
+    Raises:
+        ValueError: more would come out than is in it.
+    """
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            check_size(archive, path)
+
+
+def check_size(archive: zipfile.ZipFile, path: Path) -> None:
+    """Refuse an archive that unpacks to many more bytes than it has: PyTorch compresses code, and no tensors.
+
+    Raises:
+        ValueError: more would come out than is in it.
+    """
+    if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size + MOST_CODE:
+        raise ValueError("more comes out of it than is in it, as of no file that PyTorch writes")
+
+
+def check_tensors(tensors: Mapping[Any, Any]) -> None:
+    """Refuse tensors that are larger than their numbers in the file, such as a number repeated without end.
+
+    Raises:
+        ValueError: naming the first.
+    """
+    for name, value in dict.items(tensors) if isinstance(tensors, dict) else tensors.items():
+        if isinstance(value, Tensor) and (
+            value.layout != torch.strided
+            or value.device.type != "cpu"
+            or value.numel() * value.element_size() > value.untyped_storage().nbytes()
+        ):
+            raise ValueError(f"the tensor {name!r} is not stored as its numbers")
+
+
+class Unpickler(pickle._Unpickler):
+    """Unpickler of one ``torch.save`` archive, (``NAME/data.pkl``, ``NAME/data/0`` ...).
+
+    It is the standard library's in Python: that in C takes memory for numbers that a file merely states.
+    """
 
     def __init__(self, archive: zipfile.ZipFile) -> None:
         pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]

@@ -6,6 +6,7 @@ A results.json is the last thing a run writes, so its presence means that the ru
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 RESULTS_FILE = "results.json"
 SCHEMA_VERSION = 1
+MAX_BYTES = 64 * 2**20  # a run on ImageNet takes under 1 MiB
 
 _TEXT, _COUNT, _TABLE = (str,), (int,), (dict,)
 _NULLABLE_TABLE = (dict, type(None))
@@ -76,7 +78,7 @@ def validate_results(record: Any, where: str | Path) -> None:
 def _validate_metrics(record: Mapping[str, Any], where: str | Path) -> None:
     for split, metrics in record["metrics"].items():
         value = metrics.get("accuracy") if isinstance(metrics, dict) else None
-        if not isinstance(value, int | float):
+        if not isinstance(value, int | float) or not math.isfinite(value):
             raise ResultsError(f"{where}: metrics.{split}.accuracy should be a number, is {value!r}")
     trainable = record["model"].get("trainable_parameters")
     if not isinstance(trainable, int):
@@ -97,10 +99,15 @@ def read_results(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file; a run writes it last, so this run is not finished")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ResultsError(f"{path}: {size:,} bytes are no results of a run ({MAX_BYTES:,} at most): redo the run")
     try:
         record = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except ValueError as error:  # malformed JSON and malformed UTF-8 alike
         raise ResultsError(f"{path}: not valid JSON ({error}); cut short or damaged: redo the run") from error
+    except RecursionError as error:
+        raise ResultsError(f"{path}: not valid JSON (nested too deeply): redo the run") from error
     validate_results(record, path)
     return record
 

@@ -5,9 +5,10 @@ here; `{run}` is a finished run. Each message names the file or the key, and the
 """
 
 import json
+import struct
+import zlib
+from itertools import pairwise
 from pathlib import Path
-
-from PIL import Image
 
 B = ("--backbone", "bundled:tiny_clip")
 SEVEN = "assets/digits/images/digit_seven/0007.png"
@@ -152,7 +153,7 @@ DATASETS = {
     "no root": (["check", "EuroSAT"], r"--root"),
     "download of what is bundled": (["download", "Digits", "--root", "{tmp}"], r"no data set is called 'Digits'"),
     "split of data that is not there": (["make-split", "EuroSAT", "--root", "{tmp}", "--seed", "1"], r"eurosat"),
-    "selection that runs code": (
+    "selection runs code": (
         ["import-selection", "Digits", "{tmp}/shot_1-seed_1.pkl", "--root", "assets"],
         r"shot_1",
     ),
@@ -163,9 +164,7 @@ DATASETS = {
 
 def make_files(folder: Path) -> None:
     """Write the files that the cases name."""
-    bomb = 'a: &a ["x", "x"]\n' + "".join(
-        f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefghij", "bcdefghijk", strict=True)
-    )
+    bomb = 'a: &a ["x", "x"]\n' + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijk"))
     texts = {
         "text.pt": "not weights",
         "evil.pt": "cos\nsystem\n(S'touch executed'\ntR.",
@@ -193,10 +192,21 @@ def make_files(folder: Path) -> None:
         path.write_text(text, encoding="utf-8")
     (folder / "latin.txt").write_bytes("Küken".encode("latin-1"))
     (folder / "cut.png").write_bytes(Path(SEVEN).read_bytes()[:80])
-    Image.new("1", (20_000, 20_000)).save(folder / "huge.png")
+    (folder / "huge.png").write_bytes(png_of(40_000, 40_000))
     (folder / "large").mkdir()
     with open(folder / "large" / "results.json", "wb") as file:
         file.truncate(1 << 30)  # a hole: it takes no room on the disk
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG file that says it has so many pixels, and whose pixels are few bytes."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    pixels = chunk(b"IDAT", zlib.compress(bytes(1 << 16)))
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + pixels + chunk(b"IEND", b"")
 
 
 def with_infinite_accuracy(results: Path, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """Wrong input, over every entry point: a status that is not 0, one line that names it and the cure, nothing written."""
 
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -35,13 +36,22 @@ def run(tmp_path_factory, request):
     return folder
 
 
+@pytest.fixture(scope="module")
+def files(tmp_path_factory, run, request):
+    folder = tmp_path_factory.mktemp("files")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(request.config.rootpath)
+        make_files(folder)
+    with_infinite_accuracy(run / "results.json", folder)
+    return folder
+
+
 @pytest.fixture
-def folder(tmp_path, run, monkeypatch, request):
+def folder(files, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
     monkeypatch.setattr(train, "collect_env_info", str)  # takes seconds, and says nothing about the input
-    make_files(tmp_path)
-    with_infinite_accuracy(run / "results.json", tmp_path)
-    return tmp_path
+    yield files
+    shutil.rmtree(files / "output", ignore_errors=True)  # so that a case that fails does not fail the next
 
 
 def command(entry, wrong, folder, run):

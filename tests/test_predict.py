@@ -106,27 +106,6 @@ def test_a_folder_with_odd_names_and_kinds_of_images(run, tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == 5
 
 
-WRONG = {
-    "no run and no backbone": (["a.png"], "a.png does not exist"),
-    "nothing to load": ([SEVENS], "give --model-dir, or --backbone together with --classes"),
-    "not a run": ([SEVENS, "--model-dir", "assets"], "has no config.yaml"),
-    "no image": (["docs", "--model-dir", "assets"], "docs holds no image"),
-    "empty class list": ([SEVENS, "--backbone", "bundled:tiny_clip", "--classes", " , "], "no class name"),
-    "unknown backbone": ([SEVENS, "--backbone", "bundled:none", "--classes", "cat"], "tiny_clip"),
-    "bad template": ([SEVENS, "--backbone", "bundled:tiny_clip", "--classes", "cat", "--template", "cat"], "{}"),
-    "both class options": ([SEVENS, "--classes", "cat", "--classes-file", "x"], "not both"),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input(case, capsys):
-    argv, message = WRONG[case]
-    assert predict.main(argv) == 2
-    captured = capsys.readouterr()
-    assert message in captured.err.splitlines()[-1]
-    assert captured.out == ""
-
-
 def test_a_damaged_image_is_named(run, tmp_path, capsys):
     bad = tmp_path / "bad.png"
     shutil.copy(f"{SEVENS}/0007.png", bad)

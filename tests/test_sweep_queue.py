@@ -184,38 +184,6 @@ def test_dry_run_prints_commands_that_a_shell_reads_back(capsys):
     assert "\"('base', 'new', 'all')\"" in printed
 
 
-WRONG = {
-    "unknown trainer": (["--trainers", "BMPI"], "'BMPI'; there are: .*BMIP"),
-    "unknown setting": (["--trainers", "BMIP=none"], f"no setting 'none'; there are: .*{TINY}"),
-    "unknown data set": (
-        ["--trainers", "BMIP", "--datasets", "digit"],
-        "configs/datasets/digit.yaml; there are: .*digits",
-    ),
-    "no root": (["--trainers", "BMIP=" + TINY, "--datasets", "OTHER"], "needs --root"),
-    "option without a value": (["--trainers", "BMIP", "--", "OPTIM.LR"], "'OPTIM.LR' has no value"),
-    "nothing to vary": (["--trainers", "BMIP", "--vary", "OPTIM.LR"], "--vary OPTIM.LR: give a key and its values"),
-    "no slot": (["--trainers", "BMIP", "--datasets", "digits", "--slots", "0"], "--slots 0"),
-    "slurm parameter": (
-        ["--trainers", "BMIP", "--datasets", "digits", "--launcher", "slurm", "--slurm", "mem"],
-        "--slurm 'mem': write KEY=VALUE",
-    ),
-}
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_line_and_writes_nothing(case, tmp_path, other_dataset, capsys):
-    import re
-
-    argv, message = WRONG[case]
-    argv = [other_dataset if word == "OTHER" else word for word in argv]
-    cut = argv.index("--") if "--" in argv else len(argv)
-    assert sweep.main([*argv[:cut], "--output", str(tmp_path / "output"), *argv[cut:]]) == 2
-    errors = capsys.readouterr().err.strip().splitlines()
-    assert len(errors) == 1
-    assert re.search(message, errors[0]), errors
-    assert not (tmp_path / "output").exists()
-
-
 def test_two_runs_for_one_folder_are_refused(tmp_path, other_dataset):
     (tmp_path / "b").mkdir()
     second = tmp_path / "b" / "other.yaml"

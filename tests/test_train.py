@@ -224,53 +224,6 @@ def test_precisions_run_on_the_cpu_with_float32_prompts(trainer, precision, tmp_
     assert {t.dtype for t in checkpoint["state_dict"].values()} == {torch.float32}
 
 
-WRONG = {
-    "unknown trainer": (["--trainer", "BMPI"], r"BMPI.*BMIP"),
-    "unknown data set": (["DATASET.NAME", "Digit"], r"Digit.*Digits"),
-    "unknown backbone": (["--backbone", "ViT-B/61"], r"ViT-B/61.*did you mean"),
-    "unknown key": (["TRAINER.BMIP.N_CTXX", "2"], r"TRAINER.BMIP.N_CTXX.*TRAINER.BMIP.N_CTX"),
-    "unknown class split": (["TEST.CLASS_SPLITS", "('base', 'novel')"], r"novel.*base, new, all"),
-    "unknown subsample": (["DATASET.SUBSAMPLE_CLASSES", "novel"], r"novel.*all, base, new"),
-    "data root missing": (["--root", "nowhere"], r"nowhere"),
-    "data root one level off": (["--root", "assets/digits"], r"--root .*assets"),
-    "too many context tokens": (["TRAINER.BMIP.N_CTX", "80"], r"80|77"),
-    "prompt depth above the tower": (["TRAINER.BMIP.PROMPT_DEPTH", "5"], r"PROMPT_DEPTH is 5.*1 to 4 layers"),
-    "prompt depth zero": (["TRAINER.BMIP.PROMPT_DEPTH", "0"], r"PROMPT_DEPTH is 0.*1 to 4 layers"),
-    "unknown gate": (["TRAINER.BMIP.GATE", "soft"], r"GATE 'soft'.*attention, official"),
-    "unknown aggregator": (["TRAINER.BMIP.AGGREGATOR", "max"], r"AGGREGATOR 'max'.*gate, add"),
-    "unknown precision": (["TRAINER.BMIP.PREC", "fp8"], r"PREC 'fp8'.*fp32, fp16, bf16, amp"),
-    "image size": (["INPUT.SIZE", "(224, 224)"], r"INPUT.SIZE is \(224, 224\).*48x48"),
-    "no such device": (["--device", "cuda:99"], r"cuda:99.*CUDA devices"),
-    "not a device": (["--device", "gpu"], r"'gpu'"),
-    "wrong type": (["OPTIM.MAX_EPOCH", "many"], r"OPTIM.MAX_EPOCH"),
-    "config file missing": (["--config-file", "configs/none.yaml"], r"configs/none.yaml"),
-    "no checkpoint": (["--eval-only", "--model-dir", "assets"], r"Model not found at .assets"),
-    "patience without validation": (["TEST.FINAL_MODEL", "last_step"], r"PATIENCE"),
-}
-
-
-def with_wrong(argv, wrong):
-    """Wrong options go before the trailing KEY VALUE pairs, wrong pairs after them."""
-    if wrong[0].startswith("--"):
-        cut = argv.index(QUICK[0])
-        return argv[:cut] + wrong + argv[cut:]
-    return argv + wrong
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_input_is_one_clear_line_and_leaves_nothing(case, tmp_path, capsys):
-    import re
-
-    wrong, message = WRONG[case]
-    output = tmp_path / "run"
-    assert train.main(with_wrong(arguments("BMIP", output), wrong)) == 2
-    error = capsys.readouterr().err.strip().splitlines()
-    assert error[-1].startswith("error: ")
-    assert re.search(message, error[-1]), error[-1]
-    assert not (output / "results.json").exists()
-    assert not (output / "prompt_learner").exists()
-
-
 def test_output_folder_that_cannot_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert train.main(arguments("CoOp", tmp_path / "file" / "run")) == 2

@@ -29,6 +29,9 @@ from trainers.base import find_checkpoint
 
 CONFIG_FILE = "config.yaml"
 UNSET = ""
+# Formats that Pillow decodes itself: for PostScript it would start another program.
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 150_000_000  # 450 MB decoded
 
 
 @dataclass(frozen=True)
@@ -134,7 +137,11 @@ def read_rgb(path: str | Path) -> Image.Image:
         ValueError: naming a file that is no complete image.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{path} has {image.width} x {image.height} pixels, {MAX_PIXELS:,} at most are decoded"
+                )
             return image.convert("RGB")
     except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable image: {error}") from error

@@ -40,6 +40,11 @@ def check_cfg(cfg: Any) -> None:
         raise ConfigError(f"SEED (--seed) is {cfg.SEED}: it must be at most {MOST_SEED}; negative draws one")
     if not (math.isfinite(cfg.OPTIM.LR) and cfg.OPTIM.LR > 0):
         raise ConfigError(f"OPTIM.LR is {cfg.OPTIM.LR}: a learning rate is above 0")
+    if cfg.TRAIN.PATIENCE > 0 and (cfg.TEST.FINAL_MODEL != "best_val" or cfg.TEST.NO_TEST):
+        raise ConfigError(
+            f"TRAIN.PATIENCE is {cfg.TRAIN.PATIENCE}, which stops by validation results: set TEST.FINAL_MODEL best_val "
+            "and TEST.NO_TEST False, or TRAIN.PATIENCE 0"
+        )
     check_input(cfg.INPUT)
     for key, choices in names().items():
         check_name(key, value_of(cfg, key), choices)

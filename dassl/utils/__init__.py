@@ -22,7 +22,7 @@ from .meters import AverageMeter, MetricMeter
 from .random_state import derive_seed, get_random_state, seeded_random_state, set_random_seed, set_random_state
 from .registry import Registry, UnknownNameError, check_availability, get_most_similar_str_to_a_from_b
 from .stopping import RunStopped, StopRequest
-from .tools import UnreadableImageError, collect_env_info, read_image, tolist_if_not
+from .tools import UnreadableImageError, collect_env_info, open_image, read_image, tolist_if_not
 from .torchtools import count_num_param, init_network_weights, open_all_layers, open_specified_layers
 
 __all__ = [
@@ -51,6 +51,7 @@ __all__ = [
     "load_pretrained_weights",
     "mkdir_if_missing",
     "open_all_layers",
+    "open_image",
     "open_specified_layers",
     "read_image",
     "read_json",

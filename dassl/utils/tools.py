@@ -22,6 +22,7 @@ __all__ = [
     "get_most_similar_str_to_a_from_b",
     "listdir_nohidden",
     "mkdir_if_missing",
+    "open_image",
     "read_image",
     "read_json",
     "set_random_seed",
@@ -30,8 +31,28 @@ __all__ = [
 ]
 
 
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+MAX_PIXELS = 150_000_000  # 450 MB decoded
+
+
 class UnreadableImageError(OSError):
     """An image file that cannot be decoded."""
+
+
+def open_image(path: str | os.PathLike[str]) -> Image.Image:
+    """Open an image file that nobody vouches for; as with `Image.open`, the pixels are decoded later.
+
+    Only formats that Pillow decodes itself are taken: for PostScript it would start another program.
+
+    Raises:
+        UnreadableImageError: it says that it has too many pixels.
+        OSError: it is no image of these formats.
+    """
+    image = Image.open(path, formats=IMAGE_FORMATS)
+    if image.width * image.height > MAX_PIXELS:
+        image.close()
+        raise UnreadableImageError(f"{image.width} x {image.height} pixels, {MAX_PIXELS:,} at most are decoded")
+    return image
 
 
 def read_image(path: str | os.PathLike[str], draft_size: tuple[int, int] | None = None) -> Image.Image:
@@ -49,7 +70,7 @@ def read_image(path: str | os.PathLike[str], draft_size: tuple[int, int] | None 
     if not os.path.isfile(path):
         raise FileNotFoundError(f"no image at {path}")
     try:
-        with Image.open(path) as image:
+        with open_image(path) as image:
             if draft_size is not None:
                 image.draft(None, draft_size)
             return image.convert("RGB")

@@ -261,7 +261,7 @@ def _extract(archive: str, directory: str) -> None:
             file.extractall(directory)
     elif archive.endswith((".tar", ".tar.gz")):
         with tarfile.open(archive) as file:
-            # The filter keeps members inside the directory; early 3.10 and 3.11 releases lack it.
-            file.extractall(directory, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+            # The filter keeps members inside the directory; the first releases of 3.10 and 3.11 refuse the argument.
+            file.extractall(directory, filter="data")
     else:
         raise ValueError(f"cannot unpack {archive}: expected .zip, .tar or .tar.gz")

@@ -1,0 +1,128 @@
+"""Readers of files from strangers: whatever the bytes, they return or refuse with their own error."""
+
+# ruff: noqa: PT017  what is refused must be named, but need not be refused
+import json
+from pathlib import Path
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dassl.config.yamlfile import YamlFileError, read_yaml
+from datasets.import_selection import read_pickle
+from datasets.selection import SelectionError, load
+from datasets.splitfile import SplitFileError, check_classes, parse_entries
+from datasets.unpack import ArchiveError, Limits, safe_name, unpack
+from prompting.unpickling import CheckpointError, read_checkpoint
+from reporting.runs import ResultsError, read_results
+
+SMALL = settings(
+    max_examples=40,
+    derandomize=True,
+    deadline=None,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=5)
+    | st.sampled_from(["train", "val", "test"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["train", "val", "test", "x"]), inner),
+    max_leaves=8,
+)
+ROW = st.tuples(st.text(max_size=4), st.integers(-2, 10**15) | st.text(max_size=3), st.text(max_size=3)).map(list)
+SPLIT = st.fixed_dictionaries({part: st.lists(ROW, max_size=4) for part in ("train", "val", "test")})
+ARCHIVES = st.sampled_from([b"", b"PK\x03\x04", b"PK\x05\x06" + bytes(18), b"\x1f\x8b\x08", b"BZh9", b"\xfd7zXZ\x00"])
+
+
+@SMALL
+@given(content=st.binary(max_size=60) | JSON.map(lambda data: json.dumps(data).encode()))
+def test_split_files(content):
+    try:
+        parse_entries(content, "split.json")
+    except SplitFileError as error:
+        assert "split.json" in str(error)
+
+
+@SMALL
+@given(split=SPLIT)
+def test_labels_of_split_files(split):
+    try:
+        entries = parse_entries(json.dumps(split).encode(), "split.json")
+        names = check_classes(entries, "split.json")
+    except SplitFileError as error:
+        assert "split.json" in str(error)
+    else:
+        assert 0 < len(names) <= sum(map(len, entries.values()))
+
+
+@SMALL
+@given(content=st.binary(max_size=60) | JSON.map(lambda data: json.dumps(data).encode()))
+def test_selections_and_results(tmp_path, content):
+    path = tmp_path / "file.json"
+    path.write_bytes(content)
+    for read, refusal in ((load, SelectionError), (read_results, ResultsError)):
+        try:
+            read(str(path))
+        except refusal as error:
+            assert "file.json" in str(error)
+
+
+@SMALL
+@given(content=st.binary(max_size=60).map(lambda data: b"\x80\x04" + data) | st.binary(max_size=60))
+def test_pickled_selections(tmp_path, content):
+    path = tmp_path / "shot_1-seed_1.pkl"
+    path.write_bytes(content)
+    try:
+        read_pickle(str(path))
+    except SelectionError as error:
+        assert path.name in str(error)
+
+
+@SMALL
+@given(content=st.binary(max_size=60))
+def test_checkpoints(tmp_path, content):
+    path = tmp_path / "model.pth.tar-1"
+    path.write_bytes(content)
+    try:
+        read_checkpoint(path)
+    except CheckpointError as error:
+        assert path.name in str(error)
+
+
+@SMALL
+@given(content=st.text(max_size=40).map(str.encode) | st.binary(max_size=40))
+def test_yaml(tmp_path, content):
+    path = tmp_path / "file.yaml"
+    path.write_bytes(content)
+    try:
+        read_yaml(path)
+    except YamlFileError as error:
+        assert path.name in str(error)
+
+
+@SMALL
+@given(start=ARCHIVES, content=st.binary(max_size=600))
+def test_archives(tmp_path, start, content):
+    path, folder = tmp_path / "archive", tmp_path / "out"
+    path.write_bytes(start + content)
+    try:
+        unpack(path, folder, Limits(total=10_000))
+    except ArchiveError as error:
+        assert str(path) in str(error)
+        assert not folder.exists()
+    else:
+        folder.rmdir()  # an archive without entries
+
+
+@SMALL
+@given(name=st.text(alphabet="./\\ab:\0C", max_size=12))
+def test_names_in_archives_stay_in_the_folder(name):
+    try:
+        safe = safe_name(name)
+    except ArchiveError:
+        return
+    assert Path("/folder").joinpath(safe).resolve().is_relative_to("/folder")
+    assert ".." not in Path(safe).parts
