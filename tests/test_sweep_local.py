@@ -257,7 +257,7 @@ def test_children_end_with_a_sweep_that_is_killed(request, tmp_path):
 def test_a_child_killed_from_outside_is_named(request, tmp_path, make_job):
     job, stream, stop = make_job("a", "sleep"), io.StringIO(), Stop()
     launcher = LocalLauncher([Slot("", 1)], Progress([job], 1, stream), stop)
-    launcher._start(job, 0)
+    launcher._start([job], 0)
     launcher._children[0][1].kill()
     launcher.run([])
     assert "killed by SIGKILL" in stream.getvalue()
