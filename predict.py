@@ -68,11 +68,23 @@ def class_names(args: argparse.Namespace) -> list[str] | None:
         raise ValueError("give --classes or --classes-file, not both")
     if not args.classes and not args.classes_file:
         return None
-    text = Path(args.classes_file).read_text(encoding="utf-8") if args.classes_file else args.classes.replace(",", "\n")
+    text = read_names(args.classes_file) if args.classes_file else args.classes.replace(",", "\n")
     names = [line.strip() for line in text.splitlines() if line.strip()]
     if not names:
         raise ValueError(f"no class name in {args.classes_file or '--classes'}")
     return names
+
+
+def read_names(path: str) -> str:
+    """The text of --classes-file.
+
+    Raises:
+        ValueError: it is in another encoding.
+    """
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"--classes-file {path} is not in UTF-8 ({error.reason}): save it so") from error
 
 
 def load_classifier(args: argparse.Namespace, classes: Sequence[str] | None) -> Classifier:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable
 from typing import Any
 
@@ -38,6 +39,8 @@ def check_cfg(cfg: Any) -> None:
             raise ConfigError(f"{key} is {value}: it must be at least {least}")
     if cfg.SEED > MOST_SEED:
         raise ConfigError(f"SEED (--seed) is {cfg.SEED}: it must be at most {MOST_SEED}; negative draws one")
+    if cfg.RESUME and not os.path.isdir(cfg.RESUME):
+        raise ConfigError(f"RESUME (--resume) is {cfg.RESUME!r}: there is no such folder; leave it out to start anew")
     if not (math.isfinite(cfg.OPTIM.LR) and cfg.OPTIM.LR > 0):
         raise ConfigError(f"OPTIM.LR is {cfg.OPTIM.LR}: a learning rate is above 0")
     if cfg.TRAIN.PATIENCE > 0 and (cfg.TEST.FINAL_MODEL != "best_val" or cfg.TEST.NO_TEST):
