@@ -17,7 +17,8 @@ from prompting import PromptLayout, PromptLearner, Prompts, TextPrompts, TowerSi
 from prompting.checkpoint import CheckpointError, read_checkpoint
 from prompting.layout import CLASS_TOKEN_POSITIONS
 from prompting.learner import context_parameter, count_context, normal_parameter
-from trainers.base import PromptTrainer, add_trainer_config, check_choice, find_checkpoint
+from trainers.base import PromptTrainer, add_trainer_config, find_checkpoint
+from trainers.checks import check_choice
 
 add_trainer_config(
     "COOP",

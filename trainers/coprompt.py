@@ -22,7 +22,8 @@ from prompting.layout import clean_name
 from prompting.learner import linear_layer
 from prompting.text import TextEncoder
 from prompting.zeroshot import sentence_features, template_features
-from trainers.base import add_trainer_config, check_choice
+from trainers.base import add_trainer_config
+from trainers.checks import check_choice
 from trainers.maple import MaPLe
 from trainers.objectives import ConsistencyGuided
 from trainers.templates import PROMPTSRC_TEMPLATES
