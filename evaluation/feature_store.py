@@ -12,6 +12,7 @@ damaged file, which is removed and computed anew.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 import zipfile
@@ -135,6 +136,7 @@ class FeatureStore:
         return table
 
     def _read(self, path: Path) -> Table:
+        check_arrays(path)
         with np.load(path, allow_pickle=False) as file:
             context, images, features = file["context"], file["images"], file["features"]
         if context.tobytes() != self.context.encode():
@@ -142,6 +144,24 @@ class FeatureStore:
         if features.dtype != np.float32 or features.ndim != 2 or images.shape != (len(features), KEY_BYTES):
             raise ValueError("its arrays do not fit one another")
         return dict(zip((row.tobytes() for row in images), torch.from_numpy(features).unbind(0), strict=True))
+
+
+def check_arrays(path: Path) -> None:
+    """Refuse a file that does not hold its arrays' numbers as they are: NumPy takes memory for what a header states.
+
+    Raises:
+        ValueError: an array is compressed, or is not as large as its header says.
+    """
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise ValueError(f"{entry.filename} is compressed, which is not how features are kept")
+            with archive.open(entry) as file:
+                if np.lib.format.read_magic(file) != (1, 0):
+                    raise ValueError(f"{entry.filename} is of another format version")
+                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+                    raise ValueError(f"{entry.filename} is not as large as it says")
 
 
 def _bytes_of(table: Table) -> int:

@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 def to_markdown(comparison: Comparison) -> str:
     """Sentences, table, notes."""
     sentences = "\n".join(f"- {escape_markdown(line.sentence)}" for line in comparison.lines)
-    notes = [*comparison.legend, *(f"**Warning:** {escape_markdown(line)}" for line in comparison.warnings)]
+    notes = [
+        *map(escape_markdown, comparison.legend),
+        *(f"**Warning:** {escape_markdown(line)}" for line in comparison.warnings),
+    ]
     parts = [
         f"## {escape_markdown(comparison.title)}",
         sentences,

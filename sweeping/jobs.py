@@ -222,6 +222,7 @@ class _Builder:
         )
 
     def _root(self, dataset: str) -> str:
+        registered_name(dataset)  # a file that cannot be read is refused before any run starts
         if self.plan.root:
             return self.plan.root
         if is_bundled(dataset):

@@ -13,6 +13,7 @@ from pathlib import Path
 B = ("--backbone", "bundled:tiny_clip")
 SEVEN = "assets/digits/images/digit_seven/0007.png"
 SWEEP = ("--trainers", "BMIP", "--datasets", "digits", "--seeds", "1")
+OWN_DATA = ("--trainers", "BMIP", "--seeds", "1", "--root", "{tmp}", "--datasets")
 
 # Added to a train.py command for BMIP on the digits.
 TRAIN = {
@@ -122,8 +123,8 @@ SWEEPS = {
     "no trainer": ([], r"arguments are required: --trainers"),
     "unknown setting": (["--trainers", "BMIP=none"], r"no setting 'none'; there are: .*tiny_c2"),
     "unknown data set": (["--trainers", "BMIP", "--datasets", "digit"], r"configs/datasets/digit.yaml; there are"),
-    "data set file that grows": (["--trainers", "BMIP", "--datasets", "{tmp}/bomb.yaml"], r"bomb.yaml.*alias"),
-    "data set file without a name": (["--trainers", "BMIP", "--datasets", "{tmp}/twice.yaml"], r"twice.yaml"),
+    "data set file that grows": ([*OWN_DATA, "{tmp}/bomb.yaml"], r"bomb.yaml.*alias"),
+    "data set file with a key twice": ([*OWN_DATA, "{tmp}/twice.yaml"], r"twice.yaml.*a second time"),
     "no root": (["--trainers", "BMIP", "--datasets", "{tmp}/other.yaml"], r"needs --root"),
     "option without a value": ([*SWEEP, "--", "OPTIM.LR"], r"'OPTIM.LR' has no value"),
     "nothing to vary": ([*SWEEP, "--vary", "OPTIM.LR"], r"--vary OPTIM.LR: give a key and its values"),

@@ -15,7 +15,7 @@ from sweeping.protocols import PROTOCOLS
 from sweeping.settings import published_setting
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-SCRIPTS = {"setup.sh": [], "test.sh": [], "demo.sh": [], "compare.sh": ["digits", "1", "CoOp"]}
+SCRIPTS = {"setup.sh": [], "test.sh": [], "test_lowest.sh": [], "demo.sh": [], "compare.sh": ["digits", "1", "CoOp"]}
 QUICK = {"SHOTS": "1", "OPTS": "OPTIM.MAX_EPOCH 1"}
 MAPLE_RUN = "MaPLe/tiny_c2_ep10_batch4_2ctx/digits/shots1/seed1"
 DEFAULTS = "source scripts/settings.sh; for t in $(every_trainer); do echo $t $(default_setting $t {dataset}); done"
@@ -65,7 +65,7 @@ def test_dry_run_prints_commands_and_does_nothing(script, tmp_path):
     shown = run(script, "--dry-run", *SCRIPTS[script], OUTPUT=str(tmp_path / "output"))
     assert shown.returncode == 0, shown.stderr
     for line in shown.stdout.splitlines():
-        assert shlex.split(line)[0] == "bash" or "python" in shlex.split(line)[0], line
+        assert shlex.split(line)[0] in ("bash", "uv") or "python" in shlex.split(line)[0], line
     assert list(tmp_path.iterdir()) == []
 
 

@@ -19,6 +19,7 @@ from .files import StrPath, atomic_write
 
 BEST_NAME = "model-best.pth.tar"
 POINTER_NAME = "checkpoint"
+MOST_COMPRESSED = 64 * 2**20  # bytes; PyTorch compresses none of what save_checkpoint writes
 
 
 class CheckpointError(ValueError):
@@ -100,18 +101,30 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is damaged, or holds Python objects besides tensors and plain values.
+        CheckpointError: if it is damaged, holds Python objects besides tensors and plain values, or more than it has
+            bytes would come out of it.
     """
     if fpath is None:
         raise ValueError("load_checkpoint() needs a path, but got None")
     if not os.path.isfile(fpath):
         raise FileNotFoundError(f'no checkpoint at "{fpath}"')
     try:
+        _check_size(fpath)
         return torch.load(fpath, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # Reading arbitrary bytes as a pickle raises whatever they happen to mean.
         raise CheckpointError(_explain(fpath, error)) from error
+
+
+def _check_size(fpath: StrPath) -> None:
+    """Refuse an archive that unpacks to many more bytes than it has: reading it would fill the memory."""
+    if not zipfile.is_zipfile(fpath):
+        return
+    with zipfile.ZipFile(fpath) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > os.path.getsize(fpath) + MOST_COMPRESSED:
+        raise ValueError(f"{size:,} bytes would come out of {os.path.getsize(fpath):,}, as of no file that is saved")
 
 
 def _explain(fpath: StrPath, error: Exception) -> str:

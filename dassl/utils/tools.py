@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from typing import Any
 
 import PIL
+import torch
 from PIL import Image
 
 from .files import check_isfile, download_url, listdir_nohidden, mkdir_if_missing, read_json, write_json
@@ -92,4 +94,8 @@ def collect_env_info() -> str:
     """Return a description of the machine and of the installed versions."""
     from torch.utils.collect_env import get_pretty_env_info
 
-    return f"{get_pretty_env_info()}\n        Pillow ({PIL.__version__})"
+    try:
+        collected = get_pretty_env_info()
+    except Exception as error:  # PyTorch 2.4 fails where there is no pip; no run may end for that
+        collected = f"PyTorch version: {torch.__version__}\nPython version: {sys.version}\n(no more: {error})"
+    return f"{collected}\n        Pillow ({PIL.__version__})"

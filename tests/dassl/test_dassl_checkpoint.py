@@ -1,6 +1,7 @@
 """Checkpoints: whole, safe to load, and with errors that name file and cure."""
 
 import os
+import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
 
@@ -83,6 +84,20 @@ def test_a_truncated_file_is_named(tmp_path, share):
     with pytest.raises(CheckpointError, match=str(path)) as error:
         load_checkpoint(path)
     assert "damaged or cut short" in str(error.value)
+
+
+def test_a_file_that_grows_is_refused_unread(tmp_path, monkeypatch):
+    save_checkpoint(state_of(nn.Linear(30, 30)), tmp_path)
+    path = tmp_path / "model.pth.tar-3"
+    with zipfile.ZipFile(path) as archive:
+        entries = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in entries.items():
+            archive.writestr(name, bytes(65 * 2**20) if name.endswith("/data/0") else data)
+    assert path.stat().st_size < 2**20
+    monkeypatch.setattr(torch, "load", None)
+    with pytest.raises(CheckpointError, match=r"model\.pth\.tar-3.*bytes would come out of"):
+        load_checkpoint(path)
 
 
 class Evil:

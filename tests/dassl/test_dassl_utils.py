@@ -311,3 +311,15 @@ def test_environment_names_versions():
     info = utils.collect_env_info()
     assert torch.__version__ in info
     assert "Pillow" in info
+
+
+def test_environment_without_pip(monkeypatch):
+    """PyTorch 2.4's description of the machine raises this where pip is missing, as in environments of uv."""
+
+    def fails():
+        raise AttributeError("'NoneType' object has no attribute 'splitlines'")
+
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", fails)
+    info = utils.collect_env_info.__wrapped__()
+    assert torch.__version__ in info
+    assert "Pillow" in info

@@ -1,6 +1,8 @@
 """What the store keeps of image features, in memory and on disk, and what it makes of files that are not as written."""
 
+import io
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -82,6 +84,21 @@ def write_other_context(path):
     os.replace(other, path)
 
 
+def write_compressed_zeros(path):
+    context = np.frombuffer(digest("c").encode(), np.uint8)
+    features = np.zeros((4, 2**20), np.float32)
+    np.savez_compressed(path, context=context, images=np.zeros((4, KEY_BYTES), np.uint8), features=features)
+
+
+def write_vast_header(path):
+    """An array of 4 TB, by what its header says."""
+    vast = io.BytesIO()
+    np.lib.format.write_array_header_1_0(vast, {"descr": "<f4", "fortran_order": False, "shape": (2**40,)})
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("context", "images", "features"):
+            archive.writestr(f"{name}.npy", vast.getvalue())
+
+
 DAMAGE = {
     "cut short": lambda path: path.write_bytes(path.read_bytes()[:200]),
     "empty": lambda path: path.write_bytes(b""),
@@ -90,6 +107,8 @@ DAMAGE = {
     "a pickle": write_a_pickle,
     "shapes that do not fit": write_wrong_shapes,
     "of another context": write_other_context,
+    "compressed": write_compressed_zeros,
+    "a header that states terabytes": write_vast_header,
 }
 
 
