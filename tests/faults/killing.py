@@ -139,7 +139,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def _without_seconds(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if "seconds" not in key}
+    return {key: value for key, value in entry.items() if not key.endswith(("seconds", "share"))}
 
 
 def leftovers(folder: Path) -> list[str]:
