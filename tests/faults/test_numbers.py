@@ -169,3 +169,15 @@ def test_a_signal_ends_all_seeds_and_the_same_command_goes_on(tmp_path, monkeypa
     assert train.main(seeds("parts")) == 0
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
     assert leftovers(tmp_path / "parts") == []
+
+
+def test_a_run_that_ends_before_its_results_are_written_keeps_its_history(tmp_path, monkeypatch):
+    def fails(path, record):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_results", fails)
+        assert train.main(arguments(tmp_path)) == 2
+    assert train.main(arguments(tmp_path)) == 0
+    assert len(json.loads((tmp_path / "results.json").read_text())["history"]) == 2
+    assert not (tmp_path / "resume.pth.tar").exists()
