@@ -143,6 +143,10 @@ def _without_seconds(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Files that no finished run leaves."""
+    """Files that no finished run leaves; but a lock's own, of a process killed over it, may be a live one's for a while."""
     names = (".lock", ".sweep.lock", "resume.pth.tar")
-    return [str(path) for path in folder.rglob("*") if path.name.endswith(".tmp") or path.name in names]
+    return [str(path) for path in folder.rglob("*") if _is_left(path.name) or path.name in names]
+
+
+def _is_left(name: str) -> bool:
+    return name.endswith(".tmp") and not name.startswith((".lock.", ".sweep.lock."))
