@@ -143,7 +143,7 @@ def _without_seconds(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Files that no finished run leaves; but a lock's own, of a process killed over it, may be a live one's for a while."""
+    """Files that no finished run leaves; a lock's temporary file, which may be a live process's, is not among them."""
     names = (".lock", ".sweep.lock", "resume.pth.tar")
     return [str(path) for path in folder.rglob("*") if _is_left(path.name) or path.name in names]
 
