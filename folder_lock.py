@@ -176,10 +176,14 @@ class FolderLock:
 
     def _write_aside(self, own: Owner) -> Path:
         temporary = self.path.with_name(f"{self.path.name}.{own.token}.tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(asdict(own), file)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                json.dump(asdict(own), file)
+                file.flush()
+                os.fsync(file.fileno())
+        except BaseException:  # a full disk, a signal
+            temporary.unlink(missing_ok=True)
+            raise
         return temporary
 
     def _create_without_link(self, content: bytes) -> bool:

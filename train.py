@@ -200,6 +200,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
     start = time.perf_counter()
     trainer = build_trainer(cfg)
     trainer.stop_request = stop
+    trainer.keeps_resume_checkpoint = True  # the history is in no other file until results.json is written
     join_trainer(trainer)
     timing = {"build": time.perf_counter() - start}
     if args.eval_only:  # before anything is written: the weights may be missing or not fit
@@ -227,11 +228,15 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
             print(f"Training stopped; where and why: {write_divergence(trainer, cfg, error)}")
             raise
     if not metrics:
+        if not args.no_train:
+            trainer.remove_resume_checkpoint()
         return
     timing |= getattr(trainer, "timing", {}) | {"total": time.perf_counter() - start}
     record = build_record(trainer, cfg, metrics, config_file=args.config_file, timing=timing, eval_only=args.eval_only)
     track_run(cfg, record)
     write_results(f"{cfg.OUTPUT_DIR}/results.json", record)
+    if not args.eval_only:
+        trainer.remove_resume_checkpoint()
     for split, values in metrics.items():
         print(f"{cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, class split {split}: accuracy {values['accuracy']:.2f}%")
 

@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
 def leave(trainer: Any) -> None:
     """Undo :func:`trainers.together.join_trainer`."""
     del trainer.model.image_encoder.forward, trainer.model.text_encoder.forward, trainer.model_backward
+    del trainer.scaled_backward
 
 
 def together(trainers: Sequence[Any], step: Callable[[Any], Any]) -> list[Any]:

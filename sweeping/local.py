@@ -101,8 +101,9 @@ class Stop:
 
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
-        """SIGINT and SIGTERM come here while the context lasts."""
-        before = {number: signal.signal(number, self.request) for number in (signal.SIGINT, signal.SIGTERM)}
+        """SIGINT, SIGTERM and SIGUSR1 come here while the context lasts."""
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+        before = {number: signal.signal(number, self.request) for number in numbers}
         try:
             yield self
         finally:

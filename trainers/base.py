@@ -331,11 +331,15 @@ class PromptTrainer(TrainerX):
         """One step with loss scaling: steps whose scaled gradients overflow are skipped by the scaler."""
         self.detect_anomaly(loss)
         self.optim.zero_grad()
-        self.model_backward(self.scaler.scale(loss))
+        self.scaled_backward(self.scaler.scale(loss))
         scale = self.scaler.get_scale()
         self.scaler.step(self.optim)
         self.scaler.update()
         self._count_skipped(scale)
+
+    def scaled_backward(self, loss: Tensor) -> None:
+        """Compute the gradients of a scaled loss; they may overflow, which is for the scaler to see, so no check."""
+        loss.backward()
 
     def _count_skipped(self, scale: float) -> None:
         """Count a step that the scaler skipped; a few are how it finds its scale, many in a row are no overflow."""

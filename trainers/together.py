@@ -6,6 +6,7 @@ results. See :mod:`prompting.lockstep` and :mod:`prompting.joint`.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -47,7 +48,9 @@ def join_trainer(trainer: Any) -> None:
     def model_backward(loss: Tensor) -> None:
         trainer.detect_anomaly(loss)
         joint_backward(member, loss)
+        trainer.check_gradients()
 
     trainer.model_backward = model_backward
+    trainer.scaled_backward = functools.partial(joint_backward, member)
     join_towers(trainer.model, member)
     trainer.notes = {**getattr(trainer, "notes", {}), "seeds_in_this_process": len(member.lockstep.members)}

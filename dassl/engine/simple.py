@@ -198,12 +198,19 @@ class SimpleTrainer(TrainerBase):
         print(f"Elapsed: {elapsed}")
         self.close_writer()
 
+    keeps_resume_checkpoint = False  # after training; then the caller calls `remove_resume_checkpoint`
+
     def final_evaluation(self) -> None:
         """Evaluate the deployed model after training. A hook: a caller may put its own in place."""
         self.test()
 
     def _end_train(self) -> None:
-        """Remove the resume checkpoint: only now are the final checkpoint and the final results there."""
+        """Remove the resume checkpoint, unless the caller does, who has results to write yet."""
+        if not self.keeps_resume_checkpoint:
+            self.remove_resume_checkpoint()
+
+    def remove_resume_checkpoint(self) -> None:
+        """Remove the state to go on from: once all that follows from it is on the disk."""
         path = resume_path(self.output_dir)
         if os.path.exists(path):
             os.remove(path)

@@ -1,6 +1,8 @@
 """Numbers that are not finite, folders in use, and the same inputs that must give the same outputs."""
 
 import json
+import os
+import signal
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch
 import train
 from dassl.utils import load_checkpoint
 from folder_lock import locked
-from tests.faults.killing import outcome
+from tests.faults.killing import leftovers, outcome
 from tests.trainers.small_runs import build, data_root
 from trainers.base import MOST_SKIPPED_IN_A_ROW, PromptTrainer
 
@@ -85,10 +87,11 @@ def test_weights_that_overflow_are_not_saved_over_good_ones(tmp_path, monkeypatc
 
 
 def scaled(trainer, factor):
-    """Take steps with loss scaling, as amp does on a GPU, on a loss that is `factor` times the parameters' sum."""
+    """A step with loss scaling, as amp takes it on a GPU: the loss is 0, its gradient `factor` everywhere."""
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 1
-    trainer._scaled_update(trainer.model.prompt_learner.ctx.sum() * factor)
+    ctx = trainer.model.prompt_learner.ctx
+    trainer._scaled_update((ctx - ctx.detach()).sum() * factor)
 
 
 def test_steps_that_overflow_are_skipped_and_counted(tmp_path):
@@ -138,3 +141,43 @@ def test_the_second_of_two_equal_runs_says_who_runs_it(tmp_path, capsys):
         assert train.main(arguments(tmp_path)) == train.BUSY == 69
     assert "in use by process" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_signal_ends_all_seeds_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+    def seeds(folder):
+        command = arguments(tmp_path / folder / "{seed}", "OPTIM.NAME", "sgd")
+        position = command.index("--seed")
+        command[position : position + 2] = ["--seeds", "1", "2"]
+        return command
+
+    assert train.main(seeds("whole")) == 0
+    step = PromptTrainer.forward_backward
+
+    def signalled(self, batch):
+        if (self.cfg.SEED, self.epoch, self.batch_idx) == (2, 1, 0):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PromptTrainer, "forward_backward", signalled)
+        assert train.main(seeds("parts")) == train.STOPPED == 75
+    assert "stopped by SIGTERM: nothing is lost" in capsys.readouterr().err
+    for seed in ("1", "2"):
+        assert load_checkpoint(tmp_path / "parts" / seed / "resume.pth.tar")["epoch"] == 1
+        assert not (tmp_path / "parts" / seed / "results.json").exists()
+        assert not (tmp_path / "parts" / seed / ".lock").exists()
+    assert train.main(seeds("parts")) == 0
+    assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
+    assert leftovers(tmp_path / "parts") == []
+
+
+def test_a_run_that_ends_before_its_results_are_written_keeps_its_history(tmp_path, monkeypatch):
+    def fails(path, record):
+        raise OSError("No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_results", fails)
+        assert train.main(arguments(tmp_path)) == 2
+    assert train.main(arguments(tmp_path)) == 0
+    assert len(json.loads((tmp_path / "results.json").read_text())["history"]) == 2
+    assert not (tmp_path / "resume.pth.tar").exists()

@@ -81,6 +81,18 @@ def test_a_seed_that_fails_does_not_end_the_others():
     assert ended[0][0] == pytest.approx(training("CoOp", 2, steps=4)()[0], abs=1e-4)
 
 
+def test_a_gradient_that_is_not_finite_ends_its_seed():
+    def work():
+        trainer = build("CoOp")
+        join_trainer(trainer)
+        trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 1
+        ctx = trainer.model.prompt_learner.ctx
+        trainer.model_backward_and_update((ctx - ctx.detach()).abs().sqrt().sum())  # the slope of a root at zero
+
+    with pytest.raises(FloatingPointError, match="the gradient of prompt_learner.ctx is infinite or NaN"):
+        run_together([work])
+
+
 def test_seeds_train_on_features_too():
     def work(seed):
         def train():
