@@ -4,6 +4,7 @@ Zip and tar (plain, gzip, bzip2, xz). Everything is written into a new folder, w
 wrong, so that an archive is unpacked whole or not at all. Links within the archive become copies of what they point to.
 """
 
+import errno
 import gzip
 import lzma
 import os
@@ -180,7 +181,8 @@ def unpack(
             writer.add_link(entry)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        if isinstance(error, DAMAGE):
+        # zipfile seeks to wherever a damaged directory points, which may lie before the file's start
+        if isinstance(error, DAMAGE) or (isinstance(error, OSError) and error.errno == errno.EINVAL):
             raise ArchiveError(f"{archive} is damaged: {error}") from error
         if isinstance(error, ArchiveError):
             raise type(error)(f"{archive} was not unpacked: {error}") from error

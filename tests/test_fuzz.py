@@ -2,8 +2,11 @@
 
 # ruff: noqa: PT017  what is refused must be named, but need not be refused
 import json
+import struct
+import zipfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -126,3 +129,17 @@ def test_names_in_archives_stay_in_the_folder(name):
         return
     assert Path("/folder").joinpath(safe).resolve().is_relative_to("/folder")
     assert ".." not in Path(safe).parts
+
+
+def test_a_zip_entry_before_the_start_of_the_file(tmp_path):
+    """Found by the fuzzer: zipfile seeks to a negative place, which is an OSError."""
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.txt", "text")
+    content = bytearray(path.read_bytes())
+    place = len(content) - 6  # of the directory's offset in the end record
+    content[place : place + 4] = struct.pack("<I", struct.unpack_from("<I", content, place)[0] + 1000)
+    path.write_bytes(content)
+    with pytest.raises(ArchiveError, match="damaged"):
+        unpack(path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -36,6 +36,8 @@ with atheris.instrument_imports(include=["dassl.config", "dassl.utils", "dataset
     from prompting.unpickling import CheckpointError, read_checkpoint
     from reporting.runs import ResultsError, read_results
 
+import contextlib
+
 import numpy as np
 import torch
 from PIL import Image
@@ -180,10 +182,8 @@ def main() -> None:
 
     def one(content: bytes) -> None:
         path.write_bytes(content)
-        try:
+        with contextlib.suppress(reader.refusals):
             reader.read(path)
-        except reader.refusals:
-            pass
 
     atheris.Setup([sys.argv[0], str(folder), "-rss_limit_mb=4096", *sys.argv[3:]], one)
     atheris.Fuzz()
