@@ -35,7 +35,7 @@ DASSL = {
     },
 }
 # Of the clip package: its public names, and those that CoOp's own trainers take too.
-CLIP = {"clip": {"*module*"}, "clip.clip": {"_MODELS", "_tokenizer"}, "clip.model": {"CLIP"}}
+CLIP = {"clip": {"*module*"}, "clip.clip": {"_MODELS", "_tokenizer"}, "clip.model": {"CLIP", "QuickGELU"}}
 OWN = {"trainers.base", "trainers.checks", "trainers.memory", "trainers.objectives"}
 PACKAGES = {"torch", "torchvision", "yacs", "prompting"}
 OPTIONAL = {"open_clip"}  # asked for inside a function, when a backbone's name begins with open_clip:

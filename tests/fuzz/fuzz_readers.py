@@ -8,6 +8,7 @@ reaches new code. A reader may return, or refuse with its own error; anything el
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -36,7 +37,6 @@ with atheris.instrument_imports(include=["dassl.config", "dassl.utils", "dataset
     from prompting.unpickling import CheckpointError, read_checkpoint
     from reporting.runs import ResultsError, read_results
 
-import contextlib
 
 import numpy as np
 import torch
