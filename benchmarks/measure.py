@@ -71,7 +71,7 @@ def parity(trainers: dict[str, Any], batch: dict[str, Any]) -> dict[str, float]:
     outputs = {name: _logits_and_gradients(trainer, plain.objective, batch) for name, trainer in trainers.items()}
     difference = float((outputs["fast"][0] - outputs["plain"][0]).abs().max())
     cosine = min(
-        float(F.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
+        float(F.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0, eps=1e-30))
         for a, b in zip(outputs["fast"][1], outputs["plain"][1], strict=True)
         if a.numel() > 1
     )

@@ -90,7 +90,7 @@ def check(trainers: Sequence[Any], batches: Sequence[Any]) -> dict[str, float]:
     pairs = list(zip(map(step, trainers), together(trainers, step), strict=True))
     difference = max(abs(alone[0] - joint[0]) for alone, joint in pairs)
     cosine = min(
-        float(F.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0))
+        float(F.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0, eps=1e-30))
         for alone, joint in pairs
         for a, b in zip(alone[1], joint[1], strict=True)
         if a.numel() > 1 and a.abs().max() > 0
