@@ -49,6 +49,7 @@ TRAIN = {
     "unknown interpolation": (["INPUT.INTERPOLATION", "bicubicc"], r"INPUT.INTERPOLATION.*did you mean bicubic"),
     "unknown transform": (["INPUT.TRANSFORMS", "('random_flipp',)"], r"INPUT.TRANSFORMS.*did you mean random_flip\?"),
     "no such device": (["--device", "cuda:99"], r"--device cuda:99.*use --device cpu"),
+    "graph without CUDA": (["TRAIN.CUDA_GRAPH", "True"], r"TRAIN.CUDA_GRAPH True needs a CUDA device.*set it to False"),
     "not a device": (["--device", "gpu"], r"--device 'gpu'.*use cpu"),
     "wrong type": (["OPTIM.MAX_EPOCH", "many"], r"OPTIM.MAX_EPOCH wants int"),
     "no epoch": (["OPTIM.MAX_EPOCH", "0"], r"OPTIM.MAX_EPOCH is 0.*at least 1"),

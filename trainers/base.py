@@ -20,7 +20,6 @@ from yacs.config import CfgNode
 from dassl.config import cfg_default
 from dassl.data import DataManager
 from dassl.engine import TrainerX
-from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
@@ -30,9 +29,9 @@ from prompting.linear import BACKENDS, CHOOSER, set_linear_backend
 from trainers.checks import check_choice, check_lengths
 from trainers.memory import memory_advice
 from trainers.objectives import CrossEntropy, Objective
+from trainers.steps import Steps, redefines
 
 MODEL_NAME = "prompt_learner"
-MOST_SKIPPED_IN_A_ROW = 30  # by then the loss scale is down from 65536 to below 1e-4
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
 CHECKPOINT_FOLDERS = (MODEL_NAME, "MultiModalPromptLearner", "VLPromptLearner")
 
@@ -54,9 +53,11 @@ if "CHECKPOINT_ACTIVATIONS" not in cfg_default.TRAIN:
     cfg_default.TRAIN.CHECKPOINT_ACTIVATIONS = False
     # Products with frozen weights in fp32 on the CPU: native (F.linear), onednn, or auto: the faster, measured once.
     cfg_default.TRAIN.FROZEN_LINEAR = "auto"
+    # Record the training step as one CUDA graph and replay it: no time goes into launching its kernels.
+    cfg_default.TRAIN.CUDA_GRAPH = False
 
 
-class PromptTrainer(TrainerX):
+class PromptTrainer(Steps, TrainerX):
     """Base of all prompt-learning trainers.
 
     Attributes:
@@ -91,16 +92,16 @@ class PromptTrainer(TrainerX):
         reused by any run with the same backbone and images, those that follow from the prompts for any class list.
         A method that classifies in its own way, not from ``model.image_features``, gets "batch": nothing is reused.
         """
-        if _redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):
+        if redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):
             return "batch"
-        if _redefines(self.model, PromptedCLIP, "forward", "outputs", "image_features"):
+        if redefines(self.model, PromptedCLIP, "forward", "outputs", "image_features"):
             return "batch"
         return self.model.prompt_learner.image_features_follow
 
     @property
     def trains_on_features(self) -> bool:
         """Whether image features may stand in for the training images."""
-        own = _redefines(self, PromptTrainer, "forward_backward", "parse_batch_train")
+        own = redefines(self, PromptTrainer, "forward_backward", "parse_batch_train")
         takes_features = getattr(getattr(self, "objective", None), "takes_features", False)
         return self.image_features_follow == "image" and takes_features and not own
 
@@ -129,6 +130,8 @@ class PromptTrainer(TrainerX):
         check_choice(f"TRAINER.{self.node}.PREC", cfg.TRAINER[self.node].PREC, PRECISIONS)
         check_lengths(f"TRAINER.{self.node}", cfg.TRAINER[self.node])
         check_choice("TRAIN.FROZEN_LINEAR", cfg.TRAIN.FROZEN_LINEAR, BACKENDS)
+        if cfg.TRAIN.CUDA_GRAPH and not (cfg.USE_CUDA and torch.cuda.is_available()):
+            raise ValueError("TRAIN.CUDA_GRAPH True needs a CUDA device, and this run has none: set it to False")
         views, name = cfg.DATALOADER.K_TRANSFORMS, type(self).__name__
         if views != self.n_views and self.needs_training:
             raise ValueError(
@@ -154,6 +157,7 @@ class PromptTrainer(TrainerX):
         self.objective = self.build_objective(clip_model)
         self._load_initial_weights()
         self._build_optimizer()
+        self.device_step = self.build_device_step()
 
     def train(self) -> None:
         """Train, unless the data set is there to be tested on only (ImageNetV2, -Sketch, -A, -R)."""
@@ -168,15 +172,8 @@ class PromptTrainer(TrainerX):
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         """One optimisation step; returns loss, its terms and the training accuracy."""
         images, labels = self.parse_batch_train(batch)
-        loss = self.objective(self.model, images, labels)
-        if self.scaler is None:
-            self.model_backward_and_update(loss.total)
-        else:
-            self._scaled_update(loss.total)
-        values = {"loss": loss.total, **loss.terms, "acc": compute_accuracy(loss.output.logits, labels)[0]}
-        # One transfer for all of them: each .item() would make a GPU wait.
-        numbers = torch.stack([value.detach().float().reshape(()) for value in values.values()]).tolist()
-        summary = dict(zip(values, numbers, strict=True))
+        step = self.step if self.device_step is None else self.device_step
+        summary = step(images, labels)
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
         return summary
@@ -326,39 +323,6 @@ class PromptTrainer(TrainerX):
         self.scaler = torch.amp.GradScaler(self.device.type) if self.precision.needs_scaler else None
         n_trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
         print(f"Trainable parameters: {n_trained:,}")
-
-    def _scaled_update(self, loss: Tensor) -> None:
-        """One step with loss scaling: steps whose scaled gradients overflow are skipped by the scaler."""
-        self.detect_anomaly(loss)
-        self.optim.zero_grad()
-        self.scaled_backward(self.scaler.scale(loss))
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optim)
-        self.scaler.update()
-        self._count_skipped(scale)
-
-    def scaled_backward(self, loss: Tensor) -> None:
-        """Compute the gradients of a scaled loss; they may overflow, which is for the scaler to see, so no check."""
-        loss.backward()
-
-    def _count_skipped(self, scale: float) -> None:
-        """Count a step that the scaler skipped; a few are how it finds its scale, many in a row are no overflow."""
-        if self.scaler.get_scale() >= scale:
-            self._skipped_in_a_row = 0
-            return
-        self.skipped_steps += 1
-        self._skipped_in_a_row += 1
-        if self._skipped_in_a_row >= MOST_SKIPPED_IN_A_ROW:
-            where = self.where() if hasattr(self, "where") else f"epoch {self.epoch + 1}"  # not on upstream Dassl
-            raise FloatingPointError(
-                f"the gradient is infinite or NaN in {self._skipped_in_a_row} steps in a row, down to a loss scale of "
-                f"{self.scaler.get_scale():g} ({where}): lower OPTIM.LR, or set TRAINER.{self.node}.PREC to fp32"
-            )
-
-
-def _redefines(instance: object, base: type, *names: str) -> bool:
-    """Whether one of these methods of ``base`` is another one in the instance's class."""
-    return any(getattr(type(instance), name) is not getattr(base, name) for name in names)
 
 
 def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:

@@ -37,7 +37,9 @@ class Objective(Protocol):
     """A training objective.
 
     One with the attribute ``takes_features = True`` reaches the images through the model only, so that it may be given
-    normalised image features, (batch, embed_dim), in their place.
+    normalised image features, (batch, embed_dim), in their place. One with ``recordable = True`` does the same
+    operations at every step, on its arguments and on tensors that stay, so that they can be recorded and replayed; if
+    it draws something at each step, its method ``draw()`` gives it as a tensor, and it is its fourth argument.
     """
 
     def __call__(self, model: PromptedCLIP, images: Tensor, labels: Tensor) -> Loss:
@@ -49,6 +51,7 @@ class CrossEntropy:
     """Cross-entropy of the logits over the training classes (CoOp, CoCoOp, MaPLe, BMIP)."""
 
     takes_features = True
+    recordable = True
 
     def __call__(self, model: PromptedCLIP, images: Tensor, labels: Tensor) -> Loss:
         output = model.outputs(images)
@@ -67,6 +70,7 @@ class KnowledgeGuided:
     """
 
     takes_features = True
+    recordable = True
 
     def __init__(self, teacher: Tensor, weight: float) -> None:
         self.teacher, self.weight = teacher, weight
@@ -89,6 +93,8 @@ class SelfRegulating:
         teacher: normalised mean text features of the templates, (n_cls, embed_dim).
         text_weight, image_weight: of the two consistency terms.
     """
+
+    recordable = True
 
     def __init__(self, teacher: Tensor, text_weight: float, image_weight: float) -> None:
         self.teacher, self.text_weight, self.image_weight = teacher, text_weight, image_weight
@@ -130,20 +136,24 @@ class ConsistencyGuided:
         seed: of the draws.
     """
 
+    recordable = True
+
     def __init__(self, sentences: Tensor, weight: float, distance: str, seed: int) -> None:
         self.sentences, self.weight, self.distance, self.seed = sentences, weight, distance, seed
         self.step = 0
 
-    def __call__(self, model: PromptedCLIP, images: Sequence[Tensor], labels: Tensor) -> Loss:
+    def __call__(
+        self, model: PromptedCLIP, images: Sequence[Tensor], labels: Tensor, drawn: Tensor | None = None
+    ) -> Loss:
         output = model.outputs(images[0])
-        text = self._distance(output.text_features, self._draw())
+        text = self._distance(output.text_features, self.draw() if drawn is None else drawn)
         image = self._distance(output.image_features, frozen_image_features(model, images[1]))
         cross_entropy = F.cross_entropy(output.logits, labels)
         terms = {"loss_ce": cross_entropy, "loss_text": text, "loss_image": image}
         return Loss(cross_entropy + self.weight * (text + image), output, terms)
 
-    def _draw(self) -> Tensor:
-        """Text features of one sentence per class; which one follows from the seed and the step alone."""
+    def draw(self) -> Tensor:
+        """Text features of one sentence per class, (n_cls, embed_dim); which one follows from seed and step alone."""
         choice = random.Random(f"{self.seed}/{self.step}").randrange(len(self.sentences))
         self.step += 1
         return self.sentences[choice]

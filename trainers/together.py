@@ -45,6 +45,10 @@ def join_trainer(trainer: Any) -> None:
     if type(trainer).model_backward is not TrainerX.model_backward:
         raise ValueError(f"{type(trainer).__name__} has a backward pass of its own: give one --seed at a time")
 
+    if trainer.cfg.TRAIN.CUDA_GRAPH:
+        raise ValueError("TRAIN.CUDA_GRAPH True records the step of one run: set it to False, or give one --seed")
+    trainer.device_step = None  # its backward pass would be this run's alone
+
     def model_backward(loss: Tensor) -> None:
         trainer.detect_anomaly(loss)
         joint_backward(member, loss)

@@ -1,6 +1,6 @@
-"""Every option of the engine with its default: Dassl's keys, Dassl's values, and three more.
+"""Every option of the engine with its default: Dassl's keys, Dassl's values, and four more.
 
-The three: `DATALOADER.CACHE_MB`, `INPUT.JPEG_DRAFT` and `TRAIN.PATIENCE`.
+The four: `DATALOADER.CACHE_MB`, `INPUT.JPEG_DRAFT`, `OPTIM.FUSED` and `TRAIN.PATIENCE`.
 
 Trainer and data set files add their own options on import (`cfg_default.TRAINER.MINE = CfgNode({...})`), so this tree
 is never frozen; runs work on the clone that `get_cfg_default()` returns.
@@ -112,6 +112,7 @@ _C.OPTIM = CfgNode(
         "RMSPROP_ALPHA": 0.99,
         "ADAM_BETA1": 0.9,  # also of amsgrad, adamw and radam
         "ADAM_BETA2": 0.999,
+        "FUSED": True,  # on CUDA, one kernel for all parameters; sgd, adam, amsgrad and adamw have one
         "STAGED_LR": False,  # layers outside NEW_LAYERS learn at LR * BASE_LR_MULT
         "NEW_LAYERS": (),
         "BASE_LR_MULT": 0.1,

@@ -12,6 +12,7 @@ from torch import nn
 from yacs.config import CfgNode
 
 AVAI_OPTIMS = ["adam", "amsgrad", "sgd", "rmsprop", "radam", "adamw"]
+FUSED = ("adam", "amsgrad", "sgd", "adamw")  # those that PyTorch has as one kernel
 
 
 def build_optimizer(
@@ -37,7 +38,21 @@ def build_optimizer(
         param_groups = _staged_groups(model, optim_cfg)
     else:
         param_groups = model.parameters() if isinstance(model, nn.Module) else model
-    return _constructor(optim_cfg)(param_groups, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY)
+    groups = [_with_list(group) if isinstance(group, dict) else group for group in param_groups]
+    options = {"fused": True} if _can_be_fused(groups, optim_cfg) else {}
+    return _constructor(optim_cfg)(groups, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **options)
+
+
+def _with_list(group: dict[str, Any]) -> dict[str, Any]:
+    """Return the group with its parameters in a list: they may come from a generator, which can be read once."""
+    params = group["params"]
+    return {**group, "params": [params] if isinstance(params, torch.Tensor) else list(params)}
+
+
+def _can_be_fused(groups: list[Any], cfg: CfgNode) -> bool:
+    """Return whether the step can be one kernel: on CUDA, where launching one per tensor takes longer than it."""
+    tensors = [tensor for group in groups for tensor in (group["params"] if isinstance(group, dict) else [group])]
+    return cfg.FUSED and cfg.NAME in FUSED and all(tensor.is_cuda for tensor in tensors)
 
 
 def _constructor(cfg: CfgNode) -> partial[torch.optim.Optimizer]:

@@ -12,7 +12,8 @@ from dassl.utils import load_checkpoint
 from folder_lock import locked
 from tests.faults.killing import leftovers, outcome
 from tests.trainers.small_runs import build, data_root
-from trainers.base import MOST_SKIPPED_IN_A_ROW, PromptTrainer
+from trainers.base import PromptTrainer
+from trainers.steps import MOST_SKIPPED_IN_A_ROW
 
 QUICK = ["DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "5"]
 

@@ -65,7 +65,7 @@ def settle_differences(trainer: PromptTrainer, reference: Reference) -> None:
 
 def _draw_at(objective, step: int) -> torch.Tensor:
     objective.step = step
-    return objective._draw()
+    return objective.draw()
 
 
 def check_terms(loss: Loss, reference: Reference) -> None:

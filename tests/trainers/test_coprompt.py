@@ -57,11 +57,11 @@ def test_adapters_come_before_normalisation(small_clip, some_images):
 def test_every_sentence_is_drawn_and_draws_follow_from_the_step():
     sentences = torch.arange(4.0).reshape(4, 1, 1)
     objective = ConsistencyGuided(sentences, 1.0, "cosine", seed=5)
-    drawn = [int(objective._draw()) for _ in range(60)]
+    drawn = [int(objective.draw()) for _ in range(60)]
     assert set(drawn) == {0, 1, 2, 3}
     resumed = ConsistencyGuided(sentences, 1.0, "cosine", seed=5)
     resumed.step = 30
-    assert [int(resumed._draw()) for _ in range(30)] == drawn[30:]
+    assert [int(resumed.draw()) for _ in range(30)] == drawn[30:]
 
 
 def sentence_file(folder, content):

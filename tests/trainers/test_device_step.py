@@ -1,0 +1,288 @@
+"""The step for GPUs, on the CPU: the same weights as the ordinary step, no waiting, and what a replay must not miss."""
+
+import math
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.trainers.replaying import record_on_cpu
+from tests.trainers.small_runs import VARIANTS, build, needing, registered, stir, trained_tensors
+from trainers.device_step import DeviceStep
+from trainers.graph import RecordedFunction, record_on_cuda
+from trainers.steps import MOST_SKIPPED_IN_A_ROW
+from trainers.together import join_trainer, run_together
+
+pytestmark = pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
+CASES = sorted(needing("needs_training")) + sorted(VARIANTS)
+RECORDED = [case for case in CASES if not case.startswith("ProDA")]
+STEPS = 4
+
+
+def batches(trainer, number=STEPS):
+    """Several batches with other images each time; two views where the method compares two."""
+    generator = torch.Generator().manual_seed(5)
+    size = trainer.model.image_encoder.resolution
+    for _ in range(number):
+        views = [torch.randn(3, 3, size, size, generator=generator) for _ in range(trainer.n_views)]
+        labels = torch.randint(trainer.num_classes, (3,), generator=generator)
+        yield {"img": views if trainer.n_views > 1 else views[0], "label": labels}
+
+
+def train(trainer, some_batches):
+    trainer.set_model_mode("train")
+    trainer.batch_idx, trainer.num_batches = 0, 100
+    return [trainer.forward_backward(batch) for batch in some_batches]
+
+
+def trained_alike(case, **options):
+    """The same trainer twice, moved away from its start."""
+    trainers = [build(case, **options) for _ in range(2)]
+    for trainer in trainers:
+        stir(trainer)
+    return trainers
+
+
+def assert_same(ordinary, other, **tolerance):
+    tensors = trained_tensors(other)
+    for name, tensor in trained_tensors(ordinary).items():
+        torch.testing.assert_close(tensors[name], tensor, **(tolerance or {"rtol": 0, "atol": 0}))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_device_step_trains_as_the_ordinary_one(case):
+    ordinary, other = trained_alike(case)
+    other.device_step = DeviceStep(other)
+    assert train(ordinary, batches(ordinary)) == train(other, batches(other))
+    assert_same(ordinary, other)
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_a_replayed_step_trains_as_the_ordinary_one(case):
+    ordinary, other = trained_alike(case)
+    other.device_step = DeviceStep(other, record_on_cpu)
+    assert train(ordinary, batches(ordinary)) == train(other, batches(other))
+    assert_same(ordinary, other)
+    assert other.device_step.recorded.recording is not None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16", "amp"])
+@pytest.mark.parametrize("case", RECORDED)
+def test_a_cuda_graph_trains_as_the_ordinary_step(case, precision):
+    node = build(case).node
+    ordinary, other = trained_alike(case, **{"USE_CUDA": True, f"TRAINER.{node}.PREC": precision, "OPTIM.NAME": "sgd"})
+    ordinary.device_step, other.device_step = None, DeviceStep(other, record_on_cuda)
+    losses = [[step["loss"] for step in train(trainer, batches(trainer))] for trainer in (ordinary, other)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4 if precision == "fp32" else 2e-2)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_fused_optimiser_skips_and_steps_without_a_question(name, monkeypatch):
+    ordinary, other = trained_alike("BMIP", **{"OPTIM.NAME": name})
+    groups = [{**group, "fused": True} for group in other.optim.param_groups]
+    other.optim = type(other.optim)(groups, fused=True)
+    other.device_step = DeviceStep(other, record_on_cpu)
+    train(ordinary, batches(ordinary))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.Tensor, "item", None)  # what the gradient scaler asks of other optimisers
+        train(other, batches(other))
+    assert_same(ordinary, other, rtol=1e-4, atol=1e-6)
+
+
+class OnOneDevice(TorchDispatchMode):
+    """Lets nothing but numbers pass from the host to the device."""
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        results = operation(*args, **(kwargs or {}))
+        for tensor in tree_leaves((args, kwargs, results)):
+            if isinstance(tensor, torch.Tensor) and tensor.device.type != "meta" and tensor.dim():
+                raise RuntimeError(f"{operation} has a tensor {tuple(tensor.shape)} in the host's memory")
+        return results
+
+
+def to_meta(trainer):
+    """Move all that a step reads; tensors of this device have no values, so asking for one is an error."""
+    trainer.device = torch.device("meta")
+    trainer.model.to("meta")
+    objective = trainer.objective
+    for name, value in vars(objective).items():
+        if isinstance(value, torch.Tensor):
+            setattr(objective, name, value.to("meta"))
+
+
+@pytest.mark.parametrize("case", RECORDED)
+def test_nothing_passes_between_host_and_device_within_a_step(case):
+    trainer = build(case)
+    to_meta(trainer)
+    step = DeviceStep(trainer)
+    step.scaler = Scale()
+    trainer.set_model_mode("train")
+    for number, batch in enumerate(batches(trainer, 2)):
+        images, labels = trainer.parse_batch_train(batch)
+        drawn = [trainer.objective.draw()] if step.draws else []
+        inputs = (labels, *drawn, *(images if isinstance(images, list) else [images]))
+        if number == 0:
+            step._compute(*inputs)  # what is built once for a class list may come from the host
+        else:
+            with OnOneDevice():
+                step._compute(*inputs)
+
+
+class Scale:
+    """A gradient scaler of another device than CUDA would not do on meta tensors."""
+
+    def scale(self, loss):
+        return loss
+
+
+@pytest.mark.parametrize("recorder", [None, record_on_cpu])
+def test_gradients_that_are_not_finite_end_the_run_and_leave_the_weights(recorder):
+    trainer = build("CoOp")
+    trainer.device_step = DeviceStep(trainer, recorder)
+    good, bad = batches(trainer, 2)
+    train(trainer, [good])
+    before = trainer.model.prompt_learner.ctx.detach().clone()
+    bad["img"][0, 0, 0, 0] = math.nan
+    with pytest.raises(FloatingPointError, match=r"Loss is infinite or NaN! \(epoch 1 of"):
+        train(trainer, [bad])
+    assert torch.equal(trainer.model.prompt_learner.ctx, before)
+
+
+def spoil_gradient(trainer):
+    """A finite loss whose gradient is not: the slope of a root at zero."""
+    objective = trainer.objective
+
+    def spoiled(model, images, labels):
+        loss, ctx = objective(model, images, labels), model.prompt_learner.ctx
+        return type(loss)(loss.total + (ctx[0, 0] - ctx[0, 0].detach()).abs().sqrt(), loss.output)
+
+    trainer.objective = spoiled
+
+
+def test_a_gradient_is_named():
+    trainer = build("CoOp")
+    spoil_gradient(trainer)
+    trainer.device_step = DeviceStep(trainer)
+    before = trainer.model.prompt_learner.ctx.detach().clone()
+    with pytest.raises(
+        FloatingPointError, match=r"the gradient of prompt_learner\.ctx is infinite or NaN \(epoch 1 of"
+    ):
+        train(trainer, batches(trainer, 1))
+    assert torch.equal(trainer.model.prompt_learner.ctx, before)
+
+
+def test_under_loss_scaling_such_steps_are_skipped_and_counted():
+    trainer = build("CoOp")
+    objective = trainer.objective
+    spoil_gradient(trainer)
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
+    trainer.device_step = DeviceStep(trainer)
+    before = trainer.model.prompt_learner.ctx.detach().clone()
+    train(trainer, batches(trainer, 2))
+    assert torch.equal(trainer.model.prompt_learner.ctx, before)
+    assert (trainer.skipped_steps, trainer.scaler.get_scale()) == (2, 2.0**14)
+    trainer.objective = objective
+    train(trainer, batches(trainer, 1))
+    assert trainer.skipped_steps == 2
+    assert not torch.equal(trainer.model.prompt_learner.ctx, before)
+    spoil_gradient(trainer)
+    trainer._skipped_in_a_row = MOST_SKIPPED_IN_A_ROW - 1
+    with pytest.raises(FloatingPointError, match="30 steps in a row, down to a loss scale of"):
+        train(trainer, batches(trainer, 1))
+
+
+def test_a_step_is_recorded_again_where_what_it_reads_has_changed():
+    ordinary, other = trained_alike("VPT")
+    other.device_step = DeviceStep(other, record_on_cpu)
+    first = {"img": torch.zeros(2, 3, 48, 48), "label": torch.tensor([0, 1])}
+    seen = []
+    for trainer in (ordinary, other):
+        train(trainer, batches(trainer, 2))
+        seen.append(getattr(trainer.device_step, "recorded", None) and trainer.device_step.recorded.recording)
+        with trainer.model.evaluating():  # VPT's text features, computed once, are computed anew after it
+            trainer.model(first["img"])
+        train(trainer, batches(trainer, 2))
+        seen.append(getattr(trainer.device_step, "recorded", None) and trainer.device_step.recorded.recording)
+        train(trainer, [first])  # a batch of another size
+        seen.append(getattr(trainer.device_step, "recorded", None) and trainer.device_step.recorded.recording)
+    assert_same(ordinary, other)
+    assert len({id(recording) for recording in seen if recording}) == 3
+
+
+def test_what_a_recording_reads_is_kept_alive():
+    table = [torch.ones(2)]
+    function = RecordedFunction(lambda x: x * table[0], lambda: (table[0],), record_on_cpu)
+    assert function(torch.tensor([2.0, 3.0])).tolist() == [2.0, 3.0]
+    recording = function.recording
+    assert function(torch.tensor([4.0, 5.0])).tolist() == [4.0, 5.0]
+    assert function.recording is recording
+    table[0] = torch.tensor([10.0, 10.0])
+    assert function(torch.tensor([4.0, 5.0])).tolist() == [40.0, 50.0]
+    assert function.recording is not recording
+
+
+def test_a_step_that_cannot_be_recorded_says_what_to_set():
+    trainer = build("CoOp")
+    objective = trainer.objective
+    trainer.objective = lambda model, *batch: objective(model, *batch) if model.logit_scale.item() else None
+    trainer.device_step = DeviceStep(trainer, record_on_cpu)
+    with pytest.raises(
+        RuntimeError, match="TRAIN.CUDA_GRAPH True: a training step of CoOp cannot be recorded as a CUDA"
+    ):
+        train(trainer, batches(trainer, 1))
+
+
+# When it is chosen
+
+
+def on_cuda(trainer, **settings):
+    """Ask for the step as a run on CUDA would."""
+    trainer.device = torch.device("cuda")
+    trainer.cfg = trainer.cfg.clone()
+    trainer.cfg.defrost()
+    trainer.cfg.TRAIN.CUDA_GRAPH = settings.get("graph", False)
+    return trainer.build_device_step()
+
+
+@pytest.mark.parametrize("name", registered())
+def test_cuda_takes_the_device_step_and_records_it_if_asked_to(name):
+    trainer = build(name)
+    assert trainer.device_step is None, "on the CPU, Dassl's hooks"
+    if not trainer.needs_training:
+        return
+    assert on_cuda(trainer).recorded is None
+    if name == "ProDA":
+        with pytest.raises(
+            ValueError, match="CUDA_GRAPH True: ProDA does other operations at every step; set it to Fa"
+        ):
+            on_cuda(trainer, graph=True)
+    else:
+        assert on_cuda(trainer, graph=True).recorded is not None
+
+
+def test_a_trainer_with_hooks_of_its_own_keeps_them():
+    trainer = build("CoOp")
+    trainer.__class__ = type("Mine", (type(trainer),), {"model_backward": lambda self, loss: loss.backward()})
+    assert on_cuda(trainer) is None
+    with pytest.raises(ValueError, match="CUDA_GRAPH True: Mine has a training step of its own; set it to False"):
+        on_cuda(trainer, graph=True)
+
+
+def test_a_run_without_cuda_refuses_the_setting():
+    with pytest.raises(ValueError, match=r"TRAIN\.CUDA_GRAPH True needs a CUDA device"):
+        build("CoOp", **{"TRAIN.CUDA_GRAPH": True})
+
+
+def test_several_seeds_at_once_take_no_device_step_and_refuse_a_graph():
+    def joined(graph):
+        trainer = build("CoOp")
+        trainer.device_step = DeviceStep(trainer)
+        on_cuda(trainer, graph=graph)
+        join_trainer(trainer)
+        return trainer.device_step
+
+    assert run_together([lambda: joined(False)]) == [None]
+    with pytest.raises(ValueError, match="CUDA_GRAPH True records the step of one run: set it to False, or give one"):
+        run_together([lambda: joined(True)])
