@@ -14,13 +14,20 @@ from benchmarks.setup import build_trainer, random_batch, random_clip
 
 
 def training_memory(
-    backbone: str, trainer: str, n_classes: int, path: str, batch: int, options: list[str], device: str = "cpu"
+    backbone: str,
+    trainer: str,
+    n_classes: int,
+    path: str,
+    batch: int,
+    options: list[str],
+    device: str = "cpu",
+    resolution: int | None = None,
 ) -> float:
     """MiB that two training steps add to the peak of the process, or of CUDA's allocator.
 
     It is a fresh process, since a process's peak never falls.
     """
-    arguments = json.dumps([backbone, trainer, n_classes, path, batch, options, device])
+    arguments = json.dumps([backbone, trainer, n_classes, path, batch, options, device, resolution])
     command = [sys.executable, "-W", "ignore", "-m", "benchmarks.memory", arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -34,9 +41,19 @@ def _peak_mib(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def _measure(backbone: str, name: str, n_classes: int, path: str, batch: int, options: list[str], device: str) -> float:
+def _measure(
+    backbone: str,
+    name: str,
+    n_classes: int,
+    path: str,
+    batch: int,
+    options: list[str],
+    device: str,
+    resolution: int | None,
+) -> float:
     torch.set_num_threads(1)
-    trainer: Any = build_trainer(name, random_clip(backbone), n_classes, path, device, options)
+    clip_model = random_clip(backbone, resolution=resolution)
+    trainer: Any = build_trainer(name, clip_model, n_classes, path, device, options)
     trainer.set_model_mode("train")
     before = _peak_mib(device)
     for step in range(2):

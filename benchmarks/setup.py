@@ -32,8 +32,13 @@ SIZES = {
 NAME_LENGTHS = (1, 2, 3, 2, 3)
 
 
-def random_clip(name: str, seed: int = 0) -> nn.Module:
+def random_clip(name: str, seed: int = 0, resolution: int | None = None) -> nn.Module:
     """A frozen CLIP of a published size with random weights, float32, in eval mode.
+
+    Args:
+        name: one of ``SIZES``.
+        seed: of the weights.
+        resolution: pixels of an image's side, a multiple of the patch size; by default the published one.
 
     Raises:
         ValueError: for an unknown size.
@@ -46,7 +51,7 @@ def random_clip(name: str, seed: int = 0) -> nn.Module:
         torch.manual_seed(seed)
         model = CLIP(
             **sizes,
-            image_resolution=32 if tiny else 224,
+            image_resolution=resolution or (32 if tiny else 224),
             context_length=77,
             vocab_size=49408,
             transformer_heads=sizes["transformer_width"] // 64,

@@ -11,6 +11,7 @@ from benchmarks.flops import training_flops
 from benchmarks.measure import ParityError, parity
 from benchmarks.seeds import main as seeds_main
 from benchmarks.setup import build_trainer, class_names, random_batch, random_clip
+from benchmarks.slopes import main as slopes_main
 from benchmarks.splits import main as splits_main
 from prompting.layout import encode
 
@@ -156,3 +157,19 @@ def test_class_names_are_distinct_and_as_long_as_imagenets():
     names = class_names(1000)
     assert len(set(names)) == 1000
     assert sum(len(encode(name)) for name in names) == 2200
+
+
+def test_growth_is_measured_beside_its_count(tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    argv = ["--backbone", "tiny", "--rounds", "1", "--output", str(output), "--vary", "classes", "pixels"]
+    assert slopes_main([*argv, "--opts", *SHALLOW["BMIP"]]) == 0
+    rows = json.loads(output.read_text())
+    assert [(row["varied"], row["value"]) for row in rows] == [
+        *(("classes", 2), ("classes", 4)),
+        *(("pixels", 32), ("pixels", 48)),
+    ]
+    assert rows[0]["gflop"] < rows[1]["gflop"]
+    assert rows[2]["gflop"] < rows[3]["gflop"]
+    assert "| class " in capsys.readouterr().out
+    assert slopes_main(["--trainer", "CoOp", "--vary", "depth", "--backbone", "tiny"]) == 2
+    assert "the prompts of CoOp have no depth" in capsys.readouterr().err
