@@ -41,15 +41,6 @@ def digest(*parts: object) -> str:
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
 
 
-def tensors_digest(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and values."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
-
-
 def image_keys(paths: Sequence[str]) -> tuple[list[bytes], list[bool]]:
     """What tells each image file from any other and from itself before a change, and whether it has settled.
 

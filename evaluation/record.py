@@ -109,14 +109,15 @@ def describe_decoding(images: Any) -> str:
 
 
 def describe_model(trainer: Any) -> dict[str, Any]:
-    """The trained tensors of all registered models."""
+    """The trained tensors of all registered models, and a fingerprint of the frozen weights."""
     shapes: dict[str, list[int]] = {}
     for name in trainer.get_model_names():
         for tensor_name, tensor in trainer._models[name].named_parameters():
             if tensor.requires_grad:
                 shapes[f"{name}.{tensor_name}"] = list(tensor.shape)
     total = sum(_product(shape) for shape in shapes.values())
-    return {"trainable_parameters": total, "trainable_tensors": shapes}
+    frozen = getattr(trainer, "backbone_sha256", None)
+    return {"trainable_parameters": total, "trainable_tensors": shapes, "backbone_sha256": frozen}
 
 
 def _product(shape: list[int]) -> int:

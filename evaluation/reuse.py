@@ -29,7 +29,8 @@ from yacs.config import CfgNode
 
 from dassl.config import cfg_default
 from dassl.data import DatasetWrapper
-from evaluation.feature_store import FeatureStore, digest, image_keys, tensors_digest
+from evaluation.feature_store import FeatureStore, digest, image_keys
+from prompting.digest import tensors_digest
 
 FORMAT = 1  # of the features: raise it when the fast path computes something else
 # Names in INPUT.TRANSFORMS that make the same of an image every time.

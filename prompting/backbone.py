@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from prompting.architecture import BackboneError, model_from_state_dict
 from prompting.bundled import bundled_names, load_bundled_state_dict
+from prompting.digest import tensors_digest
 from prompting.openclip import OPEN_CLIP_PREFIX, load_open_clip
 from prompting.precision import convert_towers
 from prompting.torchscript import is_torchscript, torchscript_state_dict
@@ -40,7 +41,8 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torc
         dtype: type of the towers' matrices; LayerNorms and embeddings stay float32.
 
     Returns:
-        ``clip.model.CLIP``; every width, depth, head count, patch and image size is read from the weights.
+        ``clip.model.CLIP``; every width, depth, head count, patch and image size is read from the weights. Its
+        attribute ``weights_sha256`` tells two models of one name apart, whatever the dtype.
 
     Raises:
         BackboneError: for an unknown name, a missing or damaged file, or when OpenAI's server cannot be reached.
@@ -87,7 +89,8 @@ def is_resnet_name(name: str) -> bool:
 
 
 def freeze(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
-    """Cast, move, switch to eval mode and turn all gradients off."""
+    """Fingerprint, cast, move, switch to eval mode and turn all gradients off."""
+    model.weights_sha256 = tensors_digest({name: value.float() for name, value in model.state_dict().items()})
     convert_towers(model, dtype)
     return model.to(device).eval().requires_grad_(False)
 

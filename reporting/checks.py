@@ -27,8 +27,8 @@ def warnings_about(methods: Sequence[Method], blocks: Mapping[str, Sequence[Colu
 
 
 def comparability(runs: Sequence[Run]) -> list[str]:
-    """What keeps runs from being compared strictly: other images, another backbone beside the demonstration's."""
-    return [*_mixed_splits(runs), *_demonstration_beside_others(runs)]
+    """What keeps runs from being compared strictly: other images, other weights, a demonstration beside others."""
+    return [*_mixed_splits(runs), *_mixed_weights(runs), *_demonstration_beside_others(runs)]
 
 
 def _missing_seeds(methods: Sequence[Method], columns: Sequence[Column]) -> list[str]:
@@ -92,15 +92,26 @@ def _unsteady_zero_shot(method: Method, columns: Sequence[Column]) -> list[str]:
 
 def _mixed_splits(runs: Iterable[Run]) -> list[str]:
     """The same data set read from different split files: those numbers are about different images."""
+    hashes = ((run, run.dataset, run.record["data"].get("split_sha256")) for run in runs)
+    return [f"runs on {dataset} use different split files: {paths}" for dataset, paths in _differing(hashes)]
+
+
+def _mixed_weights(runs: Iterable[Run]) -> list[str]:
+    """Different weights under the name of one backbone."""
+    hashes = ((run, run.backbone, run.record["model"].get("backbone_sha256")) for run in runs)
+    return [f"runs have different weights for the backbone {name}: {paths}" for name, paths in _differing(hashes)]
+
+
+def _differing(hashes: Iterable[tuple[Run, str, str | None]]) -> list[tuple[str, str]]:
+    """Names that stand for several contents, with the paths of one run for each; unknown contents do not count."""
     first_with: dict[str, dict[str, Run]] = defaultdict(dict)
-    for run in runs:
-        split_hash = run.record["data"].get("split_sha256")
-        if split_hash is not None:
-            first_with[run.dataset].setdefault(split_hash, run)
+    for run, name, content in hashes:
+        if content is not None:
+            first_with[name].setdefault(content, run)
     return [
-        f"runs on {dataset} use different split files: {', '.join(str(run.path) for run in by_hash.values())}"
-        for dataset, by_hash in first_with.items()
-        if len(by_hash) > 1
+        (name, ", ".join(str(run.path) for run in by_content.values()))
+        for name, by_content in first_with.items()
+        if len(by_content) > 1
     ]
 
 

@@ -52,7 +52,7 @@ def test_base_to_new_and_open_world(trainer, tmp_path, capsys):
     assert 0 <= world["openworld_auc"] <= 100
     assert results["protocol"] == "open_world"
     assert (results["seed"], results["init_seed"], results["shots"]) == (1, 1, 2)
-    assert len(results["data"]["split_sha256"]) == 64
+    assert len(results["data"]["split_sha256"]) == len(results["model"]["backbone_sha256"]) == 64
     assert results["data"]["image_decoding"] == "full size"
     assert results["memory"]["peak_rss_mib"] > 0
     assert results["config"]["TRAINER"]["NAME"] == trainer

@@ -283,7 +283,8 @@ class PromptTrainer(Steps, TrainerX):
         return memory_advice(self.cfg, self.node, self.device, self.num_classes, training)
 
     def _check_backbone(self, clip_model: nn.Module) -> None:
-        """Refuse a backbone that the method or the image size does not fit."""
+        """Refuse a backbone that the method or the image size does not fit; keeps what identifies its weights."""
+        self.backbone_sha256 = getattr(clip_model, "weights_sha256", None)
         if self.needs_vit and TowerSizes.of(clip_model).vision_layers == 0:
             raise ValueError(self._no_resnet(self.cfg))
         resolution, size = clip_model.visual.input_resolution, tuple(self.cfg.INPUT.SIZE)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from evaluation.feature_store import KEY_BYTES, FeatureStore, bound_size, digest, forget_all, image_keys, tensors_digest
+from evaluation.feature_store import KEY_BYTES, FeatureStore, bound_size, digest, forget_all, image_keys
+from prompting.digest import tensors_digest
 
 GIB = 2**30
 

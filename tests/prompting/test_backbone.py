@@ -304,7 +304,12 @@ def test_lower_precision_leaves_layer_norms_and_embeddings(name, dtype):
 
 def test_the_dtype_that_is_asked_for(tmp_path):
     save_half(random_clip(), tmp_path / "clip.pt")
+    fingerprints = set()
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         model = load_clip(str(tmp_path / "clip.pt"), "cpu", dtype)
+        fingerprints.add(model.weights_sha256)
         assert model.visual.proj.dtype == dtype
         assert model.visual.ln_pre.weight.dtype == torch.float32
+    assert len(fingerprints) == 1, "the weights are the same, however they are cast"
+    save_half(random_clip(seed=1), tmp_path / "other.pt")
+    assert load_clip(str(tmp_path / "other.pt")).weights_sha256 not in fingerprints

@@ -155,6 +155,17 @@ def test_different_split_files_are_warned_about(runs):
     assert build(runs).warnings == (f"runs on digits use different split files: {first}, {second}",)
 
 
+def test_different_weights_under_one_name_are_warned_about(runs):
+    model = {"trainable_parameters": 512, "trainable_tensors": {}}
+    first = runs.add(seed=1, model={**model, "backbone_sha256": "aa"})
+    runs.add(seed=2, model=model)  # of a version that wrote no fingerprint
+    assert build(runs).warnings == ()
+    third = runs.add(seed=3, model={**model, "backbone_sha256": "bb"})
+    (warning,) = build(runs).warnings
+    assert warning.startswith("runs have different weights for the backbone ")
+    assert warning.endswith(f": {first}, {third}")
+
+
 def test_the_bundled_model_is_called_a_demonstration_and_not_set_beside_others(runs):
     legend = "A bundled backbone is a small demonstration model: not comparable with any published number."
     small = runs.add(seed=1)
