@@ -29,6 +29,7 @@ from tabulate import tabulate
 
 from benchmarks import loader
 from benchmarks.beyond import SAMPLES, on_the_line, only_classes, spread
+from benchmarks.busy import busy_share
 from benchmarks.flops import training_flops
 from benchmarks.measure import ParityError, interleave, parity, summary
 from benchmarks.memory import training_memory
@@ -136,6 +137,8 @@ def measure_time(args: argparse.Namespace, clip_model: torch.nn.Module, name: st
         pairs = zip(times.pop("few"), times["plain"], strict=True)
         times["plain"] = [on_the_line(low, high, classes) for low, high in pairs]
         result["plain_from_classes"] = list(SAMPLES)
+    if args.device == "cuda" and args.what == "train":
+        result["busy"] = {path: busy_share(works[path], args.device) for path in works if path != "few"}
     return result | summary(times)
 
 
@@ -184,6 +187,8 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             for unit, title in (("mib", "MiB"), ("gflop", "GFLOP")):
                 if path in row.get(unit, {}):
                     line[f"{path} [{title}]"] = f"{mark}{row[unit][path]:.0f}"
+            if path in row.get("busy", {}):
+                line[f"{path}: GPU busy"] = f"{row['busy'][path]:.0%}"
         if "ratio" in row:
             spread = f" ({row['ratio']['min']:.2f} - {row['ratio']['max']:.2f})" if "min" in row["ratio"] else ""
             line["plain / fast"] = f"{row['ratio']['median']:.2f}{spread}"

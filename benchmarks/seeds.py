@@ -53,6 +53,7 @@ def leave(trainer: Any) -> None:
     """Undo :func:`trainers.together.join_trainer`."""
     del trainer.model.image_encoder.forward, trainer.model.text_encoder.forward, trainer.model_backward
     del trainer.scaled_backward
+    trainer.device_step = trainer.build_device_step()
 
 
 def together(trainers: Sequence[Any], step: Callable[[Any], Any]) -> list[Any]:

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 from PIL import Image
 
 from benchmarks.__main__ import main
 from benchmarks.beyond import on_the_line, only_classes, spread
+from benchmarks.busy import busy_share, covered_share
 from benchmarks.flops import training_flops
 from benchmarks.measure import ParityError, parity
 from benchmarks.seeds import main as seeds_main
@@ -173,3 +175,11 @@ def test_growth_is_measured_beside_its_count(tmp_path, capsys):
     assert "| class " in capsys.readouterr().out
     assert slopes_main(["--trainer", "CoOp", "--vary", "depth", "--backbone", "tiny"]) == 2
     assert "the prompts of CoOp have no depth" in capsys.readouterr().err
+
+
+def test_the_share_of_time_in_which_something_ran():
+    assert covered_share([(0, 2), (1, 3), (6, 8), (6.5, 7)]) == 5 / 8
+    with pytest.raises(ValueError, match="saw no operation"):
+        covered_share([])
+    matrix = torch.ones(200, 200)
+    assert 0 < busy_share(lambda: matrix @ matrix, "cpu") <= 1
