@@ -226,7 +226,7 @@ def build_data_loader(
     if is_train and cfg.DATALOADER.DEVICE_TRANSFORM:
         check_device_transform(cfg)
         tfm = RandomCrop(tfm)
-        on_device = OnDevice(tfm, cfg.INPUT.INTERPOLATION, device)
+        on_device = OnDevice(tfm, device)
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     dataset.stream = stream
     loader = EpochDataLoader(

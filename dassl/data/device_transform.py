@@ -17,7 +17,7 @@ from torch.utils.data import default_collate
 from torchvision import transforms as T
 from yacs.config import CfgNode
 
-from .transforms.pillow_resize import FILTERS, begins_vertically, check_pillow, resize_all
+from .transforms.pillow_resize import FILTERS, Taps, begins_vertically, check_pillow, resize_all, stack_taps
 
 SUPPORTED = ("random_resized_crop", "random_flip", "normalize")
 OFF = "or set DATALOADER.DEVICE_TRANSFORM False"
@@ -55,11 +55,15 @@ class Crop:
 
     Attributes:
         pixels: (height, width, 3) uint8, part of the image's memory.
+        size: height and width that it is to get.
+        interpolation: by which it gets them, key of `FILTERS`.
         flip: whether it is to be mirrored.
         vertically: whether Pillow would resize its columns first.
     """
 
     pixels: np.ndarray
+    size: tuple[int, int]
+    interpolation: str
     flip: bool
     vertically: bool
 
@@ -93,7 +97,8 @@ class RandomCrop:
         top, left, height, width = self.crop.get_params(shape, self.crop.scale, self.crop.ratio)
         flip = self.flip is not None and bool(torch.rand(1) < self.flip.p)
         part = pixels[top : top + height, left : left + width]
-        return Crop(part, flip, begins_vertically(height, width, self.crop.size))
+        size = tuple(self.crop.size)
+        return Crop(part, size, self.crop.interpolation.value, flip, begins_vertically(height, width, size))
 
     def __repr__(self) -> str:
         return repr(self.whole)
@@ -134,12 +139,13 @@ def _pieces(crops: Sequence[Crop]) -> Iterator[list[int]]:
 
 
 def _piece(crops: Sequence[Crop]) -> dict[str, Any]:
-    sizes = torch.tensor([crop.pixels.shape[:2] for crop in crops])
-    height, width = sizes.amax(0).tolist()
-    pixels = torch.zeros(len(crops), height, width, 3, dtype=torch.uint8)
+    heights, widths = zip(*(crop.pixels.shape[:2] for crop in crops), strict=True)
+    pixels = torch.zeros(len(crops), max(heights), max(widths), 3, dtype=torch.uint8)
     for row, crop in zip(pixels.numpy(), crops, strict=True):
         row[: crop.pixels.shape[0], : crop.pixels.shape[1]] = crop.pixels
-    return {"pixels": pixels, "sizes": sizes, "vertically": crops[0].vertically}
+    (height, width), name = crops[0].size, crops[0].interpolation
+    down, across = stack_taps(heights, height, name), stack_taps(widths, width, name)
+    return {"pixels": pixels, "down": down, "across": across, "vertically": crops[0].vertically}
 
 
 class OnDevice:
@@ -147,13 +153,15 @@ class OnDevice:
 
     Args:
         loaders: the loader's part.
-        interpolation: INPUT.INTERPOLATION.
         device: where the images are wanted.
+
+    Raises:
+        ValueError: if the installed Pillow resizes in another way.
     """
 
-    def __init__(self, loaders: RandomCrop, interpolation: str, device: torch.device) -> None:
+    def __init__(self, loaders: RandomCrop, device: torch.device) -> None:
         check_pillow()
-        self.size, self.interpolation, self.device = tuple(loaders.crop.size), interpolation, device
+        self.device = device
         # What ToTensor and Normalize make of each value of each channel, computed by them: (3 * 256,).
         ramp = np.repeat(np.arange(256, dtype=np.uint8)[None, :, None], 3, axis=2)
         self.values = loaders.rest(ramp).flatten().to(device)
@@ -172,8 +180,12 @@ class OnDevice:
         return self.values.take(pixels + self.channels)
 
     def _resized(self, piece: dict[str, Any]) -> Tensor:
-        pixels, sizes = self._moved(piece["pixels"]), self._moved(piece["sizes"])
-        return resize_all(pixels, sizes, self.size, self.interpolation, piece["vertically"])
+        down, across = (self._moved_taps(piece[name]) for name in ("down", "across"))
+        return resize_all(self._moved(piece["pixels"]), down, across, piece["vertically"])
+
+    def _moved_taps(self, taps: Taps) -> Taps:
+        first, weights = taps
+        return self._moved(first), self._moved(weights)
 
     def _moved(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)  # pinned on CUDA

@@ -12,7 +12,14 @@ from dassl.config import check_cfg, get_cfg_default
 from dassl.data import DataManager, build_data_loader
 from dassl.data import device_transform as module
 from dassl.data.transforms import pillow_resize
-from dassl.data.transforms.pillow_resize import FILTERS, begins_vertically, check_pillow, resize_all, resize_weights
+from dassl.data.transforms.pillow_resize import (
+    FILTERS,
+    begins_vertically,
+    check_pillow,
+    resize_all,
+    stack_taps,
+    taps_of,
+)
 from dassl.engine import build_trainer
 from tests.dassl.test_dassl_data import ALL_RANDOM
 from tests.dassl.tiny_run import read_split
@@ -36,8 +43,8 @@ def test_every_pixel_is_pillows(name, hard):
         padded = torch.full((len(images), 200, 300, 3), 99, dtype=torch.uint8)
         for row, image in zip(padded, images, strict=True):
             row[: image.shape[0], : image.shape[1]] = torch.from_numpy(image)
-        sizes = torch.tensor([image.shape[:2] for image in images]).view(-1, 2)
-        ours = resize_all(padded, sizes, SIZE, name, vertically)
+        down, across = (stack_taps([image.shape[axis] for image in images], SIZE[axis], name) for axis in (0, 1))
+        ours = resize_all(padded, down, across, vertically)
         pillows = [Image.fromarray(i).resize(SIZE[::-1], Image.Resampling[name.upper()]) for i in images]
         for one, other in zip(ours, pillows, strict=True):
             assert np.array_equal(one.permute(1, 2, 0).numpy(), np.asarray(other))
@@ -45,10 +52,12 @@ def test_every_pixel_is_pillows(name, hard):
 
 @pytest.mark.parametrize("name", FILTERS)
 def test_weights_are_whole_numbers_that_make_one(name):
-    weights = resize_weights(torch.tensor([5, 100]), 100, 24, name)
-    assert torch.equal(weights, weights.round())
-    assert (weights.sum(-1) / pillow_resize.WEIGHT_UNITS - 1).abs().max() < 1e-5
-    assert not weights[0, :, 5:].any()
+    for length in (1, 5, 24, 100):
+        first, weights = taps_of(length, 24, name)
+        assert weights.dtype == np.int32
+        assert np.abs(weights.sum(1) / pillow_resize.WEIGHT_UNITS - 1).max() < 1e-5
+        beyond = first[:, None] + np.arange(weights.shape[1]) >= length
+        assert not weights[beyond].any()
 
 
 def test_which_pass_comes_first_follows_pillows_version(monkeypatch):
