@@ -7,6 +7,8 @@ Loaders and transforms are those of training and of testing, with CLIP's setting
 files are generated: JPEG of ImageNet's and of Aircraft's usual size, with the statistics of photographs. The batches of
 both loaders must be the same bit for bit. Draft-mode JPEG (INPUT.JPEG_DRAFT) is measured beside, with how far images
 are off: it is not exact, and in training it has random crops fall elsewhere, since these depend on the image's size.
+"device" is training with DATALOADER.DEVICE_TRANSFORM and the cache, whose batches must be the same, too; "crops" is
+what of it the loader does. Times are CPU time of the process, with --device cuda all of them time between events.
 """
 
 from __future__ import annotations
@@ -96,10 +98,13 @@ def make_photos(folder: str, size: str, count: int) -> list[str]:
     return paths
 
 
-def build_loader(kind: str, paths: Sequence[str], args: argparse.Namespace, draft: float = 0.0) -> DataLoader:
+def build_loader(
+    kind: str, paths: Sequence[str], args: argparse.Namespace, draft: float = 0.0, on_device: bool = False
+) -> DataLoader:
     """The loader of training or test images, without the cache."""
     cfg = get_cfg_default()
     cfg.SEED, cfg.DATALOADER.NUM_WORKERS = 1, 0
+    cfg.USE_CUDA, cfg.DATALOADER.DEVICE_TRANSFORM = args.device == "cuda", on_device
     cfg.INPUT.INTERPOLATION, cfg.INPUT.JPEG_DRAFT = "bicubic", draft
     cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
     cfg.merge_from_list(args.opts)
@@ -117,21 +122,27 @@ def measure(kind: str, paths: Sequence[str], args: argparse.Namespace) -> dict[s
         ParityError: the batches are not the same.
     """
     loaders = {name: build_loader(kind, paths, args) for name in ("decoded", "cached")}
+    if kind == "train":
+        loaders |= {name: build_loader(kind, paths, args, on_device=True) for name in ("device", "crops")}
+        loaders["crops"].on_device = None
     loaders |= {f"draft {factor:g}": build_loader(kind, paths, args, factor) for factor in args.draft}
     cache = ImageCache(paths, megabytes_of(paths))
-    loaders["cached"].dataset.cache = cache
+    for name in {"cached", "device", "crops"} & loaders.keys():
+        loaders[name].dataset.cache = cache
     row: dict[str, Any] = {"what": "loader", "kind": kind, "images": len(paths), "megabytes": megabytes_of(paths)}
-    row["batches_compared"] = require_parity(loaders["decoded"], loaders["cached"])
+    row["batches_compared"] = require_parity(loaders["decoded"], loaders["cached"], "the cache")
+    if "device" in loaders:
+        require_parity(loaders["decoded"], loaders["device"], "the device's transform")
     for index in range(len(paths)):  # those of an incomplete batch, which training drops
         loaders["cached"].dataset[index]
     works = {name: lambda loader=loader: run_epoch(loader, 0) for name, loader in loaders.items()}
-    times = interleave(works, "cpu", args.rounds)
+    times = interleave(works, args.device, args.rounds)
     loaded = len(loaders["decoded"].sampler) if kind == "test" else len(loaders["decoded"]) * (args.batch or 32)
     times = {name: [seconds / loaded for seconds in values] for name, values in times.items()}
     row |= summary(times)
     for name in list(times)[1:]:
         row[name]["ratio"] = summary({"fast": times[name], "plain": times["decoded"]})["ratio"]
-        if name != "cached":
+        if name.startswith("draft"):
             row[name]["mean_difference"] = mean_difference(loaders["decoded"], loaders[name])
     return row
 
@@ -151,19 +162,18 @@ def run_epoch(loader: DataLoader, epoch: int) -> list[dict[str, Any]]:
     return list(loader)
 
 
-def require_parity(decoded: DataLoader, cached: DataLoader) -> int:
-    """Compare the batches of two epochs, the first filling the cache and the second taken from it; their number.
+def require_parity(decoded: DataLoader, other: DataLoader, what: str) -> int:
+    """Compare the batches of two epochs, a cache being filled in the first and read in the second; their number.
 
     Raises:
         ParityError: an image of one loader is not that of the other, bit for bit.
     """
     count = 0
     for epoch in range(2):
-        pairs = zip(run_epoch(decoded, epoch), run_epoch(cached, epoch), strict=True)
-        for one, other in pairs:
+        for one, two in zip(run_epoch(decoded, epoch), run_epoch(other, epoch), strict=True):
             count += 1
-            if one["impath"] != other["impath"] or not torch.equal(one["img"], other["img"]):
-                raise ParityError(f"epoch {epoch + 1}: the batches with and without the cache differ; no ratio")
+            if one["impath"] != two["impath"] or not torch.equal(one["img"], two["img"].cpu()):
+                raise ParityError(f"epoch {epoch + 1}: the batches with and without {what} differ; no ratio")
     return count
 
 
@@ -194,5 +204,7 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
                 same = f"same, bit for bit ({row['batches_compared']} batches)"
                 off = row[name].get("mean_difference")
                 line["against decoded"] = same if off is None else f"off by {off:.2f} of 255 grey levels"
+                if name == "crops":
+                    line["against decoded"] = "the loader's part of device"
             lines.append(line)
     print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True))

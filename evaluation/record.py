@@ -98,6 +98,7 @@ def describe_data(trainer: Any) -> dict[str, Any]:
         "classnames": list(dataset.classnames),
         "image_decoding": describe_decoding(dm.test_loader.dataset),
         "transform_train": str(dm.train_loader_x.dataset.transform),
+        "transform_train_done_by": describe_transforming(dm.train_loader_x),
         "transform_test": str(dm.test_loader.dataset.transform),
     }
 
@@ -106,6 +107,12 @@ def describe_decoding(images: Any) -> str:
     """The size at which image files were decoded: part of the exact transform."""
     least = getattr(images, "draft_size", None)
     return f"JPEG at 1, 1/2, 1/4 or 1/8 size, at least {least[0]}x{least[1]}" if least else "full size"
+
+
+def describe_transforming(loader: Any) -> str:
+    """What computes the training transform; the images are the same."""
+    on_device = getattr(loader, "on_device", None)
+    return f"loader (crops), {on_device.device.type} (the rest)" if on_device else "loader"
 
 
 def describe_model(trainer: Any) -> dict[str, Any]:

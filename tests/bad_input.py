@@ -48,6 +48,10 @@ TRAIN = {
     "deviation zero": (["INPUT.PIXEL_STD", "[0.0, 1.0, 1.0]"], r"PIXEL_STD.*above 0"),
     "unknown interpolation": (["INPUT.INTERPOLATION", "bicubicc"], r"INPUT.INTERPOLATION.*did you mean bicubic"),
     "unknown transform": (["INPUT.TRANSFORMS", "('random_flipp',)"], r"INPUT.TRANSFORMS.*did you mean random_flip\?"),
+    "transform for the loader only": (
+        ["DATALOADER.DEVICE_TRANSFORM", "True", "INPUT.TRANSFORMS", "('randaugment', 'normalize')"],
+        r"INPUT.TRANSFORMS is \('randaugment', 'normalize'\).*or set DATALOADER.DEVICE_TRANSFORM False",
+    ),
     "no such device": (["--device", "cuda:99"], r"--device cuda:99.*use --device cpu"),
     "graph without CUDA": (["TRAIN.CUDA_GRAPH", "True"], r"TRAIN.CUDA_GRAPH True needs a CUDA device.*set it to False"),
     "not a device": (["--device", "gpu"], r"--device 'gpu'.*use cpu"),

@@ -142,7 +142,10 @@ def test_the_loaders_ratio_comes_with_equal_batches(tmp_path, capsys):
     argv = ["loader", "--count", "2", "--size", "96x64", "--rounds", "1", "--batch", "1", "--draft", "1"]
     assert main([*argv, "--output", str(output), "--opts", "INPUT.SIZE", "(32, 32)"]) == 0
     assert "same, bit for bit (4 batches)" in capsys.readouterr().out
-    for row in json.loads(output.read_text())["rows"]:
+    rows = json.loads(output.read_text())["rows"]
+    assert ["device" in row for row in rows] == [True, False]
+    assert rows[0]["device"]["ratio"]["median"] > 0
+    for row in rows:
         assert row["cached"]["ratio"]["median"] > 0
         assert row["draft 1"]["mean_difference"] > 0
 
@@ -150,8 +153,13 @@ def test_the_loaders_ratio_comes_with_equal_batches(tmp_path, capsys):
 def test_loaders_whose_batches_differ_are_an_error(monkeypatch, capsys, tmp_path):
     assert main(["loader", "--images", str(tmp_path)]) == 1
     assert f"no .jpg file in {tmp_path}" in capsys.readouterr().err
+    argv = ["loader", "--count", "1", "--size", "96x64", "--batch", "1"]
+    with monkeypatch.context() as patch:
+        patch.setattr("dassl.data.device_transform.begins_vertically", lambda height, width, size: True)
+        assert main(argv) == 1
+        assert "batches with and without the device's transform differ" in capsys.readouterr().err
     monkeypatch.setattr("dassl.data.cache.ImageCache.get", lambda self, path: Image.new("RGB", (9, 9)))
-    assert main(["loader", "--count", "1", "--size", "96x64", "--batch", "1"]) == 1
+    assert main(argv) == 1
     assert "batches with and without the cache differ" in capsys.readouterr().err
 
 

@@ -150,6 +150,24 @@ def test_a_stopped_run_resumes_exactly(trainer, tmp_path, monkeypatch):
     assert parts["gates"] == whole["gates"]
 
 
+@pytest.mark.parametrize(
+    ("trainer", "setting"), [("CoOp", "tiny_c4_ep50_batch32"), ("CoPrompt", "tiny_c2_ep8_batch4_2ctx")]
+)
+def test_the_transform_on_the_device_makes_the_same_run(trainer, setting, tmp_path):
+    """CoPrompt trains on two views."""
+    for name, options in {"loader": (), "device": ("DATALOADER.DEVICE_TRANSFORM", "True")}.items():
+        argv = arguments(trainer, tmp_path / name, *options, root=data_root())
+        argv[argv.index("--config-file") + 1] = f"configs/trainers/{trainer}/{setting}.yaml"
+        assert train.main(argv) == 0
+    loader, device = read(tmp_path / "loader"), read(tmp_path / "device")
+    for metric in ("accuracy", "macro_f1"):
+        assert device["metrics"]["all"][metric] == loader["metrics"]["all"][metric]
+    assert [epoch["loss"] for epoch in device["history"]] == [epoch["loss"] for epoch in loader["history"]]
+    assert loader["data"].pop("transform_train_done_by") == "loader"
+    assert device["data"].pop("transform_train_done_by") == "loader (crops), cpu (the rest)"
+    assert device["data"] == loader["data"]
+
+
 def test_seeds_are_kept_apart(tmp_path):
     """SEED draws the images, MODEL.INIT_SEED the prompts' start."""
     for name, options in {"a": (), "b": ("MODEL.INIT_SEED", "7")}.items():

@@ -31,7 +31,7 @@ def check_cfg(cfg: Any) -> None:
         cfg: the whole configuration, as `get_cfg_default` makes it.
 
     Raises:
-        ConfigError: naming the key, its value, and what it may be.
+        ConfigError, ValueError: naming the key, its value, and what it may be.
     """
     for key, least in LEAST.items():
         value = value_of(cfg, key)
@@ -51,6 +51,10 @@ def check_cfg(cfg: Any) -> None:
     check_input(cfg.INPUT)
     for key, choices in names().items():
         check_name(key, value_of(cfg, key), choices)
+    if cfg.DATALOADER.DEVICE_TRANSFORM:
+        from dassl.data.device_transform import check_device_transform
+
+        check_device_transform(cfg)
 
 
 def check_input(settings: Any) -> None:

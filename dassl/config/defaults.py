@@ -1,6 +1,6 @@
-"""Every option of the engine with its default: Dassl's keys, Dassl's values, and four more.
+"""Every option of the engine with its default: Dassl's keys, Dassl's values, and five more.
 
-The four: `DATALOADER.CACHE_MB`, `INPUT.JPEG_DRAFT`, `OPTIM.FUSED` and `TRAIN.PATIENCE`.
+The five: `DATALOADER.CACHE_MB`, `DATALOADER.DEVICE_TRANSFORM`, `INPUT.JPEG_DRAFT`, `OPTIM.FUSED` and `TRAIN.PATIENCE`.
 
 Trainer and data set files add their own options on import (`cfg_default.TRAINER.MINE = CfgNode({...})`), so this tree
 is never frozen; runs work on the clone that `get_cfg_default()` returns.
@@ -68,6 +68,9 @@ _C.DATALOADER = CfgNode(
         # Memory in MiB for decoded training and validation images, 3 bytes per pixel, in all worker processes together;
         # what does not fit is decoded each time, 0 keeps nothing. Exact. 2048 holds 3,800 photographs of 500x375.
         "CACHE_MB": 2048,
+        # True: the loader crops training images, and the device resizes, mirrors and normalises them, as Pillow does to
+        # the last bit. For a GPU that waits for its images; needs random_resized_crop, random_flip, normalize only.
+        "DEVICE_TRANSFORM": False,
         "K_TRANSFORMS": 1,  # views of each training image
         "RETURN_IMG0": False,  # also return the image without augmentation
         "TRAIN_X": {

@@ -120,13 +120,22 @@ class ImageCache:
 
     def get(self, path: str) -> Image.Image | None:
         """Return a copy of the image, or None if it is not kept."""
+        pixels = self.pixels(path)
+        if pixels is None:
+            return None
+        height, width = pixels.shape[:2]
+        return Image.frombytes("RGB", (width, height), pixels.data.cast("B"))
+
+    def pixels(self, path: str) -> np.ndarray | None:
+        """Return the image as (height, width, 3) uint8, the memory itself and no copy, or None if it is not kept."""
         row = self.rows.get(path)
         if row is None:
             return None
         offset, width, height = self.table[row].tolist()
         if not offset:
             return None
-        return Image.frombytes("RGB", (width, height), self.memory.bytes[offset : offset + CHANNELS * width * height])
+        kept = self.memory.bytes[offset : offset + CHANNELS * width * height]
+        return np.frombuffer(kept, dtype=np.uint8).reshape(height, width, CHANNELS)
 
     def put(self, path: str, image: Image.Image) -> None:
         """Keep an RGB image, if it is one of the cache's and there is room."""

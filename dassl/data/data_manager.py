@@ -23,6 +23,7 @@ from dassl.utils.stopping import leave_signals_to_the_run
 
 from .cache import ImageCache, build_image_cache
 from .datasets import Datum, EmptySplitError, build_dataset
+from .device_transform import OnDevice, RandomCrop, check_device_transform, collate_crops
 from .samplers import build_sampler
 from .transforms.transforms import build_transform, draft_size, interpolation_mode
 
@@ -88,12 +89,14 @@ class DatasetWrapper(TorchDataset):
             output["img0"] = self.to_tensor(image)
         return output
 
-    def _read(self, path: str) -> Image.Image:
-        image = None if self.cache is None else self.cache.get(path)
-        if image is None:
-            image = read_image(path, self.draft_size)
-            if self.cache is not None:
-                self.cache.put(path, image)
+    def _read(self, path: str) -> Any:
+        if self.cache is None:
+            return read_image(path, self.draft_size)
+        kept = self.cache.pixels(path) if isinstance(self.transform, RandomCrop) else self.cache.get(path)
+        if kept is not None:
+            return kept
+        image = read_image(path, self.draft_size)
+        self.cache.put(path, image)
         return image
 
     def _random_state(self, idx: int) -> Any:
@@ -118,12 +121,13 @@ class EpochDataLoader(DataLoader):
 
     Args:
         seed: seed of its generator; None for torch's global one.
+        on_device: does the rest of a batch's transform where it is wanted, when it is asked for; None: nothing is left.
         kwargs: of `torch.utils.data.DataLoader`.
     """
 
-    def __init__(self, *args: Any, seed: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, seed: int | None = None, on_device: OnDevice | None = None, **kwargs: Any) -> None:
         super().__init__(*args, generator=None if seed is None else torch.Generator(), **kwargs)
-        self.seed = seed
+        self.seed, self.on_device = seed, on_device
         self.set_epoch(0)
 
     def set_epoch(self, epoch: int) -> None:
@@ -142,8 +146,10 @@ class EpochDataLoader(DataLoader):
         self._finished = number
 
     def __iter__(self) -> Iterator[Any]:
-        if self._finished:
-            return self._rest_of_epoch()
+        batches = self._rest_of_epoch() if self._finished else self._next_pass()
+        return batches if self.on_device is None else map(self.on_device, batches)
+
+    def _next_pass(self) -> Iterator[Any]:
         # Without set_epoch(), as in a loop of one's own, passes are told apart by counting them.
         if hasattr(self.dataset, "set_pass"):
             self.dataset.set_pass(self.epoch, self.passes)
@@ -201,7 +207,7 @@ def build_data_loader(
 
     Raises:
         EmptySplitError: if there are no images.
-        ValueError: if they do not fill a batch.
+        ValueError: if they do not fill a batch, or DATALOADER.DEVICE_TRANSFORM cannot do the transform.
     """
     if not data_source:
         raise EmptySplitError(_describe_empty(cfg, split or ("training" if is_train else "test")))
@@ -215,6 +221,12 @@ def build_data_loader(
         n_ins=n_ins,
         stream=stream,
     )
+    device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
+    on_device = None
+    if is_train and cfg.DATALOADER.DEVICE_TRANSFORM:
+        check_device_transform(cfg)
+        tfm = RandomCrop(tfm)
+        on_device = OnDevice(tfm, device)
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     dataset.stream = stream
     loader = EpochDataLoader(
@@ -223,9 +235,11 @@ def build_data_loader(
         sampler=sampler,
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(data_source) >= batch_size,
-        pin_memory=torch.cuda.is_available() and cfg.USE_CUDA,
+        pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_the_run,
         seed=derive_seed(stream, cfg.SEED) if cfg.SEED >= 0 else None,
+        collate_fn=collate_crops if on_device else None,
+        on_device=on_device,
     )
     if len(loader) == 0:
         raise ValueError(f"{sampler_type} does not fill a single batch of {batch_size} from {len(data_source)} images")

@@ -227,3 +227,14 @@ def test_a_signal_to_all_processes_of_the_run_spares_the_loaders_workers(signall
     TRAINER_REGISTRY.register(force=True)(ToAll)
     signalled.TRAINER.NAME = "ToAll"
     assert everything(run(signalled, tmp_path / "all"))["weights"] == expected["weights"]
+
+
+def test_a_run_goes_on_with_the_transform_done_elsewhere(signalled, tmp_path):
+    """DATALOADER.DEVICE_TRANSFORM changes where images are computed, not what they are: either continues the other."""
+    signalled.TEST.NO_TEST = True
+    expected = everything(run(signalled, tmp_path / "whole"))
+    for number, (epoch, batch) in enumerate([(0, 1), (1, 0)]):
+        signalled.DATALOADER.DEVICE_TRANSFORM, signalled.DATALOADER.NUM_WORKERS = number % 2 == 0, number
+        run(signalled, tmp_path / "parts", (epoch, batch))
+    signalled.DATALOADER.DEVICE_TRANSFORM = True
+    assert everything(run(signalled, tmp_path / "parts")) == expected
