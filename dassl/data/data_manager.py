@@ -6,7 +6,7 @@ only: not on the number of workers, and not on what else draws random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -24,6 +24,7 @@ from dassl.utils.stopping import leave_signals_to_the_run
 from .cache import ImageCache, build_image_cache
 from .datasets import Datum, EmptySplitError, build_dataset
 from .device_transform import OnDevice, RandomCrop, check_device_transform, collate_crops
+from .epoch_loader import EpochDataLoader
 from .samplers import build_sampler
 from .transforms.transforms import build_transform, draft_size, interpolation_mode
 
@@ -63,7 +64,9 @@ class DatasetWrapper(TorchDataset):
         self.is_train = is_train
         self.k_tfm = cfg.DATALOADER.K_TRANSFORMS if is_train else 1
         self.return_img0 = cfg.DATALOADER.RETURN_IMG0
-        self._pass = (0, 0)
+        self._pass = torch.zeros(2, dtype=torch.int64)
+        if cfg.DATALOADER.NUM_WORKERS:
+            self._pass.share_memory_()  # loader processes live on between passes
         self.draft_size = draft_size(cfg)
         if self.k_tfm > 1 and transform is None:
             raise ValueError(f"cannot make {self.k_tfm} views of an image (K_TRANSFORMS) without a transform")
@@ -74,7 +77,7 @@ class DatasetWrapper(TorchDataset):
 
     def set_pass(self, epoch: int, number: int) -> None:
         """Say which epoch it is, and which pass over the images within it."""
-        self._pass = (epoch, number)
+        self._pass[:] = torch.tensor([epoch, number])
 
     def __len__(self) -> int:
         return len(self.data_source)
@@ -102,7 +105,7 @@ class DatasetWrapper(TorchDataset):
     def _random_state(self, idx: int) -> Any:
         if not self.is_train or self.cfg.SEED < 0:
             return nullcontext()
-        return seeded_random_state(derive_seed("item", self.stream, self.cfg.SEED, *self._pass, idx))
+        return seeded_random_state(derive_seed("item", self.stream, self.cfg.SEED, *self._pass.tolist(), idx))
 
     def _views(self, image: Image.Image) -> dict[str, Any]:
         if self.transform is None:
@@ -116,69 +119,6 @@ class DatasetWrapper(TorchDataset):
         return views[0] if len(views) == 1 else views
 
 
-class EpochDataLoader(DataLoader):
-    """A loader that tells its sampler and data set which epoch it is and draws nothing from the global generators.
-
-    Args:
-        seed: seed of its generator; None for torch's global one.
-        on_device: does the rest of a batch's transform where it is wanted, when it is asked for; None: nothing is left.
-        kwargs: of `torch.utils.data.DataLoader`.
-    """
-
-    def __init__(self, *args: Any, seed: int | None = None, on_device: OnDevice | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, generator=None if seed is None else torch.Generator(), **kwargs)
-        self.seed, self.on_device = seed, on_device
-        self.set_epoch(0)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start an epoch."""
-        self.epoch, self.passes, self._finished = epoch, 0, 0
-        if self.seed is not None:
-            self.generator.manual_seed(derive_seed("loader", self.seed, epoch))
-        if hasattr(self.sampler, "set_epoch"):
-            self.sampler.set_epoch(epoch)
-
-    def skip_batches(self, number: int) -> None:
-        """Begin the epoch after its first `number` batches, which may be more than one pass; their images stay unread.
-
-        Call it after `set_epoch`.
-        """
-        self._finished = number
-
-    def __iter__(self) -> Iterator[Any]:
-        batches = self._rest_of_epoch() if self._finished else self._next_pass()
-        return batches if self.on_device is None else map(self.on_device, batches)
-
-    def _next_pass(self) -> Iterator[Any]:
-        # Without set_epoch(), as in a loop of one's own, passes are told apart by counting them.
-        if hasattr(self.dataset, "set_pass"):
-            self.dataset.set_pass(self.epoch, self.passes)
-        self.passes += 1
-        return super().__iter__()
-
-    def _rest_of_epoch(self) -> Iterator[Any]:
-        """Return what is left of the pass that the skipped batches end in."""
-        left, self._finished = self._finished, 0
-        batches = list(self.batch_sampler)
-        while left > len(batches):
-            left -= len(batches)
-            self.passes += 1
-            batches = list(self.batch_sampler)
-        if hasattr(self.dataset, "set_pass"):
-            self.dataset.set_pass(self.epoch, self.passes)
-        self.passes += 1
-        rest = DataLoader(
-            self.dataset,
-            batch_sampler=batches[left:],
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            pin_memory=self.pin_memory,
-            worker_init_fn=self.worker_init_fn,
-            generator=self.generator,
-        )
-        return iter(rest)
-
-
 def build_data_loader(
     cfg: CfgNode,
     sampler_type: str = "SequentialSampler",
@@ -190,6 +130,7 @@ def build_data_loader(
     is_train: bool = True,
     dataset_wrapper: type | None = None,
     split: str = "",
+    keep_workers: bool = False,
 ) -> DataLoader:
     """Build the loader of one split.
 
@@ -204,6 +145,7 @@ def build_data_loader(
         is_train: for training.
         dataset_wrapper: class to use instead of `DatasetWrapper`.
         split: name of the split, for errors; `train_u` also has an order of its own.
+        keep_workers: let loader processes live on after a pass, for the next one.
 
     Raises:
         EmptySplitError: if there are no images.
@@ -240,6 +182,7 @@ def build_data_loader(
         seed=derive_seed(stream, cfg.SEED) if cfg.SEED >= 0 else None,
         collate_fn=collate_crops if on_device else None,
         on_device=on_device,
+        persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0 and keep_workers,
     )
     if len(loader) == 0:
         raise ValueError(f"{sampler_type} does not fill a single batch of {batch_size} from {len(data_source)} images")
@@ -316,6 +259,7 @@ class DataManager:
             is_train=True,
             dataset_wrapper=self._wrapper,
             split=split,
+            keep_workers=True,
         )
 
     def _test_loader(self, split: str, tfm: Any) -> DataLoader:
@@ -328,6 +272,7 @@ class DataManager:
             is_train=False,
             dataset_wrapper=self._wrapper,
             split=split,
+            keep_workers=split == "val",  # read after every epoch where that chooses the model; the test set once
         )
 
     @property

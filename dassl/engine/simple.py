@@ -117,6 +117,14 @@ class SimpleTrainer(TrainerBase):
             raise FileNotFoundError(f"no directory to resume from at {resume}")
         return resume or self.output_dir
 
+    def _run_epochs(self) -> None:
+        try:
+            super()._run_epochs()
+        finally:
+            for loader in (*self._train_loaders(), self.val_loader):
+                if hasattr(loader, "release_workers"):
+                    loader.release_workers()
+
     def _begin_train(self) -> None:
         super()._begin_train()
         # Already here, so that a run killed in its first epoch starts from the same random numbers again.
