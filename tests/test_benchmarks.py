@@ -15,6 +15,7 @@ from benchmarks.seeds import main as seeds_main
 from benchmarks.setup import build_trainer, class_names, random_batch, random_clip
 from benchmarks.slopes import main as slopes_main
 from benchmarks.splits import main as splits_main
+from benchmarks.workers import main as workers_main
 from prompting.layout import encode
 
 SHALLOW = {
@@ -191,3 +192,11 @@ def test_the_share_of_time_in_which_something_ran():
         covered_share([])
     matrix = torch.ones(200, 200)
     assert 0 < busy_share(lambda: matrix @ matrix, "cpu") <= 1
+
+
+def test_kept_loader_processes_come_with_equal_batches(tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    assert workers_main(["--workers", "1", "--shots", "1", "--epochs", "1", "--output", str(output)]) == 0
+    (row,) = json.loads(output.read_text())
+    assert row["ratio"]["median"] > 0
+    assert "anew / kept" in capsys.readouterr().out
