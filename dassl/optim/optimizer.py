@@ -40,7 +40,20 @@ def build_optimizer(
         param_groups = model.parameters() if isinstance(model, nn.Module) else model
     groups = [_with_list(group) if isinstance(group, dict) else group for group in param_groups]
     options = {"fused": True} if _can_be_fused(groups, optim_cfg) else {}
-    return _constructor(optim_cfg)(groups, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **options)
+    optim = _constructor(optim_cfg)(groups, lr=optim_cfg.LR, weight_decay=optim_cfg.WEIGHT_DECAY, **options)
+    if options and optim_cfg.NAME == "sgd" and optim_cfg.MOMENTUM:
+        _start_momentum(optim)
+    return optim
+
+
+def _start_momentum(optim: torch.optim.Optimizer) -> None:
+    """Start from a momentum of 0, which changes nothing.
+
+    Where a gradient scaler skips its first step, PyTorch's fused SGD would go on from uninitialised memory.
+    """
+    for group in optim.param_groups:
+        for tensor in group["params"]:
+            optim.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
 
 
 def _with_list(group: dict[str, Any]) -> dict[str, Any]:
@@ -51,6 +64,8 @@ def _with_list(group: dict[str, Any]) -> dict[str, Any]:
 
 def _can_be_fused(groups: list[Any], cfg: CfgNode) -> bool:
     """Return whether the step can be one kernel: on CUDA, where launching one per tensor takes longer than it."""
+    if cfg.NAME == "sgd" and cfg.SGD_DAMPNING:  # which the first step of a momentum leaves out
+        return False
     tensors = [tensor for group in groups for tensor in (group["params"] if isinstance(group, dict) else [group])]
     return cfg.FUSED and cfg.NAME in FUSED and all(tensor.is_cuda for tensor in tensors)
 

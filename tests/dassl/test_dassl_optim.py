@@ -154,3 +154,41 @@ def test_wrong_options(options, error, message):
 def test_staged_rates_need_the_network():
     with pytest.raises(TypeError, match="network itself"):
         build_optimizer(TwoLayers().parameters(), optim_cfg(STAGED_LR=True, NEW_LAYERS=["classifier"]))
+
+
+def as_if_on_cuda(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+
+
+def steps(optim, parameter, gradients):
+    """Take steps under a gradient scaler, which skips those that are not finite."""
+    scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=1000)
+    for gradient in gradients:
+        optim.zero_grad()
+        scaler.scale((parameter * torch.tensor(gradient)).sum()).backward()
+        scaler.step(optim)
+        scaler.update()
+    return parameter.detach().clone()
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "amsgrad", "adamw"])
+@pytest.mark.parametrize("skipped_first", [False, True])
+def test_on_cuda_the_step_is_one_kernel_and_the_same(name, skipped_first, monkeypatch):
+    gradients = [[math.inf, 1.0]] * skipped_first + [[1.0, -2.0], [0.5, 0.25], [3.0, 1.0]]
+    results = []
+    for fused in (False, True):
+        with monkeypatch.context() as patch:
+            as_if_on_cuda(patch)
+            parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+            optim = build_optimizer([parameter], optim_cfg(NAME=name, LR=0.1, FUSED=fused))
+        assert bool(optim.param_groups[0]["fused"]) == fused
+        results.append(steps(optim, parameter, gradients))
+    torch.testing.assert_close(*results)
+
+
+def test_it_is_not_where_it_would_not_be_the_same(monkeypatch):
+    parameter = nn.Parameter(torch.zeros(2))
+    assert not build_optimizer([parameter], optim_cfg(NAME="sgd")).param_groups[0]["fused"], "not on the CPU"
+    as_if_on_cuda(monkeypatch)
+    assert not build_optimizer([parameter], optim_cfg(NAME="sgd", SGD_DAMPNING=1)).param_groups[0]["fused"]
+    assert not build_optimizer([parameter], optim_cfg(NAME="rmsprop")).param_groups[0].get("fused")
