@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import atexit
 from collections.abc import Iterator
 from typing import Any
-from weakref import WeakSet
 
 import torch
 from torch.utils.data import DataLoader
@@ -13,18 +11,6 @@ from torch.utils.data import DataLoader
 from dassl.utils import derive_seed
 
 from .device_transform import OnDevice
-
-_with_workers: WeakSet[Any] = WeakSet()  # iterators whose processes may be alive
-
-
-def _end_workers() -> None:
-    """End loader processes before the interpreter does: it asks once and waits for ever, they outlive one signal."""
-    for iterator in list(_with_workers):
-        iterator._shutdown_workers()
-
-
-atexit.register(_end_workers)
-
 
 class EpochDataLoader(DataLoader):
     """A loader that tells its sampler and data set which epoch it is and draws nothing from the global generators.
@@ -64,10 +50,7 @@ class EpochDataLoader(DataLoader):
 
     def _next_pass(self) -> Iterator[Any]:
         self._count_pass()
-        iterator = super().__iter__()
-        if self.num_workers:
-            _with_workers.add(iterator)
-        return iterator
+        return super().__iter__()
 
     def _count_pass(self) -> None:
         # Without set_epoch(), as in a loop of one's own, passes are told apart by counting them.
@@ -97,7 +80,4 @@ class EpochDataLoader(DataLoader):
             worker_init_fn=self.worker_init_fn,
             generator=self.generator,
         )
-        iterator = iter(rest)
-        if self.num_workers:
-            _with_workers.add(iterator)
-        return iterator
+        return iter(rest)
