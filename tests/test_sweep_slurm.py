@@ -259,3 +259,20 @@ def test_on_a_real_slurm(cluster, make_job, tmp_path):
     assert earlier_failure(bad) == "exit status 2, error: the data are not there"
     assert len(list(requeued.folder.glob("start*"))) == 2
     assert "ended politely" in (requeued.folder / "console.txt").read_text()
+
+
+@pytest.mark.slow
+def test_seeds_together_on_a_real_slurm(cluster, make_seed, tmp_path):
+    """One job for two seeds, requeued in either one, and for the tests of their weights; then watched seed by seed."""
+    trains = [make_seed(seed, "twice") for seed in (1, 2)]
+    queue = [*trains, *(make_seed(seed, "finish", needs=seed) for seed in (1, 2))]
+    launch(queue, tmp_path, "slurm", seeds=2, wait=False)
+    (job_id,) = {(job.folder / "slurm_job.txt").read_text().strip() for job in queue}
+    for job in trains:
+        wait_for(job.folder / "start0")
+        time.sleep(0.5)
+        subprocess.run(["scancel", "--signal=USR1", job_id], check=True)
+    progress, text = launch(queue, tmp_path, "slurm")
+    assert "0 jobs submitted, 1 were queued before" in text
+    assert progress.finished == {job.folder for job in queue}
+    assert [len(list(job.folder.glob("start*"))) for job in trains] == [2, 2]
