@@ -83,7 +83,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds-per-process",
         type=int,
         metavar="N",
-        help="seeds of one setting that a process trains at once (local launcher); default: SEEDS_PER_PROCESS, else 1",
+        help="seeds of one setting that a process or Slurm job trains at once; default: SEEDS_PER_PROCESS, else 1",
     )
     how.add_argument("--foreground", action="store_true", help="one run at a time, on the terminal")
     how.add_argument("--retry", action="store_true", help="run again what failed in an earlier call")
@@ -165,17 +165,15 @@ def show_or_run(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
 def run_queue(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
     """Run what is not finished and say what became of it."""
     seeds = seeds_per_process(args.seeds_per_process)
-    if seeds > 1 and args.launcher != "local":
-        raise SweepError(f"several seeds per process need --launcher local, not {args.launcher}")
     one = args.foreground or args.launcher == "inline"
     slots = slots_for(args.gpus, 1 if one else args.slots)
     progress = Progress(jobs, len(slots), sys.stdout)
     with Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)
         if args.launcher == "slurm":
-            SlurmLauncher(SlurmOptions.of(args), progress, stop, output).run(pending)
+            SlurmLauncher(SlurmOptions.of(args), progress, stop, output, seeds=seeds).run(pending)
         elif args.launcher == "inline":
-            InlineLauncher(slots[0], progress, stop).run(pending)
+            InlineLauncher(slots[0], progress, stop, seeds).run(pending)
         else:
             LocalLauncher(slots, progress, stop, args.foreground, seeds).run(pending)
     progress.close()

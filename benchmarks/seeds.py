@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from torch.nn import functional as F
 
 from benchmarks.measure import MIN_GRADIENT_COSINE, ParityError, interleave, summary
 from benchmarks.setup import SIZES, build_trainer, random_batch, random_clip
+from commandline import add_debug, guarded
 from sweeping.settings import setting_options
 from trainers.together import join_trainer, run_together
 
@@ -46,6 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--output", help="also write the figures as JSON")
+    add_debug(parser)
     return parser
 
 
@@ -145,21 +148,25 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; exit status 1 when the ways do not agree."""
-    args = build_parser().parse_args(argv)
+    return guarded(run, build_parser().parse_args(argv), {ParityError: 1})
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print, and write where asked to.
+
+    Raises:
+        ParityError: the ways do not agree.
+    """
     torch.set_num_threads(args.threads)
     clip_model, rows = random_clip(args.backbone), []
-    for name in args.trainer:
-        for classes in args.classes:
-            for seeds in args.seeds:
-                try:
-                    rows.append(measure(name, clip_model, seeds, classes, args))
-                except ParityError as error:
-                    print(f"error: {name}, {seeds} seeds: {error}", file=sys.stderr)
-                    return 1
+    for name, classes, seeds in itertools.product(args.trainer, args.classes, args.seeds):
+        try:
+            rows.append(measure(name, clip_model, seeds, classes, args))
+        except ParityError as error:
+            raise ParityError(f"{name}, {seeds} seeds: {error}") from error
     print_table(rows)
     if args.output:
         Path(args.output).write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from torch import nn
 import datasets  # noqa: F401  registers the data sets
 from benchmarks.measure import ParityError, interleave, summary
 from benchmarks.setup import SIZES, random_clip
+from commandline import add_debug, guarded
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from evaluation.feature_store import forget_all
@@ -48,6 +49,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--rounds", type=int, default=3, help="counted rounds")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads")
     parser.add_argument("--output", help="also write the figures as JSON")
+    add_debug(parser)
     return parser
 
 
@@ -145,7 +147,15 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; exit status 1 when the metrics differ."""
-    args = build_parser().parse_args(argv)
+    return guarded(run, build_parser().parse_args(argv), {ParityError: 1})
+
+
+def run(args: argparse.Namespace) -> None:
+    """Measure, print, and write where asked to.
+
+    Raises:
+        ParityError: the metrics differ.
+    """
     torch.set_num_threads(args.threads)
     clip_model, rows = random_clip(args.backbone), []
     with few_digits(args.images) as root:
@@ -153,12 +163,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             try:
                 rows.append(measure(name, clip_model, root, args))
             except ParityError as error:
-                print(f"error: {name}: {error}", file=sys.stderr)
-                return 1
+                raise ParityError(f"{name}: {error}") from error
     print_table(rows)
     if args.output:
         Path(args.output).write_text(json.dumps(rows, indent=1), encoding="utf-8")
-    return 0
 
 
 if __name__ == "__main__":

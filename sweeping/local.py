@@ -215,12 +215,7 @@ class LocalLauncher:
             if status is None:
                 continue
             del self._children[index]
-            share_console(jobs)
-            for job in jobs:
-                # with several seeds, the status is that of the one that fared worst
-                reason = failure_reason(job, 0 if len(jobs) > 1 and is_finished(job.folder) else status)
-                if reason is not None and status not in NOT_ITS_FAULT:
-                    record_failure(job, reason)
+            for job, reason in outcomes(jobs, status):
                 self._claims.release(job)
                 if reason is None:
                     self.progress.finish(job)
@@ -249,6 +244,25 @@ class LocalLauncher:
         for _, child in self._children.values():
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(child.pid, number)  # the loader's workers, too
+
+
+def outcomes(jobs: Sequence[Job], status: int) -> list[tuple[Job, str | None]]:
+    """What became of the jobs of a process that ended: why each is not finished, None for those that are.
+
+    Those that failed by themselves have word of it left in their folders.
+
+    Args:
+        jobs: several for seeds that were trained together.
+        status: of the process; with several seeds, that of the one that fared worst.
+    """
+    share_console(jobs)
+    found = []
+    for job in jobs:
+        reason = failure_reason(job, 0 if len(jobs) > 1 and is_finished(job.folder) else status)
+        if reason is not None and status not in NOT_ITS_FAULT:
+            record_failure(job, reason)
+        found.append((job, reason))
+    return found
 
 
 def failure_reason(job: Job, status: int) -> str | None:

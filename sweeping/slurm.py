@@ -14,15 +14,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sweeping.jobs import Job
-from sweeping.local import NOT_ITS_FAULT, Stop, failure_reason
+from sweeping.local import Stop, outcomes
 from sweeping.progress import Progress
 from sweeping.settings import REPOSITORY, SweepError
-from sweeping.state import CONSOLE_FILE, earlier_failure, forget_failure, is_finished, record_failure
+from sweeping.state import CONSOLE_FILE, earlier_failure, forget_failure, is_finished
+from sweeping.together import common_arguments, companions
 
 JOB_FILE = "slurm_job.txt"
 SUBMITIT_FOLDER = ".slurm"
@@ -94,15 +95,16 @@ class SlurmOptions:
 
 
 class Chain:
-    """Runs that one Slurm job does one after another: a run, and the tests of the weights that it trains.
+    """Runs that one Slurm job does one after another: a run, or several seeds of it, and the tests of their weights.
 
     Args:
         jobs: in order.
-        threads: OMP_NUM_THREADS of each.
+        threads: OMP_NUM_THREADS of each process.
+        seeds: jobs that differ in the seed only and that one process takes at most.
     """
 
-    def __init__(self, jobs: Sequence[Job], threads: int) -> None:
-        self.jobs, self.threads = tuple(jobs), threads
+    def __init__(self, jobs: Sequence[Job], threads: int, seeds: int = 1) -> None:
+        self.jobs, self.threads, self.seeds = tuple(jobs), threads, seeds
         self._child: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -114,10 +116,21 @@ class Chain:
         Raises:
             RuntimeError: a run failed.
         """
-        for job in self.jobs:
-            if not is_finished(job.folder):
-                self._run(job)
+        failures = []
+        for jobs in self.steps([job for job in self.jobs if not is_finished(job.folder)]):
+            if jobs[0].needs is None or is_finished(jobs[0].needs):
+                failures += self._run(jobs)
+        if failures:
+            raise RuntimeError("; ".join(failures))
         return len(self.jobs)
+
+    def steps(self, jobs: Sequence[Job]) -> list[list[Job]]:
+        """Those of the jobs that one process takes, process by process."""
+        left, steps = list(jobs), []
+        while left:
+            steps.append(companions(left[0], left, self.seeds))
+            left = [job for job in left if job not in steps[-1]]
+        return steps
 
     def checkpoint(self) -> Any:
         """Called by submitit when the job's time is nearly up: end the run and ask for the job to be queued again."""
@@ -130,13 +143,15 @@ class Chain:
                 time.sleep(0.1)
         return submitit.helpers.DelayedSubmission(self)
 
-    def _run(self, job: Job) -> None:
-        forget_failure(job)
-        job.folder.mkdir(parents=True, exist_ok=True)
+    def _run(self, jobs: Sequence[Job]) -> list[str]:
+        """Run jobs in one process; says which failed, and why."""
+        for job in jobs:
+            forget_failure(job)
+            job.folder.mkdir(parents=True, exist_ok=True)
         environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        with (job.folder / CONSOLE_FILE).open("ab") as console:
+        with (jobs[0].folder / CONSOLE_FILE).open("ab") as console:
             self._child = subprocess.Popen(
-                job.command(sys.executable),
+                replace(jobs[0], arguments=common_arguments(jobs)).command(sys.executable),
                 cwd=REPOSITORY,
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -145,11 +160,7 @@ class Chain:
                 preexec_fn=_ignore_warning,
             )
             status = self._child.wait()
-        reason = failure_reason(job, status)
-        if reason is not None:
-            if status not in NOT_ITS_FAULT:
-                record_failure(job, reason)
-            raise RuntimeError(f"{job.label}: {reason}")
+        return [f"{job.label}: {reason}" for job, reason in outcomes(jobs, status) if reason is not None]
 
 
 def _ignore_warning() -> None:
@@ -164,12 +175,24 @@ def _alive(pid: int) -> bool:
     return False
 
 
-def chains_of(jobs: Sequence[Job], threads: int) -> list[Chain]:
-    """Jobs with those that need them; what needs a finished run stands alone."""
+def chains_of(jobs: Sequence[Job], threads: int, seeds: int = 1) -> list[Chain]:
+    """Jobs with those that need them, the seeds that go together in one chain; what needs a finished run stands alone.
+
+    Args:
+        jobs: in order, each after the one that it needs.
+        threads: see `Chain`.
+        seeds: see `Chain`.
+    """
     groups: dict[Path, list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.needs if job.needs in groups else job.folder, []).append(job)
-    return [Chain(group, threads) for group in groups.values()]
+    chains, heads = [], [group[0] for group in groups.values()]
+    while heads:
+        together = companions(heads[0], heads, seeds)
+        heads = [head for head in heads if head not in together]
+        tests = [job for head in together for job in groups[head.folder][1:]]
+        chains.append(Chain([*together, *tests], threads, seeds))
+    return chains
 
 
 class SlurmLauncher:
@@ -181,13 +204,20 @@ class SlurmLauncher:
         stop: is asked whether to go on watching; the jobs go on by themselves.
         output: folder of the runs; submitit's files go into a folder in it.
         cluster: submitit's name for where jobs run: "slurm", or "local" to try it out without one.
+        seeds: jobs that differ in the seed only and that one Slurm job trains at once at most.
     """
 
     def __init__(
-        self, options: SlurmOptions, progress: Progress, stop: Stop, output: Path, cluster: str = "slurm"
+        self,
+        options: SlurmOptions,
+        progress: Progress,
+        stop: Stop,
+        output: Path,
+        cluster: str = "slurm",
+        seeds: int = 1,
     ) -> None:
         self.options, self.progress, self.stop = options, progress, stop
-        self.output, self.cluster = output, cluster
+        self.output, self.cluster, self.seeds = output, cluster, seeds
         self._gone: dict[str, float] = {}
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -197,19 +227,37 @@ class SlurmLauncher:
             SweepError: submitit or Slurm is missing, or refuses.
         """
         ready = [job for job in jobs if self._may_run(job, jobs)]
-        chains = chains_of(ready, self.options.cpus)
         queued = self._queue_states() if self.cluster == "slurm" else {}
-        new = [chain for chain in chains if _job_id(chain.jobs[0]) not in queued]
+        watched = self._queued_before(ready, queued)
+        known = {job.folder for chain in watched.values() for job in chain.jobs}
+        before, new = len(watched), self._chains([job for job in ready if job.folder not in known])
         handles = self._submit(new) if new else {}
-        watched = {_job_id(chain.jobs[0]): chain for chain in chains}
+        watched |= {_job_id(chain.jobs[0]): chain for chain in new}
         if not watched:
             return
-        self.progress.line(f"{len(new)} jobs submitted, {len(chains) - len(new)} were queued before")
+        self.progress.line(f"{len(new)} jobs submitted, {before} were queued before")
         self.progress.line(f"scancel {' '.join(sorted({name.partition('_')[0] for name in watched}))} cancels them")
         while self.options.wait and watched and not self.stop.signal:
             self._look_at(watched, handles)
             self.progress.tick()
             self._pause()
+
+    def _chains(self, jobs: Sequence[Job]) -> list[Chain]:
+        return chains_of(jobs, self.options.cpus, self.seeds)
+
+    def _queued_before(self, jobs: Sequence[Job], queued: Mapping[str, str]) -> dict[str, Chain]:
+        """What earlier calls have in the queue, by id: together as they were submitted, whatever goes together now.
+
+        Tests of weights that are being trained belong to the job that trains them.
+        """
+        ids: dict[Path, str] = {}
+        members: dict[str, list[Job]] = {}
+        for job in jobs:
+            name = ids.get(job.needs, _job_id(job)) if job.needs else _job_id(job)
+            if name in queued:
+                ids[job.folder] = name
+                members.setdefault(name, []).append(job)
+        return {name: Chain(group, self.options.cpus, self.seeds) for name, group in members.items()}
 
     def _may_run(self, job: Job, jobs: Sequence[Job]) -> bool:
         """Whether the weights that a job tests exist or will."""
@@ -250,7 +298,7 @@ class SlurmLauncher:
             self._settle(chain, states.get(name))
             if name in states:
                 self._gone.pop(name, None)
-            elif self._settled(chain) or self._gone_for(name) > FILES_SECONDS:
+            elif not self._unsettled(chain) or self._gone_for(name) > FILES_SECONDS:
                 del watched[name]
                 self._give_up(chain)
 
@@ -275,34 +323,30 @@ class SlurmLauncher:
 
     def _settle(self, chain: Chain, state: str | None) -> None:
         """Take note of a chain's finished, failed and running jobs."""
-        for job in chain.jobs:
-            if job.folder in self.progress.finished or job.folder in self.progress.failures:
-                continue
+        for job in self._unsettled(chain):
             if is_finished(job.folder):
                 self.progress.finish(job)
             elif (reason := earlier_failure(job)) is not None:
                 self.progress.fail(job, reason)
-            elif state == "RUNNING" and job.folder not in self.progress.running:
+            elif job.needs in self.progress.failures:
+                self.progress.fail(job, f"needs the run in {job.needs}, which failed")
+        for job in next(iter(chain.steps(self._unsettled(chain))), []):  # at work, or next
+            if state == "RUNNING" and job.folder not in self.progress.running:
                 self.progress.start(job)
-                return
             elif state is not None and state != "RUNNING":
                 self.progress.drop(job)  # waiting, or back in the queue
-                return
-            else:
-                return
 
-    def _settled(self, chain: Chain) -> bool:
+    def _unsettled(self, chain: Chain) -> list[Job]:
         known = self.progress.finished | self.progress.failures.keys()
-        return all(job.folder in known for job in chain.jobs)
+        return [job for job in chain.jobs if job.folder not in known]
 
     def _gone_for(self, name: str) -> float:
         return time.monotonic() - self._gone.setdefault(name, time.monotonic())
 
     def _give_up(self, chain: Chain) -> None:
         """The job has ended: what it has not finished has failed."""
-        for job in chain.jobs:
-            if job.folder not in self.progress.finished and job.folder not in self.progress.failures:
-                self.progress.fail(job, f"its Slurm job {_job_id(job)} ended without results")
+        for job in self._unsettled(chain):
+            self.progress.fail(job, f"its Slurm job {_job_id(job)} ended without results")
 
     def _pause(self) -> None:
         deadline = time.monotonic() + (POLL_SECONDS if self.cluster == "slurm" else 0.2)

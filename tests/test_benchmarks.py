@@ -138,6 +138,18 @@ def test_several_seeds_come_with_parity(tmp_path, capsys):
     assert "together" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("command", "size"), [(seeds_main, "--seeds"), (splits_main, "--images")])
+def test_ways_that_do_not_agree_end_with_one_line(command, size, monkeypatch, capsys):
+    def differ(*arguments):
+        raise ParityError("they differ")
+
+    monkeypatch.setattr(f"{command.__module__}.measure", differ)
+    assert command(["--trainer", "CoOp", "--backbone", "tiny", size, "2"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: CoOp")
+    assert error.endswith("they differ\n")
+
+
 def test_the_loaders_ratio_comes_with_equal_batches(tmp_path, capsys):
     output = tmp_path / "figures.json"
     argv = ["loader", "--count", "2", "--size", "96x64", "--rounds", "1", "--batch", "1", "--draft", "1"]

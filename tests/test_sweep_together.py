@@ -2,11 +2,16 @@
 
 import io
 import json
+import subprocess
+import sys
+import types
 from dataclasses import replace
 
 import pytest
 
 import sweep
+from sweeping.claims import Claims
+from sweeping.inline import InlineLauncher
 from sweeping.jobs import Job, Plan, build_queue
 from sweeping.local import LocalLauncher, Slot, Stop
 from sweeping.progress import Progress
@@ -27,10 +32,41 @@ def make_job(tmp_path, request):
     return make
 
 
+@pytest.fixture
+def launch_inline(monkeypatch, make_job):
+    """Launch in this process, with the stand-in in train.main's place."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(variable, "1")  # set by the launcher, put back after the test
+
+    def main(arguments):
+        command = [sys.executable, make_job(1).program, *arguments]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        print(done.stdout)
+        print(done.stderr, file=sys.stderr)
+        return done.returncode
+
+    module = types.ModuleType("train")
+    module.main = main
+    monkeypatch.setitem(sys.modules, "train", module)
+
+    def launch(jobs, seeds):
+        progress = Progress(jobs, 1, io.StringIO())
+        InlineLauncher(Slot("", 1), progress, Stop(), seeds).run(jobs)
+        return progress
+
+    return launch
+
+
 def launch(jobs, seeds):
     progress = Progress(jobs, 1, io.StringIO())
     LocalLauncher([Slot("", 1)], progress, Stop(), seeds=seeds).run(jobs)
     return progress
+
+
+@pytest.fixture(params=["local", "inline"])
+def launch_either(request):
+    """Either launcher of this machine."""
+    return launch if request.param == "local" else request.getfixturevalue("launch_inline")
 
 
 def test_seeds_of_one_setting_share_a_command():
@@ -56,9 +92,9 @@ def test_other_settings_and_tests_of_weights_stay_alone(make_job, tmp_path):
     assert companions(test, [job, other, test], 3) == [test]
 
 
-def test_a_sweep_starts_one_process_for_several_seeds(make_job):
+def test_a_sweep_starts_one_process_for_several_seeds(make_job, launch_either):
     jobs = [make_job(1), make_job(1, "other"), make_job(2), make_job(3)]
-    progress = launch(jobs, seeds=2)
+    progress = launch_either(jobs, seeds=2)
     assert all(is_finished(job.folder) for job in jobs)
     assert not progress.failures
     consoles = [console_tail(job.folder) for job in jobs]
@@ -67,11 +103,23 @@ def test_a_sweep_starts_one_process_for_several_seeds(make_job):
     assert [len(consoles[1]), len(consoles[3])] == [1, 1]
 
 
-def test_a_seed_that_fails_is_told_from_those_that_finish(make_job):
+def test_a_seed_that_fails_is_told_from_those_that_finish(make_job, launch_either):
     jobs = [make_job(seed, behave="odd") for seed in (1, 2, 3)]
-    progress = launch(jobs, seeds=3)
+    progress = launch_either(jobs, seeds=3)
     assert progress.failures == {jobs[1].folder: "exit status 2, error: an even seed"}
     assert [is_finished(job.folder) for job in jobs] == [True, False, True]
+
+
+def test_seeds_that_another_sweep_has_or_has_finished_are_left_out(make_job, launch_either):
+    jobs = [make_job(seed) for seed in (1, 2, 3)]
+    launch([jobs[1]], seeds=1)
+    other = Claims(Progress(jobs, 1, io.StringIO()))
+    assert other.take(jobs[2])
+    progress = launch_either(jobs[:2], seeds=3)
+    assert progress.finished == {jobs[0].folder, jobs[1].folder}
+    assert len(list(jobs[1].folder.glob("start*"))) == 1
+    assert not jobs[2].folder.joinpath("console.txt").exists()
+    other.release(jobs[2])
 
 
 def test_where_features_are_kept_makes_no_other_run(make_job):
@@ -95,6 +143,6 @@ def test_the_number_comes_from_the_option_or_the_environment(monkeypatch, capsys
         monkeypatch.setenv("SEEDS_PER_PROCESS", wrong)
         with pytest.raises(SweepError, match="SEEDS_PER_PROCESS"):
             seeds_per_process(None)
-    argv = ["--trainers", "CoOp", "--datasets", "digits", "--launcher", "inline", "--seeds-per-process", "2"]
+    argv = ["--trainers", "CoOp", "--datasets", "digits", "--seeds-per-process", "0"]
     assert sweep.main(argv) == 2
-    assert "need --launcher local" in capsys.readouterr().err
+    assert "SEEDS_PER_PROCESS is '0'" in capsys.readouterr().err
