@@ -6,7 +6,7 @@ from pathlib import Path
 from evaluation.feature_store import FeatureStore
 from tests.faults import children
 from tests.faults.children import REPOSITORY
-from tests.faults.killing import SECONDS, Limits, Victim, assert_sound, leftovers, outcome
+from tests.faults.killing import SECONDS, Victim, assert_sound, leftovers, outcome
 from tests.faults.test_kills import arguments
 from train import BUSY
 
@@ -27,20 +27,16 @@ def run_on(data, output, *options):
     return command
 
 
-def ignore(**facts):
-    """Takes the log of faults, of which there are none here."""
-
-
 def test_runs_at_once(tmp_path):
     shared, apart = data_of_ones_own(tmp_path / "shared"), data_of_ones_own(tmp_path / "apart")
     features = ("FEATURES.FOLDER", str(tmp_path / "features"))
     victims = [
-        Victim(children.run, (run_on(data, tmp_path / folder, *options),), tmp_path / f"consoles{number}", ignore)
+        Victim(children.run, (run_on(data, tmp_path / folder, *options),), tmp_path / f"consoles{number}")
         for number, (data, folder, options) in enumerate(
             [(shared, "same", features), (shared, "same", features), (shared, "other", features), (apart, "alone", ())]
         )
     ]
-    processes = [victim.start(Limits()) for victim in victims]
+    processes = [victim.start() for victim in victims]
     for process in processes:
         process.join(SECONDS)
     first, second, *others = (process.exitcode for process in processes)
