@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dassl.utils import is_zip
+
 CHUNK = 1 << 20
 PADDING = 64 << 20  # bytes after the end of a tar file, at most
 LONG_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarfile.GNU_TYPES[:2])
@@ -192,7 +194,7 @@ def unpack(
 
 def read_entries(archive: Path) -> Iterator[Entry]:
     """The entries of a zip or tar file, in order."""
-    if zipfile.is_zipfile(archive):
+    if is_zip(archive):
         yield from read_zip(archive)
     elif is_archive(archive):
         yield from read_tar(archive)
@@ -271,7 +273,7 @@ def safe_name(name: str) -> str:
 def is_archive(path: Path) -> bool:
     """Whether a file is a zip or tar file, judged by its first bytes."""
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             return True
         with tarfile.open(path, "r:*", tarinfo=BoundedInfo):
             return True
