@@ -16,6 +16,7 @@ import sweep
 import train
 from datasets.download import DownloadOptions, download
 from datasets.fetch import FetchOptions
+from trainers.base import PromptTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -45,6 +46,20 @@ def nothing() -> None:
 def run(arguments: list[str], console: str) -> None:
     """train.py with these arguments."""
     _begin(console)
+    _end(train.main(arguments))
+
+
+def fail(arguments: list[str], console: str) -> None:
+    """train.py, with a mistake in its second batch that nothing catches."""
+    _begin(console)
+    step = PromptTrainer.forward_backward
+
+    def mistaken(trainer: PromptTrainer, batch: object) -> object:
+        if trainer.batch_idx == 1:
+            raise RuntimeError("a mistake")
+        return step(trainer, batch)
+
+    PromptTrainer.forward_backward = mistaken
     _end(train.main(arguments))
 
 

@@ -27,6 +27,17 @@ def run_on(data, output, *options):
     return command
 
 
+def test_an_error_that_nothing_catches_ends_the_run_and_its_loaders_workers(tmp_path):
+    """Found by a limit on memory: the workers outlive the one SIGTERM that a process sends them at its exit."""
+    command = arguments(tmp_path / "run", "DATALOADER.NUM_WORKERS", "2")
+    victim = Victim(children.fail, (command,), tmp_path / "consoles")
+    process = victim.start()
+    process.join(60)
+    assert process.exitcode == 1
+    lines = victim.printed().splitlines()
+    assert lines[-1] == "RuntimeError: a mistake"
+
+
 def test_runs_at_once(tmp_path):
     shared, apart = data_of_ones_own(tmp_path / "shared"), data_of_ones_own(tmp_path / "apart")
     features = ("FEATURES.FOLDER", str(tmp_path / "features"))
