@@ -206,6 +206,8 @@ def read_zip(archive: Path) -> Iterator[Entry]:
     """The entries of a zip file; those made on Unix may be links or devices."""
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
+            if not info.filename:
+                raise zipfile.BadZipFile("an entry has no name")
             mode = info.external_attr >> 16
             kind = stat.S_IFMT(mode)
             if info.flag_bits & 0x1:
@@ -213,7 +215,7 @@ def read_zip(archive: Path) -> Iterator[Entry]:
             if kind == stat.S_IFLNK:
                 target = file.read(info)[:4096].decode("utf-8", "replace") if info.file_size <= 4096 else ""
                 yield Entry(info.filename, "link", beside(info.filename, target))
-            elif info.is_dir() or kind == stat.S_IFDIR:
+            elif info.filename.endswith("/") or kind == stat.S_IFDIR:
                 yield Entry(info.filename, "folder")
             elif kind in (0, stat.S_IFREG):
                 yield Entry(info.filename, "file", open=lambda info=info: file.open(info))

@@ -149,6 +149,16 @@ def test_an_archive_that_claims_several_disks(tmp_path):
             read(path)
 
 
+def test_a_zip_entry_without_a_name(tmp_path):
+    """Found by the fuzzer: zipfile looks at the last character of the name."""
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("Xa.txt", "text")
+    path.write_bytes(path.read_bytes().replace(b"Xa.txt", b"\0a.txt"))  # a name ends at its first zero byte
+    with pytest.raises(ArchiveError, match="damaged: an entry has no name"):
+        unpack(path, tmp_path / "out")
+
+
 def test_a_zip_entry_before_the_start_of_the_file(tmp_path):
     """Found by the fuzzer: zipfile seeks to a negative place, which is an OSError."""
     path = tmp_path / "archive.zip"
