@@ -183,8 +183,9 @@ def unpack(
             writer.add_link(entry)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        # zipfile seeks to wherever a damaged directory points, which may lie before the file's start
-        if isinstance(error, DAMAGE) or (isinstance(error, OSError) and error.errno == errno.EINVAL):
+        # zipfile seeks to wherever a damaged directory points, which may lie before the file's start; the error that
+        # bz2 makes of damage is no system's
+        if isinstance(error, DAMAGE) or (isinstance(error, OSError) and error.errno in (None, errno.EINVAL)):
             raise ArchiveError(f"{archive} is damaged: {error}") from error
         if isinstance(error, ArchiveError):
             raise type(error)(f"{archive} was not unpacked: {error}") from error

@@ -1,8 +1,10 @@
 """Readers of files from strangers: whatever the bytes, they return or refuse with their own error."""
 
 # ruff: noqa: PT017  what is refused must be named, but need not be refused
+import bz2
 import json
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -156,6 +158,18 @@ def test_a_zip_entry_without_a_name(tmp_path):
         file.writestr("Xa.txt", "text")
     path.write_bytes(path.read_bytes().replace(b"Xa.txt", b"\0a.txt"))  # a name ends at its first zero byte
     with pytest.raises(ArchiveError, match="damaged: an entry has no name"):
+        unpack(path, tmp_path / "out")
+
+
+def test_damage_behind_the_end_of_a_compressed_tar_file(tmp_path):
+    """Found by the fuzzer: bz2's error is an OSError without a number."""
+    path = tmp_path / "archive.tar.bz2"
+    with tarfile.open(path, "w:bz2") as file:
+        file.addfile(tarfile.TarInfo("a.txt"))
+    padding = bytearray(bz2.compress(bytes(3 << 20)))
+    padding[12] ^= 1  # in the checksum of its block
+    path.write_bytes(path.read_bytes() + padding)
+    with pytest.raises(ArchiveError, match="damaged: Invalid data stream"):
         unpack(path, tmp_path / "out")
 
 
