@@ -1,7 +1,8 @@
 """Runs, evaluations, sweeps and downloads that are killed at random moments end as if nothing had happened.
 
     pytest tests/faults                                             # one round of each, a minute
-    pytest tests/faults --rounds 300 --fault-log faults.jsonl       # the long form
+    pytest tests/faults --rounds 100 --fault-log faults.jsonl       # the long form, an hour
+    python -m tests.faults.counts faults.jsonl                      # its table
 
 The moments are drawn by the number of the round: `--first-round N --rounds 1` repeats round N.
 """
@@ -18,6 +19,7 @@ import pytest
 from datasets.sources import DatasetInfo, Mirror, Source
 from tests.datasets.web_server import running_server
 from tests.faults import children
+from tests.faults.counts import table
 from tests.faults.killing import (
     FAULTS,
     Record,
@@ -215,6 +217,20 @@ def test_a_download(fault, shop, whole_download, tmp_path, record, rng, strikes)
         victim.finish()
         assert there(root / "toys") == expected
     record.as_if_nothing = True
+
+
+def test_the_table_counts_faults_that_struck_and_rounds_that_ended_well():
+    rounds = [
+        Record("a run", "SIGKILL", 0, [{"status": -9}, {"status": 0}], True),
+        Record("a run", "SIGKILL", 1, [{"status": -9}, {"status": -9}], False),
+        Record("a run", "SIGTERM", 0, [{"status": 75}], True),
+    ]
+    lines = table(dataclasses.asdict(record) for record in rounds).splitlines()
+    assert lines[2:] == [
+        "| a run | SIGKILL | 2 | 4 | 3 | 1 |",
+        "| a run | SIGTERM | 1 | 1 | 1 | 1 |",
+        "| all |  | 3 | 5 | 4 | 2 |",
+    ]
 
 
 def there(folder):
