@@ -36,7 +36,7 @@ from evaluation.reuse import train_on_features
 from evaluation.rundir import clean_start, run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
 from folder_lock import LockedError
-from trainers.memory import OutOfMemory, is_out_of_memory
+from trainers.memory import raise_explained
 from trainers.together import join_trainer, run_together
 
 # Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
@@ -299,10 +299,8 @@ def run_until_stopped(args: argparse.Namespace) -> int:
             run(args, stop)
     except RunStopped as stopped:
         return _say_stopped(stopped)
-    except RuntimeError as error:  # PyTorch's allocator, where no setting is known to need less, as in loading weights
-        if not is_out_of_memory(error):
-            raise
-        raise OutOfMemory(f"out of memory: {str(error).splitlines()[0]}") from error
+    except RuntimeError as error:
+        raise_explained(error)
     return 0
 
 

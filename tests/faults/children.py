@@ -6,7 +6,10 @@ They are forked from a server that has imported this module, so that starting on
 import contextlib
 import multiprocessing
 import os
+import signal
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.utils.tensorboard  # noqa: F401  what a run imports late
@@ -49,18 +52,30 @@ def run(arguments: list[str], console: str) -> None:
     _end(train.main(arguments))
 
 
-def fail(arguments: list[str], console: str) -> None:
-    """train.py, with a mistake in its second batch that nothing catches."""
+def run_disturbed(arguments: list[str], disturb: Callable[[], None], console: str) -> None:
+    """train.py, with something that happens in the second batch of the second epoch."""
     _begin(console)
     step = PromptTrainer.forward_backward
 
-    def mistaken(trainer: PromptTrainer, batch: object) -> object:
-        if trainer.batch_idx == 1:
-            raise RuntimeError("a mistake")
+    def disturbed(trainer: PromptTrainer, batch: object) -> object:
+        if (trainer.epoch, trainer.batch_idx) == (1, 1):
+            disturb()
         return step(trainer, batch)
 
-    PromptTrainer.forward_backward = mistaken
+    PromptTrainer.forward_backward = disturbed
     _end(train.main(arguments))
+
+
+def make_a_mistake() -> None:
+    """An error that nothing catches."""
+    raise RuntimeError("a mistake")
+
+
+def kill_a_worker() -> None:
+    """As the system does when memory is short."""
+    worker = multiprocessing.active_children()[0]
+    os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(10)  # PyTorch's error comes from a signal's handler
 
 
 def run_sweep(arguments: list[str], console: str) -> None:

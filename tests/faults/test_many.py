@@ -3,6 +3,8 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from evaluation.feature_store import FeatureStore
 from tests.faults import children
 from tests.faults.children import REPOSITORY
@@ -27,15 +29,23 @@ def run_on(data, output, *options):
     return command
 
 
-def test_an_error_that_nothing_catches_ends_the_run_and_its_loaders_workers(tmp_path):
+@pytest.mark.parametrize(
+    ("disturb", "status", "said"),
+    [
+        (children.make_a_mistake, 1, "RuntimeError: a mistake"),
+        (children.kill_a_worker, 2, "the same command goes on after the last finished epoch"),
+    ],
+)
+def test_a_run_that_an_error_ends_does_not_wait_for_its_loaders_workers(disturb, status, said, tmp_path):
     """Found by a limit on memory: the workers outlive the one SIGTERM that a process sends them at its exit."""
     command = arguments(tmp_path / "run", "DATALOADER.NUM_WORKERS", "2")
-    victim = Victim(children.fail, (command,), tmp_path / "consoles")
+    victim = Victim(children.run_disturbed, (command, disturb), tmp_path / "consoles")
     process = victim.start()
     process.join(60)
-    assert process.exitcode == 1
-    lines = victim.printed().splitlines()
-    assert lines[-1] == "RuntimeError: a mistake"
+    assert process.exitcode == status, victim.printed()
+    assert said in victim.printed().splitlines()[-1]
+    Victim(children.run, (command,), tmp_path / "last").finish()
+    assert leftovers(tmp_path / "run") == []
 
 
 def test_runs_at_once(tmp_path):
