@@ -36,6 +36,7 @@ from evaluation.reuse import train_on_features
 from evaluation.rundir import clean_start, run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
 from folder_lock import LockedError
+from trainers.memory import raise_explained
 from trainers.together import join_trainer, run_together
 
 # Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
@@ -298,6 +299,8 @@ def run_until_stopped(args: argparse.Namespace) -> int:
             run(args, stop)
     except RunStopped as stopped:
         return _say_stopped(stopped)
+    except RuntimeError as error:
+        raise_explained(error)
     return 0
 
 

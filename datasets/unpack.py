@@ -20,6 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
+from dassl.utils import is_zip
+
 CHUNK = 1 << 20
 PADDING = 64 << 20  # bytes after the end of a tar file, at most
 LONG_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarfile.GNU_TYPES[:2])
@@ -181,8 +183,9 @@ def unpack(
             writer.add_link(entry)
     except BaseException as error:
         shutil.rmtree(folder, ignore_errors=True)
-        # zipfile seeks to wherever a damaged directory points, which may lie before the file's start
-        if isinstance(error, DAMAGE) or (isinstance(error, OSError) and error.errno == errno.EINVAL):
+        # zipfile seeks to wherever a damaged directory points, which may lie before the file's start; the error that
+        # bz2 makes of damage is no system's
+        if isinstance(error, DAMAGE) or (isinstance(error, OSError) and error.errno in (None, errno.EINVAL)):
             raise ArchiveError(f"{archive} is damaged: {error}") from error
         if isinstance(error, ArchiveError):
             raise type(error)(f"{archive} was not unpacked: {error}") from error
@@ -192,7 +195,7 @@ def unpack(
 
 def read_entries(archive: Path) -> Iterator[Entry]:
     """The entries of a zip or tar file, in order."""
-    if zipfile.is_zipfile(archive):
+    if is_zip(archive):
         yield from read_zip(archive)
     elif is_archive(archive):
         yield from read_tar(archive)
@@ -204,6 +207,8 @@ def read_zip(archive: Path) -> Iterator[Entry]:
     """The entries of a zip file; those made on Unix may be links or devices."""
     with zipfile.ZipFile(archive) as file:
         for info in file.infolist():
+            if not info.filename:
+                raise zipfile.BadZipFile("an entry has no name")
             mode = info.external_attr >> 16
             kind = stat.S_IFMT(mode)
             if info.flag_bits & 0x1:
@@ -211,7 +216,7 @@ def read_zip(archive: Path) -> Iterator[Entry]:
             if kind == stat.S_IFLNK:
                 target = file.read(info)[:4096].decode("utf-8", "replace") if info.file_size <= 4096 else ""
                 yield Entry(info.filename, "link", beside(info.filename, target))
-            elif info.is_dir() or kind == stat.S_IFDIR:
+            elif info.filename.endswith("/") or kind == stat.S_IFDIR:
                 yield Entry(info.filename, "folder")
             elif kind in (0, stat.S_IFREG):
                 yield Entry(info.filename, "file", open=lambda info=info: file.open(info))
@@ -271,7 +276,7 @@ def safe_name(name: str) -> str:
 def is_archive(path: Path) -> bool:
     """Whether a file is a zip or tar file, judged by its first bytes."""
     try:
-        if zipfile.is_zipfile(path):
+        if is_zip(path):
             return True
         with tarfile.open(path, "r:*", tarinfo=BoundedInfo):
             return True

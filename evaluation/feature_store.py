@@ -29,8 +29,9 @@ from dassl.utils import atomic_write
 KEY_BYTES = 16
 # A file changed just before it was read may change again within one tick of a coarse file system's clock.
 SETTLED_SECONDS = 2.0
-# What numpy and zipfile raise for files that are not, or not wholly, what was written.
-DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zipfile.LargeZipFile)
+# What numpy and zipfile raise for files that are not, or not wholly, what was written; RuntimeError: a zip entry that
+# needs a password or a later version of the format.
+DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile)
 
 Table = dict[bytes, Tensor]  # features (embed_dim,) by image
 _memory: OrderedDict[str, Table] = OrderedDict()  # by context, the one used last at the end

@@ -1,8 +1,10 @@
 """Readers of files from strangers: whatever the bytes, they return or refuse with their own error."""
 
 # ruff: noqa: PT017  what is refused must be named, but need not be refused
+import bz2
 import json
 import struct
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -11,10 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dassl.config.yamlfile import YamlFileError, read_yaml
+from dassl.utils import CheckpointError as EngineError
+from dassl.utils import load_checkpoint
 from datasets.import_selection import read_pickle
 from datasets.selection import SelectionError, load
 from datasets.splitfile import SplitFileError, check_classes, parse_entries
-from datasets.unpack import ArchiveError, Limits, safe_name, unpack
+from datasets.unpack import ArchiveError, Limits, is_archive, safe_name, unpack
 from prompting.unpickling import CheckpointError, read_checkpoint
 from reporting.runs import ResultsError, read_results
 
@@ -129,6 +133,44 @@ def test_names_in_archives_stay_in_the_folder(name):
         return
     assert Path("/folder").joinpath(safe).resolve().is_relative_to("/folder")
     assert ".." not in Path(safe).parts
+
+
+def test_an_archive_that_claims_several_disks(tmp_path):
+    """Found by the fuzzer: asking zipfile whether such a file is an archive is an error of its own."""
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("a.txt", "text")
+    content = path.read_bytes()
+    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, 0, 2)  # of 64-bit archives, just before the end record
+    path.write_bytes(content[:-22] + locator + content[-22:])
+    assert is_archive(path)
+    with pytest.raises(ArchiveError, match="damaged"):
+        unpack(path, tmp_path / "out")
+    for read, refusal in ((load_checkpoint, EngineError), (read_checkpoint, CheckpointError)):
+        with pytest.raises(refusal, match="damaged"):
+            read(path)
+
+
+def test_a_zip_entry_without_a_name(tmp_path):
+    """Found by the fuzzer: zipfile looks at the last character of the name."""
+    path = tmp_path / "archive.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("Xa.txt", "text")
+    path.write_bytes(path.read_bytes().replace(b"Xa.txt", b"\0a.txt"))  # a name ends at its first zero byte
+    with pytest.raises(ArchiveError, match="damaged: an entry has no name"):
+        unpack(path, tmp_path / "out")
+
+
+def test_damage_behind_the_end_of_a_compressed_tar_file(tmp_path):
+    """Found by the fuzzer: bz2's error is an OSError without a number."""
+    path = tmp_path / "archive.tar.bz2"
+    with tarfile.open(path, "w:bz2") as file:
+        file.addfile(tarfile.TarInfo("a.txt"))
+    padding = bytearray(bz2.compress(bytes(3 << 20)))
+    padding[12] ^= 1  # in the checksum of its block
+    path.write_bytes(path.read_bytes() + padding)
+    with pytest.raises(ArchiveError, match="damaged: Invalid data stream"):
+        unpack(path, tmp_path / "out")
 
 
 def test_a_zip_entry_before_the_start_of_the_file(tmp_path):

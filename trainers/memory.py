@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import NoReturn
 
 import torch
 from yacs.config import CfgNode
 
 # What PyTorch's allocators say beside torch.OutOfMemoryError: on the CPU it is a RuntimeError like any other.
 ALLOCATOR_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "CUDA out of memory", "CUDA error: out of memory")
+LOST_WORKER = "is killed by signal: Killed"
 CHECKPOINTING = "TRAIN.CHECKPOINT_ACTIVATIONS True (layers are computed again: slower, same results)"
 
 
@@ -22,6 +24,24 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATOR_MESSAGES)
+
+
+def raise_explained(error: RuntimeError) -> NoReturn:
+    """Say what PyTorch's error is where no batch is at work, as in loading weights, or of a loader's worker.
+
+    Raises:
+        OutOfMemory: an allocator found no memory, or the system ended a worker.
+        RuntimeError: it is something else: the error itself.
+    """
+    text = str(error).partition("\n")[0].strip()
+    if is_out_of_memory(error):
+        raise OutOfMemory(f"out of memory: {text}") from error
+    if LOST_WORKER in text:
+        raise OutOfMemory(
+            f"{text} Systems do that when memory is short: take a smaller DATALOADER.NUM_WORKERS or "
+            "DATALOADER.*.BATCH_SIZE; the same command goes on after the last finished epoch"
+        ) from error
+    raise error
 
 
 @contextlib.contextmanager

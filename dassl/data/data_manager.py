@@ -19,7 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from yacs.config import CfgNode
 
 from dassl.utils import derive_seed, read_image, seeded_random_state
-from dassl.utils.stopping import leave_signals_to_the_run
+from dassl.utils.stopping import end_workers_with_this_process, leave_signals_to_the_run
 
 from .cache import ImageCache, build_image_cache
 from .datasets import Datum, EmptySplitError, build_dataset
@@ -171,6 +171,7 @@ def build_data_loader(
         on_device = OnDevice(tfm, device)
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     dataset.stream = stream
+    end_workers_with_this_process()
     loader = EpochDataLoader(
         dataset,
         batch_size=batch_size,

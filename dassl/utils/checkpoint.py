@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from .files import StrPath, atomic_write
+from .files import StrPath, atomic_write, is_zip
 
 BEST_NAME = "model-best.pth.tar"
 POINTER_NAME = "checkpoint"
@@ -119,7 +119,7 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
 
 def _check_size(fpath: StrPath) -> None:
     """Refuse an archive that unpacks to many more bytes than it has: reading it would fill the memory."""
-    if not zipfile.is_zipfile(fpath):
+    if not is_zip(fpath):
         return
     with zipfile.ZipFile(fpath) as archive:
         size = sum(entry.file_size for entry in archive.infolist())
@@ -128,7 +128,7 @@ def _check_size(fpath: StrPath) -> None:
 
 
 def _explain(fpath: StrPath, error: Exception) -> str:
-    if zipfile.is_zipfile(fpath) and isinstance(error, pickle.UnpicklingError):
+    if is_zip(fpath) and isinstance(error, pickle.UnpicklingError):
         return (
             f'the checkpoint "{fpath}" holds pickled Python objects, as upstream Dassl saved its schedulers, '
             "and loading those can run code. If you trust the file, keep its weights only: "

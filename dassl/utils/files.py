@@ -7,6 +7,7 @@ import os
 import shutil
 import urllib.request
 import warnings
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import IO, Any
@@ -48,6 +49,17 @@ def _sync_directory(path: str) -> None:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def is_zip(path: StrPath) -> bool:
+    """Whether a file is a zip archive, one that its end calls a part of several, too: `zipfile` raises an error there.
+
+    Opening such an archive raises the same `zipfile.BadZipFile`, where it is named as damaged.
+    """
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
 
 
 def mkdir_if_missing(dirname: StrPath) -> None:

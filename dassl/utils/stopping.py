@@ -5,14 +5,18 @@ A run that computes nothing worth keeping ends at once. Training finishes its ba
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.util
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
+SECONDS_TO_END = 1.0  # for daemons that obey SIGTERM
 SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
 
 
@@ -90,7 +94,7 @@ class StopRequest:
 def leave_signals_to_the_run(_worker: int) -> None:
     """In a loader's worker: outlive one signal, since schedulers signal all processes of a run and it needs them still.
 
-    A second SIGTERM ends the worker, so that the run can always get rid of it.
+    A second SIGTERM ends the worker, so that the run can always get rid of it; see `end_workers_with_this_process`.
     """
 
     def once(number: int, _frame: FrameType | None) -> None:
@@ -100,3 +104,31 @@ def leave_signals_to_the_run(_worker: int) -> None:
     signal.signal(signal.SIGTERM, handler)
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+_watched_process = 0  # has its finalizer; a number, as processes forked from it inherit the variable and not that
+
+
+def end_workers_with_this_process() -> None:
+    """Have the loaders' workers end when this process does, with an error that nothing caught, too.
+
+    Such an error keeps the loader's iterator, which else ends its workers. At its exit `multiprocessing` sends the
+    daemons one SIGTERM and waits for them without end, and these workers outlive one.
+    """
+    global _watched_process
+    if _watched_process != os.getpid():
+        _watched_process = os.getpid()
+        multiprocessing.util.Finalize(None, _end_daemons, exitpriority=0)  # before multiprocessing ends them
+
+
+def _end_daemons() -> None:
+    if hasattr(signal, "SIGCHLD"):  # whose handler, PyTorch's, would make another error of the workers' end
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    daemons = [child for child in multiprocessing.active_children() if child.daemon]
+    for child in daemons:
+        child.terminate()
+    deadline = time.monotonic() + SECONDS_TO_END
+    for child in daemons:
+        child.join(max(0.0, deadline - time.monotonic()))
+        if child.is_alive():
+            child.kill()

@@ -211,11 +211,12 @@ def test_a_signal_to_all_processes_of_the_run_spares_the_loaders_workers(signall
     """Schedulers signal the loader's workers, too: the batch at hand needs them still."""
     signalled.DATALOADER.NUM_WORKERS, signalled.TEST.NO_TEST = 2, True
     expected = everything(run(signalled, tmp_path / "whole"))
+    others = torch.multiprocessing.active_children()  # of loaders that earlier tests left
 
     class ToAll(SignalledTrainer):
         def forward_backward(self, batch):
             if (self.epoch, self.batch_idx) == (1, 1):
-                workers = torch.multiprocessing.active_children()
+                workers = [child for child in torch.multiprocessing.active_children() if child not in others]
                 assert len(workers) == 2
                 for number in (signal.SIGUSR1, signal.SIGTERM):
                     for worker in workers:

@@ -91,6 +91,12 @@ def write_compressed_zeros(path):
     np.savez_compressed(path, context=context, images=np.zeros((4, KEY_BYTES), np.uint8), features=features)
 
 
+def ask_for_a_later_zip(path):
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 211  # version 21.1
+    path.write_bytes(content)
+
+
 def write_vast_header(path):
     """An array of 4 TB, by what its header says."""
     vast = io.BytesIO()
@@ -107,6 +113,7 @@ DAMAGE = {
     "no archive": lambda path: path.write_text("not an archive"),
     "a pickle": write_a_pickle,
     "shapes that do not fit": write_wrong_shapes,
+    "a later zip format": ask_for_a_later_zip,
     "of another context": write_other_context,
     "compressed": write_compressed_zeros,
     "a header that states terabytes": write_vast_header,

@@ -4,10 +4,12 @@ They are forked from a server that has imported this module, so that starting on
 """
 
 import contextlib
+import multiprocessing
 import os
-import resource
+import signal
 import sys
-from dataclasses import dataclass
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch.utils.tensorboard  # noqa: F401  what a run imports late
@@ -17,37 +19,21 @@ import sweep
 import train
 from datasets.download import DownloadOptions, download
 from datasets.fetch import FetchOptions
+from trainers.base import PromptTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What a process may use; 0: no limit.
-
-    Attributes:
-        file_size: bytes in one file; writing more fails as on a full disk.
-        memory: bytes beyond what it has at its start.
-    """
-
-    file_size: int = 0
-    memory: int = 0
-
-
-def _begin(console: str, limits: Limits) -> None:
+def _begin(console: str) -> None:
     descriptor = os.open(console, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     for number in (1, 2):
         os.dup2(descriptor, number)
     os.chdir(REPOSITORY)
+    # as in a process of one's own: the loader's workers are forked, not started by a server that imports all anew
+    multiprocessing.set_start_method("fork", force=True)
     # descriptions of the machine and the checkout, made by programs that take longer than the run
     train.collect_env_info = str
     evaluation.results.git_state = lambda: (None, None)
-    if limits.file_size:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_size, limits.file_size))
-    if limits.memory:
-        pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[0])
-        size = pages * os.sysconf("SC_PAGE_SIZE") + limits.memory
-        resource.setrlimit(resource.RLIMIT_AS, (size, size))
 
 
 def _end(status: int) -> None:
@@ -56,21 +42,51 @@ def _end(status: int) -> None:
     sys.exit(status)
 
 
-def run(arguments: list[str], console: str, limits: Limits) -> None:
+def nothing() -> None:
+    """Ends at once; the first process waits until the server has imported all this."""
+
+
+def run(arguments: list[str], console: str) -> None:
     """train.py with these arguments."""
-    _begin(console, limits)
+    _begin(console)
     _end(train.main(arguments))
 
 
-def run_sweep(arguments: list[str], console: str, limits: Limits) -> None:
+def run_disturbed(arguments: list[str], disturb: Callable[[], None], console: str) -> None:
+    """train.py, with something that happens in the second batch of the second epoch."""
+    _begin(console)
+    step = PromptTrainer.forward_backward
+
+    def disturbed(trainer: PromptTrainer, batch: object) -> object:
+        if (trainer.epoch, trainer.batch_idx) == (1, 1):
+            disturb()
+        return step(trainer, batch)
+
+    PromptTrainer.forward_backward = disturbed
+    _end(train.main(arguments))
+
+
+def make_a_mistake() -> None:
+    """An error that nothing catches."""
+    raise RuntimeError("a mistake")
+
+
+def kill_a_worker() -> None:
+    """As the system does when memory is short."""
+    worker = multiprocessing.active_children()[0]
+    os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(10)  # PyTorch's error comes from a signal's handler
+
+
+def run_sweep(arguments: list[str], console: str) -> None:
     """sweep.py with these arguments."""
-    _begin(console, limits)
+    _begin(console)
     _end(sweep.main(arguments))
 
 
-def run_download(info: object, root: str, console: str, limits: Limits) -> None:
+def run_download(info: object, root: str, console: str) -> None:
     """A download of a data set."""
-    _begin(console, limits)
+    _begin(console)
     os.environ["no_proxy"] = "*"
     options = DownloadOptions(FetchOptions(timeout=5.0, retries=0, pause=0.0, progress=False))
     _end(0 if download(info, root, options) else 1)

@@ -1,7 +1,8 @@
 """Runs, evaluations, sweeps and downloads that are killed at random moments end as if nothing had happened.
 
     pytest tests/faults                                             # one round of each, a minute
-    pytest tests/faults --rounds 300 --fault-log faults.jsonl       # the long form
+    pytest tests/faults --rounds 100 --fault-log faults.jsonl       # the long form, an hour
+    python -m tests.faults.counts faults.jsonl                      # its table
 
 The moments are drawn by the number of the round: `--first-round N --rounds 1` repeats round N.
 """
@@ -18,14 +19,23 @@ import pytest
 from datasets.sources import DatasetInfo, Mirror, Source
 from tests.datasets.web_server import running_server
 from tests.faults import children
-from tests.faults.killing import FAULTS, SIGNALS, Victim, assert_sound, finished, leftovers, outcome, small_disk
+from tests.faults.counts import table
+from tests.faults.killing import (
+    FAULTS,
+    Record,
+    Victim,
+    assert_sound,
+    finished,
+    leftovers,
+    measure,
+    outcome,
+    small_disk,
+)
 from tests.trainers.small_runs import data_root
 
 FAULTS_OF = {
-    "test_a_run": FAULTS,
-    "test_an_evaluation": tuple(SIGNALS),
-    "test_a_sweep": (*SIGNALS, "file size"),
-    "test_a_download": (*SIGNALS, "full disk"),
+    **dict.fromkeys(("test_a_run", "test_an_evaluation", "test_a_sweep"), FAULTS),
+    "test_a_download": FAULTS[:-1],  # in pieces of 64 KiB, for which there is always memory
 }
 OPTIONS = [
     *("DATASET.NUM_SHOTS", "2", "DATASET.SUBSAMPLE_CLASSES", "base", "DATALOADER.TRAIN_X.BATCH_SIZE", "2"),
@@ -45,84 +55,92 @@ def arguments(output, *options, flags=()):
     ]
 
 
-@pytest.fixture(scope="session")
-def fault_log(request):
-    """Writes what was done and what came of it, a line per fault, for the counts of docs/reliability.md."""
+@pytest.fixture
+def record(request, fault, fault_round):
+    """Is told every strike and the end, and writes a line to the log."""
+    name = request.node.originalname.removeprefix("test_").replace("_", " ")
+    round_ = Record(name, fault, fault_round)
+    yield round_
     path = request.config.getoption("--fault-log")
+    if path and round_.strikes:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(dataclasses.asdict(round_)) + "\n")
 
-    def tell(victim):
-        def write(**facts):
-            if path:
-                with open(path, "a", encoding="utf-8") as file:
-                    file.write(json.dumps({"victim": victim, **facts}) + "\n")
 
-        return write
-
-    return tell
+@pytest.fixture
+def rng(record):
+    return random.Random(f"{record.victim} {record.fault} {record.round}")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, fault_log):
-    """An uninterrupted run: its folder and the seconds it took."""
-    folder = tmp_path_factory.mktemp("whole")
-    victim = Victim(children.run, (arguments(folder / "run"),), folder / "consoles", fault_log("run"))
-    return folder / "run", victim.finish()
+def whole(tmp_path_factory):
+    """An uninterrupted run: its folder and what it took."""
+    folder, consoles = tmp_path_factory.mktemp("whole"), tmp_path_factory.mktemp("consoles")
+    return folder / "0", measure(lambda output: Victim(children.run, (arguments(output),), consoles), folder)
 
 
 @pytest.fixture(scope="module")
 def strikes(request):
     """Faults in a row, before a victim may end."""
-    return 1 if request.config.getoption("--rounds") == 1 else 2
+    return range(1 if request.config.getoption("--rounds") == 1 else 2)
 
 
-def test_a_run(fault, fault_round, whole, tmp_path, fault_log, strikes):
-    rng = random.Random(f"run {fault} {fault_round}")
+def test_a_run(fault, whole, tmp_path, record, rng, strikes):
+    reference, need = whole
     folder = tmp_path / "disk" / "run"
-    log = fault_log("run")
-    if fault == "full disk":
-        with small_disk(tmp_path / "disk", rng.randrange(8, 120)) as make_room:
-            strike_and_finish(fault, rng, folder, whole, strikes, log, make_room)
-    else:
-        strike_and_finish(fault, rng, folder, whole, strikes, log)
-
-
-def strike_and_finish(fault, rng, folder, whole, strikes, log, make_room=lambda: None):
-    reference, seconds = whole
-    for _ in range(strikes):
-        workers = ("DATALOADER.NUM_WORKERS", str(rng.choice([0, 0, 0, 2])))
-        victim = Victim(children.run, (arguments(folder, *workers),), folder.parents[1] / "consoles", log)
-        victim.strike(fault, rng, seconds)
-        assert_sound(folder)
-    make_room()
-    before = finished(folder)
-    Victim(children.run, (arguments(folder),), folder.parents[1] / "last", log).finish()
-    assert outcome(folder) == outcome(reference)
-    assert before in ({}, finished(folder)), "a finished result was lost"
-    if not before:
-        assert leftovers(folder) == []
-
-
-def test_an_evaluation(fault, fault_round, whole, tmp_path, fault_log, strikes):
-    trained, seconds = whole
-    rng = random.Random(f"evaluation {fault} {fault_round}")
-    flags = ("--eval-only", "--model-dir", str(trained))
-    log, folder = fault_log("evaluation"), tmp_path / "run"
-    victim = Victim(children.run, (arguments(folder, flags=flags),), tmp_path / "consoles", log)
-    for _ in range(strikes):
-        victim.strike(fault, rng, seconds * 0.7)
-        assert_sound(folder)
-    before = finished(folder)
-    victim.finish()
-    name = "results.json"
-    assert outcome(folder)[name][0] == outcome(trained)[name][0]
-    assert before in ({}, finished(folder))
+    with small_disk(fault, tmp_path / "disk", need.disk(rng)) as make_room:
+        for number in strikes:
+            workers = ("DATALOADER.NUM_WORKERS", str(rng.choice([0, 0, 0, 2])))
+            victim = Victim(children.run, (arguments(folder, *workers),), tmp_path / f"consoles{number}")
+            victim.strike(fault, rng, need, record)
+            assert_sound(folder)
+        make_room()
+        before = finished(folder)
+        Victim(children.run, (arguments(folder),), tmp_path / "last").finish()
+        assert outcome(folder) == outcome(reference)
+        assert before in ({}, finished(folder)), "a finished result was lost"
+        if not before:
+            assert leftovers(folder) == []
+    record.as_if_nothing = True
 
 
 @pytest.fixture(scope="module")
-def whole_sweep(tmp_path_factory, fault_log):
-    folder = tmp_path_factory.mktemp("sweep")
-    sweep = Victim(children.run_sweep, (sweep_arguments(folder / "output"),), folder / "consoles", fault_log("sweep"))
-    return folder / "output", sweep.finish()
+def whole_evaluation(whole, tmp_path_factory):
+    """What an uninterrupted evaluation of the trained run takes."""
+    folder, consoles = tmp_path_factory.mktemp("evaluation"), tmp_path_factory.mktemp("consoles")
+    return measure(lambda output: Victim(children.run, (evaluation_arguments(output, whole[0]),), consoles), folder)
+
+
+def evaluation_arguments(output, trained):
+    return arguments(output, flags=("--eval-only", "--model-dir", str(trained)))
+
+
+def test_an_evaluation(fault, whole, whole_evaluation, tmp_path, record, rng, strikes):
+    trained, _ = whole
+    folder = tmp_path / "disk" / "run"
+    with small_disk(fault, tmp_path / "disk", whole_evaluation.disk(rng)) as make_room:
+        victim = Victim(children.run, (evaluation_arguments(folder, trained),), tmp_path / "consoles")
+        for _ in strikes:
+            victim.strike(fault, rng, whole_evaluation, record)
+            assert_sound(folder)
+        make_room()
+        before = finished(folder)
+        victim.finish()
+        name = "results.json"
+        assert outcome(folder)[name][0] == outcome(trained)[name][0]
+        assert before in ({}, finished(folder)), "a finished result was lost"
+        if not before:
+            assert leftovers(folder) == []
+    record.as_if_nothing = True
+
+
+@pytest.fixture(scope="module")
+def whole_sweep(tmp_path_factory):
+    """An uninterrupted sweep: its output and what it took."""
+    folder, consoles = tmp_path_factory.mktemp("sweep"), tmp_path_factory.mktemp("consoles")
+    return folder / "0", measure(
+        lambda output: Victim(children.run_sweep, (sweep_arguments(output),), consoles), folder
+    )
 
 
 def sweep_arguments(output):
@@ -134,20 +152,23 @@ def sweep_arguments(output):
     ]
 
 
-def test_a_sweep(fault, fault_round, whole_sweep, tmp_path, fault_log, strikes):
-    reference, seconds = whole_sweep
-    rng = random.Random(f"sweep {fault} {fault_round}")
-    folder = tmp_path / "output"
-    victim = Victim(children.run_sweep, (sweep_arguments(folder),), tmp_path / "consoles", fault_log("sweep"))
-    for _ in range(strikes):
+def test_a_sweep(fault, whole_sweep, tmp_path, record, rng, strikes):
+    reference, need = whole_sweep
+    folder = tmp_path / "disk" / "output"
+    with small_disk(fault, tmp_path / "disk", need.disk(rng)) as make_room:
+        victim = Victim(children.run_sweep, (sweep_arguments(folder),), tmp_path / "consoles")
+        for _ in strikes:
+            before = finished(folder)
+            victim.strike(fault, rng, need, record)
+            assert_sound(folder)
+            assert before.items() <= finished(folder).items(), "a finished result was lost"
+        make_room()
         before = finished(folder)
-        victim.strike(fault, rng, seconds)
-        assert_sound(folder)
+        victim.finish()
         assert before.items() <= finished(folder).items(), "a finished result was lost"
-    victim.finish()
-    assert before.items() <= finished(folder).items()
-    assert outcome(folder) == outcome(reference)
-    assert leftovers(folder) == []
+        assert outcome(folder) == outcome(reference)
+        assert leftovers(folder) == []
+    record.as_if_nothing = True
 
 
 @pytest.fixture(scope="module")
@@ -176,24 +197,40 @@ def shop():
         yield info, images | {"split.json": files["split.json"]}
 
 
-def test_a_download(fault, fault_round, shop, tmp_path, fault_log):
+@pytest.fixture(scope="module")
+def whole_download(shop, tmp_path_factory):
+    """What an uninterrupted download takes."""
+    folder, consoles = tmp_path_factory.mktemp("download"), tmp_path_factory.mktemp("consoles")
+    return measure(lambda root: Victim(children.run_download, (shop[0], str(root)), consoles), folder)
+
+
+def test_a_download(fault, shop, whole_download, tmp_path, record, rng, strikes):
     info, expected = shop
-    rng = random.Random(f"download {fault} {fault_round}")
-    root, log = tmp_path / "data", fault_log("download")
-    victim = Victim(children.run_download, (dataclasses.replace(info), str(root)), tmp_path / "consoles", log)
-    if fault == "full disk":
-        with small_disk(root, rng.randrange(500, 3500)) as make_room:
-            victim.strike(fault, rng, 1.0)
-            make_room()
-            victim.finish()
-            assert there(root / "toys") == expected
-        return
-    for _ in range(3):
-        victim.strike(fault, rng, 0.6)
-        if (root / "toys" / "pic").exists():
-            assert len(list((root / "toys" / "pic").rglob("*.jpg"))) == 600, "a part passes for the whole"
-    victim.finish()
-    assert there(root / "toys") == expected
+    root = tmp_path / "data"
+    with small_disk(fault, root, whole_download.disk(rng)) as make_room:
+        victim = Victim(children.run_download, (info, str(root)), tmp_path / "consoles")
+        for _ in strikes:
+            victim.strike(fault, rng, whole_download, record)
+            if (root / "toys" / "pic").exists():
+                assert len(list((root / "toys" / "pic").rglob("*.jpg"))) == 600, "a part passes for the whole"
+        make_room()
+        victim.finish()
+        assert there(root / "toys") == expected
+    record.as_if_nothing = True
+
+
+def test_the_table_counts_faults_that_struck_and_rounds_that_ended_well():
+    rounds = [
+        Record("a run", "SIGKILL", 0, [{"status": -9}, {"status": 0}], True),
+        Record("a run", "SIGKILL", 1, [{"status": -9}, {"status": -9}], False),
+        Record("a run", "SIGTERM", 0, [{"status": 75}], True),
+    ]
+    lines = table(dataclasses.asdict(record) for record in rounds).splitlines()
+    assert lines[2:] == [
+        "| a run | SIGKILL | 2 | 4 | 3 | 1 |",
+        "| a run | SIGTERM | 1 | 1 | 1 | 1 |",
+        "| all |  | 3 | 5 | 4 | 2 |",
+    ]
 
 
 def there(folder):

@@ -3,10 +3,12 @@
 import shutil
 from pathlib import Path
 
+import pytest
+
 from evaluation.feature_store import FeatureStore
 from tests.faults import children
 from tests.faults.children import REPOSITORY
-from tests.faults.killing import SECONDS, Limits, Victim, assert_sound, leftovers, outcome
+from tests.faults.killing import SECONDS, Victim, assert_sound, leftovers, outcome
 from tests.faults.test_kills import arguments
 from train import BUSY
 
@@ -27,20 +29,35 @@ def run_on(data, output, *options):
     return command
 
 
-def ignore(**facts):
-    """Takes the log of faults, of which there are none here."""
+@pytest.mark.parametrize(
+    ("disturb", "status", "said"),
+    [
+        (children.make_a_mistake, 1, "RuntimeError: a mistake"),
+        (children.kill_a_worker, 2, "the same command goes on after the last finished epoch"),
+    ],
+)
+def test_a_run_that_an_error_ends_does_not_wait_for_its_loaders_workers(disturb, status, said, tmp_path):
+    """Found by a limit on memory: the workers outlive the one SIGTERM that a process sends them at its exit."""
+    command = arguments(tmp_path / "run", "DATALOADER.NUM_WORKERS", "2")
+    victim = Victim(children.run_disturbed, (command, disturb), tmp_path / "consoles")
+    process = victim.start()
+    process.join(60)
+    assert process.exitcode == status, victim.printed()
+    assert said in victim.printed().splitlines()[-1]
+    Victim(children.run, (command,), tmp_path / "last").finish()
+    assert leftovers(tmp_path / "run") == []
 
 
 def test_runs_at_once(tmp_path):
     shared, apart = data_of_ones_own(tmp_path / "shared"), data_of_ones_own(tmp_path / "apart")
     features = ("FEATURES.FOLDER", str(tmp_path / "features"))
     victims = [
-        Victim(children.run, (run_on(data, tmp_path / folder, *options),), tmp_path / f"consoles{number}", ignore)
+        Victim(children.run, (run_on(data, tmp_path / folder, *options),), tmp_path / f"consoles{number}")
         for number, (data, folder, options) in enumerate(
             [(shared, "same", features), (shared, "same", features), (shared, "other", features), (apart, "alone", ())]
         )
     ]
-    processes = [victim.start(Limits()) for victim in victims]
+    processes = [victim.start() for victim in victims]
     for process in processes:
         process.join(SECONDS)
     first, second, *others = (process.exitcode for process in processes)

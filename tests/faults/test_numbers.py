@@ -128,6 +128,15 @@ def test_the_same_inputs_give_the_same_outputs_with_any_number_of_workers(tmp_pa
     assert record["numerics"] == {"diverged": False, "amp_skipped_steps": 0}
 
 
+def test_running_out_of_memory_before_training_is_one_line(tmp_path, monkeypatch, capsys):
+    def fails(cfg):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 262144 bytes")
+
+    monkeypatch.setattr(train, "build_trainer", fails)
+    assert train.main(arguments(tmp_path)) == 2
+    assert capsys.readouterr().err.startswith("error: out of memory: DefaultCPUAllocator: can't allocate")
+
+
 def test_one_setting_for_the_flags_of_cuda(tmp_path, monkeypatch):
     monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")  # a choice of the user's stays

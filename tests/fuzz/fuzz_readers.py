@@ -24,7 +24,9 @@ from typing import Any
 
 import atheris
 
-with atheris.instrument_imports(include=["dassl.config", "dassl.utils", "datasets", "prompting", "reporting", "yaml"]):
+with atheris.instrument_imports(
+    include=["dassl.config", "dassl.utils", "datasets", "evaluation", "prompting", "reporting", "yaml", "PIL"]
+):
     from dassl.config.yamlfile import YamlFileError, read_yaml
     from dassl.utils import CheckpointError as EngineError
     from dassl.utils import UnreadableImageError, load_checkpoint, read_image
