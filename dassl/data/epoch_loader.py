@@ -12,6 +12,7 @@ from dassl.utils import derive_seed
 
 from .device_transform import OnDevice
 
+
 class EpochDataLoader(DataLoader):
     """A loader that tells its sampler and data set which epoch it is and draws nothing from the global generators.
 
