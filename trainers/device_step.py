@@ -61,6 +61,8 @@ class DeviceStep:
         report = self._compute(*inputs) if self.recorded is None else self._replay(inputs)
         self.scaler.step(self.trainer.optim)
         self.scaler.update()
+        if getattr(self.trainer, "meanwhile", None) is not None:  # upstream Dassl has none
+            self.trainer.meanwhile()
         return self._read(report.tolist())
 
     def _compute(self, labels: Tensor, *rest: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from torch import nn
 from dassl.utils import StopRequest, set_random_state, tolist_if_not
 
 from .checkpointing import CheckpointMixin
+from .meanwhile import Meanwhile
 from .progress import EpochProgress
 
 Names = str | list[str] | None
@@ -30,6 +31,7 @@ class TrainerBase(CheckpointMixin):
         should_stop: set it to end training after the current epoch.
         stop_request: whether a signal asked the run to stop, where somebody listens for one.
         progress: the finished batches of the current epoch.
+        meanwhile: call it while a device works on a step; None outside of an epoch.
     """
 
     def __init__(self) -> None:
@@ -46,6 +48,7 @@ class TrainerBase(CheckpointMixin):
         self.should_stop = False
         self.stop_request = StopRequest()
         self.progress = EpochProgress()
+        self.meanwhile: Meanwhile | None = None
         self.resumed_random_state: dict[str, Any] | None = None
         self._epoch_record: dict[str, Any] = {}
         self._batch: tuple[Any, ...] = ()

@@ -12,6 +12,7 @@ import torch
 
 from dassl.utils import AverageMeter, CheckpointError, MetricMeter, set_random_state
 
+from .meanwhile import Meanwhile
 from .progress import EpochProgress
 from .simple import SimpleTrainer
 
@@ -28,6 +29,19 @@ def run_batches(trainer: SimpleTrainer, batches: Iterable[tuple[Any, ...]]) -> N
         RunStopped: if a signal asked for it and the state is written.
     """
     progress = _begin_batches(trainer)
+    trainer.meanwhile = Meanwhile(trainer, batches)
+    try:
+        _run_steps(trainer, trainer.meanwhile, progress)
+    finally:
+        trainer.meanwhile.write()
+        trainer.meanwhile = None
+    trainer.check_weights()
+    trainer._batch = ()
+    trainer._epoch_record.update(progress.losses.averages(), data_seconds=progress.data_seconds)
+    _report_loading(trainer, progress.data_seconds, progress.seconds)
+
+
+def _run_steps(trainer: SimpleTrainer, batches: Meanwhile, progress: EpochProgress) -> None:
     losses, batch_time, data_time = progress.losses, AverageMeter(), AverageMeter()
     end = time.time()
     for trainer.batch_idx, batch in enumerate(batches, start=progress.batches):
@@ -42,15 +56,13 @@ def run_batches(trainer: SimpleTrainer, batches: Iterable[tuple[Any, ...]]) -> N
             print(_progress_line(trainer, batch_time, data_time, losses))
         step = trainer.epoch * trainer.num_batches + trainer.batch_idx
         for name, meter in losses.meters.items():
-            trainer.write_scalar(f"train/{name}", meter.avg, step)
-        trainer.write_scalar("train/lr", trainer.get_current_lr(), step)
+            batches.write_later(f"train/{name}", meter.avg, step)
+        batches.write_later("train/lr", trainer.get_current_lr(), step)
+        if not batches.is_called:
+            batches.write()
         progress.batches += 1
         _stop_if_asked(trainer)
         end = time.time()
-    trainer.check_weights()
-    trainer._batch = ()
-    trainer._epoch_record.update(losses.averages(), data_seconds=progress.data_seconds)
-    _report_loading(trainer, progress.data_seconds, progress.seconds)
 
 
 def _report_loading(trainer: SimpleTrainer, data_seconds: float, seconds: float) -> None:

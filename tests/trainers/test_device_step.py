@@ -286,3 +286,39 @@ def test_several_seeds_at_once_take_no_device_step_and_refuse_a_graph():
     assert run_together([lambda: joined(False)]) == [None]
     with pytest.raises(ValueError, match="CUDA_GRAPH True records the step of one run: set it to False, or give one"):
         run_together([lambda: joined(True)])
+
+
+# What the host does while the device works
+
+
+def watched(trainer, events):
+    """Tell of the batches that are fetched, the scalars that are written and the numbers that are waited for."""
+    batches = trainer.train_loader_x
+
+    class Loader:
+        set_epoch = staticmethod(batches.set_epoch)
+
+        def __len__(self):
+            return len(batches)
+
+        def __iter__(self):
+            for number, batch in enumerate(batches):
+                events.append(f"batch {number}")
+                yield batch
+
+    trainer.train_loader_x = Loader()
+    trainer.write_scalar = lambda tag, value, step: events.append(f"{tag} {step}") if tag == "train/loss" else None
+    return trainer
+
+
+def test_the_next_batch_comes_and_the_last_step_is_logged_while_the_device_works(monkeypatch, tmp_path):
+    events = []
+    ordinary = watched(build("CoOp", tmp_path / "ordinary"), [])
+    trainer = watched(build("CoOp", tmp_path / "device"), events)
+    trainer.device_step = step = DeviceStep(trainer)
+    monkeypatch.setattr(step, "_read", lambda numbers: (events.append("wait"), DeviceStep._read(step, numbers))[1])
+    ordinary.train()
+    trainer.train()
+    assert events[:6] == ["batch 0", "batch 1", "wait", "train/loss 0", "wait", "train/loss 1"]
+    assert [epoch["loss"] for epoch in trainer.history] == [epoch["loss"] for epoch in ordinary.history]
+    assert_same(ordinary, trainer)
