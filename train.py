@@ -235,9 +235,10 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
     timing |= getattr(trainer, "timing", {}) | {"total": time.perf_counter() - start}
     record = build_record(trainer, cfg, metrics, config_file=args.config_file, timing=timing, eval_only=args.eval_only)
     track_run(cfg, record)
-    write_results(f"{cfg.OUTPUT_DIR}/results.json", record)
-    if not args.eval_only:
-        trainer.remove_resume_checkpoint()
+    with stop.deferred():  # a finished run has nothing to go on from
+        write_results(f"{cfg.OUTPUT_DIR}/results.json", record)
+        if not args.eval_only:
+            trainer.remove_resume_checkpoint()
     for split, values in metrics.items():
         print(f"{cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, class split {split}: accuracy {values['accuracy']:.2f}%")
 

@@ -209,7 +209,10 @@ class Job:
         steps = plan(self.info, self.folder)
         for source in self.info.sources:
             if all(step.source is not source for step in steps):
+                self.remove_leftovers(source)
                 self.options.say(f"{self.info.name}: {', '.join(source.provides)} is there already and stays as it is")
+        if self.info.bundle and not steps:
+            self.remove_leftovers(self.info.bundle)
         if self.options.bundle and self.info.bundle and steps:
             return self.try_bundle([(step, DownloadError("it was to come from the bundle.")) for step in steps])
         failures = [(step, error) for step in steps if (error := self.attempt(step)) is not None]
@@ -251,6 +254,10 @@ class Job:
             self.unpack_into_place(path, source, missing)
         elif not os.path.lexists(self.folder / source.provides[0]):
             os.rename(path, self.folder / source.provides[0])
+        self.remove_leftovers(source)
+
+    def remove_leftovers(self, source: Source) -> None:
+        """Remove what was fetched of a source that is in place; the process that put it there may have been killed."""
         for leftover in self.aside.glob(f"{source.file}*"):
             leftover.unlink()
 

@@ -15,6 +15,7 @@ import hashlib
 import math
 import os
 import time
+import tokenize
 import zipfile
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -30,8 +31,11 @@ KEY_BYTES = 16
 # A file changed just before it was read may change again within one tick of a coarse file system's clock.
 SETTLED_SECONDS = 2.0
 # What numpy and zipfile raise for files that are not, or not wholly, what was written; RuntimeError: a zip entry that
-# needs a password or a later version of the format.
-DAMAGED = (OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile)
+# needs a password or a later version of the format; the last two: an array's header, which NumPy reads as Python.
+DAMAGED = (
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile),
+    *(SyntaxError, tokenize.TokenError),
+)
 
 Table = dict[bytes, Tensor]  # features (embed_dim,) by image
 _memory: OrderedDict[str, Table] = OrderedDict()  # by context, the one used last at the end

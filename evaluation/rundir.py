@@ -23,6 +23,7 @@ from reporting.runs import RESULTS_FILE, read_results
 
 CONFIG_FILE = "config.yaml"
 DIVERGED_FILE = "diverged.json"
+RESUME_FILE = "resume.pth.tar"
 LEFTOVER_LOCK_SECONDS = 60.0
 # Settings that may differ between a run and its continuation: where files lie and how fast they are read.
 FREE_KEYS = (
@@ -45,7 +46,7 @@ FREE_KEYS = (
 WRITTEN = (
     "results.json",
     DIVERGED_FILE,
-    "resume.pth.tar",
+    RESUME_FILE,
     "config.yaml",
     "history.csv",
     "features.npz",
@@ -67,7 +68,8 @@ def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
         overwrite: see `prepare_run_dir`.
 
     Yields:
-        True when the folder holds this very run, finished: there is nothing to do, and nothing was touched.
+        True when the folder holds this very run, finished: there is nothing to do, and nothing was touched, but for a
+        state to go on from that a killed process left.
 
     Raises:
         RunDirError: see `prepare_run_dir`.
@@ -75,7 +77,10 @@ def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
     """
     folder = Path(cfg.OUTPUT_DIR)
     if not overwrite and (folder / RESULTS_FILE).exists():
-        yield prepare_run_dir(cfg)
+        finished = prepare_run_dir(cfg)
+        with suppress(OSError):  # killed just after it had written its results; a folder may be for reading only
+            (folder / RESUME_FILE).unlink(missing_ok=True)
+        yield finished
         return
     _require_writable(folder)
     with locked(folder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -219,9 +220,8 @@ class SimpleTrainer(TrainerBase):
 
     def remove_resume_checkpoint(self) -> None:
         """Remove the state to go on from: once all that follows from it is on the disk."""
-        path = resume_path(self.output_dir)
-        if os.path.exists(path):
-            os.remove(path)
+        with suppress(FileNotFoundError):
+            os.remove(resume_path(self.output_dir))
 
     # Evaluation
 

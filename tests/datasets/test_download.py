@@ -115,6 +115,18 @@ def test_what_is_there_is_not_fetched_again(shop: Shop) -> None:
     assert sum("stays as it is" in line for line in shop.said) == 3
 
 
+def test_an_archive_that_a_killed_download_left_behind_is_removed(shop: Shop) -> None:
+    """Found by the long form of tests/faults: the content was in place, the archive not removed yet."""
+    shop.download()
+    bundle_of(shop, b"")
+    (shop.folder / ".download").mkdir()
+    for name in ("images.tgz", "bundle.zip", "images.tgz.part-1"):
+        (shop.folder / ".download" / name).write_bytes(b"left")
+    assert shop.download()
+    assert shop.there() == COMPLETE
+    assert not (shop.folder / ".download").exists()
+
+
 def test_what_the_user_has_is_never_touched(shop: Shop) -> None:
     (shop.folder / "pic").mkdir(parents=True)
     (shop.folder / "pic" / "mine.jpg").write_bytes(b"mine")

@@ -97,6 +97,13 @@ def ask_for_a_later_zip(path):
     path.write_bytes(content)
 
 
+def write_broken_header(path):
+    """Brackets that nothing closes: found by the fuzzer."""
+    header = b"{'shape': (((\n"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("context.npy", np.lib.format.magic(1, 0) + len(header).to_bytes(2, "little") + header)
+
+
 def write_vast_header(path):
     """An array of 4 TB, by what its header says."""
     vast = io.BytesIO()
@@ -114,6 +121,7 @@ DAMAGE = {
     "a pickle": write_a_pickle,
     "shapes that do not fit": write_wrong_shapes,
     "a later zip format": ask_for_a_later_zip,
+    "a header that is no Python": write_broken_header,
     "of another context": write_other_context,
     "compressed": write_compressed_zeros,
     "a header that states terabytes": write_vast_header,

@@ -197,7 +197,7 @@ def finished(folder: Path) -> dict[str, bytes]:
 def outcome(folder: Path) -> dict[str, Any]:
     """All that two runs must agree in: trained weights to the last bit, history and results without the seconds."""
     found: dict[str, Any] = {}
-    for path in sorted(folder.rglob("*.pth.tar*")):
+    for path in sorted(folder.rglob("model*.pth.tar*")):
         state = load_checkpoint(path)
         weights = {name: tensor.tolist() for name, tensor in state["state_dict"].items()}
         found[str(path.relative_to(folder))] = [weights, state["epoch"], state["val_result"]]
@@ -213,10 +213,16 @@ def _without_seconds(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Files that no finished run leaves; a lock's temporary file, which may be a live process's, is not among them."""
-    names = (".lock", ".sweep.lock", "resume.pth.tar")
-    return [str(path) for path in folder.rglob("*") if _is_left(path.name) or path.name in names]
+    """Files that no finished run leaves; a lock's temporary file, which may be a live process's, is not among them.
+
+    Nor is the state to go on from of a run that was killed just after it had written its results: its next command
+    removes that.
+    """
+    return [str(path) for path in folder.rglob("*") if _is_left(path)]
 
 
-def _is_left(name: str) -> bool:
-    return name.endswith(".tmp") and not name.startswith((".lock.", ".sweep.lock."))
+def _is_left(path: Path) -> bool:
+    if path.name == "resume.pth.tar":
+        return not (path.parent / "results.json").exists()
+    is_temporary = path.name.endswith(".tmp") and not path.name.startswith((".lock.", ".sweep.lock."))
+    return is_temporary or path.name in (".lock", ".sweep.lock")

@@ -17,6 +17,7 @@ import tarfile
 import pytest
 
 from datasets.sources import DatasetInfo, Mirror, Source
+from tests.conftest import is_long_form
 from tests.datasets.web_server import running_server
 from tests.faults import children
 from tests.faults.counts import table
@@ -82,7 +83,7 @@ def whole(tmp_path_factory):
 @pytest.fixture(scope="module")
 def strikes(request):
     """Faults in a row, before a victim may end."""
-    return range(1 if request.config.getoption("--rounds") == 1 else 2)
+    return range(2 if is_long_form(request.config) else 1)
 
 
 def test_a_run(fault, whole, tmp_path, record, rng, strikes):

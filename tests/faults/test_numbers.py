@@ -128,6 +128,25 @@ def test_the_same_inputs_give_the_same_outputs_with_any_number_of_workers(tmp_pa
     assert record["numerics"] == {"diverged": False, "amp_skipped_steps": 0}
 
 
+def test_a_run_that_is_stopped_or_killed_when_it_has_written_its_results_leaves_no_state(tmp_path, monkeypatch):
+    write = train.write_results
+
+    def write_and_signal(path, record):
+        write(path, record)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "write_results", write_and_signal)
+        assert train.main(arguments(tmp_path)) == train.STOPPED
+    state = tmp_path / "resume.pth.tar"
+    assert not state.exists()
+    results = (tmp_path / "results.json").read_bytes()
+    state.write_bytes(b"of a process that SIGKILL ended before it removed this")
+    assert train.main(arguments(tmp_path)) == 0
+    assert not state.exists()
+    assert (tmp_path / "results.json").read_bytes() == results
+
+
 def test_running_out_of_memory_before_training_is_one_line(tmp_path, monkeypatch, capsys):
     def fails(cfg):
         raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 262144 bytes")
