@@ -21,6 +21,7 @@ from pathlib import Path
 
 from commandline import add_debug, guarded
 from reporting.runs import ResultsError
+from sweeping.claims import forget_dead_claim
 from sweeping.inline import InlineLauncher
 from sweeping.jobs import Job, Plan, Variation, build_queue, protocol_named, variations_of
 from sweeping.local import LocalLauncher, Stop, slots_for
@@ -188,6 +189,7 @@ def sort_out(jobs: list[Job], progress: Progress, retry: bool) -> list[Job]:
     pending = []
     for job in jobs:
         if is_finished(job.folder):
+            forget_dead_claim(job)
             try:
                 progress.skip(job, finished_record(job))
             except ResultsError as error:

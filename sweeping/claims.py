@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 
@@ -57,3 +58,12 @@ class Claims:
         """Give a claim up."""
         if job.folder in self._held:
             self._held.pop(job.folder).release()
+
+
+def forget_dead_claim(job: Job) -> None:
+    """Remove the claim on a finished job of a sweep that was killed before it gave it up."""
+    lock = FolderLock(job.folder / SWEEP_LOCK)
+    if lock.path.exists():
+        with contextlib.suppress(LockedError, OSError):  # its owner lives; a folder that is for reading only
+            lock.acquire()
+            lock.release()

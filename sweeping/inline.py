@@ -45,19 +45,25 @@ class InlineLauncher:
         os.environ.update(self.slot.environment())  # before torch is imported, which reads them once
         self.stop.interrupts = True
         claims, waiting = Claims(self.progress), list(jobs)
-        with contextlib.suppress(KeyboardInterrupt):
-            while waiting and not self.stop.signal:
-                left = len(waiting)
-                for job in list(waiting):
-                    if job not in waiting or self.stop.signal:
-                        continue  # it went with another seed, or nothing is to be begun any more
-                    for settled in self._settle(job, claims, waiting):
-                        waiting.remove(settled)
-                if len(waiting) == left:  # other sweeps have them all
-                    time.sleep(POLL_SECONDS)
+        try:
+            with contextlib.suppress(KeyboardInterrupt):
+                self._work_off(waiting, claims)
+        finally:  # an error of a full disk, too
+            for job in jobs:
+                claims.release(job)
         for job in jobs:
-            claims.release(job)
             self.progress.drop(job)
+
+    def _work_off(self, waiting: list[Job], claims: Claims) -> None:
+        while waiting and not self.stop.signal:
+            left = len(waiting)
+            for job in list(waiting):
+                if job not in waiting or self.stop.signal:
+                    continue  # it went with another seed, or nothing is to be begun any more
+                for settled in self._settle(job, claims, waiting):
+                    waiting.remove(settled)
+            if len(waiting) == left:  # other sweeps have them all
+                time.sleep(POLL_SECONDS)
 
     def _settle(self, job: Job, claims: Claims, waiting: Sequence[Job]) -> list[Job]:
         """Run a job, and other seeds with it, or see that another sweep has; the jobs that are done with.

@@ -17,7 +17,7 @@ from folder_lock import SWEEP_LOCK, FolderLock
 from sweeping.jobs import Job
 from sweeping.local import LocalLauncher, Slot, Stop, slots_for
 from sweeping.progress import Progress, duration
-from sweeping.settings import SweepError
+from sweeping.settings import REPOSITORY, SweepError
 from sweeping.state import earlier_failure, is_finished, record_failure
 
 
@@ -63,6 +63,10 @@ def test_every_slot_has_its_gpu_and_share_of_the_cores(make_job):
         {"CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "5"},
         {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "2"},
     ]
+
+
+# Claims a folder and ends without giving it up.
+CLAIM = "import sys, pathlib, folder_lock; folder_lock.FolderLock(pathlib.Path(sys.argv[1])).acquire()"
 
 
 def test_slots_of_the_machine(monkeypatch):
@@ -135,6 +139,21 @@ def test_what_another_sweep_runs_is_waited_for(make_job, run, capsys, monkeypatc
     assert "3 runs: 2 finished, 1 failed, 0 to be run" in out
     assert len(list(jobs[0].folder.glob("start*"))) == 1, "this sweep did not start it, too"
     assert not list(jobs[1].folder.glob("start*"))
+
+
+def test_the_claim_of_a_killed_sweep_on_a_finished_job_is_removed(make_job, run):
+    job, others = make_job("killed"), make_job("others")
+    assert run([job, others]) == 0
+    dead = subprocess.run(
+        [sys.executable, "-c", CLAIM, str(job.folder / SWEEP_LOCK)], cwd=REPOSITORY, check=True, capture_output=True
+    )
+    assert (job.folder / SWEEP_LOCK).exists(), dead
+    living = FolderLock(others.folder / SWEEP_LOCK)
+    living.acquire()
+    assert run([job, others]) == 0
+    assert not (job.folder / SWEEP_LOCK).exists()
+    assert living.path.exists()
+    living.release()
 
 
 def test_two_sweeps_share_a_queue(make_job, tmp_path):
