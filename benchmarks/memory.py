@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import resource
 import subprocess
 import sys
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.setup import build_trainer, random_batch, random_clip
+from evaluation.results import peak_rss_mib
 
 
 def training_memory(
@@ -38,7 +38,7 @@ def training_memory(
 def _peak_mib(device: str) -> float:
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return peak_rss_mib()
 
 
 def _measure(

@@ -146,10 +146,17 @@ def _device_name(device: torch.device) -> str:
 def peak_memory() -> dict[str, float | None]:
     """Peak memory of this process so far in MiB: resident (None on Windows) and CUDA (None without CUDA)."""
     cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
-    return {"peak_rss_mib": _peak_rss_mib(), "peak_cuda_mib": cuda}
+    return {"peak_rss_mib": peak_rss_mib(), "peak_cuda_mib": cuda}
 
 
-def _peak_rss_mib() -> float | None:
+def peak_rss_mib() -> float | None:
+    """Peak resident memory of this process so far in MiB; None on Windows."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux hands ru_maxrss on to a new program, which so begins with the peak of the one that started it
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
     if sys.platform == "win32":
         return None
     import resource

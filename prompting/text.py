@@ -255,7 +255,8 @@ class TextEncoder(nn.Module):
         """Causal attention of all packed rows, (groups, rows, 3, heads, head_width) -> (groups, rows, width)."""
         head, owns = packing.unpack(qkv)
         out = [_attend_bucket(head, own) for own in owns]
-        return packing.pack(attend(*head.unbind(2), causal=True), out)
+        # A copy: the backward pass keeps what attention reads, and a view of the head's few rows would keep all rows.
+        return packing.pack(attend(*head.clone().unbind(2), causal=True), out)
 
     def _last_layer(self, x: Tensor, deep: DeepPrompt | None, packing: Packing) -> Tensor:
         """The last layer for the [EOT] rows only, and the projection; (groups, n_cls, embed_dim)."""
@@ -283,7 +284,8 @@ def _attend_bucket(head: Tensor, own: Tensor) -> Tensor:
     n_head = head.shape[1]
     seen = torch.ones(n_own, n_head + n_own, dtype=torch.bool, device=own.device).tril(n_head)
     k, v = _with_head(head[:, :, 1:], own[:, :, :, 1:]).unbind(2)
-    return attend(own[:, :, :, 0].flatten(0, 1), k, v, mask=seen).unflatten(0, (groups, classes))
+    queries = own[:, :, :, 0].flatten(0, 1).contiguous()  # a view would keep the class rows' K and V, too
+    return attend(queries, k, v, mask=seen).unflatten(0, (groups, classes))
 
 
 def _attend_eot(query: Tensor, head: Tensor, own: Tensor) -> Tensor:

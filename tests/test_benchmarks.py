@@ -191,6 +191,7 @@ def test_growth_is_measured_beside_its_count(tmp_path, capsys):
         *(("classes", 2), ("classes", 4)),
         *(("pixels", 32), ("pixels", 48)),
     ]
+    assert all(row["mib"] > 0 for row in rows)
     assert rows[0]["gflop"] < rows[1]["gflop"]
     assert rows[2]["gflop"] < rows[3]["gflop"]
     assert "| class " in capsys.readouterr().out

@@ -13,7 +13,8 @@ import torch
 from prompting.bundled import load_bundled_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAINER_FILES = [f"trainers/{name}.py" for name in ("bmip", "base", "checks", "memory", "objectives")]
+FILES = ("bmip", "base", "checks", "device_step", "graph", "memory", "objectives", "steps")
+TRAINER_FILES = [f"trainers/{name}.py" for name in FILES]
 COPIED = [*TRAINER_FILES, *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("prompting/*.py"))]
 # What the published Dassl (version 0.6.3) offers under these names; frozen, so that nothing of our own engine slips in.
 DASSL = {
@@ -36,7 +37,7 @@ DASSL = {
 }
 # Of the clip package: its public names, and those that CoOp's own trainers take too.
 CLIP = {"clip": {"*module*"}, "clip.clip": {"_MODELS", "_tokenizer"}, "clip.model": {"CLIP", "QuickGELU"}}
-OWN = {"trainers.base", "trainers.checks", "trainers.memory", "trainers.objectives"}
+OWN = {f"trainers.{name}" for name in FILES if name != "bmip"}
 PACKAGES = {"torch", "torchvision", "yacs", "prompting"}
 OPTIONAL = {"open_clip"}  # asked for inside a function, when a backbone's name begins with open_clip:
 
