@@ -40,6 +40,8 @@ def test_every_pixel_is_pillows(name, hard):
     rng = np.random.default_rng(1)
     for vertically in (False, True):
         images = [noise(s, rng, hard) for s in SHAPES if begins_vertically(*s, SIZE) == vertically]
+        if not images:  # Pillow before 13 begins with the rows of them all
+            continue
         padded = torch.full((len(images), 200, 300, 3), 99, dtype=torch.uint8)
         for row, image in zip(padded, images, strict=True):
             row[: image.shape[0], : image.shape[1]] = torch.from_numpy(image)
