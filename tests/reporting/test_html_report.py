@@ -1,5 +1,6 @@
 import json
 import re
+import time
 from html.parser import HTMLParser
 from urllib.parse import unquote
 
@@ -227,6 +228,9 @@ def test_sorting_and_filtering_in_a_browser(report, chromium):
         assert browser.evaluate(headings) == 2 + 2 + 1
         browser.click("#runs tbody tr:not([hidden]) a")
         opened = "document.querySelectorAll('details.config[open]').length"
+        deadline = time.monotonic() + 5  # the page hears of a new address a moment after the click
+        while browser.evaluate(opened) != 1 and time.monotonic() < deadline:
+            time.sleep(0.05)
         assert browser.evaluate(opened) == 1
         assert browser.problems == []
         assert [url for url in browser.requests if not url.startswith(("file:", "data:"))] == []
