@@ -25,7 +25,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from tabulate import tabulate
 
 from benchmarks import loader
 from benchmarks.beyond import SAMPLES, on_the_line, only_classes, spread
@@ -34,6 +33,7 @@ from benchmarks.flops import training_flops
 from benchmarks.measure import ParityError, interleave, parity, summary
 from benchmarks.memory import training_memory
 from benchmarks.setup import SIZES, build_trainer, class_names, random_batch, random_clip
+from benchmarks.tables import print_lines
 from commandline import add_debug, guarded
 
 UNITS = {"memory": "mib", "flops": "gflop"}
@@ -196,15 +196,15 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             line["max logit difference"] = f"{row['max_logit_difference']:.1e}"
             line["min gradient cosine"] = f"{row['min_gradient_cosine']:.7f}"
         lines.append(line)
-    print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True))
+    print_lines(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; exit status 1 when the paths do not agree."""
-    return guarded(run, build_parser().parse_args(argv), {ParityError: 1})
+    """Command line; exit status 1 when the paths do not agree, or there is nothing to load."""
+    return guarded(run, build_parser().parse_args(argv), {ParityError: 1, loader.NoPhotosError: 1})
 
 
-def run(args: argparse.Namespace) -> int | None:
+def run(args: argparse.Namespace) -> None:
     """Measure, print, and write where asked to.
 
     Raises:
@@ -212,7 +212,8 @@ def run(args: argparse.Namespace) -> int | None:
     """
     torch.set_num_threads(args.threads)
     if args.what == "loader":
-        return loader.main(args, machine)
+        loader.run(args, machine)
+        return
     rows = []
     clip_model = random_clip(args.backbone) if args.what != "memory" else None  # memory has processes of its own
     try:

@@ -23,14 +23,14 @@ def training_flops(
     images, labels = measured.parse_batch_train(random_batch(measured, batch))
     model = measured.model.to("meta")
     images = [view.to("meta") for view in images] if isinstance(images, list) else images.to("meta")
-    _to_meta(measured.objective)
+    objective_to_meta(measured.objective)
     counter = FlopCounterMode(display=False)
     with counter:
         measured.objective(model, images, labels.to("meta")).total.backward()
     return counter.get_total_flops() / 1e9
 
 
-def _to_meta(objective: Any) -> None:
+def objective_to_meta(objective: Any) -> None:
     """Frozen features that an objective compares with, without their values."""
     for name, value in vars(objective).items():
         if isinstance(value, torch.Tensor):

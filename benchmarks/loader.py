@@ -18,7 +18,6 @@ import contextlib
 import io
 import json
 import os
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,10 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from tabulate import tabulate
 from torch.utils.data import DataLoader
 
 from benchmarks.measure import ParityError, interleave, summary
+from benchmarks.tables import print_lines
 from dassl.config import get_cfg_default
 from dassl.data import build_data_loader
 from dassl.data.cache import ImageCache
@@ -51,33 +50,37 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--draft", nargs="*", type=float, default=[1.0, 2.0], help="values of INPUT.JPEG_DRAFT")
 
 
-def main(args: argparse.Namespace, machine: Callable[[argparse.Namespace], dict[str, Any]]) -> int:
-    """Measure, print, write; exit status 1 when the batches differ or there are no images."""
+class NoPhotosError(FileNotFoundError):
+    """There is no image to load."""
+
+
+def run(args: argparse.Namespace, machine: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
+    """Measure, print, write.
+
+    Raises:
+        ParityError: the batches differ.
+        NoPhotosError: there are no images.
+    """
     rows = []
-    try:
-        for size in ["as they are"] if args.images else args.size:
-            with tempfile.TemporaryDirectory() as folder:
-                paths = find_photos(args.images, args.count) if args.images else make_photos(folder, size, args.count)
-                rows += [{"size": size, **measure(kind, paths, args)} for kind in KINDS]
-    except (ParityError, FileNotFoundError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    for size in ["as they are"] if args.images else args.size:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = find_photos(args.images, args.count) if args.images else make_photos(folder, size, args.count)
+            rows += [{"size": size, **measure(kind, paths, args)} for kind in KINDS]
     print_table(rows)
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:
             json.dump({"machine": machine(args), "rows": rows}, file, indent=1)
-    return 0
 
 
 def find_photos(folder: str, count: int) -> list[str]:
     """The first JPEG files below a folder.
 
     Raises:
-        FileNotFoundError: there is none.
+        NoPhotosError: there is none.
     """
     paths = [str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
     if not paths:
-        raise FileNotFoundError(f"no .jpg file in {folder}")
+        raise NoPhotosError(f"no .jpg file in {folder}")
     return paths[:count]
 
 
@@ -207,4 +210,4 @@ def print_table(rows: Sequence[dict[str, Any]]) -> None:
                 if name == "crops":
                     line["against decoded"] = "the loader's part of device"
             lines.append(line)
-    print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True))
+    print_lines(lines)

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.measure import MIN_GRADIENT_COSINE, ParityError, interleave, summary
 from benchmarks.setup import SIZES, build_trainer, random_batch, random_clip
+from benchmarks.tables import print_lines
 from commandline import add_debug, guarded
 from sweeping.settings import setting_options
 from trainers.together import join_trainer, run_together
@@ -143,7 +143,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         }
         for row in rows
     ]
-    print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True))
+    print_lines(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

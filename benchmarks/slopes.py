@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 
 from benchmarks.__main__ import build_quietly, options_for, training_step
 from benchmarks.flops import training_flops
 from benchmarks.measure import interleave
 from benchmarks.memory import training_memory
 from benchmarks.setup import random_batch, random_clip
+from benchmarks.tables import print_lines
 from commandline import add_debug, guarded
 from dassl.config import cfg_default
 
@@ -119,7 +119,7 @@ def measure(args: argparse.Namespace, point: Point) -> dict[str, Any]:
 
 
 def slope(rows: Sequence[dict[str, Any]], value: str) -> float:
-    """Least-squares slope of a figure against the varied quantity; against patches where that is the image's side."""
+    """Least-squares slope of a figure against the varied quantity; of the image's side, against its pixels."""
     x = [float(row["value"]) ** (2 if row["varied"] == "pixels" else 1) for row in rows]
     return statistics.linear_regression(x, [figure(row, value) for row in rows]).slope
 
@@ -142,14 +142,14 @@ def print_tables(rows: Sequence[dict[str, Any]]) -> None:
         }
         for row in rows
     ]
-    print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True))
+    print_lines(lines)
     growth = []
     for varied in dict.fromkeys(row["varied"] for row in rows):
         some = [row for row in rows if row["varied"] == varied]
         unit = "pixel" if varied == "pixels" else {"classes": "class", "batch": "image", "depth": "layer"}[varied]
         growth.append({"per": unit} | {f"{v}": f"{slope(some, v):.3g}" for v in ("gflop", "ms", "mib")})
     print()
-    print(tabulate(growth, headers="keys", tablefmt="github", disable_numparse=True))
+    print_lines(growth)
 
 
 def run(args: argparse.Namespace) -> None:

@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch import nn
 
 import datasets  # noqa: F401  registers the data sets
 from benchmarks.measure import ParityError, interleave, summary
 from benchmarks.setup import SIZES, random_clip
+from benchmarks.tables import print_lines
 from commandline import add_debug, guarded
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
@@ -142,7 +142,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         }
         for row in rows
     ]
-    print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True))
+    print_lines(lines)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tabulate import tabulate
 from torch.utils.data import DataLoader
 
 import datasets  # noqa: F401  registers the data sets
 from benchmarks.measure import ParityError, summary
+from benchmarks.tables import print_lines
 from commandline import add_debug, guarded
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
@@ -98,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
         }
         for row in rows
     ]
-    print(tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True))
+    print_lines(lines)
     if args.output:
         Path(args.output).write_text(json.dumps(rows, indent=1), encoding="utf-8")
 

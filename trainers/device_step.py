@@ -8,6 +8,7 @@ hears of it together with the loss.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,6 +17,17 @@ from torch import Tensor
 from dassl.metrics import compute_accuracy
 from trainers.graph import RecordedFunction, Recorder
 from trainers.memory import is_out_of_memory
+from trainers.objectives import Loss
+
+
+def reported(loss: Loss, labels: Tensor) -> dict[str, Tensor]:
+    """What a step reports: the loss, its terms and the training accuracy."""
+    return {"loss": loss.total, **loss.terms, "acc": compute_accuracy(loss.output.logits, labels)[0]}
+
+
+def stacked(numbers: Sequence[Tensor]) -> Tensor:
+    """Single numbers as one float32 tensor, (n,), for one transfer: each .item() would make a GPU wait."""
+    return torch.stack([number.detach().float().reshape(()) for number in numbers])
 
 
 class DeviceStep:
@@ -78,11 +90,11 @@ class DeviceStep:
         images = list(views) if len(views) > 1 else views[0]
         loss = trainer.objective(trainer.model, images, labels, *drawn)
         self.scaler.scale(loss.total).backward()
-        values = {"loss": loss.total, **loss.terms, "acc": compute_accuracy(loss.output.logits, labels)[0]}
+        values = reported(loss, labels)
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self.value_names, self.gradient_names = list(values), list(gradients)
         finite = [torch.isfinite(gradient).all() for gradient in gradients.values()]
-        return torch.stack([value.detach().float().reshape(()) for value in [*values.values(), *finite]])
+        return stacked([*values.values(), *finite])
 
     def _replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
         try:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from dassl.engine import TrainerX
-from dassl.metrics import compute_accuracy
-from trainers.device_step import DeviceStep
+from trainers.device_step import DeviceStep, reported, stacked
 from trainers.graph import record_on_cuda
 
 MOST_SKIPPED_IN_A_ROW = 30  # by then the loss scale is down from 65536 to below 1e-4
@@ -34,10 +32,8 @@ class Steps:
             self.model_backward_and_update(loss.total)
         else:
             self._scaled_update(loss.total)
-        values = {"loss": loss.total, **loss.terms, "acc": compute_accuracy(loss.output.logits, labels)[0]}
-        # One transfer for all of them: each .item() would make a GPU wait.
-        numbers = torch.stack([value.detach().float().reshape(()) for value in values.values()]).tolist()
-        return dict(zip(values, numbers, strict=True))
+        values = reported(loss, labels)
+        return dict(zip(values, stacked([*values.values()]).tolist(), strict=True))
 
     def build_device_step(self) -> DeviceStep | None:
         """The step that lets a GPU go on without the host; ``None`` where the ordinary one is wanted.

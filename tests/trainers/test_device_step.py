@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from benchmarks.flops import objective_to_meta
 from tests.trainers.replaying import record_on_cpu
 from tests.trainers.small_runs import VARIANTS, build, needing, registered, stir, trained_tensors
 from trainers.device_step import DeviceStep
@@ -106,10 +107,7 @@ def to_meta(trainer):
     """Move all that a step reads; tensors of this device have no values, so asking for one is an error."""
     trainer.device = torch.device("meta")
     trainer.model.to("meta")
-    objective = trainer.objective
-    for name, value in vars(objective).items():
-        if isinstance(value, torch.Tensor):
-            setattr(objective, name, value.to("meta"))
+    objective_to_meta(trainer.objective)
 
 
 @pytest.mark.parametrize("case", RECORDED)
@@ -193,6 +191,11 @@ def test_under_loss_scaling_such_steps_are_skipped_and_counted():
         train(trainer, batches(trainer, 1))
 
 
+def recording_of(trainer):
+    """What its device step replays; None for the ordinary step."""
+    return trainer.device_step and trainer.device_step.recorded.recording
+
+
 def test_a_step_is_recorded_again_where_what_it_reads_has_changed():
     ordinary, other = trained_alike("VPT")
     other.device_step = DeviceStep(other, record_on_cpu)
@@ -200,13 +203,13 @@ def test_a_step_is_recorded_again_where_what_it_reads_has_changed():
     seen = []
     for trainer in (ordinary, other):
         train(trainer, batches(trainer, 2))
-        seen.append(getattr(trainer.device_step, "recorded", None) and trainer.device_step.recorded.recording)
+        seen.append(recording_of(trainer))
         with trainer.model.evaluating():  # VPT's text features, computed once, are computed anew after it
             trainer.model(first["img"])
         train(trainer, batches(trainer, 2))
-        seen.append(getattr(trainer.device_step, "recorded", None) and trainer.device_step.recorded.recording)
+        seen.append(recording_of(trainer))
         train(trainer, [first])  # a batch of another size
-        seen.append(getattr(trainer.device_step, "recorded", None) and trainer.device_step.recorded.recording)
+        seen.append(recording_of(trainer))
     assert_same(ordinary, other)
     assert len({id(recording) for recording in seen if recording}) == 3
 
