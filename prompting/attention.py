@@ -8,21 +8,17 @@ between and compute no row that nobody reads.
 from __future__ import annotations
 
 import torch
-from clip.model import QuickGELU
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from prompting.linear import frozen_linear
+from prompting.mlp import run_mlp
 
 # Rows of nn.MultiheadAttention's stacked input projection, in units of the width.
 QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
 
 # Images whose full attention matrix is held at once while the gate reads it: bounds the memory of large test batches.
 MASS_CHUNK = 16
-
-
-# OpenAI's stand-in for GELU: x * sigmoid(1.702 x).
-QUICK_GELU_SLOPE = 1.702
 
 
 def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
@@ -46,16 +42,7 @@ def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
     """Output projection, MLP and both residual additions, (..., n, width) -> (..., n, width)."""
     output = block.attn.out_proj
     x = x + frozen_linear(attended, output.weight, output.bias)
-    mlp = block.mlp
-    hidden = activate(mlp.gelu, frozen_linear(block.ln_2(x), mlp.c_fc.weight, mlp.c_fc.bias))
-    return x + frozen_linear(hidden, mlp.c_proj.weight, mlp.c_proj.bias)
-
-
-def activate(gelu: nn.Module, x: Tensor) -> Tensor:
-    """The block's activation. QuickGELU as a scaled SiLU: one tensor to keep for the backward pass instead of two."""
-    if isinstance(gelu, QuickGELU):
-        return F.silu(QUICK_GELU_SLOPE * x) / QUICK_GELU_SLOPE
-    return gelu(x)
+    return x + run_mlp(block.mlp, block.ln_2(x))
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:

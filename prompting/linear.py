@@ -26,9 +26,9 @@ Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 BACKENDS = ("auto", "native", "onednn")
 MIN_FLOPS = 5e8  # of one product: smaller ones have nothing to gain that measuring would not eat
-MIN_GAIN = 1.1  # over F.linear, for "auto" to choose another kernel: below it may be noise
-MAX_ROWS = 256  # of a measured product; what is faster there is so for more rows
-ROUNDS = 4  # the first warms up and does not count
+MIN_GAIN = 1.03  # over F.linear, for "auto" to choose another kernel: below it may be noise
+MAX_ROWS = 512  # of a measured product; what is faster there is so for more rows
+ROUNDS = 5  # the first warms up and does not count
 TOLERANCE = 2e-5  # of the largest value; float32 rounding over thousands of terms, but no shortened number type
 
 
@@ -227,6 +227,11 @@ def set_linear_backend(backend: str) -> None:
         raise ValueError(f"frozen linear backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     CHOOSER.backend = backend
     CHOOSER.chosen.clear()
+
+
+def frozen_kernel(x: Tensor, weight: Tensor) -> Kernel:
+    """The kernel that this process computes a product with."""
+    return CHOOSER.kernel(x, weight) or F.linear
 
 
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -46,7 +46,7 @@ def test_a_kernel_that_computes_something_else_is_never_used(product, monkeypatc
 @pytest.mark.parametrize(
     ("seconds", "auto", "onednn"),
     [
-        ({"native": 1.0, "conv": 0.95, "pointwise": 1.2}, "native", "conv"),  # not clearly faster
+        ({"native": 1.0, "conv": 0.98, "pointwise": 1.2}, "native", "conv"),  # not clearly faster
         ({"native": 1.0, "conv": 0.8, "pointwise": 0.5}, "pointwise", "pointwise"),
         ({"native": 1.0, "conv": 2.0}, "native", "conv"),
         ({"native": 1.0}, "native", "native"),
