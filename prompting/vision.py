@@ -15,6 +15,11 @@ from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, VisionProm
 from prompting.recompute import run_layer
 
 
+# Images that go through the tower together on the CPU where no gradient is wanted. The tensors of larger batches would be
+# fresh memory of the system's at every layer, page by page, and would not fit a processor's cache: a fifth of the time.
+IMAGES_AT_ONCE = 10
+
+
 def is_vit(clip_model: nn.Module) -> bool:
     """Whether the vision tower is a transformer, which can take prompts."""
     return hasattr(clip_model.visual, "transformer")
@@ -89,18 +94,31 @@ class VisionEncoder(nn.Module):
                 )
             return self.visual(images.to(self.visual.conv1.weight.dtype))
         check_deep_prompts(prompts.deep, self.n_layers, "vision")
-        return self._run_blocks(images, prompts)
+        if torch.is_grad_enabled() or images.device.type != "cpu" or not _same_for_all(prompts):
+            return self._run_blocks(images, prompts)
+        return torch.cat([self._run_blocks(some, prompts) for some in images.split(IMAGES_AT_ONCE)])
 
     def _run_blocks(self, images: Tensor, prompts: VisionPrompts) -> Tensor:
         stay, own = self._first_layer_rows(images, prompts.tokens)
         blocks = self.visual.transformer.resblocks
         for index, block in enumerate(blocks[:-1]):
-            stay, own = run_layer(self.recompute, self._layer, block, stay, own, prompts.deep.get(index))
+            deep, following = prompts.deep.get(index), prompts.deep.get(index + 1)
+            stay, own = run_layer(self.recompute, self._layer, block, stay, own, deep, following)
         return self._last_layer(stay, own, prompts.deep.get(len(blocks) - 1))
 
-    def _layer(self, block: nn.Module, stay: Tensor, own: Tensor, deep: DeepPrompt | None) -> tuple[Tensor, Tensor]:
-        """One layer but the last: [CLS] and patches, and the prompt tokens."""
-        own, qkv = self._project(block, stay, own, deep, QKV)
+    def _layer(
+        self, block: nn.Module, stay: Tensor, own: Tensor, deep: DeepPrompt | None, following: DeepPrompt | None
+    ) -> tuple[Tensor, Tensor]:
+        """One layer but the last: [CLS] and patches, and the prompt tokens.
+
+        Prompt tokens that the following layer replaces (``following``) without a gate to read them are not computed.
+        """
+        own, projected, own_projected = self._project(block, stay, own, deep, QKV)
+        if isinstance(following, Tensor):
+            k, v = torch.cat([projected[:, :, 1:], own_projected[:, :, 1:]], dim=1).unbind(2)
+            queries = projected[:, :, 0].contiguous()  # a view would keep K and V a second time
+            return finish(block, stay, attend(queries, k, v)), own
+        qkv = torch.cat([projected, own_projected], dim=1)
         x = finish(block, torch.cat([stay, own], dim=1), attend(*qkv.unbind(2)))
         return x.split([stay.shape[1], own.shape[1]], dim=1)
 
@@ -115,8 +133,8 @@ class VisionEncoder(nn.Module):
 
     def _project(
         self, block: nn.Module, stay: Tensor, own: Tensor, deep: DeepPrompt | None, rows: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Replace the prompt tokens if this layer does, and project: the tokens and all rows' Q, K, V (or K, V)."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Replace the prompt tokens if this layer does: the tokens, the other rows' Q, K, V (or K, V), and theirs."""
         if isinstance(deep, GatedPrompt):
             rows = QKV  # the gate reads queries too
         projected = project(block, stay, rows)
@@ -124,7 +142,7 @@ class VisionEncoder(nn.Module):
             deep = deep.mix(self._mass(block, projected, own))
         if deep is not None:
             own = deep.to(stay.dtype).expand(len(stay), -1, -1)
-        return own, torch.cat([projected, project(block, own, rows)], dim=1)
+        return own, projected, project(block, own, rows)
 
     @torch.no_grad()
     def _mass(self, block: nn.Module, stay_qkv: Tensor, arriving: Tensor) -> AttentionMass:
@@ -137,12 +155,20 @@ class VisionEncoder(nn.Module):
     def _last_layer(self, stay: Tensor, own: Tensor, deep: DeepPrompt | None) -> Tensor:
         """The last layer for [CLS] only, and the projection; (batch, embed_dim)."""
         block = self.visual.transformer.resblocks[-1]
-        _, kv = self._project(block, stay, own, deep, KV)
-        k, v = kv[:, :, -2:].unbind(2)
+        _, *projected = self._project(block, stay, own, deep, KV)
+        k, v = torch.cat([kv[:, :, -2:] for kv in projected], dim=1).unbind(2)
         cls = stay[:, :1]
         cls = finish(block, cls, attend(project(block, cls, Q)[:, :, 0], k, v))
         features = self.visual.ln_post(cls[:, 0])
         return features.to(self.visual.proj.dtype) @ self.visual.proj
+
+
+def _same_for_all(prompts: VisionPrompts) -> bool:
+    """Whether every image gets the same prompts or makes its own, so that a batch may be cut."""
+    tokens = prompts.tokens is None or prompts.tokens.dim() == 2
+    return tokens and all(
+        prompt.per_sample if isinstance(prompt, GatedPrompt) else prompt.dim() == 2 for prompt in prompts.deep.values()
+    )
 
 
 def check_images(images: Tensor, resolution: int) -> None:
