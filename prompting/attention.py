@@ -17,8 +17,8 @@ from prompting.mlp import run_mlp
 # Rows of nn.MultiheadAttention's stacked input projection, in units of the width.
 QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
 
-# Images whose full attention matrix is held at once while the gate reads it: bounds the memory of large test batches.
-MASS_CHUNK = 16
+# Attention scores that are held at once while the gate reads them: bounds the memory of large test batches.
+MASS_SCORES = 2**23
 
 
 def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
@@ -75,9 +75,9 @@ def prompt_mass(q: Tensor, k: Tensor, prompts: slice) -> Tensor:
     Returns:
         (n, n_prompts), float32, no gradient (BMIP's stop-gradient).
     """
-    scale = q.shape[-1] ** -0.5
-    masses = []
-    for some_q, some_k in zip(q.split(MASS_CHUNK), k.split(MASS_CHUNK), strict=True):
+    scale, masses = q.shape[-1] ** -0.5, []
+    at_once = max(1, MASS_SCORES // (q.shape[1] * k.shape[1] * q.shape[2]))
+    for some_q, some_k in zip(q.split(at_once), k.split(at_once), strict=True):
         scores = torch.einsum("nqhd,nkhd->nhqk", some_q * scale, some_k).float()
         probability = torch.exp(scores[..., prompts] - scores.logsumexp(-1, keepdim=True))
         masses.append(probability.mean(dim=(1, 2)))

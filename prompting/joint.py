@@ -116,8 +116,10 @@ def _merge(prompts: Sequence[DeepPrompt], sizes: Sequence[int], classes: int = 1
         return _per_row(prompts, sizes)
     rows = [size * classes for size in sizes]
 
-    def mix(attention: AttentionMass) -> Tensor:
+    def weigh(attention: AttentionMass) -> Tensor:
         own = zip(gates, attention.mass.split(rows), attention.n_keys.split(rows), strict=True)
-        return _per_row([gate.mix(AttentionMass(mass, n_keys)) for gate, mass, n_keys in own], rows)
+        weights = [gate.weigh(AttentionMass(mass, n_keys)) for gate, mass, n_keys in own]
+        return torch.cat([weight.expand(count, -1) for weight, count in zip(weights, rows, strict=True)])
 
-    return GatedPrompt(mix, gates[0].n_prompts, per_sample=True)
+    own, foreign = (_per_row(tokens, sizes) for tokens in ([g.own for g in gates], [g.foreign for g in gates]))
+    return GatedPrompt(weigh, own, foreign, per_sample=True)

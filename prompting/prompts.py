@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 
@@ -31,18 +32,67 @@ class AttentionMass:
 
 
 @dataclass(frozen=True)
+class Mixture:
+    """Tokens ``w * own + (1 - w) * foreign``.
+
+    Attributes:
+        own: (n_prompts, width), or (groups, n_prompts, width), each for as many consecutive rows of the weights.
+        foreign: as ``own``.
+        weight: w, (n, n_prompts); or (n_prompts,), the same tokens for all.
+    """
+
+    own: Tensor
+    foreign: Tensor
+    weight: Tensor
+
+    @property
+    def pair(self) -> Tensor:
+        """The two tokens side by side, (groups, n_prompts, 2, width)."""
+        pair = torch.stack([self.own, self.foreign], dim=-2)
+        return pair if pair.dim() == 4 else pair.unsqueeze(0)
+
+    @property
+    def shares(self) -> Tensor:
+        """How much of either, (groups, n_prompts, n / groups, 2)."""
+        weight = self.weight.reshape(-1, self.weight.shape[-1])
+        groups = len(self.own) if self.own.dim() == 3 else 1
+        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2)
+        return torch.stack([weight, 1 - weight], dim=-1)
+
+    @property
+    def tokens(self) -> Tensor:
+        """(n, n_prompts, width), or (n_prompts, width) where all get the same."""
+        w, own, foreign = self.weight.unsqueeze(-1), self.own, self.foreign
+        if own.dim() == 3:
+            w = w.unflatten(0, (len(own), -1))
+            mixed = w * own.unsqueeze(1) + (1 - w) * foreign.unsqueeze(1)
+            return mixed.flatten(0, 1)
+        return w * own + (1 - w) * foreign
+
+
+@dataclass(frozen=True)
 class GatedPrompt:
     """Prompt tokens of one layer that depend on the attention this layer pays to the arriving ones (BMIP).
 
     Attributes:
-        mix: maps the attention mass to new tokens, shape (n_prompts, width) or (n, n_prompts, width).
-        n_prompts: number of tokens it returns.
-        per_sample: whether ``mix`` returns one set of tokens per image (vision) or per class (text).
+        weigh: maps the attention mass to the own tokens' weight, (n, n_prompts) or (n_prompts,).
+        own, foreign: the two tokens that are mixed, see :class:`Mixture`.
+        per_sample: whether ``weigh`` returns weights for each image (vision) or class (text).
     """
 
-    mix: Callable[[AttentionMass], Tensor]
-    n_prompts: int
+    weigh: Callable[[AttentionMass], Tensor]
+    own: Tensor
+    foreign: Tensor
     per_sample: bool
+
+    @property
+    def n_prompts(self) -> int:
+        """Number of tokens."""
+        return self.own.shape[-2]
+
+    def mix(self, attention: AttentionMass) -> Mixture:
+        """The tokens that follow from the attention."""
+        return Mixture(self.own, self.foreign, self.weigh(attention))
 
 
 DeepPrompt = Tensor | GatedPrompt

@@ -2,18 +2,14 @@
 
 Two facts make it fast. The tower is causal, so nothing after a class's [EOT] matters; and all classes begin with the
 same tokens ([SOS], the context), so this *head* is computed once, and each class only adds its own rows. All rows are
-packed into one tensor, so every matrix product of a layer is a single call:
-
-    [head rows that stay | class rows, sorted by length | prompt rows that deep layers replace]
-
-Classes of equal length form a *bucket*, whose attention is one batched call over (head + own rows). When a layer's
-prompts differ between classes (BMIP's per-class gate), the head shrinks to [SOS] and the prompts belong to the classes.
-The last layer is computed for the [EOT] rows only.
+packed into one tensor (:mod:`prompting.packing`), so every matrix product of a layer is a single call. Only from the first
+layer on whose prompts differ between classes (BMIP's per-class gate) does each class have its own prompts and what
+follows them. The last layer is computed for the [EOT] rows only.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,99 +17,10 @@ from torch import Tensor, nn
 
 from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_mass
 from prompting.layout import PromptLayout
+from prompting.mixture import project_mixture
+from prompting.packing import Own, Packing, Spreading
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts
 from prompting.recompute import run_layer
-
-
-@dataclass(frozen=True)
-class Bucket:
-    """Classes whose own part has the same length.
-
-    Attributes:
-        classes: number of classes.
-        length: rows of each class that always stay (its deep prompts not counted).
-    """
-
-    classes: int
-    length: int
-
-
-class Packing:
-    """Where every row of a layout sits in the packed tensor, for a given number of deep prompts.
-
-    Args:
-        layout: the classes' tokens.
-        n_prompts: prompt tokens that deep layers replace, at positions 1..n_prompts; 0 without deep prompts.
-        per_class: whether these prompts differ between classes.
-        device: where the index tensors live.
-    """
-
-    def __init__(self, layout: PromptLayout, n_prompts: int, per_class: bool, device: torch.device) -> None:
-        self.layout, self.n_prompts, self.per_class = layout, n_prompts, per_class
-        head = 1 if per_class else layout.shared_length()
-        if not per_class and head < 1 + n_prompts:
-            raise ValueError(
-                f"deep prompts take positions 1..{n_prompts}, but the classes share only {head} leading tokens: "
-                "class-specific context (CSC) and deep prompts do not go together"
-            )
-        first_own = 1 + n_prompts if per_class else head
-        order = torch.argsort(layout.lengths, stable=True)
-        self.class_rank = torch.argsort(order).to(device)
-        self.visible_keys = layout.lengths[order].unsqueeze(1).to(device)  # (n_cls, 1), what each [EOT] row sees
-        own_lengths = (layout.lengths[order] - first_own).tolist()
-        self.buckets = [Bucket(own_lengths.count(length), length) for length in sorted(set(own_lengths))]
-        shared_prompts = 0 if per_class else n_prompts
-        self.head_rows = head - shared_prompts  # those that stay
-        self.prompt_rows = layout.n_classes * n_prompts if per_class else n_prompts
-        self._index_rows(order, head, first_own, shared_prompts, device)
-
-    def _index_rows(self, order: Tensor, head: int, first_own: int, shared_prompts: int, device: torch.device) -> None:
-        """Token, position and context vector of every packed row, words and learned rows apart."""
-        cells = [(int(order[0]), p) for p in range(head) if not 1 <= p <= shared_prompts]
-        for c in order.tolist():
-            cells += [(c, p) for p in range(first_own, int(self.layout.lengths[c]))]
-        self.stay_rows = len(cells)
-        owners = order.tolist() if self.per_class else [int(order[0])]
-        cells += [(c, p) for c in owners for p in range(1, 1 + self.n_prompts)]
-        rows = torch.tensor(cells)
-        context = self.layout.context[rows[:, 0], rows[:, 1]]
-        words, learned = (context < 0).nonzero()[:, 0], (context >= 0).nonzero()[:, 0]
-        self.word_token = self.layout.tokens[rows[words, 0], rows[words, 1]].to(device)
-        self.word_position = rows[words, 1].to(device)
-        self.learned_context = context[learned].to(device)
-        self.learned_position = rows[learned, 1].to(device)
-        self.packed_order = torch.argsort(torch.cat([words, learned])).to(device)
-
-    def unpack(self, packed: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """Packed rows -> (head, one tensor per bucket).
-
-        Args:
-            packed: (groups, rows, ...).
-
-        Returns:
-            head (groups, n_head, ...) and per bucket (groups, classes, n_own, ...), rows in sentence order.
-        """
-        sizes = [self.head_rows, *(b.classes * b.length for b in self.buckets), self.prompt_rows]
-        head, *owns, prompts = packed.split(sizes, dim=1)
-        owns = [own.unflatten(1, (b.classes, b.length)) for own, b in zip(owns, self.buckets, strict=True)]
-        if self.n_prompts == 0:
-            return head, owns
-        if not self.per_class:
-            return torch.cat([head[:, :1], prompts, head[:, 1:]], dim=1), owns
-        prompts = prompts.unflatten(1, (-1, self.n_prompts)).split([b.classes for b in self.buckets], dim=1)
-        return head, [torch.cat(pair, dim=2) for pair in zip(prompts, owns, strict=True)]
-
-    def pack(self, head: Tensor, owns: list[Tensor]) -> Tensor:
-        """The inverse of :meth:`unpack`."""
-        n = self.n_prompts
-        prompts: list[Tensor] = []
-        if n and self.per_class:
-            prompts = [own[:, :, :n].flatten(1, 2) for own in owns]
-            owns = [own[:, :, n:] for own in owns]
-        elif n:
-            prompts = [head[:, 1 : 1 + n]]
-            head = torch.cat([head[:, :1], head[:, 1 + n :]], dim=1)
-        return torch.cat([head, *(own.flatten(1, 2) for own in owns), *prompts], dim=1)
 
 
 class TextEncoder(nn.Module):
@@ -161,24 +68,36 @@ class TextEncoder(nn.Module):
         prompts = prompts or TextPrompts()
         check_deep_prompts(prompts.deep, self.n_layers, "text")
         grouped = prompts.context is not None and prompts.context.dim() == 3
-        packing = self._packing(layout, prompts)
-        x, qkv = self._first_layer_rows(packing, prompts.context)
-        for index, block in enumerate(self.blocks[:-1]):
-            first, (deep, following) = qkv if index == 0 else None, map(prompts.deep.get, (index, index + 1))
-            x = run_layer(self.recompute, self._layer, block, x, first, deep, following, packing)
-        features = self._last_layer(x, prompts.deep.get(self.n_layers - 1), packing)
-        return features if grouped else features[0]
+        packing, spreading = self._packings_of(layout, prompts)
+        stay, own, first = self._first_layer_rows(packing, prompts.context)
+        for index, block in enumerate(self.blocks):
+            deep, following = prompts.deep.get(index), prompts.deep.get(index + 1)
+            spread = spreading if _per_class(deep) and not packing.per_class else None
+            if index == self.n_layers - 1:
+                features = self._last_layer(stay, own, deep, packing, spread)
+                return features if grouped else features[0]
+            given = first if index == 0 else None
+            stay, own = run_layer(
+                self.recompute, self._layer, block, stay, own, given, deep, following, packing, spread
+            )
+            packing = packing if spread is None else spread.own
+        raise ValueError("a text tower without layers")
 
-    def _packing(self, layout: PromptLayout, prompts: TextPrompts) -> Packing:
-        """Packing of a layout, made once."""
+    def _packings_of(self, layout: PromptLayout, prompts: TextPrompts) -> tuple[Packing, Spreading | None]:
+        """How a layout's rows lie, and how they come to lie once prompts differ between classes; made once."""
         packings = self._packings.setdefault(layout, {})
         key = (prompts.n_deep, prompts.per_class, self.positional_embedding.device)
         if key not in packings:
-            packings[key] = Packing(layout, *key)
+            packings[key] = _make_packings(layout, *key)
         return packings[key]
 
-    def _first_layer_rows(self, packing: Packing, context: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Input rows of layer 0 and their Q, K, V; words and learned rows apart, so that words record no gradient."""
+    def _first_layer_rows(
+        self, packing: Packing, context: Tensor | None
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Layer 0's rows that stay, its prompt rows, and their Q, K, V.
+
+        Words and learned rows are projected apart, so that words record no gradient.
+        """
         x = self.token_embedding(packing.word_token) + self.positional_embedding[packing.word_position]
         x = x.to(self.dtype).unsqueeze(0)
         qkv = project(self.blocks[0], x)
@@ -190,81 +109,102 @@ class TextEncoder(nn.Module):
             own = own.to(self.dtype)
             x = torch.cat([x.expand(len(own), -1, -1), own], dim=1)
             qkv = torch.cat([qkv.expand(len(own), -1, -1, -1, -1), project(self.blocks[0], own)], dim=1)
-        return x[:, packing.packed_order], qkv[:, packing.packed_order]
+        return *packing.split(x[:, packing.packed_order]), packing.split(qkv[:, packing.packed_order])
 
     def _layer(
         self,
         block: nn.Module,
-        x: Tensor,
-        qkv: Tensor | None,
+        stay: Tensor,
+        own: Tensor,
+        projected: tuple[Tensor, Tensor] | None,
         deep: DeepPrompt | None,
         following: DeepPrompt | None,
         packing: Packing,
-    ) -> Tensor:
-        """One layer but the last; layer 0 comes with its Q, K, V.
+        spreading: Spreading | None,
+    ) -> tuple[Tensor, Tensor]:
+        """One layer but the last, on the rows that stay and the prompt rows; layer 0 comes with its Q, K, V.
 
         Prompt rows that the following layer replaces (``following``) are computed for its gate only, which takes no
         gradient, or not at all.
         """
-        if qkv is None:
-            x, qkv = self._project(block, x, deep, packing, QKV)
-        attended = self._attend(qkv, packing)
-        if following is None:
-            return finish(block, x, attended)
-        sizes = [packing.stay_rows, packing.prompt_rows]
-        (stay, leaving), (to_stay, to_leaving) = x.split(sizes, dim=1), attended.split(sizes, dim=1)
-        with torch.no_grad():
-            read = isinstance(following, GatedPrompt)
-            leaving = finish(block, leaving, to_leaving) if read else leaving.detach()
-        return torch.cat([finish(block, stay, to_stay), leaving], dim=1)
+        if projected is None:
+            stay, own, *projected = self._project(block, stay, own, deep, packing, spreading, QKV)
+        packing = packing if spreading is None else spreading.own
+        to_stay, to_own = self._attend(*projected, packing)
+        stay = finish(block, stay, to_stay)
+        if packing.prompt_rows and not isinstance(following, Tensor):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and following is None):
+                own = finish(block, own, to_own)
+        return stay, own
 
     def _project(
-        self, block: nn.Module, x: Tensor, deep: DeepPrompt | None, packing: Packing, rows: tuple[int, int]
-    ) -> tuple[Tensor, Tensor]:
-        """Replace the prompt rows if this layer does, and project: returns the rows and their Q, K, V (or K, V)."""
+        self,
+        block: nn.Module,
+        stay: Tensor,
+        own: Tensor,
+        deep: DeepPrompt | None,
+        packing: Packing,
+        spreading: Spreading | None,
+        parts: tuple[int, int],
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Replace the prompt rows if this layer does: both kinds of rows, and the Q, K, V (or K, V) of both."""
+        gated = isinstance(deep, GatedPrompt)
+        parts = QKV if gated else parts  # the gate reads queries too
+        projected = project(block, stay, parts)
         if deep is None:
-            return x, project(block, x, rows)
-        stay, arriving = x.split([packing.stay_rows, packing.prompt_rows], dim=1)
-        if isinstance(deep, GatedPrompt):
-            rows = QKV  # the gate reads queries too
-        projected = project(block, stay, rows)
-        if isinstance(deep, GatedPrompt):
-            deep = deep.mix(self._mass(block, projected, arriving, packing))
-        new = deep.reshape(-1, packing.prompt_rows, deep.shape[-1]).to(x.dtype).expand(len(x), -1, -1)
-        return torch.cat([stay, new], dim=1), torch.cat([projected, project(block, new, rows)], dim=1)
+            return stay, own, projected, project(block, own, parts)
+        if not gated:
+            own = _prompt_rows(deep, stay, packing)
+            return stay, own, projected, project(block, own, parts)
+        key = self._arriving_keys(block, own)
+        if spreading is not None:
+            packing, key = spreading.own, spreading.prompts(key)
+            stay, projected = spreading.stay(stay), spreading.stay(projected)
+        mixture = deep.mix(self._mass(projected, key, packing))
+        own = _prompt_rows(mixture.tokens, stay, packing)
+        if not deep.per_sample:
+            return stay, own, projected, project(block, own, parts)
+        own_projected = project_mixture(block, mixture, parts)
+        return stay, own, projected, own_projected.reshape(*own.shape[:2], *own_projected.shape[2:])
 
     @torch.no_grad()
-    def _mass(self, block: nn.Module, stay_qkv: Tensor, arriving: Tensor, packing: Packing) -> AttentionMass:
+    def _arriving_keys(self, block: nn.Module, own: Tensor) -> Tensor:
+        """Keys of the prompts that arrive, (groups, prompt_rows, heads, head_width)."""
+        return project(block, own, K)[:, :, 0]
+
+    @torch.no_grad()
+    def _mass(self, projected: Tensor, key: Tensor, packing: Packing) -> AttentionMass:
         """Attention of each class's [EOT] row to the prompts that arrive, in bucket order.
 
         (groups * n_cls, n_prompts), group by group.
         """
-        key = project(block, arriving, K)
-        # A prompt row's own query is never read; its key stands in to keep the rows aligned.
-        qk = torch.cat([stay_qkv[:, :, :2], key.expand(-1, -1, 2, -1, -1)], dim=1)
-        head, owns = packing.unpack(qk)
+        head, owns = packing.unpack(projected[:, :, 1], key)
+        _, queries = packing.unpack(projected[:, :, 0], key)  # of which the [EOT] rows, the last ones, are read
         masses = []
-        for own in owns:
-            queries, keys = own[:, :, -1:, 0].flatten(0, 1), _with_head(head[:, :, 1], own[:, :, :, 1])
-            mass = prompt_mass(queries, keys, slice(1, 1 + packing.n_prompts))
-            masses.append(mass.unflatten(0, own.shape[:2]))
+        for own, query in zip(owns, queries, strict=True):
+            eot = query[-1][:, :, -1:]
+            mass = prompt_mass(eot.flatten(0, 1), _with_head(head, own), slice(1, 1 + packing.n_prompts))
+            masses.append(mass.unflatten(0, eot.shape[:2]))
         mass = torch.cat(masses, dim=1).flatten(0, 1)
-        return AttentionMass(mass, packing.visible_keys.repeat(len(qk), 1))
+        return AttentionMass(mass, packing.visible_keys.repeat(len(projected), 1))
 
-    def _attend(self, qkv: Tensor, packing: Packing) -> Tensor:
+    def _attend(self, projected: Tensor, own_projected: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
         """Causal attention of all packed rows, (groups, rows, 3, heads, head_width) -> (groups, rows, width)."""
-        head, owns = packing.unpack(qkv)
+        head, owns = packing.unpack(projected, own_projected)
         out = [_attend_bucket(head, own) for own in owns]
         # A copy: the backward pass keeps what attention reads, and a view of the head's few rows would keep all rows.
         return packing.pack(attend(*head.clone().unbind(2), causal=True), out)
 
-    def _last_layer(self, x: Tensor, deep: DeepPrompt | None, packing: Packing) -> Tensor:
+    def _last_layer(
+        self, stay: Tensor, own: Tensor, deep: DeepPrompt | None, packing: Packing, spreading: Spreading | None
+    ) -> Tensor:
         """The last layer for the [EOT] rows only, and the projection; (groups, n_cls, embed_dim)."""
         block = self.blocks[-1]
-        x, kv = self._project(block, x, deep, packing, KV)
-        head, owns = packing.unpack(kv[:, :, -2:])
-        _, own_rows = packing.unpack(x)
-        eot = torch.cat([own[:, :, -1] for own in own_rows], dim=1)  # (groups, n_cls, width)
+        stay, own, *projected = self._project(block, stay, own, deep, packing, spreading, KV)
+        packing = packing if spreading is None else spreading.own
+        head, owns = packing.unpack(*(part[:, :, -2:] for part in projected))
+        _, own_rows = packing.unpack(stay, own)
+        eot = torch.cat([rows[-1][:, :, -1] for rows in own_rows], dim=1)  # (groups, n_cls, width)
         queries = project(block, eot, Q)[:, :, 0].split([b.classes for b in packing.buckets], dim=1)
         attended = [_attend_eot(q, head, own) for q, own in zip(queries, owns, strict=True)]
         eot = finish(block, eot, torch.cat(attended, dim=1))
@@ -272,23 +212,55 @@ class TextEncoder(nn.Module):
         return features[:, packing.class_rank]
 
 
-def _with_head(head: Tensor, own: Tensor) -> Tensor:
+def _per_class(deep: DeepPrompt | None) -> bool:
+    """Whether a layer's prompts differ between classes."""
+    return isinstance(deep, GatedPrompt) and deep.per_sample
+
+
+def _make_packings(
+    layout: PromptLayout, n_prompts: int, per_class: bool, device: torch.device
+) -> tuple[Packing, Spreading | None]:
+    """A layout's packing where the classes share what they can; if prompts come to differ, the way to what they have."""
+    if not per_class:
+        return Packing(layout, n_prompts, False, device), None
+    own = Packing(layout, n_prompts, True, device)
+    if layout.shared_length() < 1 + n_prompts:  # nothing to share before
+        return own, None
+    shared = Packing(layout, n_prompts, False, device)
+    return shared, Spreading(shared, own)
+
+
+def _prompt_rows(tokens: Tensor, stay: Tensor, packing: Packing) -> Tensor:
+    """A layer's new prompts as packed rows, (groups, prompt_rows, width).
+
+    Args:
+        tokens: (n_prompts, width) for all, (groups, n_prompts, width), or one set per group and class.
+        stay: the other rows, for their type and number of groups.
+        packing: where the rows lie.
+    """
+    if packing.per_class and tokens.shape[:-2].numel() < len(stay) * packing.layout.n_classes:
+        tokens = tokens.unsqueeze(-3).expand(*tokens.shape[:-2], packing.layout.n_classes, -1, -1)
+    rows = tokens.reshape(-1, packing.prompt_rows, tokens.shape[-1])
+    return rows.to(stay.dtype).expand(len(stay), -1, -1)
+
+
+def _with_head(head: Tensor, own: Sequence[Tensor]) -> Tensor:
     """The head's rows before each class's own; (groups, classes, m, ..) -> (groups * classes, n_head + m, ..)."""
-    head = head.unsqueeze(1).expand(-1, own.shape[1], *head.shape[1:])
-    return torch.cat([head, own], dim=2).flatten(0, 1)
+    head = head.unsqueeze(1).expand(-1, own[0].shape[1], *head.shape[1:])
+    return torch.cat([head, *own], dim=2).flatten(0, 1)
 
 
-def _attend_bucket(head: Tensor, own: Tensor) -> Tensor:
+def _attend_bucket(head: Tensor, own: Own) -> Tensor:
     """Attention of a bucket's own rows to the head and, causally, to themselves; (groups, classes, n_own, width)."""
-    groups, classes, n_own = own.shape[:3]
-    n_head = head.shape[1]
-    seen = torch.ones(n_own, n_head + n_own, dtype=torch.bool, device=own.device).tril(n_head)
-    k, v = _with_head(head[:, :, 1:], own[:, :, :, 1:]).unbind(2)
-    queries = own[:, :, :, 0].flatten(0, 1).contiguous()  # a view would keep the class rows' K and V, too
-    return attend(queries, k, v, mask=seen).unflatten(0, (groups, classes))
+    n_head, n_own = head.shape[1], sum(part.shape[2] for part in own)
+    seen = torch.ones(n_own, n_head + n_own, dtype=torch.bool, device=head.device).tril(n_head)
+    k, v = _with_head(head[:, :, 1:], [part[:, :, :, 1:] for part in own]).unbind(2)
+    # A copy: a view of the queries would keep K and V a second time.
+    queries = torch.cat([part[:, :, :, 0] for part in own], dim=2).flatten(0, 1)
+    return attend(queries, k, v, mask=seen).unflatten(0, own[0].shape[:2])
 
 
-def _attend_eot(query: Tensor, head: Tensor, own: Tensor) -> Tensor:
+def _attend_eot(query: Tensor, head: Tensor, own: Own) -> Tensor:
     """Attention of each class's [EOT] row, which sees everything before it; (groups, classes, width)."""
     k, v = _with_head(head, own).unbind(2)
-    return attend(query.flatten(0, 1).unsqueeze(1), k, v).reshape(len(own), own.shape[1], -1)
+    return attend(query.flatten(0, 1).unsqueeze(1), k, v).reshape(*query.shape[:2], -1)

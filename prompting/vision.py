@@ -139,7 +139,7 @@ class VisionEncoder(nn.Module):
             rows = QKV  # the gate reads queries too
         projected = project(block, stay, rows)
         if isinstance(deep, GatedPrompt):
-            deep = deep.mix(self._mass(block, projected, own))
+            deep = deep.mix(self._mass(block, projected, own)).tokens
         if deep is not None:
             own = deep.to(stay.dtype).expand(len(stay), -1, -1)
         return own, projected, project(block, own, rows)

@@ -82,14 +82,10 @@ class Gate(nn.Module):
 
     def mix(self, own: Tensor, foreign: Tensor) -> Tensor | GatedPrompt:
         """Prompt tokens of the layer: (n_prompts, width), or a rule that makes them from the layer's attention."""
-
-        def tokens(attention: AttentionMass | None) -> Tensor:
-            w = self.weight(attention).unsqueeze(-1)
-            return w * own + (1 - w) * foreign
-
         if self.reading == "constant":
-            return tokens(None)
-        return GatedPrompt(tokens, n_prompts=len(own), per_sample=self.reading == "sample")
+            w = self.weight(None)
+            return w * own + (1 - w) * foreign
+        return GatedPrompt(self.weight, own, foreign, per_sample=self.reading == "sample")
 
 
 class BMIPLearner(PromptLearner):

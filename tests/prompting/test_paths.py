@@ -36,12 +36,11 @@ class Scenario:
             own, foreign = self.tensor(f"{tower}own{i}", n, WIDTH), self.tensor(f"{tower}foreign{i}", n, WIDTH)
             alpha, beta = self.tensor(f"{tower}alpha{i}", std=1.0), self.tensor(f"{tower}beta{i}", std=1.0)
 
-            def mix(attention):
+            def weigh(attention):
                 a = attention.relative() if per_sample else attention.mass.mean(0)
-                w = torch.sigmoid(alpha * a + beta).unsqueeze(-1)
-                return w * own + (1 - w) * foreign
+                return torch.sigmoid(alpha * a + beta)
 
-            return GatedPrompt(mix, n, per_sample)
+            return GatedPrompt(weigh, own, foreign, per_sample)
 
         return {i: rule(i) for i in range(1, depth)}
 
