@@ -22,9 +22,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prompting.packed import packed_linear
+
 Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-BACKENDS = ("auto", "native", "onednn")
+BACKENDS = ("auto", "native", "onednn", "packed")
 MIN_FLOPS = 5e8  # of one product: smaller ones have nothing to gain that measuring would not eat
 MIN_GAIN = 1.03  # over F.linear, for "auto" to choose another kernel: below it may be noise
 MAX_ROWS = 512  # of a measured product; what is faster there is so for more rows
@@ -44,7 +46,12 @@ def pointwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
-KERNELS: dict[str, Kernel] = {"native": F.linear, "conv": conv_linear, "pointwise": pointwise_linear}
+KERNELS: dict[str, Kernel] = {
+    "native": F.linear,
+    "conv": conv_linear,
+    "pointwise": pointwise_linear,
+    "packed": packed_linear,
+}
 
 
 class FrozenProduct(torch.autograd.Function):
@@ -65,7 +72,8 @@ class LinearChooser:
 
     Args:
         backend: one of ``BACKENDS``. "native": always F.linear; "onednn": the faster of oneDNN's kernels, as long as
-            they compute the same; "auto": whatever is fastest.
+            they compute the same; "auto": whatever is fastest; "packed": the same, also with copies of the weights in
+            oneDNN's order, which double (evaluation) or triple (training) the memory of the towers' weights.
         file: where times are kept; ``None`` for the user's cache folder.
     """
 
@@ -113,9 +121,10 @@ def shape_class(x: Tensor, weight: Tensor) -> str:
 
 def fastest(seconds: dict[str, float], backend: str) -> str:
     """Name of the kernel to use, given the times of those that compute right."""
-    others = {name: value for name, value in seconds.items() if name != "native"}
+    excluded = {"native"} if backend == "packed" else {"native", "packed"}
+    others = {name: value for name, value in seconds.items() if name not in excluded}
     best = min(others, key=others.__getitem__, default="native")
-    if backend == "auto" and best != "native" and seconds["native"] < MIN_GAIN * seconds[best]:
+    if backend != "onednn" and best != "native" and seconds["native"] < MIN_GAIN * seconds[best]:
         return "native"
     return best
 
@@ -123,6 +132,7 @@ def fastest(seconds: dict[str, float], backend: str) -> str:
 @torch.no_grad()
 def measure(rows: int, weight: Tensor) -> dict[str, float]:
     """Seconds of forward and backward product by every kernel that agrees with F.linear; in turn, the least counts."""
+    weight = weight.detach().clone()  # what is kept of it ends with it
     generator = torch.Generator().manual_seed(0)
     n_out, n_in = weight.shape
     x = torch.randn(rows, n_in, generator=generator)
@@ -167,7 +177,8 @@ def cache_file() -> Path:
 
 def machine_key() -> str:
     """What times depend on beside the shape."""
-    return f"{_cpu_name()}|torch {torch.__version__}|{torch.get_num_threads()} threads|float32"
+    kernels = ",".join(KERNELS)
+    return f"{_cpu_name()}|torch {torch.__version__}|{torch.get_num_threads()} threads|float32|{kernels}"
 
 
 @cache

@@ -2,9 +2,9 @@
 
 Two facts make it fast. The tower is causal, so nothing after a class's [EOT] matters; and all classes begin with the
 same tokens ([SOS], the context), so this *head* is computed once, and each class only adds its own rows. All rows are
-packed into one tensor (:mod:`prompting.packing`), so every matrix product of a layer is a single call. Only from the first
-layer on whose prompts differ between classes (BMIP's per-class gate) does each class have its own prompts and what
-follows them. The last layer is computed for the [EOT] rows only.
+packed into one tensor (:mod:`prompting.packing`), so every matrix product of a layer is a single call. Only from the
+first layer on whose prompts differ between classes (BMIP's per-class gate) does each class have its own prompts and
+what follows them. The last layer is computed for the [EOT] rows only.
 """
 
 from __future__ import annotations
@@ -68,20 +68,23 @@ class TextEncoder(nn.Module):
         prompts = prompts or TextPrompts()
         check_deep_prompts(prompts.deep, self.n_layers, "text")
         grouped = prompts.context is not None and prompts.context.dim() == 3
+        plan = self._plan(layout, prompts)
+        stay, own, first = self._first_layer_rows(plan[0][0], prompts.context)
+        for index, block in enumerate(self.blocks[:-1]):
+            given, deep, following = first if index == 0 else None, *map(prompts.deep.get, (index, index + 1))
+            stay, own = run_layer(self.recompute, self._layer, block, stay, own, given, deep, following, *plan[index])
+        features = self._last_layer(stay, own, prompts.deep.get(self.n_layers - 1), *plan[-1])
+        return features if grouped else features[0]
+
+    def _plan(self, layout: PromptLayout, prompts: TextPrompts) -> list[tuple[Packing, Spreading | None]]:
+        """How the rows lie that arrive at each layer, and whether it is where they are spread."""
         packing, spreading = self._packings_of(layout, prompts)
-        stay, own, first = self._first_layer_rows(packing, prompts.context)
-        for index, block in enumerate(self.blocks):
-            deep, following = prompts.deep.get(index), prompts.deep.get(index + 1)
-            spread = spreading if _per_class(deep) and not packing.per_class else None
-            if index == self.n_layers - 1:
-                features = self._last_layer(stay, own, deep, packing, spread)
-                return features if grouped else features[0]
-            given = first if index == 0 else None
-            stay, own = run_layer(
-                self.recompute, self._layer, block, stay, own, given, deep, following, packing, spread
-            )
+        plan = []
+        for index in range(self.n_layers):
+            spread = spreading if _per_class(prompts.deep.get(index)) and not packing.per_class else None
+            plan.append((packing, spread))
             packing = packing if spread is None else spread.own
-        raise ValueError("a text tower without layers")
+        return plan
 
     def _packings_of(self, layout: PromptLayout, prompts: TextPrompts) -> tuple[Packing, Spreading | None]:
         """How a layout's rows lie, and how they come to lie once prompts differ between classes; made once."""
@@ -220,7 +223,7 @@ def _per_class(deep: DeepPrompt | None) -> bool:
 def _make_packings(
     layout: PromptLayout, n_prompts: int, per_class: bool, device: torch.device
 ) -> tuple[Packing, Spreading | None]:
-    """A layout's packing where the classes share what they can; if prompts come to differ, the way to what they have."""
+    """A layout's packing where classes share what they can, and how to spread the rows where prompts come to differ."""
     if not per_class:
         return Packing(layout, n_prompts, False, device), None
     own = Packing(layout, n_prompts, True, device)

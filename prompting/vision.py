@@ -14,9 +14,8 @@ from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_m
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, VisionPrompts, check_deep_prompts
 from prompting.recompute import run_layer
 
-
-# Images that go through the tower together on the CPU where no gradient is wanted. The tensors of larger batches would be
-# fresh memory of the system's at every layer, page by page, and would not fit a processor's cache: a fifth of the time.
+# Images that go through the tower together on the CPU where no gradient is wanted. The tensors of larger batches would
+# be fresh memory of the system's at every layer, page by page, and beyond a processor's cache: a fifth of the time.
 IMAGES_AT_ONCE = 10
 
 

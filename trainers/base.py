@@ -51,7 +51,8 @@ if "INIT_SEED" not in cfg_default.MODEL:
 if "CHECKPOINT_ACTIVATIONS" not in cfg_default.TRAIN:
     # Compute the towers' layers again in the backward pass instead of keeping them: for class counts that do not fit.
     cfg_default.TRAIN.CHECKPOINT_ACTIVATIONS = False
-    # Products with frozen weights in fp32 on the CPU: native (F.linear), onednn, or auto: the faster, measured once.
+    # Products with frozen weights in fp32 on the CPU: native (F.linear), onednn, or auto: the faster, measured once;
+    # packed: the fastest, with copies of the weights, two to three times their memory.
     cfg_default.TRAIN.FROZEN_LINEAR = "auto"
     # Record the training step as one CUDA graph and replay it: no time goes into launching its kernels.
     cfg_default.TRAIN.CUDA_GRAPH = False

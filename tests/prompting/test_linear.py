@@ -1,13 +1,19 @@
 """Frozen products: every kernel computes F.linear's values and gradient, and none is used that is wrong or slow."""
 
 import json
+from collections import OrderedDict
+from types import SimpleNamespace
 
 import pytest
 import torch
+from clip.model import QuickGELU
+from torch import nn
 from torch.nn import functional as F
 
 from prompting import linear
 from prompting.linear import KERNELS, FrozenProduct, LinearChooser, fastest, measure, shape_class
+from prompting.mlp import run_mlp
+from prompting.packed import packed_linear
 
 
 @pytest.fixture
@@ -39,21 +45,23 @@ def test_kernels_equal_f_linear_forward_and_backward(product, name, with_bias):
 def test_a_kernel_that_computes_something_else_is_never_used(product, monkeypatch):
     _, weight, _ = product
     monkeypatch.setitem(KERNELS, "conv", lambda x, w, b: F.linear(x, w, b) * 1.001)
+    monkeypatch.delitem(KERNELS, "packed")
     monkeypatch.setitem(KERNELS, "pointwise", lambda x, w, b: torch.ops.mkldnn.no_such_operator(x, w, b))
     assert list(measure(9, weight)) == ["native"]
 
 
 @pytest.mark.parametrize(
-    ("seconds", "auto", "onednn"),
+    ("seconds", "auto", "onednn", "packed"),
     [
-        ({"native": 1.0, "conv": 0.98, "pointwise": 1.2}, "native", "conv"),  # not clearly faster
-        ({"native": 1.0, "conv": 0.8, "pointwise": 0.5}, "pointwise", "pointwise"),
-        ({"native": 1.0, "conv": 2.0}, "native", "conv"),
-        ({"native": 1.0}, "native", "native"),
+        ({"native": 1.0, "conv": 0.98, "pointwise": 1.2}, "native", "conv", "native"),  # not clearly faster
+        ({"native": 1.0, "conv": 0.8, "pointwise": 0.5}, "pointwise", "pointwise", "pointwise"),
+        ({"native": 1.0, "pointwise": 0.5, "packed": 0.4}, "pointwise", "pointwise", "packed"),
+        ({"native": 1.0, "conv": 2.0, "packed": 1.5}, "native", "conv", "native"),
+        ({"native": 1.0}, "native", "native", "native"),
     ],
 )
-def test_the_choice_follows_the_times(seconds, auto, onednn):
-    assert (fastest(seconds, "auto"), fastest(seconds, "onednn")) == (auto, onednn)
+def test_the_choice_follows_the_times(seconds, auto, onednn, packed):
+    assert [fastest(seconds, backend) for backend in ("auto", "onednn", "packed")] == [auto, onednn, packed]
 
 
 def test_times_are_measured_once_per_machine(product, small_products_too, tmp_path, monkeypatch):
@@ -106,5 +114,42 @@ def test_where_only_f_linear_is_used(product, change, tmp_path, monkeypatch):
 
 
 def test_unknown_names_are_refused():
-    with pytest.raises(ValueError, match="choose one of auto, native, onednn"):
+    with pytest.raises(ValueError, match="choose one of auto, native, onednn, packed"):
         linear.set_linear_backend("mkl")
+
+
+def test_a_weight_is_packed_once_until_somebody_writes_to_it(product, monkeypatch):
+    x, weight, bias = product
+    packed = []
+    reorder = torch.ops.mkldnn._reorder_linear_weight
+    fake = SimpleNamespace(
+        _reorder_linear_weight=lambda *args: packed.append(args) or reorder(*args),
+        _linear_pointwise=torch.ops.mkldnn._linear_pointwise,
+    )
+    monkeypatch.setattr(torch.ops, "mkldnn", fake)
+    weight = torch.nn.Parameter(weight, requires_grad=False)
+    for rows in (slice(0, 16), slice(16, 48), slice(0, 16)):  # parts of one weight, as Q, K and V are
+        torch.testing.assert_close(packed_linear(x, weight[rows], bias[rows]), F.linear(x, weight[rows], bias[rows]))
+    assert len(packed) == 2
+    with torch.no_grad():
+        weight.copy_(2 * weight)  # as loading a checkpoint does
+    torch.testing.assert_close(packed_linear(x, weight[:16], None), F.linear(x, weight[:16]))
+    assert len(packed) == 3
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_an_mlp_in_one_operation_equals_its_parts(product, name, monkeypatch):
+    monkeypatch.setattr("prompting.mlp.frozen_kernel", lambda x, weight: KERNELS[name])
+    x, weight, bias = product
+    mlp = nn.Sequential(OrderedDict(c_fc=nn.Linear(32, 48), gelu=QuickGELU(), c_proj=nn.Linear(48, 32)))
+    mlp.requires_grad_(False)
+    mlp.c_fc.weight.copy_(weight)
+    mlp.c_fc.bias.copy_(bias)
+    results = []
+    for run in (mlp, lambda x: run_mlp(mlp, x)):
+        leaf = x.clone().requires_grad_()
+        values = run(leaf)
+        results.append((values, *torch.autograd.grad(values.square().sum(), leaf)))
+        with torch.no_grad():
+            torch.testing.assert_close(run(x), values)  # works in place where nothing is kept
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-4)

@@ -31,7 +31,7 @@ class Scenario:
     def deep(self, tower, n, depth):
         return {i: self.tensor(f"{tower}{i}", n, WIDTH) for i in range(1, depth)}
 
-    def gated(self, tower, n, depth, per_sample=True):
+    def gated(self, tower, n, depth, per_sample=True, layers=None):
         def rule(i):
             own, foreign = self.tensor(f"{tower}own{i}", n, WIDTH), self.tensor(f"{tower}foreign{i}", n, WIDTH)
             alpha, beta = self.tensor(f"{tower}alpha{i}", std=1.0), self.tensor(f"{tower}beta{i}", std=1.0)
@@ -42,7 +42,7 @@ class Scenario:
 
             return GatedPrompt(weigh, own, foreign, per_sample)
 
-        return {i: rule(i) for i in range(1, depth)}
+        return {i: rule(i) for i in layers or range(1, depth)}
 
 
 def assert_paths_agree(model, images, layout, build):
@@ -115,6 +115,59 @@ def test_gated_text_prompts(tiny_vit, images, depth, n_ctx):
         return Prompts(TextPrompts(s.tensor("ctx", n_ctx, WIDTH), s.gated("text", n_ctx, depth)))
 
     assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("gated_layers", [(2,), (3,), (1, 3)])
+def test_gates_at_some_layers_only(tiny_vit, images, gated_layers):
+    """Classes share their rows until the first gate; plain prompts may come before, between and after."""
+    layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
+
+    def build(s):
+        plain_layers = {1, 2, 3} - set(gated_layers)
+        deep = s.gated("text", 2, 4, layers=gated_layers) | {i: s.tensor(f"text{i}", 2, WIDTH) for i in plain_layers}
+        return Prompts(TextPrompts(s.tensor("ctx", 2, WIDTH), deep))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def test_gates_of_several_contexts_equal_each_alone(tiny_vit):
+    """As for several runs in one process: a group's gate mixes its own pair of tokens."""
+    layout, s = layout_with_context(CLASSNAMES, 77, 2, "a photo of a"), Scenario()
+    context, own, foreign = (s.tensor(name, 3, 2, WIDTH) for name in ("ctx", "own", "foreign"))
+
+    def prompts(context, own, foreign):
+        weigh = lambda attention: torch.sigmoid(attention.relative())  # noqa: E731
+        return TextPrompts(
+            context, {1: GatedPrompt(weigh, own, foreign, True), 2: GatedPrompt(weigh, own, foreign, True)}
+        )
+
+    encode = TextEncoder(tiny_vit)
+    together = encode(layout, prompts(context, own, foreign))
+    alone = torch.stack([encode(layout, prompts(*group)) for group in zip(context, own, foreign, strict=True)])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
+    assert (together[0] - together[1]).abs().max() > 0.1
+
+
+def test_a_class_list_without_a_common_beginning_has_gates_too(tiny_vit, images):
+    layout = layout_from_texts(["cat on a mat.", "dog in a house."], ["cat", "dog"], 77)
+    assert layout.shared_length() == 1
+
+    def build(s):
+        return Prompts(TextPrompts(None, s.gated("text", 2, 3)), VisionPrompts(s.tensor("tokens", 2, WIDTH)))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("kind", ["deep", "gated", "per_batch"])
+def test_evaluation_in_parts_changes_nothing(tiny_vit, images, kind, monkeypatch):
+    s = Scenario()
+    deep = s.deep("vision", 2, 4) if kind == "deep" else s.gated("vision", 2, 4, per_sample=kind == "gated")
+    prompts = VisionPrompts(s.tensor("tokens", 2, WIDTH), deep)
+    encoder = VisionEncoder(tiny_vit)
+    whole = encoder(images, prompts).detach()
+    monkeypatch.setattr("prompting.vision.IMAGES_AT_ONCE", 2)
+    with torch.no_grad():
+        torch.testing.assert_close(encoder(images, prompts), whole, rtol=1e-5, atol=1e-5)
 
 
 def test_one_context_per_image(tiny_vit, images):
