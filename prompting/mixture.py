@@ -27,14 +27,19 @@ def project_mixture(block: nn.Module, mixture: Mixture, rows: tuple[int, int] = 
         (groups, n * n_prompts, parts, heads, head_width).
     """
     attention, norm = block.attn, block.ln_1
-    weight = attention.in_proj_weight[rows[0] * norm.bias.numel() : rows[1] * norm.bias.numel()]
-    bias = attention.in_proj_bias[rows[0] * norm.bias.numel() : rows[1] * norm.bias.numel()]
+    take = slice(*(part * norm.bias.numel() for part in rows))
+    weight, bias = attention.in_proj_weight[take], attention.in_proj_bias[take]
     centred = mixture.pair - mixture.pair.mean(-1, keepdim=True)  # (groups, n_prompts, 2, width)
-    products = centred @ centred.transpose(-1, -2) / centred.shape[-1]
     shares = mixture.shares  # (groups, n_prompts, n, 2)
-    variance = ((shares @ products) * shares).sum(-1, keepdim=True)
-    shares = shares * torch.rsqrt(variance + norm.eps)
+    shares = shares * torch.rsqrt(_variance(centred, shares) + norm.eps)
     projected = frozen_linear((centred * norm.weight).to(weight.dtype), weight, None)
     constant = frozen_linear(norm.bias.to(weight.dtype), weight, bias)
     mixed = shares.to(weight.dtype) @ projected + constant  # (groups, n_prompts, n, parts * width)
     return mixed.transpose(1, 2).flatten(1, 2).unflatten(-1, (rows[1] - rows[0], attention.num_heads, -1))
+
+
+def _variance(centred: Tensor, shares: Tensor) -> Tensor:
+    """Of each mixture's elements, (groups, n_prompts, n, 1); without matrix products, which autocast would shorten."""
+    products = (centred.unsqueeze(-2) * centred.unsqueeze(-3)).mean(-1)  # (groups, n_prompts, 2, 2)
+    terms = shares.unsqueeze(-1) * shares.unsqueeze(-2) * products.unsqueeze(-3)
+    return terms.sum((-2, -1)).clamp(min=0).unsqueeze(-1)  # where the two cancel, rounding may leave it below zero
