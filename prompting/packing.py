@@ -10,6 +10,7 @@ head shrinks to [SOS] and the prompts belong to the classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +29,18 @@ class Bucket:
 
     classes: int
     length: int
+
+
+class Rows(NamedTuple):
+    """Something of all packed rows: their states, their Q, K and V, what they attended to.
+
+    Attributes:
+        stay: (groups, stay_rows, ...).
+        prompts: (groups, prompt_rows, ...); no rows without deep prompts.
+    """
+
+    stay: Tensor
+    prompts: Tensor
 
 
 # A bucket's own rows, (groups, classes, n, ...) each, in sentence order: the classes' prompts, if they have some, and
@@ -81,20 +94,13 @@ class Packing:
         self.learned_position = rows[learned, 1].to(self.device)
         self.packed_order = torch.argsort(torch.cat([words, learned])).to(self.device)
 
-    def split(self, packed: Tensor) -> tuple[Tensor, Tensor]:
-        """All rows, (groups, rows, ...) -> those that stay, and the prompts'."""
-        return packed.split([self.stay_rows, self.prompt_rows], dim=1)
+    def split(self, packed: Tensor) -> Rows:
+        """One tensor of all rows, (groups, stay_rows + prompt_rows, ...), in two."""
+        return Rows(*packed.split([self.stay_rows, self.prompt_rows], dim=1))
 
-    def unpack(self, stay: Tensor, prompts: Tensor) -> tuple[Tensor, list[Own]]:
-        """Packed rows -> head and buckets.
-
-        Args:
-            stay: (groups, stay_rows, ...).
-            prompts: (groups, prompt_rows, ...).
-
-        Returns:
-            head (groups, n_head, ...) in sentence order, and every bucket's own rows.
-        """
+    def unpack(self, rows: Rows) -> tuple[Tensor, list[Own]]:
+        """Head, (groups, n_head, ...) in sentence order, and every bucket's own rows."""
+        stay, prompts = rows
         head, *owns = stay.split([self.head_rows, *(b.classes * b.length for b in self.buckets)], dim=1)
         owns = [own.unflatten(1, (b.classes, b.length)) for own, b in zip(owns, self.buckets, strict=True)]
         if self.n_prompts == 0:
@@ -104,7 +110,7 @@ class Packing:
         prompts = prompts.unflatten(1, (-1, self.n_prompts)).split([b.classes for b in self.buckets], dim=1)
         return head, list(zip(prompts, owns, strict=True))
 
-    def pack(self, head: Tensor, owns: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def pack(self, head: Tensor, owns: list[Tensor]) -> Rows:
         """The inverse of :meth:`unpack`, from one tensor per bucket, (groups, classes, n_own, ...)."""
         n = self.n_prompts
         prompts = head[:, :0]
@@ -114,7 +120,7 @@ class Packing:
         elif n:
             prompts = head[:, 1 : 1 + n]
             head = torch.cat([head[:, :1], head[:, 1 + n :]], dim=1)
-        return torch.cat([head, *(own.flatten(1, 2) for own in owns)], dim=1), prompts
+        return Rows(torch.cat([head, *(own.flatten(1, 2) for own in owns)], dim=1), prompts)
 
 
 class Spreading:
@@ -136,9 +142,9 @@ class Spreading:
         self.prompt_index = torch.tensor([prompt_of[p] for _, p in own.cells[1]], device=own.device)
 
     def stay(self, rows: Tensor) -> Tensor:
-        """Rows that stay, (groups, rows, ...)."""
+        """Rows that stay, (groups, shared stay_rows, ...) -> (groups, stay_rows, ...)."""
         return rows.index_select(1, self.stay_index)
 
     def prompts(self, rows: Tensor) -> Tensor:
-        """Prompt rows, (groups, rows, ...)."""
+        """Prompt rows, (groups, n_prompts, ...) -> (groups, prompt_rows, ...)."""
         return rows.index_select(1, self.prompt_index)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_mass
 from prompting.layout import PromptLayout
 from prompting.mixture import project_mixture
-from prompting.packing import Own, Packing, Spreading
+from prompting.packing import Own, Packing, Rows, Spreading
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts
 from prompting.recompute import run_layer
 
@@ -69,11 +69,12 @@ class TextEncoder(nn.Module):
         check_deep_prompts(prompts.deep, self.n_layers, "text")
         grouped = prompts.context is not None and prompts.context.dim() == 3
         plan = self._plan(layout, prompts)
-        stay, own, first = self._first_layer_rows(plan[0][0], prompts.context)
+        rows, projected = self._first_layer_rows(plan[0][0], prompts.context)
         for index, block in enumerate(self.blocks[:-1]):
-            given, deep, following = first if index == 0 else None, *map(prompts.deep.get, (index, index + 1))
-            stay, own = run_layer(self.recompute, self._layer, block, stay, own, given, deep, following, *plan[index])
-        features = self._last_layer(stay, own, prompts.deep.get(self.n_layers - 1), *plan[-1])
+            deep, following = map(prompts.deep.get, (index, index + 1))
+            rows = run_layer(self.recompute, self._layer, block, rows, projected, deep, following, *plan[index])
+            projected = None  # from now on, by the layer itself
+        features = self._last_layer(rows, prompts.deep.get(self.n_layers - 1), *plan[-1])
         return features if grouped else features[0]
 
     def _plan(self, layout: PromptLayout, prompts: TextPrompts) -> list[tuple[Packing, Spreading | None]]:
@@ -94,13 +95,8 @@ class TextEncoder(nn.Module):
             packings[key] = _make_packings(layout, *key)
         return packings[key]
 
-    def _first_layer_rows(
-        self, packing: Packing, context: Tensor | None
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """Layer 0's rows that stay, its prompt rows, and their Q, K, V.
-
-        Words and learned rows are projected apart, so that words record no gradient.
-        """
+    def _first_layer_rows(self, packing: Packing, context: Tensor | None) -> tuple[Rows, Rows]:
+        """Layer 0's input and its Q, K, V; words and learned rows apart, so that words record no gradient."""
         x = self.token_embedding(packing.word_token) + self.positional_embedding[packing.word_position]
         x = x.to(self.dtype).unsqueeze(0)
         qkv = project(self.blocks[0], x)
@@ -112,68 +108,72 @@ class TextEncoder(nn.Module):
             own = own.to(self.dtype)
             x = torch.cat([x.expand(len(own), -1, -1), own], dim=1)
             qkv = torch.cat([qkv.expand(len(own), -1, -1, -1, -1), project(self.blocks[0], own)], dim=1)
-        return *packing.split(x[:, packing.packed_order]), packing.split(qkv[:, packing.packed_order])
+        return packing.split(x[:, packing.packed_order]), packing.split(qkv[:, packing.packed_order])
 
     def _layer(
         self,
         block: nn.Module,
-        stay: Tensor,
-        own: Tensor,
-        projected: tuple[Tensor, Tensor] | None,
+        rows: Rows,
+        projected: Rows | None,
         deep: DeepPrompt | None,
         following: DeepPrompt | None,
         packing: Packing,
         spreading: Spreading | None,
-    ) -> tuple[Tensor, Tensor]:
-        """One layer but the last, on the rows that stay and the prompt rows; layer 0 comes with its Q, K, V.
+    ) -> Rows:
+        """One layer but the last; layer 0 comes with its Q, K, V.
 
         Prompt rows that the following layer replaces (``following``) are computed for its gate only, which takes no
         gradient, or not at all.
         """
         if projected is None:
-            stay, own, *projected = self._project(block, stay, own, deep, packing, spreading, QKV)
+            rows, projected = self._project(block, rows, deep, packing, spreading, QKV)
         packing = packing if spreading is None else spreading.own
-        to_stay, to_own = self._attend(*projected, packing)
-        stay = finish(block, stay, to_stay)
+        attended = self._attend(projected, packing)
+        stay, prompts = finish(block, rows.stay, attended.stay), rows.prompts
         if packing.prompt_rows and not isinstance(following, Tensor):
             with torch.set_grad_enabled(torch.is_grad_enabled() and following is None):
-                own = finish(block, own, to_own)
-        return stay, own
+                prompts = finish(block, prompts, attended.prompts)
+        return Rows(stay, prompts)
 
     def _project(
         self,
         block: nn.Module,
-        stay: Tensor,
-        own: Tensor,
+        rows: Rows,
         deep: DeepPrompt | None,
         packing: Packing,
         spreading: Spreading | None,
         parts: tuple[int, int],
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Replace the prompt rows if this layer does: both kinds of rows, and the Q, K, V (or K, V) of both."""
-        gated = isinstance(deep, GatedPrompt)
-        parts = QKV if gated else parts  # the gate reads queries too
-        projected = project(block, stay, parts)
-        if deep is None:
-            return stay, own, projected, project(block, own, parts)
-        if not gated:
-            own = _prompt_rows(deep, stay, packing)
-            return stay, own, projected, project(block, own, parts)
-        key = self._arriving_keys(block, own)
+    ) -> tuple[Rows, Rows]:
+        """The rows with this layer's prompts, if it has some, and their Q, K, V (or K, V)."""
+        if isinstance(deep, GatedPrompt):
+            return self._project_gated(block, rows, deep, packing, spreading)
+        stay, prompts = rows
+        if deep is not None:
+            prompts = _prompt_rows(deep, stay, packing)
+        return Rows(stay, prompts), Rows(project(block, stay, parts), project(block, prompts, parts))
+
+    def _project_gated(
+        self, block: nn.Module, rows: Rows, deep: GatedPrompt, packing: Packing, spreading: Spreading | None
+    ) -> tuple[Rows, Rows]:
+        """As :meth:`_project`, where a gate reads the layer's Q and K first."""
+        stay, projected = rows.stay, project(block, rows.stay)
+        key = self._arriving_keys(block, rows.prompts)
         if spreading is not None:
             packing, key = spreading.own, spreading.prompts(key)
             stay, projected = spreading.stay(stay), spreading.stay(projected)
         mixture = deep.mix(self._mass(projected, key, packing))
-        own = _prompt_rows(mixture.tokens, stay, packing)
-        if not deep.per_sample:
-            return stay, own, projected, project(block, own, parts)
-        own_projected = project_mixture(block, mixture, parts)
-        return stay, own, projected, own_projected.reshape(*own.shape[:2], *own_projected.shape[2:])
+        prompts = _prompt_rows(mixture.tokens, stay, packing)
+        if deep.per_sample:
+            mixed = project_mixture(block, mixture)
+            mixed = mixed.reshape(*prompts.shape[:2], *mixed.shape[2:])
+        else:
+            mixed = project(block, prompts)
+        return Rows(stay, prompts), Rows(projected, mixed)
 
     @torch.no_grad()
-    def _arriving_keys(self, block: nn.Module, own: Tensor) -> Tensor:
+    def _arriving_keys(self, block: nn.Module, prompts: Tensor) -> Tensor:
         """Keys of the prompts that arrive, (groups, prompt_rows, heads, head_width)."""
-        return project(block, own, K)[:, :, 0]
+        return project(block, prompts, K)[:, :, 0]
 
     @torch.no_grad()
     def _mass(self, projected: Tensor, key: Tensor, packing: Packing) -> AttentionMass:
@@ -181,8 +181,8 @@ class TextEncoder(nn.Module):
 
         (groups * n_cls, n_prompts), group by group.
         """
-        head, owns = packing.unpack(projected[:, :, 1], key)
-        _, queries = packing.unpack(projected[:, :, 0], key)  # of which the [EOT] rows, the last ones, are read
+        head, owns = packing.unpack(Rows(projected[:, :, 1], key))
+        _, queries = packing.unpack(Rows(projected[:, :, 0], key))  # only the [EOT] rows, the last ones, are read
         masses = []
         for own, query in zip(owns, queries, strict=True):
             eot = query[-1][:, :, -1:]
@@ -191,23 +191,21 @@ class TextEncoder(nn.Module):
         mass = torch.cat(masses, dim=1).flatten(0, 1)
         return AttentionMass(mass, packing.visible_keys.repeat(len(projected), 1))
 
-    def _attend(self, projected: Tensor, own_projected: Tensor, packing: Packing) -> tuple[Tensor, Tensor]:
+    def _attend(self, projected: Rows, packing: Packing) -> Rows:
         """Causal attention of all packed rows, (groups, rows, 3, heads, head_width) -> (groups, rows, width)."""
-        head, owns = packing.unpack(projected, own_projected)
+        head, owns = packing.unpack(projected)
         out = [_attend_bucket(head, own) for own in owns]
         # A copy: the backward pass keeps what attention reads, and a view of the head's few rows would keep all rows.
         return packing.pack(attend(*head.clone().unbind(2), causal=True), out)
 
-    def _last_layer(
-        self, stay: Tensor, own: Tensor, deep: DeepPrompt | None, packing: Packing, spreading: Spreading | None
-    ) -> Tensor:
+    def _last_layer(self, rows: Rows, deep: DeepPrompt | None, packing: Packing, spreading: Spreading | None) -> Tensor:
         """The last layer for the [EOT] rows only, and the projection; (groups, n_cls, embed_dim)."""
         block = self.blocks[-1]
-        stay, own, *projected = self._project(block, stay, own, deep, packing, spreading, KV)
+        rows, projected = self._project(block, rows, deep, packing, spreading, KV)
         packing = packing if spreading is None else spreading.own
-        head, owns = packing.unpack(*(part[:, :, -2:] for part in projected))
-        _, own_rows = packing.unpack(stay, own)
-        eot = torch.cat([rows[-1][:, :, -1] for rows in own_rows], dim=1)  # (groups, n_cls, width)
+        head, owns = packing.unpack(Rows(*(part[:, :, -2:] for part in projected)))
+        _, states = packing.unpack(rows)
+        eot = torch.cat([own[-1][:, :, -1] for own in states], dim=1)  # (groups, n_cls, width)
         queries = project(block, eot, Q)[:, :, 0].split([b.classes for b in packing.buckets], dim=1)
         attended = [_attend_eot(q, head, own) for q, own in zip(queries, owns, strict=True)]
         eot = finish(block, eot, torch.cat(attended, dim=1))
