@@ -56,7 +56,10 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--backbone", choices=tuple(SIZES), default="ViT-B/16")
     parser.add_argument("--batch", type=int, help="images per batch; default 100 for eval, else 4 (CoCoOp: 1)")
     parser.add_argument(
-        "--plain-up-to", type=int, default=100, help="classes at which the plain path is still run; default 100"
+        "--plain-up-to",
+        type=int,
+        default=SAMPLES[1],
+        help=f"classes at which the plain path is still run; {SAMPLES[1]} at least and by default",
     )
     parser.add_argument("--rounds", type=int, default=5, help="counted rounds")
     parser.add_argument("--warm-up", type=int, default=1, help="rounds before them")
@@ -100,6 +103,11 @@ def evaluation_batch(trainer: Any, batch: dict[str, Any]) -> Callable[[], Any]:
     return work
 
 
+def is_beyond(args: argparse.Namespace, classes: int) -> bool:
+    """Whether the plain path's figure is read off the line, at more classes than those it is drawn through."""
+    return classes > max(args.plain_up_to, SAMPLES[1])
+
+
 def batch_of(name: str, args: argparse.Namespace) -> int:
     """Images per batch: CoCoOp's published one where every image has texts of its own."""
     return args.batch or (100 if args.what == "eval" else 1 if name == "CoCoOp" else 4)
@@ -115,7 +123,7 @@ def measure_time(args: argparse.Namespace, clip_model: torch.nn.Module, name: st
     """Times, ratio and parity of one trainer at one number of classes."""
     batch_size, options = batch_of(name, args), options_for(name, args)
     result: dict[str, Any] = {"what": args.what, "trainer": name, "classes": classes, "batch": batch_size}
-    beyond = "plain" in args.path and classes > args.plain_up_to
+    beyond = "plain" in args.path and is_beyond(args, classes)
     names = class_names(classes)
     chosen = spread(names, SAMPLES[1]) if beyond else list(range(classes))
     some = [names[index] for index in chosen]
@@ -157,7 +165,7 @@ def measure_size(
     unit = UNITS[args.what]
     result[unit] = {}
     for path in args.path:
-        if args.what == "memory" and path == "plain" and classes > args.plain_up_to:
+        if args.what == "memory" and path == "plain" and is_beyond(args, classes):
             result[unit][path] = on_the_line(*(measure(path, count) for count in SAMPLES), classes)
             result["plain_from_classes"] = list(SAMPLES)
         else:

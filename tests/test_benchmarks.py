@@ -47,9 +47,7 @@ def test_beyond_the_plain_path_a_line_is_read_and_parity_still_checked(tmp_path,
         "--trainer",
         "BMIP",
         "--classes",
-        "70",
-        "--plain-up-to",
-        "60",
+        "130",
         "--backbone",
         "tiny",
         "--batch",
@@ -59,13 +57,13 @@ def test_beyond_the_plain_path_a_line_is_read_and_parity_still_checked(tmp_path,
     assert main([*argv, *rounds, "--opts", *SHALLOW["BMIP"]]) == 0
     assert "| ~" in capsys.readouterr().out
     (row,) = json.loads(output.read_text())["rows"]
-    assert row["plain_from_classes"] == [10, 60]
+    assert row["plain_from_classes"] == [10, 120]
     assert row["max_logit_difference"] <= 1e-4
     assert row["min_gradient_cosine"] >= 0.999999
 
 
 def test_the_line_through_two_counts():
-    assert on_the_line(20.0, 70.0, 1010) == 1020.0
+    assert on_the_line(20.0, 130.0, 1010) == 1020.0
     assert spread(range(1000), 10) == list(range(0, 1000, 100))
 
 
