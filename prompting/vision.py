@@ -164,10 +164,12 @@ class VisionEncoder(nn.Module):
 
 def _same_for_all(prompts: VisionPrompts) -> bool:
     """Whether every image gets the same prompts or makes its own, so that a batch may be cut."""
-    tokens = prompts.tokens is None or prompts.tokens.dim() == 2
-    return tokens and all(
-        prompt.per_sample if isinstance(prompt, GatedPrompt) else prompt.dim() == 2 for prompt in prompts.deep.values()
-    )
+    tensors = [] if prompts.tokens is None else [prompts.tokens]
+    for prompt in prompts.deep.values():
+        if isinstance(prompt, GatedPrompt) and not prompt.per_sample:
+            return False
+        tensors.append(prompt.own if isinstance(prompt, GatedPrompt) else prompt)
+    return all(tensor.dim() == 2 for tensor in tensors)
 
 
 def check_images(images: Tensor, resolution: int) -> None:
