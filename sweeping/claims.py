@@ -49,7 +49,8 @@ class Claims:
         if is_finished(job.folder):
             self._progress.finish(job)
             return True
-        reason = None if (job.folder / SWEEP_LOCK).exists() else earlier_failure(job)
+        under_way = job.folder not in self._held and (job.folder / SWEEP_LOCK).exists()
+        reason = None if under_way else earlier_failure(job)
         if reason is not None:
             self._progress.fail(job, f"{reason} (in another sweep; --retry runs it again)")
         return reason is not None

@@ -177,7 +177,7 @@ class LocalLauncher:
         return f"needs the run in {job.needs}, which is not finished"
 
     def _start(self, jobs: Sequence[Job], index: int) -> None:
-        jobs = [job for job in jobs if not self._was_finished_elsewhere(job)]
+        jobs = [job for job in jobs if not self._was_settled_elsewhere(job)]
         if not jobs:
             return
         for job in jobs:
@@ -200,13 +200,15 @@ class LocalLauncher:
         for job in jobs:
             self.progress.start(job)
 
-    def _was_finished_elsewhere(self, job: Job) -> bool:
-        """Whether another sweep has finished a claimed job since this one looked; then the claim is given up."""
-        finished = is_finished(job.folder)
-        if finished:
-            self._claims.release(job)
+    def _was_settled_elsewhere(self, job: Job) -> bool:
+        """Whether another sweep has ended a claimed job since this one looked; then the claim is given up."""
+        settled = self._claims.settled_elsewhere(job)
+        if not settled and is_finished(job.folder):
             self.progress.finish(job)
-        return finished
+            settled = True
+        if settled:
+            self._claims.release(job)
+        return settled
 
     def _collect(self) -> None:
         """Take note of the processes that ended."""

@@ -14,6 +14,7 @@ import pytest
 
 import sweep
 from folder_lock import SWEEP_LOCK, FolderLock
+from sweeping.claims import Claims
 from sweeping.jobs import Job
 from sweeping.local import LocalLauncher, Slot, Stop, slots_for
 from sweeping.progress import Progress, duration
@@ -139,6 +140,28 @@ def test_what_another_sweep_runs_is_waited_for(make_job, run, capsys, monkeypatc
     assert "3 runs: 2 finished, 1 failed, 0 to be run" in out
     assert len(list(jobs[0].folder.glob("start*"))) == 1, "this sweep did not start it, too"
     assert not list(jobs[1].folder.glob("start*"))
+
+
+def test_what_another_sweep_fails_at_just_before_the_claim_is_not_run(make_job, run, capsys, monkeypatch):
+    monkeypatch.setattr("sweeping.claims.ELSEWHERE_SECONDS", 0)
+    job = make_job("failing")
+    job.folder.mkdir()
+    lock = FolderLock(job.folder / SWEEP_LOCK)
+    lock.acquire()
+    take, looks = Claims.take, []
+
+    def take_late(claims, job):
+        looks.append(job)
+        if len(looks) == 2:  # it was seen elsewhere before
+            record_failure(job, "exit status 2")
+            lock.release()
+        return take(claims, job)
+
+    monkeypatch.setattr(Claims, "take", take_late)
+    assert run([job]) == 1
+    assert "exit status 2 (in another sweep; --retry runs it again)" in capsys.readouterr().out
+    assert not list(job.folder.glob("start*"))
+    assert not (job.folder / SWEEP_LOCK).exists()
 
 
 def test_the_claim_of_a_killed_sweep_on_a_finished_job_is_removed(make_job, run):
