@@ -17,7 +17,7 @@ from torch import Tensor
 from prompting.layout import PromptLayout
 from prompting.lockstep import Member
 from prompting.model import PromptedCLIP
-from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, VisionPrompts
+from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, VisionPrompts, differs
 
 Images = tuple[Tensor, VisionPrompts]
 Texts = tuple[PromptLayout, TextPrompts]
@@ -65,7 +65,7 @@ def joint_backward(member: Member, loss: Tensor) -> None:
 
 def _deep_key(deep: Any) -> Hashable:
     """What deep prompts of several runs must have in common to go through a tower together."""
-    gated = {layer: isinstance(prompt, GatedPrompt) and prompt.per_sample for layer, prompt in deep.items()}
+    gated = {layer: differs(prompt) for layer, prompt in deep.items()}
     lengths = {p.n_prompts if isinstance(p, GatedPrompt) else p.shape[-2] for p in deep.values()}
     return tuple(sorted(gated.items())), tuple(sorted(lengths))
 

@@ -98,6 +98,11 @@ class GatedPrompt:
 DeepPrompt = Tensor | GatedPrompt
 
 
+def differs(prompt: DeepPrompt | None) -> bool:
+    """Whether a layer's prompt differs between images or classes."""
+    return isinstance(prompt, GatedPrompt) and prompt.per_sample
+
+
 @dataclass(frozen=True)
 class TextPrompts:
     """Learned tokens of the text tower.
@@ -126,7 +131,7 @@ class TextPrompts:
     @property
     def per_class(self) -> bool:
         """Whether some layer's prompts differ between classes."""
-        return any(isinstance(prompt, GatedPrompt) and prompt.per_sample for prompt in self.deep.values())
+        return any(map(differs, self.deep.values()))
 
 
 @dataclass(frozen=True)

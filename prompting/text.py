@@ -19,7 +19,7 @@ from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_m
 from prompting.layout import PromptLayout
 from prompting.mixture import project_mixture
 from prompting.packing import Own, Packing, Rows, Spreading
-from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts
+from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts, differs
 from prompting.recompute import run_layer
 
 
@@ -78,13 +78,13 @@ class TextEncoder(nn.Module):
         return features if grouped else features[0]
 
     def _plan(self, layout: PromptLayout, prompts: TextPrompts) -> list[tuple[Packing, Spreading | None]]:
-        """How the rows lie that arrive at each layer, and whether it is where they are spread."""
+        """How each layer's rows lie once its prompts are in place, and how they come to lie so if they did not."""
         packing, spreading = self._packings_of(layout, prompts)
         plan = []
         for index in range(self.n_layers):
-            spread = spreading if _per_class(prompts.deep.get(index)) and not packing.per_class else None
-            plan.append((packing, spread))
+            spread = spreading if differs(prompts.deep.get(index)) and not packing.per_class else None
             packing = packing if spread is None else spread.own
+            plan.append((packing, spread))
         return plan
 
     def _packings_of(self, layout: PromptLayout, prompts: TextPrompts) -> tuple[Packing, Spreading | None]:
@@ -127,7 +127,6 @@ class TextEncoder(nn.Module):
         """
         if projected is None:
             rows, projected = self._project(block, rows, deep, packing, spreading, QKV)
-        packing = packing if spreading is None else spreading.own
         attended = self._attend(projected, packing)
         stay, prompts = finish(block, rows.stay, attended.stay), rows.prompts
         if packing.prompt_rows and not isinstance(following, Tensor):
@@ -159,8 +158,7 @@ class TextEncoder(nn.Module):
         stay, projected = rows.stay, project(block, rows.stay)
         key = self._arriving_keys(block, rows.prompts)
         if spreading is not None:
-            packing, key = spreading.own, spreading.prompts(key)
-            stay, projected = spreading.stay(stay), spreading.stay(projected)
+            stay, projected, key = spreading.stay(stay), spreading.stay(projected), spreading.prompts(key)
         mixture = deep.mix(self._mass(projected, key, packing))
         prompts = _prompt_rows(mixture.tokens, stay, packing)
         if deep.per_sample:
@@ -202,7 +200,6 @@ class TextEncoder(nn.Module):
         """The last layer for the [EOT] rows only, and the projection; (groups, n_cls, embed_dim)."""
         block = self.blocks[-1]
         rows, projected = self._project(block, rows, deep, packing, spreading, KV)
-        packing = packing if spreading is None else spreading.own
         head, owns = packing.unpack(Rows(*(part[:, :, -2:] for part in projected)))
         _, states = packing.unpack(rows)
         eot = torch.cat([own[-1][:, :, -1] for own in states], dim=1)  # (groups, n_cls, width)
@@ -211,11 +208,6 @@ class TextEncoder(nn.Module):
         eot = finish(block, eot, torch.cat(attended, dim=1))
         features = self.ln_final(eot).to(self.text_projection.dtype) @ self.text_projection
         return features[:, packing.class_rank]
-
-
-def _per_class(deep: DeepPrompt | None) -> bool:
-    """Whether a layer's prompts differ between classes."""
-    return isinstance(deep, GatedPrompt) and deep.per_sample
 
 
 def _make_packings(
