@@ -20,6 +20,7 @@ from pathlib import Path
 
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers
+from benchmarks.tables import print_lines
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
@@ -77,15 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     rows = measure(args.epochs, args.workers)
     first, last = rows[min(WARM_UP, len(rows)) - 1], rows[-1]
-    print(f"| after epoch | file handles | processes | memory (MiB) |\n|---|---|---|---|\n| 1 | {row_of(rows[0])} |")
-    print(f"| {min(WARM_UP, len(rows))} | {row_of(first)} |\n| {len(rows)} | {row_of(last)} |")
+    epochs = {1: rows[0], min(WARM_UP, len(rows)): first, len(rows): last}
+    print_lines([line_of(epoch, row) for epoch, row in epochs.items()])
     grown = last[0] > first[0] or last[1] > first[1] or last[2] > first[2] + MOST_MIB
     return int(grown)
 
 
-def row_of(row: tuple[int, int, float]) -> str:
-    """The cells of a row."""
-    return f"{row[0]} | {row[1]} | {row[2]:.0f}"
+def line_of(epoch: int, row: tuple[int, int, float]) -> dict[str, str | int]:
+    """A line of the table."""
+    handles, processes, mib = row
+    return {"after epoch": epoch, "file handles": handles, "processes": processes, "memory (MiB)": f"{mib:.0f}"}
 
 
 if __name__ == "__main__":
