@@ -247,9 +247,10 @@ def _attend_bucket(head: Tensor, own: Own) -> Tensor:
     """Attention of a bucket's own rows to the head and, causally, to themselves; (groups, classes, n_own, width)."""
     n_head, n_own = head.shape[1], sum(part.shape[2] for part in own)
     seen = torch.ones(n_own, n_head + n_own, dtype=torch.bool, device=head.device).tril(n_head)
-    k, v = _with_head(head[:, :, 1:], [part[:, :, :, 1:] for part in own]).unbind(2)
+    queries, keys, values = zip(*(part.unbind(3) for part in own), strict=True)
+    k, v = (_with_head(head[:, :, i], part) for i, part in ((1, keys), (2, values)))
     # A copy: a view of the queries would keep K and V a second time.
-    queries = torch.cat([part[:, :, :, 0] for part in own], dim=2).flatten(0, 1)
+    queries = torch.cat(queries, dim=2).flatten(0, 1)
     return attend(queries, k, v, mask=seen).unflatten(0, own[0].shape[:2])
 
 

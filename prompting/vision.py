@@ -112,14 +112,12 @@ class VisionEncoder(nn.Module):
 
         Prompt tokens that the following layer replaces (``following``) without a gate to read them are not computed.
         """
-        own, projected, own_projected = self._project(block, stay, own, deep, QKV)
+        x, qkv = self._project(block, stay, own, deep, QKV)
+        q, k, v = qkv.unbind(2)
+        parts = [stay.shape[1], own.shape[1]]
         if isinstance(following, Tensor):
-            k, v = torch.cat([projected[:, :, 1:], own_projected[:, :, 1:]], dim=1).unbind(2)
-            queries = projected[:, :, 0].contiguous()  # a view would keep K and V a second time
-            return finish(block, stay, attend(queries, k, v)), own
-        qkv = torch.cat([projected, own_projected], dim=1)
-        x = finish(block, torch.cat([stay, own], dim=1), attend(*qkv.unbind(2)))
-        return x.split([stay.shape[1], own.shape[1]], dim=1)
+            return finish(block, stay, attend(q[:, : parts[0]], k, v)), x[:, parts[0] :]
+        return finish(block, x, attend(q, k, v)).split(parts, dim=1)
 
     def _first_layer_rows(self, images: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
         """Frozen rows and prompt rows of layer 0, apart, so that no gradient is recorded for the frozen ones."""
@@ -128,20 +126,23 @@ class VisionEncoder(nn.Module):
         if tokens is None:
             return stay, stay[:, :0]
         own = self.visual.ln_pre(tokens.to(stay.dtype))  # ln_pre is per row
-        return stay, own.expand(len(stay), -1, -1)
+        return stay, _for_each(own, stay)
 
     def _project(
-        self, block: nn.Module, stay: Tensor, own: Tensor, deep: DeepPrompt | None, rows: tuple[int, int]
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Replace the prompt tokens if this layer does: the tokens, the other rows' Q, K, V (or K, V), and theirs."""
+        self, block: nn.Module, stay: Tensor, own: Tensor, deep: DeepPrompt | None, parts: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Replace the prompt tokens if this layer does: all rows, and their Q, K, V (or K, V)."""
         if isinstance(deep, GatedPrompt):
-            rows = QKV  # the gate reads queries too
-        projected = project(block, stay, rows)
-        if isinstance(deep, GatedPrompt):
-            deep = deep.mix(self._mass(block, projected, own)).tokens
+            projected = project(block, stay)  # the gate reads the queries too
+            own = _for_each(deep.mix(self._mass(block, projected, own)).tokens, stay)
+            projected = torch.cat([projected[:, :, slice(*parts)], project(block, own, parts)], dim=1)
+            return torch.cat([stay, own], dim=1), projected
         if deep is not None:
-            own = deep.to(stay.dtype).expand(len(stay), -1, -1)
-        return own, projected, project(block, own, rows)
+            own = _for_each(deep, stay)
+        x = torch.cat([stay, own], dim=1)
+        if own.requires_grad and not stay.requires_grad:  # layer 0: nothing is recorded for the frozen rows
+            return x, torch.cat([project(block, stay, parts), project(block, own, parts)], dim=1)
+        return x, project(block, x, parts)
 
     @torch.no_grad()
     def _mass(self, block: nn.Module, stay_qkv: Tensor, arriving: Tensor) -> AttentionMass:
@@ -154,12 +155,16 @@ class VisionEncoder(nn.Module):
     def _last_layer(self, stay: Tensor, own: Tensor, deep: DeepPrompt | None) -> Tensor:
         """The last layer for [CLS] only, and the projection; (batch, embed_dim)."""
         block = self.visual.transformer.resblocks[-1]
-        _, *projected = self._project(block, stay, own, deep, KV)
-        k, v = torch.cat([kv[:, :, -2:] for kv in projected], dim=1).unbind(2)
+        _, kv = self._project(block, stay, own, deep, KV)
         cls = stay[:, :1]
-        cls = finish(block, cls, attend(project(block, cls, Q)[:, :, 0], k, v))
+        cls = finish(block, cls, attend(project(block, cls, Q)[:, :, 0], *kv.unbind(2)))
         features = self.visual.ln_post(cls[:, 0])
         return features.to(self.visual.proj.dtype) @ self.visual.proj
+
+
+def _for_each(tokens: Tensor, stay: Tensor) -> Tensor:
+    """Prompt tokens next to the other rows of every image, in their type; (batch, n_prompts, width)."""
+    return tokens.to(stay.dtype).expand(len(stay), -1, -1)
 
 
 def _same_for_all(prompts: VisionPrompts) -> bool:

@@ -193,6 +193,18 @@ def test_evaluation_in_parts_changes_nothing(tiny_vit, images, kind, monkeypatch
         torch.testing.assert_close(encoder(images, prompts), whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_rows_that_finish_a_block_in_pieces_get_the_same(tiny_vit, images, rows, monkeypatch):
+    monkeypatch.setattr("prompting.attention.ROWS_AT_ONCE", rows)
+    layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
+
+    def build(s):
+        text = TextPrompts(s.tensor("ctx", 2, WIDTH), s.gated("text", 2, 3))
+        return Prompts(text, VisionPrompts(s.tensor("tokens", 2, WIDTH), s.gated("vision", 2, 3)))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
 def test_one_context_per_image(tiny_vit, images):
     layout = layout_with_context(CLASSNAMES, 77, 4)
     build = lambda s: Prompts(TextPrompts(s.tensor("ctx", len(images), 4, WIDTH)))  # noqa: E731
