@@ -43,4 +43,5 @@ python="$folder/bin/python"
 [ -x "$python" ] || step uv venv --quiet --python "$base" "$folder"
 step uv pip compile --quiet --resolution lowest-direct --python "$python" requirements.txt -o "$folder/lowest.txt"
 step uv pip install --quiet --python "$python" -r "$folder/lowest.txt" pytest hypothesis scikit-learn
-step "$python" -m pytest "${part[@]}"
+# And whatever computes with torch.
+step "$python" -m pytest "${part[@]}" tests/prompting tests/trainers/test_together.py
