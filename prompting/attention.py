@@ -7,6 +7,8 @@ between and compute no row that nobody reads.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -20,8 +22,8 @@ QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
 # Attention scores that are held at once while the gate reads them: bounds the memory of large test batches.
 MASS_SCORES = 2**23
 
-# Rows that go through the second half of a block together on the CPU. The MLP's hidden rows, four widths each, of more
-# of them leave the processor's cache between operations, and are fresh memory of the system's every time.
+# Rows per thread that go through the second half of a block together on the CPU. More of the MLP's hidden rows, four
+# widths each, leave the processor's cache between operations, and are fresh memory of the system's every time.
 ROWS_AT_ONCE = 2048
 
 
@@ -44,10 +46,10 @@ def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
 
 def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
     """Output projection, MLP and both residual additions, (..., n, width) -> (..., n, width)."""
-    n_rows = x.shape[:-1].numel()
-    if x.device.type != "cpu" or n_rows <= ROWS_AT_ONCE:
+    n_rows, at_once = x.shape[:-1].numel(), ROWS_AT_ONCE * torch.get_num_threads()
+    if x.device.type != "cpu" or n_rows <= at_once:
         return _finish_rows(block, x, attended)
-    size = -(-n_rows // -(-n_rows // ROWS_AT_ONCE))  # of equal pieces
+    size = math.ceil(n_rows / math.ceil(n_rows / at_once))  # of equal pieces
     pieces = zip(x.flatten(0, -2).split(size), attended.flatten(0, -2).split(size), strict=True)
     return torch.cat([_finish_rows(block, *piece) for piece in pieces]).view(x.shape)
 

@@ -196,6 +196,7 @@ def test_evaluation_in_parts_changes_nothing(tiny_vit, images, kind, monkeypatch
 @pytest.mark.parametrize("rows", [1, 5])
 def test_rows_that_finish_a_block_in_pieces_get_the_same(tiny_vit, images, rows, monkeypatch):
     monkeypatch.setattr("prompting.attention.ROWS_AT_ONCE", rows)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
 
     def build(s):
