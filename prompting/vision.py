@@ -114,10 +114,10 @@ class VisionEncoder(nn.Module):
         """
         x, qkv = self._project(block, stay, own, deep, QKV)
         q, k, v = qkv.unbind(2)
-        parts = [stay.shape[1], own.shape[1]]
+        n_stay = stay.shape[1]
         if isinstance(following, Tensor):
-            return finish(block, stay, attend(q[:, : parts[0]], k, v)), x[:, parts[0] :]
-        return finish(block, x, attend(q, k, v)).split(parts, dim=1)
+            return finish(block, stay, attend(q[:, :n_stay], k, v)), own
+        return finish(block, x, attend(q, k, v)).split([n_stay, x.shape[1] - n_stay], dim=1)
 
     def _first_layer_rows(self, images: Tensor, tokens: Tensor | None) -> tuple[Tensor, Tensor]:
         """Frozen rows and prompt rows of layer 0, apart, so that no gradient is recorded for the frozen ones."""

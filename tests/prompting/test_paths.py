@@ -193,6 +193,19 @@ def test_evaluation_in_parts_changes_nothing(tiny_vit, images, kind, monkeypatch
         torch.testing.assert_close(encoder(images, prompts), whole, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [(1,), (1, 2, 3), (3,)])
+@pytest.mark.parametrize("n_tokens", [0, 1])
+def test_deep_vision_prompts_need_no_tokens_before_them_nor_as_many(tiny_vit, images, n_tokens, layers):
+    layout = layout_with_context(CLASSNAMES, 77, 2)
+
+    def build(s):
+        tokens = s.tensor("tokens", n_tokens, WIDTH) if n_tokens else None
+        deep = {layer: s.tensor(f"vision{layer}", 2, WIDTH) for layer in layers}
+        return Prompts(TextPrompts(s.tensor("ctx", 2, WIDTH)), VisionPrompts(tokens, deep))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 def test_rows_that_finish_a_block_in_pieces_get_the_same(tiny_vit, images, rows, monkeypatch):
     monkeypatch.setattr("prompting.attention.ROWS_AT_ONCE", rows)
