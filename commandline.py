@@ -57,7 +57,11 @@ def guarded(
 
 def one_line(error: BaseException) -> str:
     """An error's message without line breaks and without characters that a terminal would obey."""
-    text = "; ".join(line.strip() for line in shown(error).splitlines() if line.strip())
+    return printable("; ".join(line.strip() for line in shown(error).splitlines() if line.strip()))
+
+
+def printable(text: str) -> str:
+    """Text from a file, with every character that a terminal would obey written as its escape (``\\x1b``)."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
 
 
