@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dassl.config.yamlfile import YamlFileError, read_yaml
+from dassl.config.yamlfile import YamlFileError, read_config
 from sweeping.protocols import BUNDLED, BUNDLED_SOURCE, BUNDLED_TARGETS, PROTOCOLS, SETTING_SUFFIXES, Protocol
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -105,7 +105,7 @@ def registered_name(dataset: str) -> str:
     """
     path = dataset_file(dataset)
     try:
-        name = (read_yaml(path) or {})["DATASET"]["NAME"]
+        name = read_config(path)["DATASET"]["NAME"]
     except YamlFileError as error:
         raise SweepError(str(error)) from error
     except (KeyError, TypeError) as error:
@@ -208,7 +208,7 @@ def setting_options(trainer: str, bundled: bool) -> tuple[str, list[str]]:
     """
     name, _, setting = trainer.partition("=")
     setting = setting or default_setting(name, PROTOCOLS["open_world"], bundled)
-    content = read_yaml(setting_file(name, setting))
+    content = read_config(setting_file(name, setting))
     pairs = {key: value for key, value in _flat(content) if key.startswith("TRAINER.") or key in NEEDED_KEYS}
     pairs |= {key: "fp32" for key in pairs if key.endswith(".PREC")}
     return setting, [text for key, value in pairs.items() for text in (key, str(value))]

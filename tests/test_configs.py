@@ -16,6 +16,7 @@ from dassl.utils import set_random_seed
 
 FOLDER = Path("configs/trainers")
 FILES = sorted(FOLDER.glob("*/*.yaml"))
+BASES = sorted(Path("configs/base").glob("*.yaml"))
 IDS = [f"{path.parent.name}/{path.stem}" for path in FILES]
 TINY = [path for path in FILES if path.stem.startswith("tiny")]
 TINY_IDS = [f"{path.parent.name}/{path.stem}" for path in TINY]
@@ -397,3 +398,13 @@ def test_full_settings_fit_together(path):
     trainer = build_trainer(cfg)
     trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     assert (trained > 0) == ("Zeroshot" not in path.parent.name)
+
+
+def test_every_base_is_one_of_a_setting():
+    named = {base.resolve() for path in [*FILES, *BASES] for base in _bases(path)}
+    assert set(BASES) <= {path.relative_to(Path.cwd()) for path in named}
+
+
+def _bases(path):
+    names = yaml.safe_load(path.read_text(encoding="utf-8")).get("_BASE_", [])
+    return [path.parent / name for name in ([names] if isinstance(names, str) else names)]

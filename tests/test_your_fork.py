@@ -132,7 +132,8 @@ def checkout(tmp_path_factory):
         shutil.copy(ROOT / path, folder / path)
     (folder / "trainers/__init__.py").write_text("")
     (folder / "train.py").write_text(TRAIN)
-    settings = (ROOT / "configs/trainers/BMIP/tiny_c2_ep10_batch4_2ctx.yaml").read_text()
+    settings = (ROOT / "configs/trainers/BMIP/vit_b16_c2_ep10_batch4_2ctx.yaml").read_text()
+    assert "_BASE_:" not in settings  # which upstream does not know
     (folder / "bmip.yaml").write_text(settings)
     state = {name: value.half() for name, value in load_bundled_state_dict("tiny_clip").items()}
     torch.save(state, folder / "clip.pt")
@@ -145,7 +146,8 @@ def run(checkout, output, *arguments):
         *("--trainer", "BMIP", "--seed", "1", "--config-file", "bmip.yaml"),
         *arguments,
         *("DATASET.NAME", "Digits", "DATASET.NUM_SHOTS", "2", "MODEL.BACKBONE.NAME", "clip.pt"),
-        *("OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False"),
+        *("OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False", "DATALOADER.NUM_WORKERS", "0", "INPUT.SIZE", "(48, 48)"),
+        *("TRAINER.BMIP.PREC", "fp32", "TRAINER.BMIP.PROMPT_DEPTH", "3"),
     ]
     result = subprocess.run(command, cwd=checkout, capture_output=True, text=True, timeout=300, check=False)
     assert result.returncode == 0, result.stderr[-2000:]

@@ -9,7 +9,7 @@ from typing import Any
 
 from yacs.config import CfgNode as YacsNode
 
-from .yamlfile import YamlFileError, read_yaml
+from .yamlfile import YamlFileError, read_config
 
 MOST_SHOWN = 80  # characters
 YAML_EXTENSIONS = ("", ".yaml", ".yml")
@@ -38,7 +38,7 @@ class CfgNode(YacsNode):
     """
 
     def merge_from_file(self, cfg_filename: str | os.PathLike[str]) -> None:
-        """Merge a YAML file.
+        """Merge a YAML file, laid over those that its `_BASE_` names.
 
         Raises:
             FileNotFoundError: if there is no such file.
@@ -110,14 +110,9 @@ def _read_yaml(path: str) -> Mapping[str, Any]:
     if os.path.splitext(path)[1] not in YAML_EXTENSIONS:
         raise ConfigError(f"config file {path}: expected the extension .yaml or .yml")
     try:
-        tree = read_yaml(path)
+        return read_config(path)
     except YamlFileError as error:
         raise ConfigError(f"config file {error}") from error
-    if tree is None:
-        return {}
-    if not isinstance(tree, dict):
-        raise ConfigError(f"config file {path}: expected sections and keys, got a {type(tree).__name__}")
-    return tree
 
 
 def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

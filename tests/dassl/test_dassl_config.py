@@ -63,6 +63,42 @@ def test_foreign_nodes_take_part_in_merging(tmp_path):
     assert cfg.clone().TRAINER.MINE.N_CTX == 2
 
 
+def write_files(folder, **contents):
+    for name, content in contents.items():
+        (folder / f"{name}.yaml").write_text(content)
+
+
+def test_a_file_is_laid_over_its_bases_and_the_last_of_them_wins(tmp_path):
+    (tmp_path / "base").mkdir()
+    write_files(tmp_path / "base", first="OPTIM: {LR: 0.1, NAME: sgd}\nSEED: 1\n", second="SEED: 2\n")
+    write_files(tmp_path, run="_BASE_: [base/first.yaml, base/second.yaml]\nOPTIM: {LR: 0.3}\n", empty="")
+    write_files(tmp_path, further="_BASE_: run.yaml\nTRAIN: {PATIENCE: 2}\n")
+    cfg = get_cfg_default()
+    cfg.merge_from_file(tmp_path / "further.yaml")
+    assert (cfg.OPTIM.LR, cfg.OPTIM.NAME, cfg.SEED, cfg.TRAIN.PATIENCE) == (0.3, "sgd", 2, 2)
+    cfg.merge_from_file(tmp_path / "empty.yaml")
+    assert cfg.SEED == 2
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ("_BASE_: none.yaml", r"run.yaml: its _BASE_ none.yaml is no file \(looked at .*none.yaml\)"),
+        ("_BASE_: run.yaml", r"run.yaml: its _BASE_ leads to more than 32 files, perhaps in a circle"),
+        ("_BASE_: [other.yaml, other.yaml]", r"run.yaml: its _BASE_ leads to more than 32 files"),
+        ("_BASE_: {SEED: 1}", r"run.yaml: _BASE_ names a file or a list of files, not \{'SEED': 1\}"),
+        ("_BASE_: [3]", r"run.yaml: _BASE_ names a file or a list of files, not 3"),
+        ("_BASE_: list.yaml", r"list.yaml: expected sections and keys, got a list"),
+        ("_BASE_: typo.yaml", r"run.yaml: unknown key OPTIM.LRR"),
+        ("_BASE_: .", r"run.yaml: its _BASE_ \. is no file"),
+    ],
+)
+def test_bases_that_cannot_be_used(tmp_path, content, reason):
+    write_files(tmp_path, run=content, list="- 1", typo="OPTIM: {LRR: 1}", other="_BASE_: run.yaml")
+    with pytest.raises(ConfigError, match=reason):
+        get_cfg_default().merge_from_file(tmp_path / "run.yaml")
+
+
 def test_modules_extend_the_default():
     cfg_default.TRAINER.ADDED_BY_TEST = YacsNode({"N_CTX": 3})
     try:

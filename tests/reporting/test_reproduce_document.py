@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 import pytest
-import yaml
 
+from dassl.config.yamlfile import read_config
 from reporting.published import load_published
 from sweeping.protocols import ELEVEN, PROTOCOLS
 from sweeping.settings import published_setting, setting_file
@@ -48,7 +48,7 @@ def test_published_transfer():
 
 @functools.cache
 def batch_and_epochs(trainer, setting):
-    config = yaml.safe_load(setting_file(trainer, setting).read_text(encoding="utf-8"))
+    config = read_config(setting_file(trainer, setting))
     return config["DATALOADER"]["TRAIN_X"]["BATCH_SIZE"], config["OPTIM"]["MAX_EPOCH"]
 
 
