@@ -238,8 +238,8 @@ def _unpaired(one: Method, other: Method) -> list[str]:
             paired = run.dataset in places if counterpart.deterministic else (run.dataset, run.shots, run.seed) in there
             if not paired:
                 warnings.append(
-                    f"left out: {method.label} on {run.dataset}, {run.shots} shots, seed {run.seed} has no counterpart "
-                    f"of {counterpart.label} ({run.path})"
+                    f"left out: {method.label} on {run.dataset}, {shots_text(run.shots)}, seed {run.seed} has no "
+                    f"counterpart of {counterpart.label} ({run.path})"
                 )
     return warnings
 
@@ -254,7 +254,7 @@ def _different_rules(one: Method, other: Method) -> list[str]:
 
 def _places(method: Method) -> str:
     places = sorted({(run.dataset, run.shots, run.seed) for run in method.runs})
-    listed = [f"{dataset}, {shots} shots, seed {seed}" for dataset, shots, seed in places[:3]]
+    listed = [f"{dataset}, {shots_text(shots)}, seed {seed}" for dataset, shots, seed in places[:3]]
     return "; ".join(listed) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
 

@@ -41,6 +41,8 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
     for method, look in with_looks(methods):
         if method.label in points:
             _scatter(panel, method.label, *points[method.label], look)
+        else:
+            panel.scatter([], [], s=0, label=f"{method.label}: not drawn, lacks a number")
     _lines_of_equal_h(panel)
     where = datasets[0] if len(datasets) == 1 else f"average of {len(datasets)} data sets"
     panel.set(title=wrapped(panel, where), xlabel="base accuracy (%)", ylabel="new accuracy (%)")

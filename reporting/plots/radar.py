@@ -56,7 +56,7 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
     # rings at round numbers, the first of them the centre
     step = next((step for step in (0.5, 1, 2, 5, 10) if max(values) - min(values) < 4 * step), 20)
     lowest = max(0, step * (math.floor(min(values) / step) - 1))
-    rings = [lowest + step * ring for ring in range(math.ceil((max(values) - lowest) / step) + 1)]
+    rings = [lowest + step * ring for ring in range(max(1, math.ceil((max(values) - lowest) / step)) + 1)]
     panel.set_ylim(rings[0], rings[-1])
     panel.set_yticks(rings, [f"{ring:g}" for ring in rings], fontsize=8)
     panel.set_theta_offset(math.pi / 2)
@@ -73,4 +73,5 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
 
 
 def _left_out(label: str, cells: Sequence[Summary | None]) -> str:
-    return f"{label}: not drawn, lacks {sum(cell is None for cell in cells)} data sets"
+    lacking = sum(cell is None for cell in cells)
+    return f"{label}: not drawn, lacks {lacking} data set{'s' if lacking > 1 else ''}"

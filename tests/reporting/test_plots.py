@@ -14,6 +14,7 @@ from reporting.plots import KINDS
 from reporting.plots.data import Options
 from reporting.plots.style import COLOURS, FAMILIES, PlotError, look, looks, style
 from reporting.runs import ResultsError, load_runs
+from reporting.selection import selected
 
 ROOT = Path(__file__).resolve().parents[2]
 THREE = ("Caltech101", "OxfordPets", "EuroSAT")
@@ -133,6 +134,22 @@ def test_a_method_that_lacks_a_data_set_is_not_in_the_radar_and_that_is_said(run
     runs.add(trainer="MaPLe", dataset="EuroSAT")
     figure = figure_of("radar", load_runs([runs.root]))
     assert "MaPLe: not drawn, lacks 2 data sets" in texts_of(figure)
+
+
+def test_a_method_without_base_or_new_accuracy_is_not_drawn_and_that_is_said(runs):
+    runs.add()
+    runs.add({"base": {"accuracy": 70.0}}, trainer="MaPLe")
+    assert texts_of(figure_of("base_new", load_runs([runs.root])))[-2:] == ["CoOp", "MaPLe: not drawn, lacks a number"]
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 50.0, 100.0])
+def test_a_radar_of_equal_numbers_has_an_axis(runs, accuracy):
+    for dataset in THREE:
+        runs.add({"all": {"accuracy": accuracy}}, protocol="cross_dataset", dataset=dataset)
+    (axes,) = figure_of("radar", load_runs([runs.root])).axes
+    low, high = axes.get_ylim()
+    assert low <= accuracy <= high
+    assert low < high
 
 
 def test_the_confusion_matrix_is_the_sum_over_seeds_in_percent_of_a_class(runs_for):
@@ -362,8 +379,19 @@ def test_a_confusion_matrix_is_of_one_number_of_shots(runs):
     with pytest.raises(PlotError, match=r"of one number of shots: choose with --shots .1, 2, 16."):
         figure_of("confusion", [run for run in load_runs([runs.root]) if run.trainer == "CoOp"])
     assert main([*command, "--shots", "16"]) == 0
+    assert target.exists()
     chosen = [run for run in load_runs([runs.root]) if (run.trainer, run.shots) == ("CoOp", 16)]
     assert figure_of("confusion", chosen).axes[0].get_title() == "CoOp, digits, class split all, 16 shots, 2 seeds"
+
+
+def test_zero_shot_runs_stand_beside_any_chosen_number_of_shots(runs):
+    few_shot_runs(runs)
+    runs.add({"all": {"accuracy": 55.0}}, protocol="few_shot", shots=1, trainer="ZeroshotCLIP", zero_shot=True)
+    kept = selected(load_runs([runs.root]), [], [], [], [2, 16])
+    assert {(run.trainer, run.shots) for run in kept} == {
+        *((trainer, shots) for trainer in ("CoOp", "BMIP") for shots in (2, 16)),
+        ("ZeroshotCLIP", 1),
+    }
 
 
 def gain_runs(runs, base, own):
@@ -438,6 +466,7 @@ def test_long_names_stay_inside_the_picture(runs, kind):
         (["-o", "{folder}/plot.png", "--dpi", "5"], "--dpi must be between 10 and 1200"),
         (["-o", "{folder}/plot.png", "--trainer", "MaPLe"], "no run of trainer 'MaPLe'; there are: BMIP, CoOp, Zero"),
         (["-o", "{folder}/plot.png", "--dataset", "EuroSAT"], "no run on data set 'EuroSAT'; there are: Digits"),
+        (["-o", "{folder}/plot.png", "--shots", "4"], "no run with 4 shots; there are: 16"),
         (
             ["-o", "{folder}/plot.png", "--trainer", "BMIP", "--seed", "9"],
             "no run fits --trainer, --dataset and --seed",
