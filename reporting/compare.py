@@ -170,7 +170,7 @@ def sentence(result: Paired, where: str, first: str, second: str) -> str:
     if interval.n == 1:
         return f"{where}: {mean}, n = 1 {unit}: one {unit} shows no spread, so that no difference can be claimed."
     if not any(differences):
-        return f"{where}: {second} and {first} are equal in all of {interval.n} {unit}s: no difference was measured."
+        return f"{where}: {second} and {first} are equal in all {interval.n} {unit}s: no difference was measured."
     if interval.low is None:
         return (
             f"{where}: {mean} in each of {interval.n} {unit}s: there is no spread to test by, so that no difference "

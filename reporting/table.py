@@ -67,8 +67,12 @@ def build_table(
         legend += notes
     if protocol.columns_by == "metric":
         blocks = chosen_columns(blocks, chosen)
+        needed = {
+            *chosen,
+            *(key for metric in protocol.metrics if metric.key in chosen for key in metric.harmonic_of or ()),
+        }
         columns_by_title = {
-            title: [column for column in columns if column.key in chosen] for title, columns in columns_by_title.items()
+            title: [column for column in columns if column.key in needed] for title, columns in columns_by_title.items()
         }
     if group == "metric" and by_dataset:
         blocks = turned(blocks)

@@ -160,6 +160,7 @@ def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
 def wrapped(panel: Axes, title: str) -> str:
     """A title in as many lines as keep it over its panel."""
     room = panel.figure.get_figwidth() / panel.get_subplotspec().get_gridspec().ncols - 1.2
+    title = shortened(title, 160)
     for characters in range(len(title), 8, -1):
         lines = textwrap.fill(title, characters)
         if width_of(lines, SETTINGS["axes.titlesize"]) <= room:

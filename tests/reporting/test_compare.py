@@ -117,7 +117,7 @@ def said_of(*differences, **pairs):
         ([0.01, -0.03, 0.02], "mean difference (BMIP minus CoOp) 0.0 points"),
         ([1.0, 0.0, -2.0, 0.0], "BMIP higher in 1 of 4 seeds and equal in 2."),
         ([5.0] * 8, "difference (BMIP minus CoOp) +5.0 points in each of 8 seeds: there is no spread to test by"),
-        ([0.0] * 8, "BMIP and CoOp are equal in all of 8 seeds: no difference was measured."),
+        ([0.0] * 8, "BMIP and CoOp are equal in all 8 seeds: no difference was measured."),
         ([1.0, 1.1, -2.0, 3.0, 1.0, 0.4, -0.2], "n = 7: this shows no difference at the 5 % level."),
         ([2.0], "difference (BMIP minus CoOp) +2.0 points, n = 1 seed: one seed shows no spread"),
     ],

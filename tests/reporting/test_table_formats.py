@@ -221,6 +221,12 @@ def test_chosen_metrics_are_the_blocks_of_the_papers_layout(runs):
     assert table.warnings == ()  # of a number that is not asked for, none is missing
 
 
+def test_what_a_chosen_metric_is_computed_from_is_missed_too(runs):
+    path = runs.add({"base": {"accuracy": 70.0}})
+    assert build_table(load_runs([runs.root]), metrics=["H"]).warnings == (f"{path} holds no new",)
+    assert build_table(load_runs([runs.root]), metrics=["base"]).warnings == ()
+
+
 @pytest.mark.parametrize("names", ["f1", "", "base,,new"])
 def test_a_metric_that_is_none_is_refused_with_the_choices(runs, capsys, names):
     runs.add()
