@@ -47,6 +47,7 @@ class Block:
         labels: the columns' headings.
         rows: the same methods in the same order in every block of a table.
         dataset: the data set that the block is about; None for averages and for blocks about several.
+        key: of the one column of every data set that the block has turned; empty for other blocks.
     """
 
     title: str
@@ -54,6 +55,7 @@ class Block:
     labels: tuple[str, ...]
     rows: tuple[Row, ...]
     dataset: str | None = None
+    key: str = ""
 
     def for_reading(self) -> Block:
         """The block without published rows that have nothing to say in it.
@@ -86,6 +88,21 @@ class Table:
     warnings: tuple[str, ...]
 
 
+def chosen_columns(blocks: Sequence[Block], keys: Sequence[str]) -> list[Block]:
+    """The blocks with these of their columns only, in this order."""
+    return [
+        replace(
+            block,
+            keys=tuple(keys),
+            labels=tuple(block.labels[block.keys.index(key)] for key in keys),
+            rows=tuple(
+                replace(row, cells=tuple(row.cells[block.keys.index(key)] for key in keys)) for row in block.rows
+            ),
+        )
+        for block in blocks
+    ]
+
+
 def turned(blocks: Sequence[Block]) -> list[Block]:
     """One block per column in place of one per data set, the data sets as columns: the papers' layout.
 
@@ -98,8 +115,9 @@ def turned(blocks: Sequence[Block]) -> list[Block]:
             tuple(block.title for block in blocks),
             tuple(block.title for block in blocks),
             tuple(_turned_row(blocks, row, column) for row in range(len(blocks[0].rows))),
+            key=key,
         )
-        for column, label in enumerate(blocks[0].labels)
+        for column, (key, label) in enumerate(zip(blocks[0].keys, blocks[0].labels, strict=True))
     ]
 
 

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reporting.checks import comparability
-from reporting.compare_formats import FORMATS
+from reporting.compare_formats import FORMATS, p_text
 from reporting.files import check_target, write_file
 from reporting.layouts import PROTOCOLS, Metric
 from reporting.methods import Method, check_protocol, group_methods
-from reporting.names import dataset_order
-from reporting.paired import LEAST_PAIRS, Pair, Paired, compare_pairs
+from reporting.names import dataset_order, shots_text
+from reporting.paired import LEAST_PAIRS, LEVEL, Pair, Paired, compare_pairs
 from reporting.runs import ResultsError, Run, load_runs
 
 NAME = "compare"
@@ -144,15 +144,17 @@ def _lines(metric: Metric, one: Method, other: Method) -> list[Line]:
         by_shots[pair.shots].append(pair)
     lines = []
     for shots, pairs in sorted(by_shots.items()):
-        label = f"{metric.label}, {shots} shots" if len(by_shots) > 1 else metric.label
+        label = f"{metric.label}, {shots_text(shots)}" if len(by_shots) > 1 else metric.label
         result = compare_pairs(pairs)
-        where = _IN_WORDS.get(metric.key, f"in {metric.label}") + (f" with {shots} shots" if len(by_shots) > 1 else "")
+        where = _IN_WORDS.get(metric.key, f"in {metric.label}") + (
+            f" with {shots_text(shots)}" if len(by_shots) > 1 else ""
+        )
         lines.append(Line(metric.key, label, result, sentence(result, where, one.label, other.label)))
     return lines
 
 
 def sentence(result: Paired, where: str, first: str, second: str) -> str:
-    """What the pairs say, in words; never more than they allow.
+    """What was measured, then what the pairs allow to be said; never more.
 
     Args:
         result: of the pairs.
@@ -160,21 +162,40 @@ def sentence(result: Paired, where: str, first: str, second: str) -> str:
         first: the method that is subtracted.
         second: the method that is spoken of.
     """
-    interval = result.interval
-    if interval.mean == 0:
-        said = f"{second} and {first} are equal {where} on average"
-    else:
-        better = "better" if interval.mean > 0 else "worse"
-        said = f"{second} is {better} than {first} by {abs(interval.mean):.1f} points {where}"
-    pairs = "1 pair" if interval.n == 1 else f"{interval.n} pairs"
+    interval, differences = result.interval, [round(pair.difference, 9) for pair in result.pairs]
+    one_dataset = len({pair.dataset for pair in result.pairs}) == 1
+    unit = "seed" if one_dataset and result.pairs[0].seed is not None else "pair"
+    where = f"{where[0].upper()}{where[1:]}"
+    mean = f"difference ({second} minus {first}) {_points(interval.mean)} points"
+    if interval.n == 1:
+        return f"{where}: {mean}, n = 1 {unit}: one {unit} shows no spread, so that no difference can be claimed."
+    if not any(differences):
+        return f"{where}: {second} and {first} are equal in all {interval.n} {unit}s: no difference was measured."
     if interval.low is None:
-        why = "one pair shows no spread" if interval.n == 1 else "all differences are equal, so that there is no spread"
-        return f"{said} ({pairs}): {why}, no difference can be claimed."
-    numbers = f"95 % interval {interval.low:.1f} to {interval.high:.1f}, n = {pairs}"
+        return (
+            f"{where}: {mean} in each of {interval.n} {unit}s: there is no spread to test by, so that no difference "
+            "can be claimed."
+        )
+    higher, equal = sum(value > 0 for value in differences), differences.count(0)
+    measured = (
+        f"{where}: mean {mean}, 95 % interval {_points(interval.low)} to {_points(interval.high)}, {second} higher in "
+        f"{higher} of {interval.n} {unit}s{f' and equal in {equal}' if equal else ''}."
+    )
+    p_t, p_rank = p_text(result.p_t), p_text(result.p_signed_rank)
+    tests = f"Paired t-test p = {p_t}, Wilcoxon signed-rank test p = {p_rank}, n = {interval.n}"
     if result.claim:
-        return f"{said} ({numbers}): a difference at the 5 % level by both tests.{_reach(result)}"
-    few = f"; fewer than {LEAST_PAIRS} pairs are too few for the signed-rank test" if interval.n < LEAST_PAIRS else ""
-    return f"{said} ({numbers}{few}): no difference can be claimed."
+        direction = "higher" if interval.mean > 0 else "lower"
+        return f"{measured} {tests}: {second} is {direction} at the 5 % level by both tests.{_reach(result)}"
+    below = [name for name, p in (("t-test", result.p_t), ("signed-rank test", result.p_signed_rank)) if p < LEVEL]
+    said = "this shows no difference at the 5 % level"
+    if below:
+        said = f"only the {below[0]} is below the 5 % level, so that no difference is claimed"
+    few = f" (the signed-rank test needs {LEAST_PAIRS} pairs to get there)" if interval.n < LEAST_PAIRS else ""
+    return f"{measured} {tests}: {said}{few}."
+
+
+def _points(value: float) -> str:
+    return f"{value:+.1f}" if round(value, 1) else "0.0"
 
 
 def _reach(result: Paired) -> str:
@@ -182,9 +203,9 @@ def _reach(result: Paired) -> str:
     over = result.by_dataset
     if over is None:
         return " It is about this data set."
+    ends = "" if over.low is None else f" (95 % interval over their means {_points(over.low)} to {_points(over.high)})"
     if over.excludes_zero:
-        return f" It holds over the {over.n} data sets' averages too ({over.low:.1f} to {over.high:.1f})."
-    ends = "" if over.low is None else f" (interval over their averages {over.low:.1f} to {over.high:.1f})"
+        return f" It holds over the {over.n} data sets' averages too{ends}."
     return f" It is about these {over.n} data sets, not about data sets in general{ends}."
 
 
@@ -192,14 +213,15 @@ def _legend(lines: Sequence[Line], one: Method, other: Method) -> list[str]:
     legend = [
         f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
         "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
-        "claimed only where both are below 5 %.",
+        "claimed only where both are below 5 %; where none is, the two need not be equal.",
     ]
     if one.deterministic != other.deterministic:
         fixed = one if one.deterministic else other
         legend.append(f"{fixed.label} trains nothing: its number stands for every seed.")
     if len(lines) > 1:
         legend.append(
-            f"{len(lines)} comparisons are made here: at the 5 % level, one in twenty claims a difference by chance."
+            f"{len(lines)} comparisons are made here: about one in twenty of equal methods comes below the 5 % level "
+            "by chance."
         )
     return legend
 
@@ -216,8 +238,8 @@ def _unpaired(one: Method, other: Method) -> list[str]:
             paired = run.dataset in places if counterpart.deterministic else (run.dataset, run.shots, run.seed) in there
             if not paired:
                 warnings.append(
-                    f"left out: {method.label} on {run.dataset}, {run.shots} shots, seed {run.seed} has no counterpart "
-                    f"of {counterpart.label} ({run.path})"
+                    f"left out: {method.label} on {run.dataset}, {shots_text(run.shots)}, seed {run.seed} has no "
+                    f"counterpart of {counterpart.label} ({run.path})"
                 )
     return warnings
 
@@ -232,7 +254,7 @@ def _different_rules(one: Method, other: Method) -> list[str]:
 
 def _places(method: Method) -> str:
     places = sorted({(run.dataset, run.shots, run.seed) for run in method.runs})
-    listed = [f"{dataset}, {shots} shots, seed {seed}" for dataset, shots, seed in places[:3]]
+    listed = [f"{dataset}, {shots_text(shots)}, seed {seed}" for dataset, shots, seed in places[:3]]
     return "; ".join(listed) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from reporting.formats import escape_latex, escape_markdown
+from reporting.formats import LATEX_PACKAGES, escape_latex, escape_markdown, latex_notes, latex_table
 from reporting.html_tables import sortable
 from reporting.page import bullets, html_page, text
 from reporting.reading import MISSING
@@ -30,22 +30,19 @@ def to_markdown(comparison: Comparison) -> str:
     parts = [
         f"## {escape_markdown(comparison.title)}",
         sentences,
-        _grid(comparison, "github", escape_markdown),
+        _markdown_grid(comparison),
         "\n".join(f"- {line}" for line in notes),
     ]
     return "\n\n".join(parts) + "\n"
 
 
 def to_latex(comparison: Comparison) -> str:
-    """A table environment and the sentences in small print."""
+    """A table environment and the sentences in small print; needs LaTeX's booktabs."""
+    rows = [[escape_latex(cell) for cell in (line.label, *_readable(line))] for line in comparison.lines]
     notes = [line.sentence for line in comparison.lines]
     notes += [*comparison.legend, *(f"Warning: {line}" for line in comparison.warnings)]
-    small_print = "\n".join(f"{escape_latex(line)}\\\\" for line in notes)
-    return (
-        f"\\begin{{table}}\n\\centering\n\\caption{{{escape_latex(comparison.title)}}}\n"
-        f"{_grid(comparison, 'latex_raw', escape_latex)}\n\\end{{table}}\n\n"
-        f"{{\\footnotesize\\noindent\n{small_print}\n}}\n"
-    )
+    table = latex_table(comparison.title, _headings(comparison), [rows], left=1)
+    return "\n\n".join([LATEX_PACKAGES, table, latex_notes(notes)]) + "\n"
 
 
 def to_html(comparison: Comparison) -> str:
@@ -94,6 +91,11 @@ FORMATS: Mapping[str, Callable[[Comparison], str]] = {
 }
 
 
+def p_text(value: float) -> str:
+    """A p-value, not rounded to the level itself nor to 0."""
+    return f"{value:.3g}" if value >= 1e-4 else f"{value:.0e}"
+
+
 def _headings(comparison: Comparison) -> list[str]:
     names = [comparison.first, comparison.second]
     return ["Metric", *names, "Difference", "95 % from", "to", "n", "p (t)", "p (signed rank)"]
@@ -110,15 +112,15 @@ def _numbers(line: Line) -> list[float | None]:
 def _readable(line: Line) -> list[str]:
     first, second, mean, low, high, p_t, p_rank = _numbers(line)
     points = [MISSING if value is None else f"{value:+.2f}" for value in (mean, low, high)]
-    tests = [MISSING if value is None else f"{value:.3f}" for value in (p_t, p_rank)]
+    tests = [MISSING if value is None else p_text(value) for value in (p_t, p_rank)]
     return [f"{first:.2f}", f"{second:.2f}", *points, str(line.result.interval.n), *tests]
 
 
-def _grid(comparison: Comparison, style: str, escape: Callable[[str], str]) -> str:
-    headings = [escape(heading) for heading in _headings(comparison)]
-    body = [[escape(cell) for cell in (line.label, *_readable(line))] for line in comparison.lines]
+def _markdown_grid(comparison: Comparison) -> str:
+    headings = [escape_markdown(heading) for heading in _headings(comparison)]
+    body = [[escape_markdown(cell) for cell in (line.label, *_readable(line))] for line in comparison.lines]
     alignment = ("left", *("right" for _ in headings[1:]))
-    return tabulate(body, headings, style, colalign=alignment, disable_numparse=True)
+    return tabulate(body, headings, "github", colalign=alignment, disable_numparse=True)
 
 
 def _html_row(line: Line) -> str:

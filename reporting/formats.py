@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from tabulate import tabulate
@@ -34,7 +34,12 @@ _LATEX_SPECIAL = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "±": r"$\pm$",
+    # after the end of a line, these would be read as its options
+    "[": "{[}",
+    "*": "{*}",
+    "\n": " ",  # an empty line would end a caption
 }
+LATEX_PACKAGES = r"% needs \usepackage{booktabs} in the preamble"
 
 
 def to_markdown(table: Table, digits: int) -> str:
@@ -43,7 +48,7 @@ def to_markdown(table: Table, digits: int) -> str:
     for block in table.blocks:
         if block.title != table.title:
             parts.append(f"### {escape_markdown(block.title)}")
-        parts.append(_grid(block, digits, "github", escape_markdown))
+        parts.append(_markdown_grid(block, digits))
     parts.append("\n".join(f"- {escape_markdown(line)}" for line in table.legend))
     if table.warnings:
         parts.append("\n".join(f"- **Warning:** {escape_markdown(line)}" for line in table.warnings))
@@ -51,17 +56,83 @@ def to_markdown(table: Table, digits: int) -> str:
 
 
 def to_latex(table: Table, digits: int) -> str:
-    """One table environment per block, then legend and warnings in small print; needs no LaTeX package."""
-    parts = []
-    for block in table.blocks:
+    """One table environment per block, then legend and warnings in small print; needs LaTeX's booktabs.
+
+    The best of a column's measured numbers are bold; published rows stand below a rule and are never bold.
+    """
+    parts = [LATEX_PACKAGES]
+    for block in (block.for_reading() for block in table.blocks):
         caption = table.title if block.title == table.title else f"{table.title}: {block.title}"
-        grid = _grid(block, digits, "latex_raw", escape_latex)
-        parts.append(
-            f"\\begin{{table}}\n\\centering\n\\caption{{{escape_latex(caption)}}}\n{grid}\n\\end{{table}}",
-        )
-    notes = [*table.legend, *(f"Warning: {line}" for line in table.warnings)]
+        measured, published = _rows_apart(block)
+        best = _best(measured, digits)
+        groups = [_latex_rows(measured, digits, best), _latex_rows(published, digits)]
+        parts.append(latex_table(caption, ["Method", "Seeds", *block.labels], groups, left=2))
+    notes = [
+        "Bold: the best measured mean of a column, as rounded here, where several methods have one.",
+        *table.legend,
+    ]
+    return "\n\n".join([*parts, latex_notes([*notes, *(f"Warning: {line}" for line in table.warnings)])]) + "\n"
+
+
+def latex_table(caption: str, headings: Sequence[str], groups: Sequence[Sequence[Sequence[str]]], left: int) -> str:
+    """A table environment with booktabs' rules.
+
+    Args:
+        caption: plain text.
+        headings: plain text.
+        groups: rows of cells in LaTeX; a rule comes between two groups.
+        left: how many columns are set flush left; the others are flush right.
+    """
+    head = [escape_latex(heading) for heading in headings]
+    groups = [group for group in groups if group]
+    widths = [max(len(row[column]) for group in [[head], *groups] for row in group) for column in range(len(head))]
+    lines = []
+    for rule, group in zip(["toprule", *("midrule" for _ in groups)], [[head], *groups], strict=True):
+        lines.append(f"\\{rule}")
+        for row in group:
+            cells = zip(row, widths, strict=True)
+            padded = [f"{cell:{'<' if column < left else '>'}{width}}" for column, (cell, width) in enumerate(cells)]
+            lines.append(f"{' & '.join(padded)} \\\\")
+    alignment = "l" * left + "r" * (len(head) - left)
+    start = [
+        r"\begin{table}",
+        r"\centering",
+        f"\\caption{{{escape_latex(caption)}}}",
+        f"\\begin{{tabular}}{{{alignment}}}",
+    ]
+    return "\n".join([*start, *lines, r"\bottomrule", r"\end{tabular}", r"\end{table}"])
+
+
+def latex_notes(notes: Iterable[str]) -> str:
+    """Lines of plain text in small print."""
     small_print = "\n".join(f"{escape_latex(line)}\\\\" for line in notes)
-    return "\n\n".join([*parts, f"{{\\footnotesize\\noindent\n{small_print}\n}}"]) + "\n"
+    return f"{{\\footnotesize\\noindent\n{small_print}\n}}"
+
+
+def _rows_apart(block: Block) -> tuple[list[Row], list[Row]]:
+    """Measured rows and published ones."""
+    return [row for row in block.rows if not row.source], [row for row in block.rows if row.source]
+
+
+def _best(rows: Sequence[Row], digits: int) -> list[float | None]:
+    """Each column's largest mean as it is shown; None where fewer than two rows have a number."""
+    best = []
+    for cells in zip(*(row.cells for row in rows), strict=True):
+        means = [round(cell.mean, digits) for cell in cells if cell is not None]
+        best.append(max(means) if len(means) > 1 else None)
+    return best
+
+
+def _latex_rows(rows: Sequence[Row], digits: int, best: Sequence[float | None] = ()) -> list[list[str]]:
+    shown = []
+    for row in rows:
+        texts = [escape_latex(cell_text(cell, len(row.seeds), digits)) for cell in row.cells]
+        for column, (cell, largest) in enumerate(zip(row.cells, best, strict=False)):
+            if cell is not None and round(cell.mean, digits) == largest:
+                mean, *spread = texts[column].split(" ", 1)
+                texts[column] = " ".join([f"\\textbf{{{mean}}}", *spread])
+        shown.append([escape_latex(row.method.label), escape_latex(seeds_text(row)), *texts])
+    return shown
 
 
 def to_csv(table: Table, digits: int) -> str:
@@ -73,9 +144,17 @@ def to_csv(table: Table, digits: int) -> str:
     writer.writerow([*facts, "column", "n", "mean", "std", *(f"seed_{seed}" for seed in seeds)])
     for block, row, key, cell in _numbers(table):
         method = row.method
-        shots = _shots(table.protocol, block.title, key) or method.shots
+        shots = _shots(table.protocol, block.key, key) or method.shots
         writer.writerow(
-            [table.protocol, block.title, method.label, method.trainer, method.setting, method.backbone, shots]
+            [
+                table.protocol,
+                _block_name(table, block),
+                method.label,
+                method.trainer,
+                method.setting,
+                method.backbone,
+                shots,
+            ]
             + [method.selection_rule, row.source, key]
             + _csv_numbers(row, cell)
             + [cell.values.get(seed) if cell is not None else None for seed in seeds]
@@ -89,7 +168,11 @@ def to_json(table: Table, digits: int) -> str:
         "protocol": table.protocol,
         "title": table.title,
         "blocks": [
-            {"title": block.title, "columns": list(block.keys), "rows": [_json_row(block, row) for row in block.rows]}
+            {
+                "title": _block_name(table, block),
+                "columns": list(block.keys),
+                "rows": [_json_row(block, row) for row in block.rows],
+            }
             for block in table.blocks
         ],
         "legend": list(table.legend),
@@ -117,16 +200,22 @@ def escape_markdown(text: str) -> str:
     return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
 
 
-def _grid(block: Block, digits: int, style: str, escape: Callable[[str], str]) -> str:
+def _markdown_grid(block: Block, digits: int) -> str:
     block = block.for_reading()
     headings = ["Method", "Seeds", *block.labels]
     body = []
     for row in block.rows:
         cells = [cell_text(cell, len(row.seeds), digits) for cell in row.cells]
-        body.append([escape(text) for text in (row.method.label, seeds_text(row), *cells)])
+        body.append([escape_markdown(text) for text in (row.method.label, seeds_text(row), *cells)])
     alignment = ("left", "left", *("right" for _ in block.labels))
     # without disable_numparse, tabulate would reformat the numbers
-    return tabulate(body, [escape(text) for text in headings], style, colalign=alignment, disable_numparse=True)
+    headings = [escape_markdown(text) for text in headings]
+    return tabulate(body, headings, "github", colalign=alignment, disable_numparse=True)
+
+
+def _block_name(table: Table, block: Block) -> str:
+    """A block in csv and json: "16" where a heading says "16 shots"."""
+    return block.key if block.key and table.protocol == "few_shot" else block.title
 
 
 def _shots(protocol: str, *places: str) -> str | None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from reporting.names import dataset_order
+from reporting.names import dataset_order, shots_text
 from reporting.runs import Run
 from reporting.statistics import harmonic_mean
 
@@ -151,7 +151,7 @@ def blocks_of(protocol: Protocol, runs: Sequence[Run]) -> dict[str, list[Column]
             columns = [Column(metric.key, metric.label, metric, dataset) for metric in protocol.metrics]
         else:
             shots = sorted({run.shots for run in runs})
-            columns = [Column(str(count), str(count), protocol.metrics[0], dataset, count) for count in shots]
+            columns = [Column(str(count), shots_text(count), protocol.metrics[0], dataset, count) for count in shots]
         blocks[dataset] = columns
     return blocks
 

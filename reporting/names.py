@@ -60,6 +60,11 @@ def trainer_order(name: str) -> tuple[int, str]:
     return TRAINER_ORDER.index(name) if name in TRAINER_ORDER else len(TRAINER_ORDER), name
 
 
+def shots_text(count: int) -> str:
+    """A number of shots for reading: "1 shot", "16 shots"."""
+    return "1 shot" if count == 1 else f"{count} shots"
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.lower())
 

@@ -69,6 +69,6 @@ def run(arguments: argparse.Namespace) -> None:
     if not 10 <= arguments.dpi <= 1200:
         raise PlotError(f"--dpi must be between 10 and 1200, got {arguments.dpi}")
     check_target(path, arguments.force)
-    runs = selected(load_runs(arguments.runs), arguments.trainer, arguments.dataset, arguments.seed)
+    runs = selected(load_runs(arguments.runs), arguments.trainer, arguments.dataset, arguments.seed, arguments.shots)
     options = Options(arguments.metric, arguments.baseline, arguments.split)
     write_file(path, draw_plot(arguments.kind, runs, file_format, options, arguments.dpi), arguments.force)

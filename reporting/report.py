@@ -165,7 +165,7 @@ def run(arguments: argparse.Namespace) -> None:
         OSError: a file cannot be read or written.
     """
     check_target(arguments.output, arguments.force)
-    runs = selected(load_runs(arguments.runs), arguments.trainer, arguments.dataset, arguments.seed)
+    runs = selected(load_runs(arguments.runs), arguments.trainer, arguments.dataset, arguments.seed, arguments.shots)
     page, warnings = build_report(runs, arguments.output, title=arguments.title, published=arguments.published)
     sys.stderr.writelines(f"warning: {warning}\n" for warning in warnings)
     write_file(arguments.output, page, arguments.force)

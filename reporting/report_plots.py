@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from reporting.methods import Method
+from reporting.names import shots_text
 from reporting.page import text
 from reporting.plot import draw_plot
 from reporting.plots import KINDS
@@ -16,7 +17,6 @@ from reporting.plots.tsne import FEATURES_FILE
 from reporting.runs import Run
 
 OVERVIEWS = ("few_shot", "base_new", "gain", "radar", "seeds")
-PER_DATASET = ("curves", "gates")
 MOST_MATRICES, MOST_TSNE = 12, 4
 _WIDE = 500  # points; from here on a phone scrolls a plot rather than shrinking it
 
@@ -75,9 +75,11 @@ def _wanted(runs: Sequence[Run], left_out: dict[str, None]) -> Iterable[tuple[st
             yield kind, _sentence(KINDS[kind].HELP), runs
     for dataset in datasets_of(runs):
         subset = [run for run in runs if run.dataset == dataset]
-        for kind in PER_DATASET:
-            if kind != "gates" or any(run.record["gates"] for run in subset):
-                yield kind, f"{dataset}: {KINDS[kind].HELP}", subset
+        yield "curves", f"{dataset}: {KINDS['curves'].HELP}", subset
+        for method in methods:
+            own = [run for run in method.runs if run.dataset == dataset]
+            if any(run.record["gates"] for run in own):
+                yield "gates", f"{method.label} on {dataset}: {KINDS['gates'].HELP}", own
     yield from _matrices(methods, left_out)
     yield from _features(runs, left_out)
 
@@ -94,7 +96,9 @@ def _matrices(methods: Sequence[Method], left_out: dict[str, None]) -> Iterable[
             # shots are one more thing that tells few-shot runs apart: the most shots stand for the method
             subset = [run for run in subset if run.shots == max(run.shots for run in subset)]
             if any("confusion" in metrics for run in subset for metrics in run.record["metrics"].values()):
-                places.append(("confusion", f"{method.label} on {dataset}: confusion matrix", subset))
+                several = method.shots is None and not method.deterministic
+                where = f"{dataset}, {shots_text(subset[0].shots)}" if several else dataset
+                places.append(("confusion", f"{method.label} on {where}: confusion matrix", subset))
     if len(places) > MOST_MATRICES:
         left_out[f"confusion: {len(places) - MOST_MATRICES} of {len(places)}, to keep the page small"] = None
     yield from places[:MOST_MATRICES]
@@ -108,4 +112,6 @@ def _features(runs: Sequence[Run], left_out: dict[str, None]) -> Iterable[tuple[
     if len(first) > MOST_TSNE:
         left_out[f"tsne: {len(first) - MOST_TSNE} of {len(first)}, to keep the page small"] = None
     for run in list(first.values())[:MOST_TSNE]:
-        yield "tsne", f"{run.trainer} on {run.dataset}, seed {run.seed}: t-SNE of image and text features", [run]
+        shots = "" if run.deterministic else f", {shots_text(run.shots)}"
+        where = f"{run.dataset}{shots}, seed {run.seed}"
+        yield "tsne", f"{run.trainer} on {where}: t-SNE of image and text features", [run]

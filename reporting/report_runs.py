@@ -10,6 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from reporting.html_tables import Filters, sortable
+from reporting.names import shots_text
 from reporting.page import text
 from reporting.reading import MISSING
 from reporting.runs import Run
@@ -102,7 +103,7 @@ def _file_links(path: Path, target: Path) -> str:
 def _folded(index: int, content: str, runs: Sequence[Run], filters: Filters) -> str:
     seeds = ", ".join(str(seed) for seed in sorted({run.seed for run in runs}))
     run = runs[0]
-    title = f"{index}: {run.trainer}, {run.setting}, {run.dataset}, {run.shots} shots, seeds {seeds}"
+    title = f"{index}: {run.trainer}, {run.setting}, {run.dataset}, {shots_text(run.shots)}, seeds {seeds}"
     marks = filters.marks(sorted({run.trainer for run in runs}), sorted({run.dataset for run in runs}))
     return (
         f'<details class="config" id="config-{index}"{marks}><summary>{text(title)}</summary>'

@@ -1,29 +1,40 @@
-"""Which of the runs a command is about: choices by trainer, data set and seed."""
+"""Which of the runs a command is about: choices by trainer, data set, shots and seed."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
 
-from reporting.names import canonical_dataset
+from reporting.names import canonical_dataset, shots_text
 from reporting.runs import ResultsError, Run
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Declare --trainer, --dataset and --seed, each of which may come several times."""
+    """Declare --trainer, --dataset, --shots and --seed, each of which may come several times."""
     parser.add_argument(
         "--trainer", action="append", default=[], metavar="NAME", help="only this trainer, or trainer/setting"
     )
     parser.add_argument("--dataset", action="append", default=[], metavar="NAME", help="only this data set")
+    parser.add_argument("--shots", action="append", default=[], type=int, metavar="N", help="only this number of shots")
     parser.add_argument("--seed", action="append", default=[], type=int, metavar="N", help="only this seed")
 
 
-def selected(runs: Sequence[Run], trainers: Sequence[str], datasets: Sequence[str], seeds: Sequence[int]) -> list[Run]:
+def selected(
+    runs: Sequence[Run],
+    trainers: Sequence[str],
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    shots: Sequence[int] = (),
+) -> list[Run]:
     """The runs that fit every choice; no choice fits all.
 
     Raises:
         ResultsError: a choice fits no run at all, or all together fit none.
     """
+    for count in shots:
+        if not any(run.shots == count for run in runs):
+            there = ", ".join(map(str, sorted({run.shots for run in runs})))
+            raise ResultsError(f"no run with {shots_text(count)}; there are: {there}")
     wanted = {canonical_dataset(name) for name in datasets}
     for trainer in trainers:
         if not any(trainer in names_of(run) for run in runs):
@@ -37,9 +48,11 @@ def selected(runs: Sequence[Run], trainers: Sequence[str], datasets: Sequence[st
         if (not trainers or set(names_of(run)) & set(trainers))
         and (not wanted or canonical_dataset(run.dataset) in wanted)
         and (not seeds or run.seed in seeds)
+        # zero-shot runs use no shots: they stand beside any number
+        and (not shots or run.shots in shots or run.deterministic)
     ]
     if not kept:
-        raise ResultsError("no run fits --trainer, --dataset and --seed together")
+        raise ResultsError("no run fits --trainer, --dataset and --seed (and --shots) together")
     return kept
 
 

@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reporting import published_rows
-from reporting.blocks import Block, Row, Table, turned
+from reporting.blocks import Block, Row, Table, chosen_columns, turned
 from reporting.checks import warnings_about
 from reporting.files import check_target, write_file
 from reporting.formats import FORMATS
 from reporting.layouts import AVERAGE, PROTOCOLS, Column, Protocol, blocks_of, source_datasets
 from reporting.methods import Method, check_protocol, group_methods
-from reporting.runs import Run, load_runs
+from reporting.runs import ResultsError, Run, load_runs
 from reporting.statistics import Summary, average_over, harmonic_of_averages, summarise
 
 NAME = "table"
@@ -26,7 +26,12 @@ HELP = "one protocol's results as a table: mean and standard deviation over seed
 
 
 def build_table(
-    runs: Sequence[Run], protocol_name: str | None = None, *, group: str = "dataset", published: str | None = None
+    runs: Sequence[Run],
+    protocol_name: str | None = None,
+    *,
+    group: str = "dataset",
+    published: str | None = None,
+    metrics: Sequence[str] = (),
 ) -> Table:
     """Arrange runs into their protocol's table.
 
@@ -36,12 +41,14 @@ def build_table(
         group: "dataset" for a block per data set, "metric" for the papers' layout: a block per metric (few-shot: per
             number of shots) with the data sets as columns; where the data sets are columns anyway it changes nothing.
         published: which published rows to add, one of `published_rows.CHOICES`; None for none.
+        metrics: keys or labels of the metrics to show, in this order; none for all.
 
     Raises:
-        ResultsError: runs of another protocol, or two runs with nothing to tell them apart.
+        ResultsError: runs of another protocol, two runs with nothing to tell them apart, or an unknown metric.
     """
     protocol_name = check_protocol(runs, protocol_name)
     protocol = PROTOCOLS[protocol_name]
+    chosen = _chosen_metrics(protocol, metrics)
     methods = group_methods(runs, protocol)
     columns_by_title = blocks_of(protocol, runs)
     by_dataset = protocol.columns_by != "dataset"
@@ -58,10 +65,30 @@ def build_table(
             blocks, protocol_name, protocol, datasets=targets, choice=published
         )
         legend += notes
+    if protocol.columns_by == "metric":
+        blocks = chosen_columns(blocks, chosen)
+        needed = {
+            *chosen,
+            *(key for metric in protocol.metrics if metric.key in chosen for key in metric.harmonic_of or ()),
+        }
+        columns_by_title = {
+            title: [column for column in columns if column.key in needed] for title, columns in columns_by_title.items()
+        }
     if group == "metric" and by_dataset:
         blocks = turned(blocks)
     warnings = warnings_about(methods, columns_by_title)
     return Table(protocol_name, protocol.title, tuple(blocks), tuple(legend), tuple(warnings))
+
+
+def _chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[str]:
+    """Keys of the metrics that these names, keys or labels, stand for; all of them for no name."""
+    keys = {metric.label.lower(): metric.key for metric in protocol.metrics}
+    keys |= {metric.key.lower(): metric.key for metric in protocol.metrics}
+    unknown = [name for name in names if name.lower() not in keys]
+    if unknown:
+        known = ", ".join(metric.key for metric in protocol.metrics)
+        raise ResultsError(f"no metric {unknown[0]!r} in {protocol.title}; choose from {known}")
+    return list(dict.fromkeys(keys[name.lower()] for name in names)) or [metric.key for metric in protocol.metrics]
 
 
 def _block(title: str, columns: Sequence[Column], methods: Sequence[Method], by_dataset: bool) -> Block:
@@ -150,6 +177,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: metric where there are several data sets)",
     )
     published_rows.add_published(parser)
+    parser.add_argument(
+        "--metrics",
+        metavar="KEY,KEY",
+        help="only these metrics, in this order, such as base,new,H (default: all of the protocol's)",
+    )
     parser.add_argument("--format", choices=sorted(FORMATS), default="md")
     parser.add_argument("--digits", type=int, default=2, help="decimals in md, latex and html (default: %(default)s)")
     parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write there instead of to the terminal")
@@ -169,7 +201,8 @@ def run(arguments: argparse.Namespace) -> None:
         check_target(arguments.output, arguments.force)
     runs = load_runs(arguments.runs)
     group = arguments.group or ("metric" if len({run.dataset for run in runs}) > 1 else "dataset")
-    table = build_table(runs, arguments.protocol, group=group, published=arguments.published)
+    metrics = () if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")]
+    table = build_table(runs, arguments.protocol, group=group, published=arguments.published, metrics=metrics)
     text = FORMATS[arguments.format](table, arguments.digits)
     # csv has no place for them, and a file is not looked at while it is written
     if arguments.format == "csv" or arguments.output is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reporting.plots.data import Options, arranged, average_of, datasets_of
-from reporting.plots.style import PlotError, look, panels
+from reporting.plots.data import Options, arranged, average_of, datasets_of, with_looks
+from reporting.plots.style import PlotError, panels, wrapped
 from reporting.runs import Run
 from reporting.statistics import Summary
 
@@ -38,12 +38,14 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
     if not points:
         raise PlotError("no method has base and new accuracy on every data set")
     figure, (panel,) = panels(1, size=(6.0, 4.6))
-    for index, method in enumerate(methods):
+    for method, look in with_looks(methods):
         if method.label in points:
-            _scatter(panel, method.label, *points[method.label], look(index))
+            _scatter(panel, method.label, *points[method.label], look)
+        else:
+            panel.scatter([], [], s=0, label=f"{method.label}: not drawn, lacks a number")
     _lines_of_equal_h(panel)
     where = datasets[0] if len(datasets) == 1 else f"average of {len(datasets)} data sets"
-    panel.set(title=where, xlabel="base accuracy (%)", ylabel="new accuracy (%)")
+    panel.set(title=wrapped(panel, where), xlabel="base accuracy (%)", ylabel="new accuracy (%)")
     panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from reporting.names import shots_text
 from reporting.plots.data import Options, arranged, datasets_of
-from reporting.plots.style import PlotError, panels, shortened
+from reporting.plots.style import PlotError, panels, shortened, wrapped
 from reporting.runs import Run
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
     Raises:
         PlotError: several methods or data sets, or no run that recorded the matrix.
     """
-    _, methods = arranged(runs)
+    protocol, methods = arranged(runs)
     datasets = datasets_of(runs)
     if len(methods) > 1 or len(datasets) > 1:
         raise PlotError(
@@ -35,14 +36,22 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
     matrices = [matrix for run in runs if (matrix := confusion_of(run, split))]
     if not matrices:
         raise PlotError(f"no run recorded a confusion matrix of class split {split!r}: {runs[0].path}")
+    shots = sorted({run.shots for run in runs})
+    few_shot = protocol.columns_by == "shots" and not methods[0].deterministic
+    if few_shot and len(shots) > 1:
+        raise PlotError(
+            f"a confusion matrix is of one number of shots: choose with --shots ({', '.join(map(str, shots))})"
+        )
     names = list(runs[0].record["metrics"][split].get("per_class", {})) or [str(k) for k in range(len(matrices[0]))]
     if len({len(matrix) for matrix in matrices}) > 1:
         raise PlotError(f"the runs' confusion matrices differ in size: {', '.join(str(run.path) for run in runs)}")
     size = min(10.0, max(4.0, 0.32 * len(names) + 1.8))
     figure, (panel,) = panels(1, size=(size + 0.9, size))
     _draw(panel, _percent(matrices), names)
-    seeds = f", {len(matrices)} seeds" if len(matrices) > 1 else ""
-    panel.set(title=f"{methods[0].label}, {datasets[0]}, class split {split}{seeds}")
+    facts = [methods[0].label, datasets[0], f"class split {split}"]
+    facts += [shots_text(shots[0])] if few_shot else []
+    facts += [f"{len(matrices)} seeds"] if len(matrices) > 1 else []
+    panel.set(title=wrapped(panel, ", ".join(facts)))
     return figure
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from reporting.methods import Method
-from reporting.plots.data import Options, arranged, datasets_of
-from reporting.plots.epochs import by_epoch, is_number, line_with_band
-from reporting.plots.style import COLOURS, DASHES, PlotError, at_most, legend_below, look, panels
+from reporting.names import shots_text
+from reporting.plots.data import Options, arranged, datasets_of, with_looks
+from reporting.plots.epochs import by_epoch, explain_alone, is_number, line_with_band
+from reporting.plots.style import MARKERS, PlotError, at_most, legend_below, panels, wrapped
 from reporting.runs import Run
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ _LABELS = {
 def draw(runs: Sequence[Run], options: Options) -> Figure:
     """One panel per data set and quantity; mean over seeds, band from the least to the largest.
 
+    Equal lines lie over one another: dashes tell the methods apart, the solid line lies below. Markers and widths
+    tell several numbers of shots apart.
+
     Raises:
         PlotError: no run has a history (nothing was trained), or too many data sets.
     """
@@ -38,21 +41,32 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
         raise PlotError("no run has a training history: zero-shot runs and --eval-only runs train nothing")
     datasets = datasets_of(trained)
     at_most(datasets, MOST_DATASETS, "data sets")
+    shots = sorted({run.shots for run in trained})
     places = [(dataset, quantity) for dataset in datasets for quantity in quantities]
     figure, axes = panels(len(places), columns=len(quantities))
+    alone = False
     for panel, (dataset, quantity) in zip(axes, places, strict=True):
-        for index, method in enumerate(methods):
-            for shots, values in _lines(method, dataset, quantity).items():
-                name = method.label if shots is None else f"{method.label}, {shots} shots"
-                line_with_band(panel, values, name, _line(index))
-        panel.set(title=dataset, xlabel="epoch", ylabel=_LABELS.get(quantity, quantity))
-    legend_below(figure, axes[0])
+        for method, look in with_looks(methods):
+            look["zorder"] = 1.9 if look["linestyle"] == "-" else 2
+            own = [run for run in method.runs if run.dataset == dataset]
+            for count in sorted({run.shots for run in own}):
+                seeds = by_epoch((run.record["history"] for run in own if run.shots == count), quantity)
+                several = len(shots) > 1
+                marks = _marks(shots.index(count)) if several else {"marker": None}
+                # a method of a single number of shots has it in its name
+                label = f"{method.label}, {shots_text(count)}" if several and method.shots is None else method.label
+                if seeds:
+                    alone |= line_with_band(panel, seeds, label, look | marks)
+        panel.set(title=wrapped(panel, dataset), xlabel="epoch", ylabel=_LABELS.get(quantity, quantity))
+    if alone:
+        explain_alone(axes[-1])
+    legend_below(figure, axes)
     return figure
 
 
-def _line(index: int) -> dict[str, Any]:
-    """Dashed, each method in its own way: epochs are too many for markers, and equal lines lie over one another."""
-    return look(index) | {"marker": None, "linestyle": DASHES[(index + index // len(COLOURS)) % len(DASHES)]}
+def _marks(rank: int) -> dict[str, Any]:
+    """The more shots, the wider the line; a marker at every tenth of it."""
+    return {"marker": MARKERS[rank % len(MARKERS)], "linewidth": 1.1 + 0.4 * rank, "markersize": 5, "markevery": 0.1}
 
 
 def _quantities(runs: Sequence[Run]) -> list[str]:
@@ -60,15 +74,3 @@ def _quantities(runs: Sequence[Run]) -> list[str]:
     found = {key for run in runs for entry in run.record["history"] for key, value in entry.items() if is_number(value)}
     found = {key for key in found if key != "epoch" and not key.endswith("seconds")}
     return sorted(found, key=lambda key: (list(_LABELS).index(key) if key in _LABELS else len(_LABELS), key))
-
-
-def _lines(method: Method, dataset: str, quantity: str) -> dict[int | None, dict[int, list[float]]]:
-    """One line per number of shots where a method has several, else one."""
-    runs = [run for run in method.runs if run.dataset == dataset]
-    shots = sorted({run.shots for run in runs})
-    lines = {}
-    for count in shots:
-        values = by_epoch((run.record["history"] for run in runs if run.shots == count), quantity)
-        if values:
-            lines[count if len(shots) > 1 else None] = values
-    return lines

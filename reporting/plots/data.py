@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from reporting.layouts import PROTOCOLS, Metric, Protocol
 from reporting.methods import Method, check_protocol, group_methods
 from reporting.names import dataset_order
-from reporting.plots.style import PlotError, shortened
+from reporting.plots.style import PlotError, looks, shortened
 from reporting.runs import Run
 from reporting.statistics import Summary, average_over, summarise
 
@@ -40,6 +41,11 @@ def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[Method]]:
     # a name too long for a legend is cut, but not so that two become one
     labels = [name if short.count(name) == 1 else f"{name} {number}" for number, name in enumerate(short, 1)]
     return protocol, [replace(method, label=label) for method, label in zip(methods, labels, strict=True)]
+
+
+def with_looks(methods: Sequence[Method]) -> list[tuple[Method, dict[str, Any]]]:
+    """Each method of a picture with its colour, marker and line style."""
+    return list(zip(methods, looks([method.trainer for method in methods]), strict=True))
 
 
 def datasets_of(runs: Sequence[Run]) -> list[str]:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from reporting.layouts import Metric
 from reporting.methods import Method
-from reporting.plots.data import Options, arranged, axis_label, chosen_metric, datasets_of
-from reporting.plots.style import PlotError, legend_below, look, panels
+from reporting.plots.data import Options, arranged, axis_label, chosen_metric, datasets_of, with_looks
+from reporting.plots.style import PlotError, legend_below, panels, wrapped
 from reporting.runs import Run
 from reporting.statistics import Summary, average_over, summarise
 
@@ -36,11 +36,12 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
     groups = [[dataset] for dataset in datasets] + ([datasets] if len(datasets) > 1 else [])
     figure, axes = panels(len(groups))
     for panel, group in zip(axes, groups, strict=True):
-        for index, method in enumerate(methods):
+        for method, look in with_looks(methods):
             points = {count: _at(method, group, count, metric) for count in shots}
-            _curve(panel, method, {count: point for count, point in points.items() if point is not None}, look(index))
-        _finish(panel, shots, group[0] if len(group) == 1 else f"average of {len(group)} data sets", metric)
-    legend_below(figure, axes[0])
+            _curve(panel, method, {count: point for count, point in points.items() if point is not None}, look)
+        title = group[0] if len(group) == 1 else f"average of {len(group)} data sets"
+        _finish(panel, shots, wrapped(panel, title), metric)
+    legend_below(figure, axes)
     return figure
 
 
@@ -57,7 +58,7 @@ def _curve(panel: Axes, method: Method, points: dict[int, Summary], look: dict) 
     if method.deterministic and points:
         # no shots: a level that the curves are to be compared with
         level = next(iter(points.values())).mean
-        panel.axhline(level, color=look["color"], linestyle=(0, (2, 2)), label=method.label)
+        panel.axhline(level, color=look["color"], linestyle=look["linestyle"], label=method.label)
         return
     shots, means = list(points), [point.mean for point in points.values()]
     panel.plot(shots, means, label=method.label, markersize=4, linewidth=1.4, **look)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from reporting.layouts import Metric
 from reporting.methods import Method
-from reporting.plots.data import Options, arranged, axis_label, chosen_metric, datasets_of, summary_of
-from reporting.plots.style import COLOURS, PlotError, panels, shortened
+from reporting.plots.data import Options, arranged, axis_label, chosen_metric, datasets_of, summary_of, with_looks
+from reporting.plots.style import PlotError, panels, shortened, width_of, wrapped
 from reporting.runs import Run
 
 if TYPE_CHECKING:
@@ -16,11 +18,29 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAME = "gain"
-HELP = "gain over a baseline (ZeroshotCLIP where there is one, else the first method) per data set"
+HELP = (
+    "gain over a baseline (ZeroshotCLIP where there is one, else the first method) per data set: mean and standard "
+    "deviation of the differences of equal seeds"
+)
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A method's gain on one data set, in points; `std` is None without two seeds that both have."""
+
+    mean: float
+    std: float | None
+    counted: str
+
+    @property
+    def text(self) -> str:
+        """For reading, beside the bar."""
+        spread = "" if self.std is None else f" ± {self.std:.1f}"
+        return f"{self.mean:+.1f}{spread}{self.counted and f' ({self.counted})'}"
 
 
 def draw(runs: Sequence[Run], options: Options) -> Figure:
-    """One panel per method, one bar per data set: difference of the means over seeds.
+    """One panel per method, one bar per data set: mean difference, with its standard deviation over paired seeds.
 
     Raises:
         PlotError: no such baseline, or nothing that can be set against it.
@@ -30,17 +50,23 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
         raise PlotError("gain bars are for one number of shots; few-shot runs are drawn by few_shot")
     metric, datasets = chosen_metric(protocol, options.metric), datasets_of(runs)
     baseline = _baseline(methods, options.baseline)
-    gains = {method.label: _gains(method, baseline, datasets, metric) for method in methods if method is not baseline}
-    gains = {label: values for label, values in gains.items() if values}
-    if not gains:
+    drawn = []
+    for method, look in with_looks(methods):
+        gains = {dataset: gain for dataset in datasets if (gain := _gain(method, baseline, dataset, metric))}
+        if gains and method is not baseline:
+            drawn.append((method.label, gains, look["color"]))
+    if not drawn:
         raise PlotError(f"no other method has a number on a data set where {baseline.label} has one")
-    height = max(1.6, 0.26 * len(datasets) + 1.0)
-    figure, axes = panels(len(gains), columns=3, size=(4.2, height))
-    extreme = max(abs(value) for values in gains.values() for value in values.values()) or 1.0
-    for panel, (label, values) in zip(axes, gains.items(), strict=True):
-        _bars(panel, values, extreme)
+    width = 4.4 + max(width_of(shortened(dataset)) for dataset in datasets)
+    figure, axes = panels(len(drawn), columns=3, size=(width, max(1.6, 0.26 * len(datasets) + 1.0)))
+    ends = [gain.mean + side * (gain.std or 0) for _, gains, _ in drawn for gain in gains.values() for side in (-1, 1)]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    room = 0.08 * (high - low) or 1.0
+    for panel, (label, gains, colour) in zip(axes, drawn, strict=True):
+        _bars(panel, gains, colour)
+        panel.set_xlim(low - room, high + room)
         difference = f"difference in {axis_label(metric).removesuffix(' (%)')} (points)"
-        panel.set(title=f"{label} - {baseline.label}", xlabel=difference, ylabel="data set")
+        panel.set(title=wrapped(panel, f"{label} - {baseline.label}"), xlabel=difference, ylabel="data set")
     return figure
 
 
@@ -54,31 +80,37 @@ def _baseline(methods: Sequence[Method], name: str) -> Method:
     return methods[0]
 
 
-def _gains(method: Method, baseline: Method, datasets: Sequence[str], metric: Metric) -> dict[str, float]:
-    pairs = {
-        dataset: (summary_of(method, dataset, metric), summary_of(baseline, dataset, metric)) for dataset in datasets
-    }
-    return {dataset: own.mean - base.mean for dataset, (own, base) in pairs.items() if own and base}
+def _gain(method: Method, baseline: Method, dataset: str, metric: Metric) -> Gain | None:
+    own, base = summary_of(method, dataset, metric), summary_of(baseline, dataset, metric)
+    if own is None or base is None:
+        return None
+    if own.deterministic and base.deterministic:
+        return Gain(own.mean - base.mean, None, "")
+    seeds = sorted({*own.seeds, *base.seeds})
+    pairs = [
+        (first, second)
+        for seed in seeds
+        if (first := own.mean if own.deterministic else own.values.get(seed)) is not None
+        and (second := base.mean if base.deterministic else base.values.get(seed)) is not None
+    ]
+    if not pairs:
+        return Gain(own.mean - base.mean, None, f"unpaired, n={own.n} and {base.n}")
+    differences = [first - second for first, second in pairs]
+    return Gain(fmean(differences), stdev(differences) if len(pairs) > 1 else None, f"n={len(pairs)}")
 
 
-def _bars(panel: Axes, values: dict[str, float], extreme: float) -> None:
-    names, gains = list(values), list(values.values())
-    colours = [COLOURS[0] if gain >= 0 else COLOURS[1] for gain in gains]
-    panel.barh(range(len(names)), gains, color=colours, height=0.7)
-    panel.set_yticks(range(len(names)), [shortened(name) for name in names])
+def _bars(panel: Axes, gains: dict[str, Gain], colour: str) -> None:
+    positions = range(len(gains))
+    means = [gain.mean for gain in gains.values()]
+    panel.barh(positions, means, color=colour, height=0.7, alpha=0.6)
+    for position, gain in zip(positions, gains.values(), strict=True):
+        if gain.std is not None:
+            panel.errorbar(gain.mean, position, xerr=gain.std, color="black", linewidth=1.0, capsize=2.5)
+        # a column of its own at the right, where no bar comes and the figure makes room
+        place = {"transform": panel.get_yaxis_transform(), "ha": "left", "va": "center", "fontsize": 8}
+        panel.text(1.02, position, gain.text, **place)
+    panel.set_yticks(positions, [shortened(name) for name in gains])
     # a lone bar must not fill its panel
-    panel.set_ylim(max(len(names) - 0.5, 0.9), min(-0.5, len(names) - 1.9))
+    panel.set_ylim(max(len(gains) - 0.5, 0.9), min(-0.5, len(gains) - 1.9))
     panel.axvline(0, color="black", linewidth=0.8)
-    panel.set_xlim(-1.3 * extreme, 1.3 * extreme)
     panel.grid(axis="y", visible=False)
-    for position, gain in enumerate(gains):
-        side = 1 if gain >= 0 else -1
-        panel.annotate(
-            f"{gain:+.1f}",
-            (gain, position),
-            xytext=(3 * side, 0),
-            textcoords="offset points",
-            ha="left" if side > 0 else "right",
-            va="center",
-            fontsize=8,
-        )

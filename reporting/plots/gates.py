@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from reporting.names import shots_text
 from reporting.plots.data import Options, arranged, datasets_of
-from reporting.plots.epochs import by_epoch, line_with_band
-from reporting.plots.style import DASHES, PlotError, at_most, panels
+from reporting.plots.epochs import by_epoch, explain_alone, line_with_band
+from reporting.plots.style import DASHES, PlotError, at_most, panels, wrapped
 from reporting.runs import Run
 
 if TYPE_CHECKING:
@@ -20,27 +21,30 @@ MOST_ROWS = 6
 
 
 def draw(runs: Sequence[Run], options: Options) -> Figure:
-    """One row per method and data set, one panel per modality, one line per layer; band over seeds.
+    """One row per method, data set and number of shots, one panel per modality, one line per layer; band over seeds.
 
     Raises:
-        PlotError: no run recorded gates, or too many methods and data sets.
+        PlotError: no run recorded gates, or too many rows.
     """
     _, methods = arranged(runs)
     groups = {}
     for method in methods:
-        for dataset in datasets_of(method.runs):
-            histories = [_per_epoch(run) for run in method.runs if run.dataset == dataset and _per_epoch(run)]
-            if histories:
-                groups[f"{method.label}, {dataset}"] = histories
+        own = [run for run in method.runs if _per_epoch(run)]
+        several = len({run.shots for run in own}) > 1
+        for dataset in datasets_of(own):
+            for shots in sorted({run.shots for run in own if run.dataset == dataset}):
+                title = f"{method.label}, {dataset}" + (f", {shots_text(shots)}" if several else "")
+                groups[title] = [_per_epoch(run) for run in own if (run.dataset, run.shots) == (dataset, shots)]
     if not groups:
         raise PlotError("no run recorded gates: only BMIP and its combinations with the gate aggregator have them")
-    at_most(groups, MOST_ROWS, "methods and data sets")
+    at_most(groups, MOST_ROWS, "methods, data sets and numbers of shots")
     towers = sorted({key.split("/")[0] for group in groups.values() for key in _keys(group)}, reverse=True)
     places = [(title, tower) for title in groups for tower in towers]
     figure, axes = panels(len(places), columns=len(towers), size=(4.4, 3.0))
     for panel, (title, tower) in zip(axes, places, strict=True):
         _layers(panel, groups[title], tower)
-        panel.set(title=f"{title}: {tower}", xlabel="epoch", ylabel="weight of the own prompt", ylim=(-0.02, 1.02))
+        panel.set(title=wrapped(panel, f"{title}: {tower}"), xlabel="epoch", ylabel="weight of the own prompt")
+        panel.set_ylim(-0.02, 1.02)
     return figure
 
 
@@ -65,9 +69,12 @@ def _layers(panel: Axes, histories: Sequence[Sequence[dict[str, Any]]], tower: s
     keys = [key for key in _keys(histories) if key.split("/")[0] == tower]
     # layers have an order: viridis without its palest end keeps it visible to everybody
     colours = [mpl.colormaps["viridis"](0.85 * index / max(len(keys) - 1, 1)) for index in range(len(keys))]
+    alone = False
     for index, key in enumerate(keys):
-        values = by_epoch(histories, key)
-        if values:
+        seeds = by_epoch(histories, key)
+        if seeds:
             look = {"color": colours[index], "linestyle": DASHES[index % len(DASHES)]}
-            line_with_band(panel, values, f"layer {key.split('/', 1)[1]}", look)
+            alone |= line_with_band(panel, seeds, f"layer {key.split('/', 1)[1]}", look)
+    if alone:
+        explain_alone(panel)
     panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from reporting.layouts import Metric
 from reporting.methods import Method
-from reporting.plots.data import Options, arranged, axis_label, chosen_metric, datasets_of, summary_of
-from reporting.plots.style import PlotError, look, panels, shortened
+from reporting.plots.data import Options, arranged, axis_label, chosen_metric, datasets_of, summary_of, with_looks
+from reporting.plots.style import PlotError, panels, shortened, width_of, wrapped
 from reporting.runs import Run
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
         raise PlotError("the spread over seeds is for one number of shots; few-shot runs are drawn by few_shot")
     metric, datasets = chosen_metric(protocol, options.metric), datasets_of(runs)
     width = max(3.0, 0.55 * len(methods) + 1.2)
-    figure, axes = panels(len(datasets), columns=max(1, int(14 // width)), size=(width, 3.1))
+    names = 0.6 * max(width_of(shortened(method.label)) for method in methods)  # they are written aslant
+    figure, axes = panels(len(datasets), columns=max(1, int(14 // width)), size=(width, 2.6 + names))
     drawn = [_points(panel, methods, dataset, metric) for panel, dataset in zip(axes, datasets, strict=True)]
     if not any(drawn):
         raise PlotError(f"no run has {metric.label}")
@@ -40,14 +41,13 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
 def _points(panel: Axes, methods: Sequence[Method], dataset: str, metric: Metric) -> int:
     """Draw a panel; returns how many runs it shows."""
     count, names = 0, []
-    for index, method in enumerate(methods):
+    for index, (method, style) in enumerate(with_looks(methods)):
         summary = summary_of(method, dataset, metric)
         values = list(summary.values.values()) if summary is not None else []
         names.append(f"{shortened(method.label)}\nn={len(values)}")
         if not values:
             continue
         count += len(values)
-        style = look(index)
         # spread sideways, so that equal values do not hide one another
         offsets = [0.16 * (2 * k - len(values) + 1) / max(len(values) - 1, 1) for k in range(len(values))]
         x = [index + offset for offset in offsets]
@@ -56,5 +56,5 @@ def _points(panel: Axes, methods: Sequence[Method], dataset: str, metric: Metric
     panel.set_xticks(range(len(methods)), names, rotation=35, ha="right", rotation_mode="anchor")
     panel.set_xlim(-0.6, len(methods) - 0.4)
     panel.grid(axis="x", visible=False)
-    panel.set(title=dataset, xlabel="method", ylabel=axis_label(metric))
+    panel.set(title=wrapped(panel, dataset), xlabel="method", ylabel=axis_label(metric))
     return count

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import textwrap
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -11,13 +13,39 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette without its yellow, which is too pale on white; https://jfly.uni-koeln.de/color/
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#7F7F7F")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">", "h")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (4, 1, 1, 1)))
+# Trainers that share a colour; the first has its first dash. The order is that of COLOURS.
+FAMILIES = (
+    ("BMIP",),
+    ("MaPLe", "MaPLe_BMIP"),
+    ("ZeroshotCLIP", "ZeroshotCLIP2"),
+    ("CoOp", "CoCoOp"),
+    ("PromptSRC", "PromptSRC_BMIP"),
+    ("CoPrompt", "CoPrompt_BMIP"),
+    ("ProDA", "KgCoOp"),
+    ("VPT", "IVLP"),
+)
+# Okabe and Ito's palette without its yellow, which is too pale on white (https://jfly.uni-koeln.de/color/), and five
+# dark or vivid colours; the last four are left to trainers that no family names. No two come nearer to one another
+# than Okabe and Ito's own, for any kind of colour blindness.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#000000", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#332288"),
+    *("#882255", "#661100", "#9600FF", "#E1004B"),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "d")
+DASHES: tuple[Any, ...] = (
+    "-",
+    (0, (5, 1.5)),
+    (0, (1, 1)),
+    (0, (5, 1, 1, 1)),
+    (0, (9, 1.5)),
+    (0, (5, 1, 1, 1, 1, 1)),
+    (0, (2.5, 2)),
+    (0, (9, 1, 3, 1)),
+)
 SETTINGS = {
     "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
     "font.size": 9.0,
+    "axes.titlesize": 10.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
@@ -25,6 +53,7 @@ SETTINGS = {
     "grid.linewidth": 0.6,
     "axes.axisbelow": True,
     "legend.frameon": False,
+    "legend.handlelength": 3.2,  # a whole dash pattern
     "svg.hashsalt": "reporting",
     "svg.fonttype": "path",
     "text.parse_math": False,  # a name with a dollar sign is a name, not a formula
@@ -55,13 +84,45 @@ def style() -> Iterator[None]:
         yield
 
 
-def look(index: int) -> dict[str, Any]:
-    """Colour, marker and line style of the index-th method; no two of the first 88 look alike."""
+def look(number: int) -> dict[str, Any]:
+    """Colour, marker and line style number so-and-so.
+
+    No two numbers share both colour and line style, nor do two of the first 48 share both marker and line style.
+    """
+    repeat, colour = divmod(number, len(COLOURS))
+    dash = DASHES[(colour + repeat) % len(DASHES)] if repeat < len(DASHES) else (0, (9, 1) + repeat * (1, 1))
     return {
-        "color": COLOURS[index % len(COLOURS)],
-        "marker": MARKERS[index % len(MARKERS)],
-        "linestyle": DASHES[index // len(COLOURS) % len(DASHES)],
+        "color": COLOURS[colour],
+        "marker": MARKERS[(colour + 2 * repeat) % len(MARKERS)],
+        "linestyle": dash,
     }
+
+
+def looks(trainers: Sequence[str]) -> list[dict[str, Any]]:
+    """The looks of a picture's methods: a trainer's colour is the same in every picture, whatever else is in it.
+
+    Further settings of a trainer have its colour and other dashes and markers.
+
+    Args:
+        trainers: each method's, in the picture's order.
+    """
+    numbers: list[int] = []
+    for trainer in trainers:
+        family, rank, step = _place(trainer)
+        number = family + rank * len(COLOURS)
+        while number in numbers:
+            number += step * len(COLOURS)
+        numbers.append(number)
+    return [look(number) for number in numbers]
+
+
+def _place(trainer: str) -> tuple[int, int, int]:
+    """A trainer's colour, its place among those who share it, and how many they are."""
+    for colour, family in enumerate(FAMILIES):
+        if trainer in family:
+            return colour, family.index(trainer), len(family)
+    spare = len(COLOURS) - len(FAMILIES)
+    return len(FAMILIES) + zlib.crc32(trainer.encode("utf-8", "surrogatepass")) % spare, 0, 1
 
 
 def panels(count: int, *, columns: int = 4, size: tuple[float, float] = (3.4, 2.8)) -> tuple[Figure, list[Axes]]:
@@ -84,11 +145,37 @@ def panels(count: int, *, columns: int = 4, size: tuple[float, float] = (3.4, 2.
     return figure, axes[:count]
 
 
-def legend_below(figure: Figure, axes: Axes, columns: int = 4) -> None:
-    """One legend for all panels, under them."""
-    handles, labels = axes.get_legend_handles_labels()
-    if handles:
-        figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, len(handles)))
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, under them, in as many columns as the figure is wide; the figure grows by it."""
+    entries = {}
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        columns = min(4, len(entries), max(1, int(figure.get_figwidth() / (0.8 + max(map(width_of, entries))))))
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(entries) // columns))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+
+
+def wrapped(panel: Axes, title: str) -> str:
+    """A title in as many lines as keep it over its panel."""
+    room = panel.figure.get_figwidth() / panel.get_subplotspec().get_gridspec().ncols - 1.2
+    title = shortened(title, 160)
+    for characters in range(len(title), 8, -1):
+        lines = textwrap.fill(title, characters)
+        if width_of(lines, SETTINGS["axes.titlesize"]) <= room:
+            return lines
+    return title
+
+
+def width_of(text: str, size: float = SETTINGS["font.size"]) -> float:
+    """How wide a text is in inches, at so many points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family=SETTINGS["font.family"], size=size)
+    lines = text.splitlines() or [""]
+    return max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines) / 72
 
 
 def render(figure: Figure, file_format: str, dpi: int = 150) -> bytes:
@@ -117,5 +204,6 @@ def at_most(items: Sequence[Any], limit: int, what: str) -> None:
     """
     if len(items) > limit:
         raise PlotError(
-            f"{len(items)} {what} are too many for one plot (at most {limit}): choose with --trainer, --dataset"
+            f"{len(items)} {what} are too many for one plot (at most {limit}): choose with --trainer, --dataset, "
+            "--shots"
         )

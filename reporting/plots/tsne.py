@@ -8,8 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from reporting.names import shots_text
 from reporting.plots.data import Options
-from reporting.plots.style import COLOURS, MARKERS, PlotError, panels, shortened
+from reporting.plots.style import COLOURS, MARKERS, PlotError, panels, shortened, wrapped
 from reporting.runs import Run
 
 if TYPE_CHECKING:
@@ -34,17 +35,25 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
         PlotError: several runs, no features, or scikit-learn is not installed.
     """
     if len(runs) != 1:
-        found = ", ".join(f"{run.trainer}/{run.setting} {run.dataset} seed {run.seed}" for run in runs[:4])
-        raise PlotError(f"t-SNE is of one run: choose with --trainer, --dataset and --seed; there are {found} ...")
+        found = ", ".join(
+            f"{run.trainer}/{run.setting} {run.dataset} {shots_text(run.shots)} seed {run.seed}" for run in runs[:4]
+        )
+        raise PlotError(
+            f"t-SNE is of one run: choose with --trainer, --dataset, --shots and --seed; there are {found} ..."
+        )
     (run,) = runs
     split, images, labels, texts, names = _read(run, options.split)
     picked = sorted(random.Random(0).sample(range(len(images)), min(MOST_IMAGES, len(images))))
     points = _embed(images[picked], texts)
     figure, (panel,) = panels(1, size=(8.0, 6.0))
+    shots = "" if run.deterministic else f", {shots_text(run.shots)}"
     _scatter(panel, points[: len(picked)], labels[picked], points[len(picked) :], names)
     panel.set(
-        title=f"{run.trainer}, {run.dataset}, class split {split}, seed {run.seed}: {len(picked)} images, "
-        f"{len(names)} class names",
+        title=wrapped(
+            panel,
+            f"{run.trainer}, {run.dataset}{shots}, class split {split}, seed {run.seed}: "
+            f"{len(picked)} images, {len(names)} class names",
+        ),
         xlabel="t-SNE 1 (each modality centred)",
         ylabel="t-SNE 2",
     )

@@ -1,12 +1,14 @@
 import csv
 import io
 import json
+import re
 
 import pytest
 from scipy import stats
 
 from reporting.__main__ import main
-from reporting.compare import build_comparison
+from reporting.compare import build_comparison, sentence
+from reporting.compare_formats import p_text
 from reporting.paired import LEAST_PAIRS, Pair, compare_pairs
 from reporting.runs import ResultsError, load_runs
 
@@ -76,8 +78,14 @@ def test_six_pairs_are_the_fewest_that_can_show_anything():
 def test_the_sentence_of_a_claim_says_how_far_it_reaches(runs):
     runs.add_experiment(datasets=("Caltech101", "OxfordPets", "EuroSAT"))
     said = line(compare(runs), "new").sentence
-    assert said.startswith("BMIP is better than CoOp by 2.8 points on new classes (95 % interval ")
-    assert "n = 9 pairs): a difference at the 5 % level by both tests. It holds over the 3 data sets' averages" in said
+    assert said.startswith(
+        "On new classes: mean difference (BMIP minus CoOp) +2.8 points, 95 % interval +2.5 to +3.0, "
+    )
+    assert "BMIP higher in 9 of 9 pairs. Paired t-test p = " in said
+    assert "n = 9: BMIP is higher at the 5 % level by both tests. It holds over the 3 data sets' averages too" in said
+    said = line(compare(runs, "BMIP", "CoOp"), "new").sentence
+    assert "(CoOp minus BMIP) -2.8 points" in said
+    assert "CoOp is lower at the 5 % level by both tests." in said
 
 
 def test_the_sentence_without_a_claim(runs):
@@ -85,18 +93,63 @@ def test_the_sentence_without_a_claim(runs):
         runs.add({"all": {"accuracy": first}}, protocol="cross_dataset", seed=seed)
         runs.add({"all": {"accuracy": second}}, protocol="cross_dataset", seed=seed, trainer="BMIP")
     assert line(compare(runs), "all").sentence == (
-        "BMIP is better than CoOp by 1.2 points over all classes (95 % interval -3.5 to 5.9, n = 3 pairs; fewer than 6 "
-        "pairs are too few for the signed-rank test): no difference can be claimed."
+        "Over all classes: mean difference (BMIP minus CoOp) +1.2 points, 95 % interval -3.5 to +5.9, BMIP higher in 2 "
+        "of 3 seeds. Paired t-test p = 0.398, Wilcoxon signed-rank test p = 0.5, n = 3: this shows no difference at "
+        "the 5 % level (the signed-rank test needs 6 pairs to get there)."
     )
-    assert line(compare(runs, "BMIP", "CoOp"), "all").sentence.startswith("CoOp is worse than BMIP by 1.2 points")
+    turned = line(compare(runs, "BMIP", "CoOp"), "all").sentence
+    assert turned.startswith(
+        "Over all classes: mean difference (CoOp minus BMIP) -1.2 points, 95 % interval -5.9 to +3.5"
+    )
+
+
+def said_of(*differences, **pairs):
+    return sentence(compare_pairs(pairs_of(*differences, **pairs)), "on new classes", "CoOp", "BMIP")
+
+
+@pytest.mark.parametrize(
+    ("differences", "said"),
+    [
+        (
+            [5.0, 5.1, 4.9, 5.2, 5.0],
+            "only the t-test is below the 5 % level, so that no difference is claimed (the signed",
+        ),
+        ([0.01, -0.03, 0.02], "mean difference (BMIP minus CoOp) 0.0 points"),
+        ([1.0, 0.0, -2.0, 0.0], "BMIP higher in 1 of 4 seeds and equal in 2."),
+        ([5.0] * 8, "difference (BMIP minus CoOp) +5.0 points in each of 8 seeds: there is no spread to test by"),
+        ([0.0] * 8, "BMIP and CoOp are equal in all 8 seeds: no difference was measured."),
+        ([1.0, 1.1, -2.0, 3.0, 1.0, 0.4, -0.2], "n = 7: this shows no difference at the 5 % level."),
+        ([2.0], "difference (BMIP minus CoOp) +2.0 points, n = 1 seed: one seed shows no spread"),
+    ],
+)
+def test_a_sentence_says_what_was_measured_and_then_what_it_allows(differences, said):
+    assert said in said_of(*differences)
+    assert said_of(*differences).startswith("On new classes: ")
+
+
+@pytest.mark.parametrize(
+    "differences", [[3.0, 3.5, 2.7], [3.0], [3.0, 3.0], [3.0, 3.1, 2.9, 3.0, 3.2], [9.0, -8.0] * 5]
+)
+def test_no_sentence_calls_a_method_better_and_then_takes_it_back(differences):
+    assert not compare_pairs(pairs_of(*differences)).claim
+    assert not re.search("better|worse|BMIP is (higher|lower)", said_of(*differences))
+
+
+def test_pairs_over_several_data_sets_are_not_called_seeds():
+    assert "BMIP higher in 3 of 4 pairs." in said_of(1.0, 2.0, -1.0, 3.0, datasets=("digits", "emoji"))
+
+
+@pytest.mark.parametrize(("p", "shown"), [(0.0498, "0.0498"), (0.5, "0.5"), (1.0, "1"), (6.33e-17, "6e-17")])
+def test_p_values_are_rounded_neither_to_the_level_nor_to_0(p, shown):
+    assert p_text(p) == shown
 
 
 def test_one_pair_and_equal_methods(runs):
     runs.add({"all": {"accuracy": 60.0}}, protocol="cross_dataset")
     runs.add({"all": {"accuracy": 60.0}}, protocol="cross_dataset", trainer="BMIP")
     assert line(compare(runs), "all").sentence == (
-        "BMIP and CoOp are equal over all classes on average (1 pair): one pair shows no spread, no difference can be "
-        "claimed."
+        "Over all classes: difference (BMIP minus CoOp) 0.0 points, n = 1 seed: one seed shows no spread, so that no "
+        "difference can be claimed."
     )
 
 
@@ -107,7 +160,7 @@ def test_a_claim_that_the_data_sets_do_not_bear_out_is_about_these_data_sets(run
             second = {"all": {"accuracy": 60.0 + gain + seed / 10}}
             runs.add(second, protocol="cross_dataset", dataset=dataset, seed=seed, trainer="BMIP")
     said = line(compare(runs), "all").sentence
-    assert "both tests. It is about these 2 data sets, not about data sets in general (interval over their" in said
+    assert "both tests. It is about these 2 data sets, not about data sets in general (95 % interval over their" in said
 
 
 def test_runs_without_a_counterpart_are_left_out_and_named(runs):
@@ -135,7 +188,7 @@ def test_few_shot_runs_are_compared_at_each_number_of_shots(runs):
             second = {"all": {"accuracy": 51.0 + shots + 2 * seed}}
             runs.add(second, protocol="few_shot", shots=shots, seed=seed, trainer="BMIP")
     assert [(line.label, line.result.interval.mean) for line in compare(runs).lines] == [
-        ("all, 1 shots", 3.5),
+        ("all, 1 shot", 3.5),
         ("all, 4 shots", 6.5),
     ]
 
@@ -191,7 +244,7 @@ def test_every_format(runs, capsys):
         return capsys.readouterr().out
 
     assert "| base         |" in output("md")
-    assert "- BMIP is better than CoOp by" in output("md")
+    assert "- On base classes: mean difference (BMIP minus CoOp) " in output("md")
     assert r"\begin{table}" in output("latex")
     assert '<table class="sortable">' in output("html")
     content = json.loads(output("json"))

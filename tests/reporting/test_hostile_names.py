@@ -6,6 +6,7 @@ import re
 import pytest
 
 from reporting.__main__ import main
+from reporting.formats import LATEX_PACKAGES
 
 NAME = 'x<script>hack()</script>" onload="hack() \\input{/etc/passwd} \\write18{hack} $%&_^~#| <b>'
 COMMANDS = {
@@ -44,7 +45,9 @@ def test_latex(command, hostile, capsys):
     text = output(command, "latex", hostile, capsys)
     assert r"\textbackslash{}input\{/etc/passwd\}" in text
     assert not re.search(r"\\(input|write)", text)
-    assert not re.search(r"(?<!\\)[#%]", text)
+    first, rest = text.split("\n", 1)
+    assert first == LATEX_PACKAGES
+    assert not re.search(r"(?<!\\)[#%]", rest)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

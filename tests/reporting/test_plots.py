@@ -6,13 +6,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from reporting.__main__ import main
 from reporting.plot import draw_plot
 from reporting.plots import KINDS
 from reporting.plots.data import Options
-from reporting.plots.style import COLOURS, PlotError, look, style
+from reporting.plots.style import COLOURS, FAMILIES, PlotError, look, looks, style
 from reporting.runs import ResultsError, load_runs
+from reporting.selection import selected
 
 ROOT = Path(__file__).resolve().parents[2]
 THREE = ("Caltech101", "OxfordPets", "EuroSAT")
@@ -134,6 +136,22 @@ def test_a_method_that_lacks_a_data_set_is_not_in_the_radar_and_that_is_said(run
     assert "MaPLe: not drawn, lacks 2 data sets" in texts_of(figure)
 
 
+def test_a_method_without_base_or_new_accuracy_is_not_drawn_and_that_is_said(runs):
+    runs.add()
+    runs.add({"base": {"accuracy": 70.0}}, trainer="MaPLe")
+    assert texts_of(figure_of("base_new", load_runs([runs.root])))[-2:] == ["CoOp", "MaPLe: not drawn, lacks a number"]
+
+
+@pytest.mark.parametrize("accuracy", [0.0, 50.0, 100.0])
+def test_a_radar_of_equal_numbers_has_an_axis(runs, accuracy):
+    for dataset in THREE:
+        runs.add({"all": {"accuracy": accuracy}}, protocol="cross_dataset", dataset=dataset)
+    (axes,) = figure_of("radar", load_runs([runs.root])).axes
+    low, high = axes.get_ylim()
+    assert low <= accuracy <= high
+    assert low < high
+
+
 def test_the_confusion_matrix_is_the_sum_over_seeds_in_percent_of_a_class(runs_for):
     (image,) = figure_of("confusion", runs_for("confusion")).axes[0].images
     # rows of seeds 1 and 2: 8 1 0 twice; 2 7 1 and 2 7 0; 0 0 9 twice
@@ -233,6 +251,214 @@ def test_methods_look_different():
     assert len(set(COLOURS)) == len(COLOURS)
 
 
+def line_looks(axes):
+    """What can be told without colour, and with it, of every named line."""
+    named = [line for line in axes.lines if not line.get_label().startswith("_")]
+    return {
+        line.get_label(): (line.get_color(), line._unscaled_dash_pattern, line.get_marker(), line.get_linewidth())
+        for line in named
+    }
+
+
+EVERY = ("ZeroshotCLIP", "ZeroshotCLIP2", *sum(FAMILIES, ()), "Ours", "Ours2", "Theirs", "Another", "Fifth")
+
+
+def test_a_trainer_has_its_colour_whatever_else_is_in_the_picture():
+    trainers = list(dict.fromkeys(EVERY))
+    together = dict(zip(trainers, looks(trainers), strict=True))
+    assert len(trainers) == 20
+    for first in trainers:
+        for second in trainers:
+            pair = looks([first, second])
+            assert [style["color"] for style in pair] == [together[first]["color"], together[second]["color"]]
+    assert len({(style["color"], style["linestyle"]) for style in together.values()}) == 20
+
+
+def test_settings_of_a_trainer_share_its_colour_and_nothing_else():
+    styles = looks(["MaPLe"] * 12 + ["MaPLe_BMIP", "BMIP"])
+    assert len({style["color"] for style in styles}) == 2
+    assert len({(style["color"], style["linestyle"]) for style in styles}) == 14
+    assert styles[12:] == looks(["MaPLe_BMIP", "BMIP"])
+
+
+@pytest.mark.parametrize("kind", ["base_new", "gain", "radar", "seeds", "curves"])
+def test_two_methods_are_drawn_in_the_colours_that_many_have(runs, kind):
+    runs.add_experiment(trainers=("CoOp", "MaPLe", "PromptSRC", "BMIP"), datasets=THREE)
+    loaded = load_runs([runs.root])
+    colour = looks(["BMIP"])[0]["color"].lower().encode()
+
+    def drawn(*trainers):
+        return draw_plot(kind, [run for run in loaded if run.trainer in trainers], "svg")
+
+    assert colour in drawn("CoOp", "BMIP")
+    assert colour in drawn("ZeroshotCLIP", "CoOp", "MaPLe", "PromptSRC", "BMIP")
+    assert colour not in drawn("CoOp", "MaPLe")
+
+
+def early_stopping(runs, ends=(2, 4, 5)):
+    """Three seeds of which two stop early; a mean over those that are left would jump."""
+    for seed, end in enumerate(ends, 1):
+        history = [{"epoch": epoch, "loss": float(10 * seed)} for epoch in range(1, end + 1)]
+        gates = {"per_epoch": [{"epoch": epoch, "vision/1": seed / 10} for epoch in range(1, end + 1)]}
+        runs.add(trainer="BMIP", seed=seed, history=history, gates=gates)
+    return load_runs([runs.root])
+
+
+@pytest.mark.parametrize(("kind", "scale"), [("curves", 10), ("gates", 0.1)])
+def test_a_mean_ends_where_the_first_seed_does_and_the_others_go_on_alone(runs, kind, scale):
+    figure = figure_of(kind, early_stopping(runs))
+    (axes,) = figure.axes
+    mean, second, third, _ = axes.lines
+    assert mean.get_xdata().tolist() == [1, 2]
+    assert mean.get_ydata().tolist() == pytest.approx([2 * scale, 2 * scale])
+    assert second.get_xdata().tolist() == [2, 3, 4]
+    assert second.get_ydata() == pytest.approx(2 * scale)
+    assert third.get_xdata().tolist() == [2, 3, 4, 5]
+    assert third.get_ydata() == pytest.approx(3 * scale)
+    assert second.get_linewidth() < mean.get_linewidth()
+    assert "single seeds, after\nthe first one stopped" in texts_of(figure)
+
+
+@pytest.mark.parametrize("kind", ["curves", "gates"])
+def test_nothing_is_said_of_single_seeds_where_all_end_together(runs, kind):
+    figure = figure_of(kind, early_stopping(runs, (3, 3, 3)))
+    assert not any("single seeds" in text for text in texts_of(figure))
+    assert len(figure.axes[0].lines) == 1
+
+
+def test_seeds_without_a_common_epoch_are_drawn_each_alone(runs):
+    for seed in (1, 2):
+        runs.add(seed=seed, history=[{"epoch": epoch, "loss": 1.0} for epoch in (seed, seed + 2)])
+    (axes,) = figure_of("curves", load_runs([runs.root])).axes
+    assert sorted(tuple(line.get_xdata()) for line in axes.lines if len(line.get_xdata())) == [(1, 3), (2, 4)]
+
+
+def few_shot_runs(runs):
+    for trainer in ("CoOp", "BMIP"):
+        for shots in (1, 2, 16):
+            for seed in (1, 2):
+                history = [{"epoch": epoch, "loss": shots + seed} for epoch in (1, 2)]
+                gates = {"per_epoch": [{"epoch": epoch, "vision/1": 0.5} for epoch in (1, 2)]}
+                metrics = {"all": {"accuracy": 60.0 + shots, "confusion": [[shots, 1], [0, shots]]}}
+                runs.add(
+                    metrics, protocol="few_shot", shots=shots, seed=seed, trainer=trainer, history=history,
+                    gates=gates if trainer == "BMIP" else None,
+                )  # fmt: skip
+    return load_runs([runs.root])
+
+
+def test_curves_of_several_shots_look_different_and_are_named(runs):
+    (axes,) = figure_of("curves", few_shot_runs(runs)).axes
+    styles = line_looks(axes)
+    assert list(styles) == [
+        f"{name}, {shots}" for name in ("CoOp", "BMIP") for shots in ("1 shot", "2 shots", "16 shots")
+    ]
+    assert len(set(styles.values())) == 6
+    assert len({(marker, width) for _, _, marker, width in styles.values()}) == 3
+
+
+def test_open_world_curves_of_several_shots_look_different_too(runs):
+    for shots in (4, 16):
+        runs.add(shots=shots, history=[{"epoch": 1, "loss": 1.0}])
+    styles = line_looks(figure_of("curves", load_runs([runs.root])).axes[0])
+    assert list(styles) == ["CoOp (4 shots)", "CoOp (16 shots)"]
+    assert len({(marker, width) for _, _, marker, width in styles.values()}) == 2
+
+
+def test_gates_of_several_shots_have_panels_of_their_own(runs):
+    panels = figure_of("gates", few_shot_runs(runs)).axes
+    assert [axes.get_title() for axes in panels] == [
+        f"BMIP, digits, {shots}: vision" for shots in ("1 shot", "2 shots", "16 shots")
+    ]
+
+
+def test_a_confusion_matrix_is_of_one_number_of_shots(runs):
+    few_shot_runs(runs)
+    target = runs.root / "matrix.png"
+    command = ["plot", "confusion", str(runs.root), "--trainer", "CoOp", "-o", str(target)]
+    with pytest.raises(PlotError, match=r"of one number of shots: choose with --shots .1, 2, 16."):
+        figure_of("confusion", [run for run in load_runs([runs.root]) if run.trainer == "CoOp"])
+    assert main([*command, "--shots", "16"]) == 0
+    assert target.exists()
+    chosen = [run for run in load_runs([runs.root]) if (run.trainer, run.shots) == ("CoOp", 16)]
+    assert figure_of("confusion", chosen).axes[0].get_title() == "CoOp, digits, class split all, 16 shots, 2 seeds"
+
+
+def test_zero_shot_runs_stand_beside_any_chosen_number_of_shots(runs):
+    few_shot_runs(runs)
+    runs.add({"all": {"accuracy": 55.0}}, protocol="few_shot", shots=1, trainer="ZeroshotCLIP", zero_shot=True)
+    kept = selected(load_runs([runs.root]), [], [], [], [2, 16])
+    assert {(run.trainer, run.shots) for run in kept} == {
+        *((trainer, shots) for trainer in ("CoOp", "BMIP") for shots in (2, 16)),
+        ("ZeroshotCLIP", 1),
+    }
+
+
+def gain_runs(runs, base, own):
+    for trainer, values in (("CoOp", base), ("BMIP", own)):
+        for seed, accuracy in values.items():
+            runs.add({"all": {"accuracy": accuracy}}, protocol="cross_dataset", trainer=trainer, seed=seed)
+    return load_runs([runs.root])
+
+
+@pytest.mark.parametrize(
+    ("base", "own", "gain", "half", "said"),
+    [
+        ({1: 50.0, 2: 60.0, 3: 70.0}, {1: 53.0, 2: 64.0, 3: 75.0}, 4.0, 1.0, "+4.0 ± 1.0 (n=3)"),
+        # the seeds that both have
+        ({1: 50.0, 2: 60.0}, {2: 64.0, 1: 51.0, 3: 99.0}, 2.5, 4.5**0.5, "+2.5 ± 2.1 (n=2)"),
+        ({1: 50.0, 2: 60.0}, {2: 59.0}, -1.0, None, "-1.0 (n=1)"),
+        ({1: 50.0, 2: 60.0}, {3: 59.0}, 4.0, None, "+4.0 (unpaired, n=1 and 2)"),
+    ],
+)
+def test_gains_have_the_spread_of_paired_seeds(runs, base, own, gain, half, said):
+    (axes,) = figure_of("gain", gain_runs(runs, base, own), Options(baseline="CoOp")).axes
+    assert axes.patches[0].get_width() == pytest.approx(gain)
+    assert [text.get_text() for text in axes.texts] == [said]
+    bars = [collection.get_segments()[0][:, 0] for collection in axes.collections]
+    assert [(low + high) / 2 for low, high in bars] == ([pytest.approx(gain)] if half else [])
+    assert [(high - low) / 2 for low, high in bars] == ([pytest.approx(half)] if half else [])
+
+
+def test_the_radar_needs_no_colour_and_says_where_its_axis_begins(runs):
+    trainers = ("CoOp", "CoCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC", "CoPrompt", "MaPLe_BMIP", "BMIP")
+    for dataset in THREE:
+        for trainer in trainers:
+            runs.add(
+                {"all": {"accuracy": 62.0 + len(trainer)}}, protocol="cross_dataset", dataset=dataset, trainer=trainer
+            )
+    (axes,) = figure_of("radar", load_runs([runs.root])).axes
+    styles = line_looks(axes)
+    assert len({(dash, marker) for _, dash, marker, _ in styles.values()}) == len(trainers)
+    assert axes.get_title() == "accuracy (%), from 62 at the centre to 72 at the rim"
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["64", "66", "68", "70", "72"]
+    assert axes.get_ylim() == (62, 72)
+
+
+@pytest.mark.parametrize("kind", ["few_shot", "base_new", "gain", "radar", "seeds", "curves", "gates"])
+def test_long_names_stay_inside_the_picture(runs, kind):
+    names = [f"{letter * 12}_a_trainer_with_a_long_name" for letter in "WM"]
+    datasets = [f"{letter}_data_set_whose_name_is_long_as_well" for letter in ("WWWWW", "B", "C")]
+    if kind == "few_shot":
+        for shots in (1, 4):
+            for name in names:
+                runs.add(
+                    {"all": {"accuracy": 60.0 + shots}}, protocol=kind, shots=shots, trainer=name, dataset=datasets[0]
+                )
+    else:
+        runs.add_experiment(trainers=[f"{name}BMIP" for name in names], datasets=datasets, seeds=(1, 2))
+    with style():
+        figure = KINDS[kind].draw(load_runs([runs.root]), Options())
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        box = figure.get_tightbbox(canvas.get_renderer())  # inches
+    width, height = figure.get_size_inches()
+    assert box.x0 > -0.01
+    assert box.y0 > -0.01
+    assert box.x1 < width + 0.01
+    assert box.y1 < height + 0.01
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -240,6 +466,7 @@ def test_methods_look_different():
         (["-o", "{folder}/plot.png", "--dpi", "5"], "--dpi must be between 10 and 1200"),
         (["-o", "{folder}/plot.png", "--trainer", "MaPLe"], "no run of trainer 'MaPLe'; there are: BMIP, CoOp, Zero"),
         (["-o", "{folder}/plot.png", "--dataset", "EuroSAT"], "no run on data set 'EuroSAT'; there are: Digits"),
+        (["-o", "{folder}/plot.png", "--shots", "4"], "no run with 4 shots; there are: 16"),
         (
             ["-o", "{folder}/plot.png", "--trainer", "BMIP", "--seed", "9"],
             "no run fits --trainer, --dataset and --seed",
