@@ -1,0 +1,104 @@
+"""How often a training step or a test batch tells the device what to do: operations that launch a kernel, counted.
+
+Below some hundred classes a GPU waits for these launches, not for arithmetic. They are counted on the CPU with tensors
+of small width and 12 layers: how many there are depends on the layers, the classes' names and the method, not on the
+width. The names are ImageNet's, whose lengths differ as those of real data sets do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+from unittest import mock
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torchvision.models import ResNet50_Weights
+
+from benchmarks.setup import build_trainer, random_batch, random_clip
+from prompting import attention
+from trainers.device_step import DeviceStep
+
+# Operations that neither read nor write a tensor's values, but do not say in their schema that they return a view.
+WITHOUT_KERNEL = ("_unsafe_view", "_reshape_alias", "empty", "empty_like", "empty_strided", "new_empty", "lift_fresh")
+PHASES = ("forward", "backward", "report", "optimiser")
+
+
+def imagenet_names(count: int) -> list[str]:
+    """The first names of ImageNet's classes, as torchvision lists them; those that come twice are numbered.
+
+    Raises:
+        ValueError: ImageNet has fewer classes.
+    """
+    names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    if count > len(names):
+        raise ValueError(f"--classes {count}: ImageNet has {len(names)} classes")
+    seen: Counter[str] = Counter()
+    numbered = []
+    for name in names[:count]:
+        seen[name] += 1
+        numbered.append(name if seen[name] == 1 else f"{name} {seen[name]}")
+    return numbered
+
+
+class KernelCounter(TorchDispatchMode):
+    """Counts the operations that launch a kernel, by the phase that is set and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = ""
+        self.counts: dict[str, Counter[str]] = {}
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operation.overloadpacket.__name__
+        returns = [value.alias_info for value in operation._schema.returns]
+        is_view = bool(returns) and all(alias is not None and not alias.is_write for alias in returns)
+        if not is_view and name not in WITHOUT_KERNEL:
+            self.counts.setdefault(self.phase, Counter())[name] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Without what is done on CPUs only: other kernels for frozen products, rows in pieces."""
+    with mock.patch.object(attention, "ROWS_AT_ONCE", 2**40):
+        yield
+
+
+def small_clip() -> torch.nn.Module:
+    """A CLIP with the layers of ViT-B/16 and a small width."""
+    return random_clip("narrow")
+
+
+def count_training(trainer: str, n_classes: int, batch: int, options: list[str]) -> dict[str, Counter[str]]:
+    """Operations of one training step by phase; of the second, since the first makes what is kept."""
+    measured = _build(trainer, n_classes, options)
+    step, counter = DeviceStep(measured), KernelCounter()
+    images, labels = measured.parse_batch_train(random_batch(measured, batch))
+    measured.set_model_mode("train")
+    step(images, labels)
+    scale, objective = step.scaler.scale, measured.objective
+
+    def scaled(loss: torch.Tensor) -> torch.Tensor:
+        counter.phase = "backward"
+        return scale(loss)
+
+    optimiser_step = step.scaler.step
+
+    def stepped(*args: Any) -> Any:
+        counter.phase = "optimiser"
+        return optimiser_step(*args)
+
+    with mock.patch.object(step.scaler, "scale", scaled), mock.patch.object(step.scaler, "step", stepped):
+        with as_on_a_gpu(), counter:
+            counter.phase = "forward"
+            step(images, labels)
+    del objective
+    return counter.counts
+
+
+def _build(trainer: str, n_classes: int, options: list[str]) -> Any:
+    fixed = ["TRAIN.FROZEN_LINEAR", "native"]
+    return build_trainer(trainer, small_clip(), imagenet_names(n_classes), "fast", "cpu", [*fixed, *options])
