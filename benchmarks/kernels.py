@@ -22,7 +22,17 @@ from prompting import attention
 from trainers.device_step import DeviceStep
 
 # Operations that neither read nor write a tensor's values, but do not say in their schema that they return a view.
-WITHOUT_KERNEL = ("_unsafe_view", "_reshape_alias", "empty", "empty_like", "empty_strided", "new_empty", "lift_fresh")
+WITHOUT_KERNEL = (
+    "_record_function_enter_new",
+    "_record_function_exit",
+    "_unsafe_view",
+    "_reshape_alias",
+    "empty",
+    "empty_like",
+    "empty_strided",
+    "new_empty",
+    "lift_fresh",
+)
 PHASES = ("forward", "backward", "report", "optimiser")
 
 
@@ -76,6 +86,8 @@ def count_training(trainer: str, n_classes: int, batch: int, options: list[str])
     """Operations of one training step by phase; of the second, since the first makes what is kept."""
     measured = _build(trainer, n_classes, options)
     step, counter = DeviceStep(measured), KernelCounter()
+    for group in measured.optim.param_groups:
+        group["foreach"] = True  # as by default on CUDA
     images, labels = measured.parse_batch_train(random_batch(measured, batch))
     measured.set_model_mode("train")
     step(images, labels)

@@ -101,6 +101,7 @@ class RaggedBatch:
     Attributes:
         n_kept, n_prompt_rows: rows that stay, and rows that deep layers replace after them.
         n_prefix: tokens that all classes share, prompts among them.
+        row_order: (rows,) where each row is among the words and, after them, the learned rows; ``None``: at its place.
         eot_rows: (n_cls,) the row that becomes each class's feature.
         attention: takes Q, K and V of all rows, as (groups, rows * 3, ...), to their slots.
         slots: (rows,) the slot of each row among the queries.
@@ -121,7 +122,9 @@ class RaggedBatch:
         tokens = [(None, p) for p in range(prefix)]
         tokens += [(c, p) for c, length in enumerate(lengths) for p in range(prefix, length)]
         is_prompt = [1 <= p <= n_prompts and (c is None) != per_class for c, p in tokens]
-        self.kept = [cell for cell, prompt in zip(tokens, is_prompt, strict=True) if not prompt]
+        # Words before learned rows, the order in which layer 0 makes them.
+        kept = [cell for cell, prompt in zip(tokens, is_prompt, strict=True) if not prompt]
+        self.kept = sorted(kept, key=lambda cell: bool(layout.context[cell[0] or 0, cell[1]] >= 0))
         self.prompts = [cell for cell, prompt in zip(tokens, is_prompt, strict=True) if prompt]
         self.n_kept, self.n_prompt_rows = len(self.kept), len(self.prompts)
         self._index_tokens()
@@ -137,7 +140,8 @@ class RaggedBatch:
         self.word_position = rows[words, 1].to(self.device)
         self.learned_context = context[learned].to(self.device)
         self.learned_position = rows[learned, 1].to(self.device)
-        self.row_order = torch.argsort(torch.cat([words, learned])).to(self.device)
+        order = torch.argsort(torch.cat([words, learned]))
+        self.row_order = None if torch.equal(order, torch.arange(len(order))) else order.to(self.device)
 
     def _index_slots(self, lengths: list[int]) -> None:
         """Which slot of the padded batch takes which row, and which keys each query sees."""

@@ -104,11 +104,13 @@ class TextEncoder(nn.Module):
             if context is None:
                 raise ValueError("the layout has learned positions but no context vectors were given")
             context = context if context.dim() == 3 else context.unsqueeze(0)
-            own = context[:, batch.learned_context] + self.positional_embedding[batch.learned_position]
+            own = context.index_select(1, batch.learned_context) + self.positional_embedding[batch.learned_position]
             own = own.to(self.dtype)
             x = torch.cat([x.expand(len(own), -1, -1), own], dim=1)
             qkv = torch.cat([qkv.expand(len(own), -1, -1, -1, -1), project(self.blocks[0], own)], dim=1)
-        return x[:, batch.row_order], qkv[:, batch.row_order]
+        if batch.row_order is not None:
+            x, qkv = x.index_select(1, batch.row_order), qkv.index_select(1, batch.row_order)
+        return x, qkv
 
     def _layer(
         self,
@@ -127,15 +129,19 @@ class TextEncoder(nn.Module):
         """
         if projected is None:
             x, projected = self._project(block, x, deep, batch, spread, QKV)
-        attended = self._attend(projected, batch)
         if following is None or batch.n_prompt_rows == 0:
-            return finish(block, x, attended)
-        kept = finish(block, x[:, : batch.n_kept], attended[:, : batch.n_kept])
+            return finish(block, x, self._attend(projected, batch, batch.slots))
+        sizes = [batch.n_kept, batch.n_prompt_rows]
+        kept, prompts = x.split(sizes, dim=1)
         if isinstance(following, Tensor):
-            return kept
+            return finish(block, kept, self._attend(projected, batch, batch.slots[: batch.n_kept]))
+        attended = self._attend(projected, batch, batch.slots)
+        if x.device.type != "cpu":  # there the launches count
+            return finish(block, x, attended)
+        attended, unread = attended.split(sizes, dim=1)
         with torch.no_grad():
-            prompts = finish(block, x[:, batch.n_kept :], attended[:, batch.n_kept :])
-        return torch.cat([kept, prompts], dim=1)
+            prompts = finish(block, prompts, unread)
+        return torch.cat([finish(block, kept, attended), prompts], dim=1)
 
     def _project(
         self,
@@ -151,7 +157,7 @@ class TextEncoder(nn.Module):
             x, projected = self._project_gated(block, x, deep, batch, spread)
             return x, projected[:, :, slice(*parts)]
         if deep is not None:
-            kept = x[:, : batch.n_kept]
+            kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
             x = torch.cat([kept, _prompt_rows(deep, kept, batch)], dim=1)
         return x, project(block, x, parts)
 
@@ -165,7 +171,9 @@ class TextEncoder(nn.Module):
         with torch.no_grad():
             key = project(block, arriving, K)[:, :, 0]
         if spread is not None:
-            kept, projected, key = (part.index_select(1, index) for part, index in _paired(kept, projected, key, spread))
+            kept, projected, key = (
+                part.index_select(1, index) for part, index in _paired(kept, projected, key, spread)
+            )
         mixture = deep.mix(self._mass(projected, key, batch))
         prompts = _prompt_rows(mixture.tokens, kept, batch)
         if deep.per_sample:
@@ -184,13 +192,13 @@ class TextEncoder(nn.Module):
         keys, queries = keys.view(groups * batch.layout.n_classes, -1, *heads), queries.view(-1, 1, *heads)
         mask = batch.mask(batch.eot_seen, groups, projected.dtype)
         mass = prompt_mass(queries, keys, slice(1, 1 + batch.n_prompts), mask)
-        return AttentionMass(mass, batch.visible_keys.repeat(groups, 1))
+        return AttentionMass(mass, batch.visible_keys.expand(groups, -1, -1).flatten(0, 1))
 
-    def _attend(self, projected: Tensor, batch: RaggedBatch) -> Tensor:
-        """Causal attention of all rows, (groups, rows, 3, heads, head_width) -> (groups, rows, width)."""
+    def _attend(self, projected: Tensor, batch: RaggedBatch, slots: Tensor) -> Tensor:
+        """Causal attention, (groups, rows, 3, heads, head_width) -> (groups, n, width), of the rows in these slots."""
         q, k, v = _gather(projected, batch.attention)
         out = attend(q, k, v, batch.mask(batch.seen, len(projected), q.dtype))
-        return DropPadding.apply(out.view(len(projected), -1, out.shape[-1]), batch.slots)
+        return DropPadding.apply(out.view(len(projected), -1, out.shape[-1]), slots)
 
     def _last_layer(
         self, block: nn.Module, x: Tensor, deep: DeepPrompt | None, batch: RaggedBatch, spread: Spread | None
