@@ -7,9 +7,7 @@ width. The names are ImageNet's, whose lengths differ as those of real data sets
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
-from collections.abc import Iterator
 from typing import Any
 from unittest import mock
 
@@ -18,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import ResNet50_Weights
 
 from benchmarks.setup import build_trainer, random_batch, random_clip
-from prompting import attention
+from prompting.launches import as_on_a_gpu
 from trainers.device_step import DeviceStep
 
 # Operations that neither read nor write a tensor's values, but do not say in their schema that they return a view.
@@ -70,18 +68,12 @@ class KernelCounter(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-@contextlib.contextmanager
-def as_on_a_gpu() -> Iterator[None]:
-    """Without what is done on CPUs only: other kernels for frozen products, rows in pieces."""
-    with mock.patch.object(attention, "ROWS_AT_ONCE", 2**40):
-        yield
-
-
 def small_clip() -> torch.nn.Module:
     """A CLIP with the layers of ViT-B/16 and a small width."""
     return random_clip("narrow")
 
 
+@as_on_a_gpu()
 def count_training(trainer: str, n_classes: int, batch: int, options: list[str]) -> dict[str, Counter[str]]:
     """Operations of one training step by phase; of the second, since the first makes what is kept."""
     measured = _build(trainer, n_classes, options)
@@ -91,23 +83,19 @@ def count_training(trainer: str, n_classes: int, batch: int, options: list[str])
     images, labels = measured.parse_batch_train(random_batch(measured, batch))
     measured.set_model_mode("train")
     step(images, labels)
-    scale, objective = step.scaler.scale, measured.objective
+    scale, update = step.scaler.scale, step.scaler.step
 
     def scaled(loss: torch.Tensor) -> torch.Tensor:
         counter.phase = "backward"
         return scale(loss)
 
-    optimiser_step = step.scaler.step
-
-    def stepped(*args: Any) -> Any:
+    def updated(optimiser: torch.optim.Optimizer) -> Any:
         counter.phase = "optimiser"
-        return optimiser_step(*args)
+        return update(optimiser)
 
-    with mock.patch.object(step.scaler, "scale", scaled), mock.patch.object(step.scaler, "step", stepped):
-        with as_on_a_gpu(), counter:
-            counter.phase = "forward"
-            step(images, labels)
-    del objective
+    with mock.patch.multiple(step.scaler, scale=scaled, step=updated), counter:
+        counter.phase = "forward"
+        step(images, labels)
     return counter.counts
 
 

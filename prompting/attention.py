@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prompting.launches import few_launches
 from prompting.linear import frozen_linear
 from prompting.mlp import run_mlp
 
@@ -45,7 +46,7 @@ def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
 def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
     """Output projection, MLP and both residual additions, (..., n, width) -> (..., n, width)."""
     n_rows, at_once = x.shape[:-1].numel(), ROWS_AT_ONCE * torch.get_num_threads()
-    if x.device.type != "cpu" or n_rows <= at_once:
+    if few_launches(x.device) or n_rows <= at_once:
         return _finish_rows(block, x, attended)
     size = math.ceil(n_rows / math.ceil(n_rows / at_once))  # of equal pieces
     pieces = zip(x.flatten(0, -2).split(size), attended.flatten(0, -2).split(size), strict=True)

@@ -5,19 +5,19 @@ Matrix products see one row after the other, without padding:
     kept rows     [SOS] words of the prefix | own tokens of class 0 .. [EOT] | own tokens of class 1 .. [EOT] | ...
     prompt rows   n of all classes, or n of class 0, n of class 1 ...; deep layers replace them
 
-Attention sees a padded batch of *entries*. The classes' shared prefix is in it once as queries, in parts no longer than
-the longest class, and in every entry as keys:
+Attention sees *entries* of equal length, in one bucket or several. The classes' shared prefix is among them once as
+queries, in parts no longer than a class, and in every entry as keys:
 
-                  queries (longest)                 keys (prefix + longest)
+                  queries                           keys
     class c       own tokens, padding               prefix | own tokens, padding
     prefix part   tokens of the prefix, padding     prefix | padding
 
-Causality hides the padding: what follows a class's [EOT] is seen by padding only. When a layer's prompts differ between
-classes, the prefix shrinks to [SOS] and the prompts are the classes' own.
+When a layer's prompts differ between classes, the prefix shrinks to [SOS] and the prompts are the classes' own.
 """
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from prompting.launches import few_launches
 from prompting.layout import PromptLayout
 
 # Attention with a mask wants its rows aligned on CUDA, else it copies the mask at every layer.
@@ -32,34 +33,82 @@ KEYS_MULTIPLE = 8
 
 
 @dataclass(frozen=True)
-class Gather:
-    """Takes rows to the slots of a padded batch.
+class Bucket:
+    """Entries that are attended in one call.
 
     Attributes:
-        take: (slots,) the row that each slot takes; queries first, then keys, then values.
-        give: (rows,) the slot from which each row takes its gradient.
-        shared: (2 * n_prefix,) the rows, keys and then values, whose gradient is the sum over the entries instead.
-        n_queries: slots before the keys.
-        n_entries, n_keys, n_prefix: entries, keys of each, and how many of these are the shared prefix.
+        n_classes: how many of the entries are classes; they come first.
+        rows: (entries, n_queries) the row of every query; padding has any.
+        keys: (entries, n_keys) the row of every key; padding has any.
+        seen: (entries, n_queries, n_keys) what each query sees. Padding sees itself only: what it computes, and its
+            gradient, reach nobody else.
+        eot_seen: (n_classes, 1, n_keys) what each class's [EOT] sees.
     """
 
-    take: Tensor
-    give: Tensor
-    shared: Tensor
-    n_queries: int
-    n_entries: int
-    n_keys: int
-    n_prefix: int
+    n_classes: int
+    rows: Tensor
+    keys: Tensor
+    seen: Tensor
+    eot_seen: Tensor
 
-    def split(self, padded: Tensor) -> tuple[Tensor, ...]:
-        """Queries (where there are some), keys and values, (groups * entries, n, heads, head_width) each."""
-        sizes = [self.n_queries] * (self.n_queries > 0) + [self.n_entries * self.n_keys] * 2
-        parts = padded.split(sizes, dim=1)
-        return tuple(part.reshape(len(part) * self.n_entries, -1, *part.shape[2:]) for part in parts)
+    def to(self, device: torch.device) -> Bucket:
+        """The same on a device."""
+        return Bucket(self.n_classes, *(t.to(device) for t in (self.rows, self.keys, self.seen, self.eot_seen)))
+
+
+class Gather:
+    """Takes the queries (where wanted), keys and values of rows to their places in the buckets.
+
+    Args:
+        buckets: of the padded batch, on the host.
+        n_rows: rows of the ragged batch.
+        shared: (n_prefix,) the rows of the prefix, on the host.
+        queries: whether queries are among a row's parts: Q, K, V, or K, V of the classes' entries only.
+        device: where the index tensors live.
+
+    Attributes:
+        take: (slots,) which row's part each slot takes, for each bucket its queries, keys and values.
+        give: (n_rows * parts,) the slot from which each row's part takes its gradient.
+        shared: (2 * n_prefix,) the keys, then the values of the prefix, whose gradient is a sum over all entries.
+        sizes: for each bucket entries, queries and keys of each.
+    """
+
+    def __init__(self, buckets: list[Bucket], n_rows: int, shared: Tensor, queries: bool, device: torch.device) -> None:
+        parts, self.n_prefix = 2 + queries, len(shared)
+        take, start = [], 0
+        give = torch.zeros(n_rows, parts, dtype=torch.long)
+        self.sizes = []
+        for bucket in buckets:
+            n = len(bucket.rows) if queries else bucket.n_classes
+            rows, keys = bucket.rows[:n], bucket.keys[:n]
+            real = bucket.seen[:n, :, 0]  # everything but padding sees [SOS]
+            if queries:
+                take.append(parts * rows.flatten())
+                give[rows[real], 0] = start + real.flatten().nonzero()[:, 0]
+                start += rows.numel()
+            slots = start + torch.arange(keys.numel()).view(keys.shape)
+            slots = slots[: bucket.n_classes, self.n_prefix : self.n_prefix + rows.shape[1]]
+            own, real = rows[: bucket.n_classes], real[: bucket.n_classes]
+            for part in (parts - 2, parts - 1):
+                take.append(parts * keys.flatten() + part)
+                give[own[real], part] = slots[real] + (keys.numel() if part == parts - 1 else 0)
+            start += 2 * keys.numel()
+            self.sizes.append((n, rows.shape[1] if queries else 0, keys.shape[1]))
+        self.take, self.give = torch.cat(take).to(device), give.flatten().to(device)
+        self.shared = torch.cat([parts * shared + parts - 2, parts * shared + parts - 1]).to(device)
+
+    def split(self, padded: Tensor) -> list[list[Tensor]]:
+        """Every bucket's queries, keys and values, (groups * entries, n, heads, head_width) each."""
+        counts = [n * each for n, queries, keys in self.sizes for each in (queries, keys, keys) if each]
+        parts, buckets = list(padded.split(counts, dim=1)), []
+        for n, queries, _ in self.sizes:
+            own = [parts.pop(0) for _ in range(2 + (queries > 0))]
+            buckets.append([part.reshape(len(part) * n, -1, *part.shape[2:]) for part in own])
+        return buckets
 
 
 class GatherRows(torch.autograd.Function):
-    """Rows to slots, (groups, rows, heads, head_width) -> (groups, slots, heads, head_width), without atomic sums."""
+    """Rows to slots, (groups, rows * parts, heads, head_width) -> (groups, slots, heads, head_width)."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gather: Gather) -> Tensor:
@@ -69,24 +118,35 @@ class GatherRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        g = ctx.gather
-        keys = grad[:, g.n_queries :].unflatten(1, (2, g.n_entries, g.n_keys))[:, :, :, : g.n_prefix]
-        return grad.index_select(1, g.give).index_copy_(1, g.shared, keys.sum(2).flatten(1, 2)), None
+        """Every row from one slot, and the prefix from a sum over the entries: no atomic additions on a GPU."""
+        gather, start, total = ctx.gather, 0, None
+        for n, queries, keys in gather.sizes:
+            some = grad[:, start + n * queries : start + n * (queries + 2 * keys)].unflatten(1, (2, n, keys))
+            summed = some[:, :, :, : gather.n_prefix].sum(2)
+            total = summed if total is None else total + summed
+            start += n * (queries + 2 * keys)
+        return grad.index_select(1, gather.give).index_copy_(1, gather.shared, total.flatten(1, 2)), None
 
 
 class DropPadding(torch.autograd.Function):
-    """Rows out of a padded batch, (groups, slots, width) -> (groups, rows, width); padding gets no gradient."""
+    """Rows out of padded queries, (groups, slots, width) -> (groups, n, width).
+
+    The gradient of padding may be anything (see :class:`Bucket`); that of rows that are not taken is zero.
+    """
 
     @staticmethod
-    def forward(ctx: Any, padded: Tensor, slots: Tensor) -> Tensor:
-        ctx.slots, ctx.n_slots = slots, padded.shape[1]
-        return padded.index_select(1, slots)
+    def forward(ctx: Any, padded: Tensor, batch: RaggedBatch, n: int) -> Tensor:
+        ctx.batch, ctx.n = batch, n
+        return padded.index_select(1, batch.slots[:n])
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        padded = grad.new_zeros(len(grad), ctx.n_slots, grad.shape[2])
-        return padded.index_copy_(1, ctx.slots, grad), None
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        batch = ctx.batch
+        if ctx.n == len(batch.slots):
+            return grad.index_select(1, batch.row_of_slot), None, None
+        padded = grad.new_zeros(len(grad), len(batch.row_of_slot), grad.shape[2])
+        return padded.index_copy_(1, batch.slots[: ctx.n], grad), None, None
 
 
 class RaggedBatch:
@@ -99,14 +159,14 @@ class RaggedBatch:
         device: where the index tensors live.
 
     Attributes:
-        n_kept, n_prompt_rows: rows that stay, and rows that deep layers replace after them.
+        n_kept, n_prompt_rows: rows that stay, and after them the rows that deep layers replace.
         n_prefix: tokens that all classes share, prompts among them.
-        row_order: (rows,) where each row is among the words and, after them, the learned rows; ``None``: at its place.
-        eot_rows: (n_cls,) the row that becomes each class's feature.
-        attention: takes Q, K and V of all rows, as (groups, rows * 3, ...), to their slots.
-        slots: (rows,) the slot of each row among the queries.
-        class_keys: (n_cls * n_keys,) the rows that are each class's keys.
-        class_attention: takes K and V of all rows, as (groups, rows * 2, ...), to the classes' slots.
+        buckets: the padded batch. A CPU computes what it is told, so there classes of one length are a bucket and
+            nothing is padded; a GPU waits for being told, so there is one bucket.
+        class_rank: (n_cls,) where each class is in the order of the rows; ``None``: in its own place.
+        eot_rows: (n_cls,) the rows that become the features, in the order of the rows.
+        attention, class_attention: take Q, K and V of all rows, and K and V of the classes, to the buckets.
+        slots: (rows,) the slot of each row among the queries of all buckets; row_of_slot: the row of each slot.
     """
 
     def __init__(self, layout: PromptLayout, n_prompts: int, per_class: bool, device: torch.device) -> None:
@@ -117,10 +177,13 @@ class RaggedBatch:
                 f"deep prompts take positions 1..{n_prompts}, but the classes share only {prefix} leading tokens: "
                 "class-specific context (CSC) and deep prompts do not go together"
             )
+        self.by_length = not few_launches(device)
+        order = torch.argsort(layout.lengths, stable=True) if self.by_length else torch.arange(layout.n_classes)
+        self.class_rank = torch.argsort(order).to(device) if self.by_length else None
         lengths = layout.lengths.tolist()
         # The cell of a row: its class (None for the prefix) and its position.
         tokens = [(None, p) for p in range(prefix)]
-        tokens += [(c, p) for c, length in enumerate(lengths) for p in range(prefix, length)]
+        tokens += [(c, p) for c in order.tolist() for p in range(prefix, lengths[c])]
         is_prompt = [1 <= p <= n_prompts and (c is None) != per_class for c, p in tokens]
         # Words before learned rows, the order in which layer 0 makes them.
         kept = [cell for cell, prompt in zip(tokens, is_prompt, strict=True) if not prompt]
@@ -128,8 +191,10 @@ class RaggedBatch:
         self.prompts = [cell for cell, prompt in zip(tokens, is_prompt, strict=True) if prompt]
         self.n_kept, self.n_prompt_rows = len(self.kept), len(self.prompts)
         self._index_tokens()
-        self._index_slots(lengths)
-        self._masks: dict[Any, Tensor] = {}
+        row_of = {cell: row for row, cell in enumerate(self.kept + self.prompts)}
+        classes = [[row_of[c, p] for p in range(prefix, lengths[c])] for c in order.tolist()]
+        self._index_slots(classes, [row_of[None, p] for p in range(prefix)])
+        self._masks: dict[Any, list[Tensor]] = {}
 
     def _index_tokens(self) -> None:
         """Token, position and context vector of every row, words and learned rows apart."""
@@ -143,69 +208,66 @@ class RaggedBatch:
         order = torch.argsort(torch.cat([words, learned]))
         self.row_order = None if torch.equal(order, torch.arange(len(order))) else order.to(self.device)
 
-    def _index_slots(self, lengths: list[int]) -> None:
-        """Which slot of the padded batch takes which row, and which keys each query sees."""
-        prefix, device, n_classes = self.n_prefix, self.device, len(lengths)
-        row_of = {cell: row for row, cell in enumerate(self.kept + self.prompts)}
-        longest = max(lengths) - prefix
-        entries = [[row_of[c, p] for p in range(prefix, length)] for c, length in enumerate(lengths)]
-        shared = [row_of[None, p] for p in range(prefix)]
-        entries += [shared[start : start + longest] for start in range(0, prefix, longest)]
-        n_entries, n_rows = len(entries), len(row_of)
-        multiple = 1 if device.type == "cpu" else KEYS_MULTIPLE
+    def _index_slots(self, classes: list[list[int]], shared: list[int]) -> None:
+        """The buckets, and what takes rows there and back.
+
+        Args:
+            classes: the rows of each class's own tokens.
+            shared: the rows of the prefix.
+        """
+        key = len if self.by_length else lambda rows: 0
+        together = [list(some) for _, some in itertools.groupby(classes, key)]
+        buckets = [self._bucket(some, shared, some is together[-1]) for some in together]
+        row_of_slot = torch.cat([bucket.rows.flatten() for bucket in buckets])
+        slots, start = torch.zeros(self.n_kept + self.n_prompt_rows, dtype=torch.long), 0
+        for bucket in buckets:
+            real = bucket.seen[:, :, 0]
+            slots[bucket.rows[real]] = start + real.flatten().nonzero()[:, 0]
+            start += bucket.rows.numel()
+        prefix, device = torch.tensor(shared), self.device
+        self.attention = Gather(buckets, len(slots), prefix, queries=True, device=device)
+        self.class_attention = Gather(buckets, len(slots), prefix, queries=False, device=device)
+        self.buckets = [bucket.to(device) for bucket in buckets]
+        self.slots, self.row_of_slot = slots.to(device), row_of_slot.to(device)
+        self.eot_rows = torch.tensor([rows[-1] for rows in classes], device=device)
+        self.visible_keys = torch.tensor([[len(shared) + len(rows)] for rows in classes], device=device)
+
+    def _bucket(self, classes: list[list[int]], shared: list[int], with_prefix: bool) -> Bucket:
+        """A bucket of some classes; one of the buckets has the prefix's own queries, too."""
+        prefix, longest = len(shared), max(map(len, classes))
+        parts = [shared[start : start + longest] for start in range(0, prefix, longest)] if with_prefix else []
+        multiple = KEYS_MULTIPLE if self.device.type == "cuda" else 1
         n_keys = -(-(prefix + longest) // multiple) * multiple
-        queries = torch.zeros(n_entries, longest, dtype=torch.long)  # padding takes any row: it is seen by none
-        keys = torch.zeros(n_entries, n_keys, dtype=torch.long)
+        rows = torch.tensor([own + own[:1] * (longest - len(own)) for own in [*classes, *parts]])
+        n_classes = len(classes)
+        keys = rows[:, :1].repeat(1, n_keys)
         keys[:, :prefix] = torch.tensor(shared)
-        seen = torch.zeros(n_entries, longest, n_keys, dtype=torch.bool)
-        for entry, rows in enumerate(entries):
-            queries[entry, : len(rows)] = torch.tensor(rows)
-        keys[:n_classes, prefix : prefix + longest] = queries[:n_classes]
-        steps = torch.arange(longest)
-        seen[:n_classes] = torch.arange(n_keys) <= prefix + steps.unsqueeze(1)
-        for part, entry in enumerate(seen[n_classes:]):
-            entry[:] = torch.arange(n_keys) <= (part * longest + steps).clamp(max=prefix - 1).unsqueeze(1)
-        slot_of = torch.empty(n_rows, dtype=torch.long)
-        for entry, rows in enumerate(entries):
-            slot_of[torch.tensor(rows)] = entry * longest + torch.arange(len(rows))
-        key_slot_of = torch.zeros(n_rows, dtype=torch.long)  # of the prefix any: its gradient is a sum
-        for entry, rows in enumerate(entries[:n_classes]):
-            key_slot_of[torch.tensor(rows)] = entry * n_keys + prefix + torch.arange(len(rows))
-        self.slots, self.seen = slot_of.to(device), seen.to(device)
-        self.eot_rows = torch.tensor([rows[-1] for rows in entries[:n_classes]], device=device)
-        own_lengths = torch.tensor([len(rows) for rows in entries[:n_classes]])
-        self.eot_seen = (torch.arange(n_keys) < prefix + own_lengths.unsqueeze(1)).unsqueeze(1).to(device)
-        self.visible_keys = (prefix + own_lengths).unsqueeze(1).to(device)  # (n_cls, 1), what each [EOT] row sees
-        self.class_keys = keys[:n_classes].flatten().to(device)
+        keys[:n_classes, prefix : prefix + longest] = rows[:n_classes]
+        # How many keys each query sees: a class's all of the prefix and its own up to itself.
+        step = torch.arange(longest)
+        first = torch.tensor([prefix] * n_classes + [part * longest for part in range(len(parts))])
+        seen = torch.arange(n_keys) <= (first.unsqueeze(1) + step).unsqueeze(2)
+        padding = step >= torch.tensor([len(own) for own in [*classes, *parts]]).unsqueeze(1)
+        itself = torch.arange(n_keys) == prefix + step.unsqueeze(1)
+        seen = torch.where(padding.unsqueeze(2), itself, seen)
+        ends = torch.tensor([prefix + len(own) for own in classes])
+        eot_seen = (torch.arange(n_keys) < ends.unsqueeze(1)).unsqueeze(1)
+        return Bucket(n_classes, rows, keys, seen, eot_seen)
 
-        def gather(keys: Tensor, queries: Tensor | None) -> Gather:
-            parts = 2 if queries is None else 3
-            n_queries = 0 if queries is None else queries.numel()
-            k = parts - 2  # which part of a row is its key; the value follows
-            take = [parts * keys.flatten() + k, parts * keys.flatten() + k + 1]
-            give = [n_queries + key_slot_of, n_queries + keys.numel() + key_slot_of]
-            if queries is not None:
-                take, give = [parts * queries.flatten(), *take], [slot_of, *give]
-            prefix_rows = torch.tensor(shared)
-            return Gather(
-                torch.cat(take).to(device),
-                torch.stack(give, dim=1).flatten().to(device),
-                torch.cat([parts * prefix_rows + k, parts * prefix_rows + k + 1]).to(device),
-                n_queries,
-                len(keys),
-                n_keys,
-                prefix,
-            )
+    def masks(self, groups: int, dtype: torch.dtype, eot: bool = False) -> list[Tensor]:
+        """For each bucket what is added to its scores, (groups * entries, 1, queries, keys); made once.
 
-        self.attention = gather(keys, queries)
-        self.class_attention = gather(keys[:n_classes], None)
-
-    def mask(self, seen: Tensor, groups: int, dtype: torch.dtype) -> Tensor:
-        """What is added to the scores of a padded batch, (groups * entries, 1, queries, keys); made once."""
-        key = (seen is self.seen, groups, dtype)
+        Args:
+            groups: of the rows.
+            dtype: of the scores.
+            eot: of the classes' [EOT] queries alone.
+        """
+        key = (groups, dtype, eot)
         if key not in self._masks:
-            mask = torch.zeros(seen.shape, dtype=dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
-            self._masks[key] = mask.unsqueeze(1).repeat(groups, 1, 1, 1)
+            seen = [bucket.eot_seen if eot else bucket.seen for bucket in self.buckets]
+            zeros = [torch.zeros(some.shape, dtype=dtype, device=self.device) for some in seen]
+            masks = [zero.masked_fill_(~some, float("-inf")) for zero, some in zip(zeros, seen, strict=True)]
+            self._masks[key] = [mask.unsqueeze(1).repeat(groups, 1, 1, 1) for mask in masks]
         return self._masks[key]
 
     def spread_from(self, shared: RaggedBatch) -> tuple[Tensor, Tensor]:
@@ -213,6 +275,5 @@ class RaggedBatch:
         kept = {cell: row for row, cell in enumerate(shared.kept)}
         prompts = {p: row for row, (_, p) in enumerate(shared.prompts)}
         rows = [kept[None, p] if (None, p) in kept else kept[c, p] for c, p in self.kept]
-        return torch.tensor(rows, device=self.device), torch.tensor(
-            [prompts[p] for _, p in self.prompts], device=self.device
-        )
+        indices = rows, [prompts[p] for _, p in self.prompts]
+        return tuple(torch.tensor(index, device=self.device) for index in indices)

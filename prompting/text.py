@@ -2,9 +2,9 @@
 
 Two facts make it fast. The tower is causal, so nothing after a class's [EOT] matters; and all classes begin with the
 same tokens ([SOS], the context), so this *prefix* is computed once, and each class only adds its own rows. All rows are
-one ragged batch (:mod:`prompting.ragged`), so every matrix product of a layer, and its attention, is a single call. Only
-from the first layer on whose prompts differ between classes (BMIP's per-class gate) does each class have its own prompts
-and what follows them. The last layer is computed for the [EOT] rows only.
+one ragged batch (:mod:`prompting.ragged`), so every matrix product of a layer is a single call. Only from the first
+layer on whose prompts differ between classes (BMIP's per-class gate) does each class have its own prompts and what
+follows them. The last layer is computed for the [EOT] rows only.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_mass
+from prompting.launches import few_launches
 from prompting.layout import PromptLayout
-from prompting.mixture import project_mixture
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts, differs
 from prompting.ragged import DropPadding, Gather, GatherRows, RaggedBatch
 from prompting.recompute import run_layer
@@ -130,13 +130,13 @@ class TextEncoder(nn.Module):
         if projected is None:
             x, projected = self._project(block, x, deep, batch, spread, QKV)
         if following is None or batch.n_prompt_rows == 0:
-            return finish(block, x, self._attend(projected, batch, batch.slots))
+            return finish(block, x, self._attend(projected, batch, len(batch.slots)))
         sizes = [batch.n_kept, batch.n_prompt_rows]
         kept, prompts = x.split(sizes, dim=1)
         if isinstance(following, Tensor):
-            return finish(block, kept, self._attend(projected, batch, batch.slots[: batch.n_kept]))
-        attended = self._attend(projected, batch, batch.slots)
-        if x.device.type != "cpu":  # there the launches count
+            return finish(block, kept, self._attend(projected, batch, batch.n_kept))
+        attended = self._attend(projected, batch, len(batch.slots))
+        if few_launches(x.device):
             return finish(block, x, attended)
         attended, unread = attended.split(sizes, dim=1)
         with torch.no_grad():
@@ -174,48 +174,56 @@ class TextEncoder(nn.Module):
             kept, projected, key = (
                 part.index_select(1, index) for part, index in _paired(kept, projected, key, spread)
             )
-        mixture = deep.mix(self._mass(projected, key, batch))
-        prompts = _prompt_rows(mixture.tokens, kept, batch)
-        if deep.per_sample:
-            mixed = project_mixture(block, mixture)
-            mixed = mixed.reshape(*prompts.shape[:2], *mixed.shape[2:])
-        else:
-            mixed = project(block, prompts)
-        return torch.cat([kept, prompts], dim=1), torch.cat([projected, mixed], dim=1)
+        prompts = _prompt_rows(deep.mix(self._mass(projected, key, batch)), kept, batch)
+        return torch.cat([kept, prompts], dim=1), torch.cat([projected, project(block, prompts)], dim=1)
 
     @torch.no_grad()
     def _mass(self, projected: Tensor, key: Tensor, batch: RaggedBatch) -> AttentionMass:
         """Attention of each class's [EOT] row to the prompts that arrive; (groups * n_cls, n_prompts)."""
-        groups, heads = len(projected), projected.shape[3:]
-        keys = torch.cat([projected[:, :, 1], key], dim=1).index_select(1, batch.class_keys)
+        groups, n_classes = len(projected), batch.layout.n_classes
+        kv = torch.stack([torch.cat([projected[:, :, 1], key], dim=1)] * 2, dim=2)
         queries = projected[:, :, 0].index_select(1, batch.eot_rows)
-        keys, queries = keys.view(groups * batch.layout.n_classes, -1, *heads), queries.view(-1, 1, *heads)
-        mask = batch.mask(batch.eot_seen, groups, projected.dtype)
-        mass = prompt_mass(queries, keys, slice(1, 1 + batch.n_prompts), mask)
+        masks = batch.masks(groups, projected.dtype, eot=True)
+        masses, prompts = [], slice(1, 1 + batch.n_prompts)
+        for query, (k, _), mask in zip(
+            _by_bucket(queries, batch), _gather(kv, batch.class_attention), masks, strict=True
+        ):
+            masses.append(prompt_mass(query, k, prompts, mask).view(groups, -1, batch.n_prompts))
+        mass = torch.cat(masses, dim=1).view(groups * n_classes, -1)
         return AttentionMass(mass, batch.visible_keys.expand(groups, -1, -1).flatten(0, 1))
 
-    def _attend(self, projected: Tensor, batch: RaggedBatch, slots: Tensor) -> Tensor:
-        """Causal attention, (groups, rows, 3, heads, head_width) -> (groups, n, width), of the rows in these slots."""
-        q, k, v = _gather(projected, batch.attention)
-        out = attend(q, k, v, batch.mask(batch.seen, len(projected), q.dtype))
-        return DropPadding.apply(out.view(len(projected), -1, out.shape[-1]), slots)
+    def _attend(self, projected: Tensor, batch: RaggedBatch, n: int) -> Tensor:
+        """Causal attention, (groups, rows, 3, heads, head_width) -> (groups, n, width), of the first n rows."""
+        masks = batch.masks(len(projected), projected.dtype)
+        qkv = _gather(projected, batch.attention)
+        out = [attend(*part, mask) for part, mask in zip(qkv, masks, strict=True)]
+        out = [some.view(len(projected), -1, some.shape[-1]) for some in out]
+        return DropPadding.apply(torch.cat(out, dim=1) if len(out) > 1 else out[0], batch, n)
 
     def _last_layer(
         self, block: nn.Module, x: Tensor, deep: DeepPrompt | None, batch: RaggedBatch, spread: Spread | None
     ) -> Tensor:
         """The last layer for the [EOT] rows only, and the projection; (groups, n_cls, embed_dim)."""
         x, projected = self._project(block, x, deep, batch, spread, KV)
-        k, v = _gather(projected, batch.class_attention)
         eot = x.index_select(1, batch.eot_rows)
-        queries = project(block, eot, Q)[:, :, 0].flatten(0, 1).unsqueeze(1)
-        attended = attend(queries, k, v, batch.mask(batch.eot_seen, len(x), k.dtype))
-        eot = finish(block, eot, attended.view_as(eot))
-        return self.ln_final(eot).to(self.text_projection.dtype) @ self.text_projection
+        queries = _by_bucket(project(block, eot, Q)[:, :, 0], batch)
+        kv, masks = _gather(projected, batch.class_attention), batch.masks(len(x), x.dtype, eot=True)
+        attended = [attend(q, *part, mask) for q, part, mask in zip(queries, kv, masks, strict=True)]
+        attended = [some.view(len(x), -1, some.shape[-1]) for some in attended]
+        eot = finish(block, eot, torch.cat(attended, dim=1))
+        features = self.ln_final(eot).to(self.text_projection.dtype) @ self.text_projection
+        return features if batch.class_rank is None else features.index_select(1, batch.class_rank)
 
 
-def _gather(projected: Tensor, gather: Gather) -> tuple[Tensor, ...]:
-    """Q (if it is among the parts), K and V as a padded batch; (groups * entries, n, heads, head_width) each."""
+def _gather(projected: Tensor, gather: Gather) -> list[list[Tensor]]:
+    """Each bucket's Q (if it is among the parts), K and V; (groups * entries, n, heads, head_width) each."""
     return gather.split(GatherRows.apply(projected.flatten(1, 2), gather))
+
+
+def _by_bucket(queries: Tensor, batch: RaggedBatch) -> list[Tensor]:
+    """One query of every class, (groups, n_cls, heads, head_width), as (groups * classes, 1, heads, head_width)."""
+    parts = queries.split([bucket.n_classes for bucket in batch.buckets], dim=1)
+    return [part.flatten(0, 1).unsqueeze(1) for part in parts]
 
 
 def _paired(kept: Tensor, projected: Tensor, key: Tensor, spread: Spread) -> tuple[tuple[Tensor, Tensor], ...]:
