@@ -63,69 +63,105 @@ class Gather:
         buckets: of the padded batch, on the host.
         n_rows: rows of the ragged batch.
         shared: (n_prefix,) the rows of the prefix, on the host.
-        queries: whether queries are among a row's parts: Q, K, V, or K, V of the classes' entries only.
+        queries: whether queries are among a row's parts: Q, K, V of all entries, or K, V of the classes' alone.
         device: where the index tensors live.
 
     Attributes:
-        take: (slots,) which row's part each slot takes, for each bucket its queries, keys and values.
-        give: (n_rows * parts,) the slot from which each row's part takes its gradient.
+        parts: for each part of each bucket its entries, and where among the keys the entry's own begin; 0 for queries.
+        takes: for each of them, (slots,) the row's part that each slot takes; take: all of them, one after the other.
+        owns: for each of them, (slots,) those of its slots, without the prefix, one after the other as rows' parts.
+        give: (n_rows * parts,) the slot, among all, from which each row's part takes its gradient.
         shared: (2 * n_prefix,) the keys, then the values of the prefix, whose gradient is a sum over all entries.
-        sizes: for each bucket entries, queries and keys of each.
     """
 
     def __init__(self, buckets: list[Bucket], n_rows: int, shared: Tensor, queries: bool, device: torch.device) -> None:
-        parts, self.n_prefix = 2 + queries, len(shared)
-        take, start = [], 0
-        give = torch.zeros(n_rows, parts, dtype=torch.long)
-        self.sizes = []
+        n_parts, n_prefix = 2 + queries, len(shared)
+        self.parts: list[tuple[int, int]] = []
+        takes, owns, start = [], [], 0
+        give = torch.zeros(n_rows * n_parts, dtype=torch.long)
         for bucket in buckets:
             n = len(bucket.rows) if queries else bucket.n_classes
-            rows, keys = bucket.rows[:n], bucket.keys[:n]
-            real = bucket.seen[:n, :, 0]  # everything but padding sees [SOS]
-            if queries:
-                take.append(parts * rows.flatten())
-                give[rows[real], 0] = start + real.flatten().nonzero()[:, 0]
-                start += rows.numel()
-            slots = start + torch.arange(keys.numel()).view(keys.shape)
-            slots = slots[: bucket.n_classes, self.n_prefix : self.n_prefix + rows.shape[1]]
-            own, real = rows[: bucket.n_classes], real[: bucket.n_classes]
-            for part in (parts - 2, parts - 1):
-                take.append(parts * keys.flatten() + part)
-                give[own[real], part] = slots[real] + (keys.numel() if part == parts - 1 else 0)
-            start += 2 * keys.numel()
-            self.sizes.append((n, rows.shape[1] if queries else 0, keys.shape[1]))
-        self.take, self.give = torch.cat(take).to(device), give.flatten().to(device)
-        self.shared = torch.cat([parts * shared + parts - 2, parts * shared + parts - 1]).to(device)
+            for part in range(n_parts):
+                is_query = queries and part == 0
+                take = n_parts * (bucket.rows if is_query else bucket.keys)[:n] + part
+                # What is neither the prefix's, nor padding, which is all that does not see [SOS]
+                real = bucket.seen[:n, :, 0]
+                own, slots = take, start + torch.arange(take.numel()).view(take.shape)
+                if not is_query:
+                    width = bucket.rows.shape[1] if bucket.n_classes else 0
+                    own, slots = (t[: bucket.n_classes, n_prefix : n_prefix + width] for t in (take, slots))
+                    real = real[: bucket.n_classes, :width]
+                give[own[real]] = slots[real]
+                takes.append(take.flatten())
+                owns.append(own.flatten())
+                self.parts.append((n, 0 if is_query else n_prefix))
+                start += take.numel()
+        self.is_padded = len(buckets) == 1
+        self.takes, self.owns = ([index.to(device) for index in indices] for indices in (takes, owns))
+        self.take, self.give = torch.cat(takes).to(device), give.to(device)
+        self.shared = torch.cat([n_parts * shared + n_parts - 2, n_parts * shared + n_parts - 1]).to(device)
 
-    def split(self, padded: Tensor) -> list[list[Tensor]]:
-        """Every bucket's queries, keys and values, (groups * entries, n, heads, head_width) each."""
-        counts = [n * each for n, queries, keys in self.sizes for each in (queries, keys, keys) if each]
-        parts, buckets = list(padded.split(counts, dim=1)), []
-        for n, queries, _ in self.sizes:
-            own = [parts.pop(0) for _ in range(2 + (queries > 0))]
-            buckets.append([part.reshape(len(part) * n, -1, *part.shape[2:]) for part in own])
-        return buckets
+    def __call__(self, projected: Tensor) -> list[list[Tensor]]:
+        """Every bucket's Q (if it is among the parts), K and V.
+
+        Args:
+            projected: (groups, rows, parts, heads, head_width).
+
+        Returns:
+            For each bucket tensors of (groups * entries, n, heads, head_width).
+        """
+        groups, heads = len(projected), projected.shape[3:]
+        gathered = (GatherPadded if self.is_padded else GatherBuckets).apply(projected.flatten(1, 2), self)
+        parts = [part.reshape(groups * n, -1, *heads) for part, (n, _) in zip(gathered, self.parts, strict=True)]
+        each = projected.shape[2]
+        return [parts[i : i + each] for i in range(0, len(parts), each)]
 
 
-class GatherRows(torch.autograd.Function):
-    """Rows to slots, (groups, rows * parts, heads, head_width) -> (groups, slots, heads, head_width)."""
+class GatherPadded(torch.autograd.Function):
+    """Rows' parts to the slots of one padded bucket, (groups, slots, heads, head_width) for each part.
+
+    A handful of launches; the gradient's sums over slots are ordinary ones, not atomic additions in any order.
+    """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, gather: Gather) -> Tensor:
+    def forward(ctx: Any, rows: Tensor, gather: Gather) -> tuple[Tensor, ...]:
         ctx.gather = gather
-        return rows.index_select(1, gather.take)
+        return rows.index_select(1, gather.take).split([len(take) for take in gather.takes], dim=1)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        """Every row from one slot, and the prefix from a sum over the entries: no atomic additions on a GPU."""
-        gather, start, total = ctx.gather, 0, None
-        for n, queries, keys in gather.sizes:
-            some = grad[:, start + n * queries : start + n * (queries + 2 * keys)].unflatten(1, (2, n, keys))
-            summed = some[:, :, :, : gather.n_prefix].sum(2)
-            total = summed if total is None else total + summed
-            start += n * (queries + 2 * keys)
-        return grad.index_select(1, gather.give).index_copy_(1, gather.shared, total.flatten(1, 2)), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        gather = ctx.gather
+        grad, (n, n_prefix) = torch.cat(grads, dim=1), gather.parts[-1]
+        keys_and_values = grad[:, -2 * len(gather.takes[-1]) :].unflatten(1, (2, n, -1))
+        sums = keys_and_values[:, :, :, :n_prefix].sum(2).flatten(1, 2)
+        return grad.index_select(1, gather.give).index_copy_(1, gather.shared, sums), None
+
+
+class GatherBuckets(torch.autograd.Function):
+    """Rows' parts to the slots of buckets without padding, (groups, slots, heads, head_width) for each part of each.
+
+    Every tensor is small enough to stay in memory that the process has already.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, gather: Gather) -> tuple[Tensor, ...]:
+        ctx.gather, ctx.shape = gather, rows.shape
+        return tuple(rows.index_select(1, take) for take in gather.takes)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        gather = ctx.gather
+        rows = grads[0].new_empty(ctx.shape)
+        sums: list[Tensor] = []  # over the entries of each bucket: of keys, of values, of keys ...
+        for grad, own, (n, n_prefix) in zip(grads, gather.owns, gather.parts, strict=True):
+            grad = grad.unflatten(1, (n, -1))
+            if n_prefix:
+                sums.append(grad[:, :, :n_prefix].sum(1))
+                grad = grad[:, :, n_prefix:]
+            rows.index_copy_(1, own, grad.flatten(1, 2))
+        return rows.index_copy_(1, gather.shared, torch.cat([sum(sums[0::2]), sum(sums[1::2])], dim=1)), None
 
 
 class DropPadding(torch.autograd.Function):
@@ -161,8 +197,9 @@ class RaggedBatch:
     Attributes:
         n_kept, n_prompt_rows: rows that stay, and after them the rows that deep layers replace.
         n_prefix: tokens that all classes share, prompts among them.
-        buckets: the padded batch. A CPU computes what it is told, so there classes of one length are a bucket and
-            nothing is padded; a GPU waits for being told, so there is one bucket.
+        buckets, class_buckets: what is attended together, and those with classes. A CPU computes what it is told, so
+            there the prefix and the classes of each length are a bucket, and nothing is padded; a GPU waits for being
+            told, so there is one bucket.
         class_rank: (n_cls,) where each class is in the order of the rows; ``None``: in its own place.
         eot_rows: (n_cls,) the rows that become the features, in the order of the rows.
         attention, class_attention: take Q, K and V of all rows, and K and V of the classes, to the buckets.
@@ -217,7 +254,12 @@ class RaggedBatch:
         """
         key = len if self.by_length else lambda rows: 0
         together = [list(some) for _, some in itertools.groupby(classes, key)]
-        buckets = [self._bucket(some, shared, some is together[-1]) for some in together]
+        if self.by_length:
+            buckets = [self._bucket([], [shared], shared), *(self._bucket(some, [], shared) for some in together)]
+        else:
+            longest = max(map(len, classes))
+            parts = [shared[start : start + longest] for start in range(0, len(shared), longest)]
+            buckets = [self._bucket(classes, parts, shared)]
         row_of_slot = torch.cat([bucket.rows.flatten() for bucket in buckets])
         slots, start = torch.zeros(self.n_kept + self.n_prompt_rows, dtype=torch.long), 0
         for bucket in buckets:
@@ -226,23 +268,24 @@ class RaggedBatch:
             start += bucket.rows.numel()
         prefix, device = torch.tensor(shared), self.device
         self.attention = Gather(buckets, len(slots), prefix, queries=True, device=device)
-        self.class_attention = Gather(buckets, len(slots), prefix, queries=False, device=device)
+        with_classes = [bucket for bucket in buckets if bucket.n_classes]
+        self.class_attention = Gather(with_classes, len(slots), prefix, queries=False, device=device)
         self.buckets = [bucket.to(device) for bucket in buckets]
+        self.class_buckets = [bucket for bucket in self.buckets if bucket.n_classes]
         self.slots, self.row_of_slot = slots.to(device), row_of_slot.to(device)
         self.eot_rows = torch.tensor([rows[-1] for rows in classes], device=device)
         self.visible_keys = torch.tensor([[len(shared) + len(rows)] for rows in classes], device=device)
 
-    def _bucket(self, classes: list[list[int]], shared: list[int], with_prefix: bool) -> Bucket:
-        """A bucket of some classes; one of the buckets has the prefix's own queries, too."""
-        prefix, longest = len(shared), max(map(len, classes))
-        parts = [shared[start : start + longest] for start in range(0, prefix, longest)] if with_prefix else []
+    def _bucket(self, classes: list[list[int]], parts: list[list[int]], shared: list[int]) -> Bucket:
+        """A bucket of some classes and, as entries of their own, parts of the prefix; a list of rows for each."""
+        n_classes, prefix, longest = len(classes), len(shared), max(map(len, [*classes, *parts]))
         multiple = KEYS_MULTIPLE if self.device.type == "cuda" else 1
-        n_keys = -(-(prefix + longest) // multiple) * multiple
+        n_keys = -(-(prefix + (longest if classes else 0)) // multiple) * multiple
         rows = torch.tensor([own + own[:1] * (longest - len(own)) for own in [*classes, *parts]])
-        n_classes = len(classes)
         keys = rows[:, :1].repeat(1, n_keys)
         keys[:, :prefix] = torch.tensor(shared)
-        keys[:n_classes, prefix : prefix + longest] = rows[:n_classes]
+        if classes:
+            keys[:n_classes, prefix : prefix + longest] = rows[:n_classes]
         # How many keys each query sees: a class's all of the prefix and its own up to itself.
         step = torch.arange(longest)
         first = torch.tensor([prefix] * n_classes + [part * longest for part in range(len(parts))])
@@ -264,7 +307,7 @@ class RaggedBatch:
         """
         key = (groups, dtype, eot)
         if key not in self._masks:
-            seen = [bucket.eot_seen if eot else bucket.seen for bucket in self.buckets]
+            seen = [b.eot_seen for b in self.class_buckets] if eot else [b.seen for b in self.buckets]
             zeros = [torch.zeros(some.shape, dtype=dtype, device=self.device) for some in seen]
             masks = [zero.masked_fill_(~some, float("-inf")) for zero, some in zip(zeros, seen, strict=True)]
             self._masks[key] = [mask.unsqueeze(1).repeat(groups, 1, 1, 1) for mask in masks]

@@ -18,7 +18,7 @@ from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_m
 from prompting.launches import few_launches
 from prompting.layout import PromptLayout
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts, differs
-from prompting.ragged import DropPadding, Gather, GatherRows, RaggedBatch
+from prompting.ragged import DropPadding, RaggedBatch
 from prompting.recompute import run_layer
 
 Spread = tuple[Tensor, Tensor]  # for kept and prompt rows, see RaggedBatch.spread_from
@@ -185,9 +185,7 @@ class TextEncoder(nn.Module):
         queries = projected[:, :, 0].index_select(1, batch.eot_rows)
         masks = batch.masks(groups, projected.dtype, eot=True)
         masses, prompts = [], slice(1, 1 + batch.n_prompts)
-        for query, (k, _), mask in zip(
-            _by_bucket(queries, batch), _gather(kv, batch.class_attention), masks, strict=True
-        ):
+        for query, (k, _), mask in zip(_by_bucket(queries, batch), batch.class_attention(kv), masks, strict=True):
             masses.append(prompt_mass(query, k, prompts, mask).view(groups, -1, batch.n_prompts))
         mass = torch.cat(masses, dim=1).view(groups * n_classes, -1)
         return AttentionMass(mass, batch.visible_keys.expand(groups, -1, -1).flatten(0, 1))
@@ -195,7 +193,7 @@ class TextEncoder(nn.Module):
     def _attend(self, projected: Tensor, batch: RaggedBatch, n: int) -> Tensor:
         """Causal attention, (groups, rows, 3, heads, head_width) -> (groups, n, width), of the first n rows."""
         masks = batch.masks(len(projected), projected.dtype)
-        qkv = _gather(projected, batch.attention)
+        qkv = batch.attention(projected)
         out = [attend(*part, mask) for part, mask in zip(qkv, masks, strict=True)]
         out = [some.view(len(projected), -1, some.shape[-1]) for some in out]
         return DropPadding.apply(torch.cat(out, dim=1) if len(out) > 1 else out[0], batch, n)
@@ -207,7 +205,7 @@ class TextEncoder(nn.Module):
         x, projected = self._project(block, x, deep, batch, spread, KV)
         eot = x.index_select(1, batch.eot_rows)
         queries = _by_bucket(project(block, eot, Q)[:, :, 0], batch)
-        kv, masks = _gather(projected, batch.class_attention), batch.masks(len(x), x.dtype, eot=True)
+        kv, masks = batch.class_attention(projected), batch.masks(len(x), x.dtype, eot=True)
         attended = [attend(q, *part, mask) for q, part, mask in zip(queries, kv, masks, strict=True)]
         attended = [some.view(len(x), -1, some.shape[-1]) for some in attended]
         eot = finish(block, eot, torch.cat(attended, dim=1))
@@ -215,14 +213,9 @@ class TextEncoder(nn.Module):
         return features if batch.class_rank is None else features.index_select(1, batch.class_rank)
 
 
-def _gather(projected: Tensor, gather: Gather) -> list[list[Tensor]]:
-    """Each bucket's Q (if it is among the parts), K and V; (groups * entries, n, heads, head_width) each."""
-    return gather.split(GatherRows.apply(projected.flatten(1, 2), gather))
-
-
 def _by_bucket(queries: Tensor, batch: RaggedBatch) -> list[Tensor]:
     """One query of every class, (groups, n_cls, heads, head_width), as (groups * classes, 1, heads, head_width)."""
-    parts = queries.split([bucket.n_classes for bucket in batch.buckets], dim=1)
+    parts = queries.split([bucket.n_classes for bucket in batch.class_buckets], dim=1)
     return [part.flatten(0, 1).unsqueeze(1) for part in parts]
 
 
