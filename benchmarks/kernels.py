@@ -1,13 +1,17 @@
 """How often a training step or a test batch tells the device what to do: operations that launch a kernel, counted.
 
-Below some hundred classes a GPU waits for these launches, not for arithmetic. They are counted on the CPU with tensors
-of small width and 12 layers: how many there are depends on the layers, the classes' names and the method, not on the
-width. The names are ImageNet's, whose lengths differ as those of real data sets do.
+Below some hundred classes a GPU waits for these launches, not for arithmetic. They are counted on the CPU, which goes a
+GPU's way (:mod:`prompting.launches`), on a CLIP with ViT-B/16's layers and a small width: how many there are depends on
+layers, class names and method, not on the width. The names are ImageNet's, whose lengths differ as real ones do. An
+operation of PyTorch counts as one kernel; some few, such as a norm of all gradients, launch two or three on a GPU.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 from unittest import mock
 
@@ -17,6 +21,7 @@ from torchvision.models import ResNet50_Weights
 
 from benchmarks.setup import build_trainer, random_batch, random_clip
 from prompting.launches import as_on_a_gpu
+from trainers import device_step
 from trainers.device_step import DeviceStep
 
 # Operations that neither read nor write a tensor's values, but do not say in their schema that they return a view.
@@ -31,7 +36,6 @@ WITHOUT_KERNEL = (
     "new_empty",
     "lift_fresh",
 )
-PHASES = ("forward", "backward", "report", "optimiser")
 
 
 def imagenet_names(count: int) -> list[str]:
@@ -68,14 +72,9 @@ class KernelCounter(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def small_clip() -> torch.nn.Module:
-    """A CLIP with the layers of ViT-B/16 and a small width."""
-    return random_clip("narrow")
-
-
 @as_on_a_gpu()
 def count_training(trainer: str, n_classes: int, batch: int, options: list[str]) -> dict[str, Counter[str]]:
-    """Operations of one training step by phase; of the second, since the first makes what is kept."""
+    """Operations of a training step by phase and name; of the second step, since the first makes what is kept."""
     measured = _build(trainer, n_classes, options)
     step, counter = DeviceStep(measured), KernelCounter()
     for group in measured.optim.param_groups:
@@ -83,22 +82,39 @@ def count_training(trainer: str, n_classes: int, batch: int, options: list[str])
     images, labels = measured.parse_batch_train(random_batch(measured, batch))
     measured.set_model_mode("train")
     step(images, labels)
-    scale, update = step.scaler.scale, step.scaler.step
 
-    def scaled(loss: torch.Tensor) -> torch.Tensor:
-        counter.phase = "backward"
-        return scale(loss)
+    def begins(phase: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def begin(*args: Any) -> Any:
+            counter.phase = phase
+            return work(*args)
 
-    def updated(optimiser: torch.optim.Optimizer) -> Any:
-        counter.phase = "optimiser"
-        return update(optimiser)
+        return begin
 
-    with mock.patch.multiple(step.scaler, scale=scaled, step=updated), counter:
+    backward, optimiser = begins("backward", step.scaler.scale), begins("optimiser", step.scaler.step)
+    report = mock.patch.object(device_step, "reported", begins("report", device_step.reported))
+    with report, mock.patch.multiple(step.scaler, scale=backward, step=optimiser), counter:
         counter.phase = "forward"
         step(images, labels)
     return counter.counts
 
 
+@as_on_a_gpu()
+@torch.no_grad()
+def count_evaluation(trainer: str, n_classes: int, batch: int, options: list[str]) -> Counter[str]:
+    """Operations of a test batch by name, the text features computed before it where they do not vary per image."""
+    measured = _build(trainer, n_classes, options)
+    images, _ = measured.parse_batch_train(random_batch(measured, batch))
+    images = images[0] if isinstance(images, list) else images
+    measured.set_model_mode("eval")
+    counter = KernelCounter()
+    with measured.model.evaluating():
+        measured.model(images)
+        with counter:
+            measured.model(images)
+    return counter.counts[""]
+
+
 def _build(trainer: str, n_classes: int, options: list[str]) -> Any:
-    fixed = ["TRAIN.FROZEN_LINEAR", "native"]
-    return build_trainer(trainer, small_clip(), imagenet_names(n_classes), "fast", "cpu", [*fixed, *options])
+    names, fixed = imagenet_names(n_classes), ["TRAIN.FROZEN_LINEAR", "native"]
+    with contextlib.redirect_stdout(io.StringIO()):
+        return build_trainer(trainer, random_clip("narrow"), names, "fast", "cpu", [*fixed, *options])

@@ -217,14 +217,14 @@ class RaggedBatch:
         self.by_length = not few_launches(device)
         order = torch.argsort(layout.lengths, stable=True) if self.by_length else torch.arange(layout.n_classes)
         self.class_rank = torch.argsort(order).to(device) if self.by_length else None
-        lengths = layout.lengths.tolist()
+        lengths, context = layout.lengths.tolist(), layout.context.tolist()
         # The cell of a row: its class (None for the prefix) and its position.
         tokens = [(None, p) for p in range(prefix)]
         tokens += [(c, p) for c in order.tolist() for p in range(prefix, lengths[c])]
         is_prompt = [1 <= p <= n_prompts and (c is None) != per_class for c, p in tokens]
         # Words before learned rows, the order in which layer 0 makes them.
         kept = [cell for cell, prompt in zip(tokens, is_prompt, strict=True) if not prompt]
-        self.kept = sorted(kept, key=lambda cell: bool(layout.context[cell[0] or 0, cell[1]] >= 0))
+        self.kept = sorted(kept, key=lambda cell: context[cell[0] or 0][cell[1]] >= 0)
         self.prompts = [cell for cell, prompt in zip(tokens, is_prompt, strict=True) if prompt]
         self.n_kept, self.n_prompt_rows = len(self.kept), len(self.prompts)
         self._index_tokens()
