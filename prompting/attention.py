@@ -21,9 +21,6 @@ from prompting.mlp import run_mlp
 # Rows of nn.MultiheadAttention's stacked input projection, in units of the width.
 QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
 
-# What stands for attention of 1 while it is summed: fp16 ends at 65,504 and keeps nothing below 6e-8.
-MASS_UNIT = 2.0**14
-
 # Rows per thread that go through the second half of a block together on the CPU. More of the MLP's hidden rows, four
 # widths each, leave the processor's cache between operations, and are fresh memory of the system's every time.
 ROWS_AT_ONCE = 2048
@@ -98,12 +95,12 @@ def prompt_mass(q: Tensor, k: Tensor, prompts: slice, mask: Tensor | None = None
     n_prompts = len(range(*prompts.indices(n_keys)))
     which = _indicator(n_keys, prompts.indices(n_keys)[0], n_prompts, max(width, n_prompts), q.dtype, q.device)
     out = attend(q, k, which.expand(len(k), -1, heads, -1), mask).unflatten(-1, (heads, -1))
-    return out[..., :n_prompts].mean(dim=(1, 2), dtype=torch.float32) / MASS_UNIT
+    return out[..., :n_prompts].mean(dim=(1, 2), dtype=torch.float32)
 
 
 @functools.lru_cache(maxsize=64)
 def _indicator(n_keys: int, first: int, n: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """``MASS_UNIT`` where a key is the prompt of that number, (1, n_keys, 1, width)."""
+    """1 where a key is the prompt of that number, (1, n_keys, 1, width)."""
     which = torch.zeros(n_keys, width, dtype=dtype, device=device)
-    which[first : first + n, :n] = MASS_UNIT * torch.eye(n, dtype=dtype, device=device)
+    which[first : first + n, :n] = torch.eye(n, dtype=dtype, device=device)
     return which[None, :, None]
