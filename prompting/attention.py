@@ -7,6 +7,7 @@ between and compute no row that nobody reads.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 
@@ -92,15 +93,17 @@ def prompt_mass(q: Tensor, k: Tensor, prompts: slice, mask: Tensor | None = None
         (n, n_prompts), float32, no gradient (BMIP's stop-gradient).
     """
     n_keys, heads, width = k.shape[1:]
+    q, k, mask = q.float(), k.float(), None if mask is None else mask.float()  # fp16 knows no share below 6e-8
     n_prompts = len(range(*prompts.indices(n_keys)))
-    which = _indicator(n_keys, prompts.indices(n_keys)[0], n_prompts, max(width, n_prompts), q.dtype, q.device)
-    out = attend(q, k, which.expand(len(k), -1, heads, -1), mask).unflatten(-1, (heads, -1))
-    return out[..., :n_prompts].mean(dim=(1, 2), dtype=torch.float32)
+    which = _indicator(n_keys, prompts.indices(n_keys)[0], n_prompts, max(width, n_prompts), q.device)
+    with contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
+        out = attend(q, k, which.expand(len(k), -1, heads, -1), mask).unflatten(-1, (heads, -1))
+    return out[..., :n_prompts].mean(dim=(1, 2))
 
 
 @functools.lru_cache(maxsize=64)
-def _indicator(n_keys: int, first: int, n: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+def _indicator(n_keys: int, first: int, n: int, width: int, device: torch.device) -> Tensor:
     """1 where a key is the prompt of that number, (1, n_keys, 1, width)."""
-    which = torch.zeros(n_keys, width, dtype=dtype, device=device)
-    which[first : first + n, :n] = torch.eye(n, dtype=dtype, device=device)
+    which = torch.zeros(n_keys, width, device=device)
+    which[first : first + n, :n] = torch.eye(n, device=device)
     return which[None, :, None]

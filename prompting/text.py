@@ -183,7 +183,7 @@ class TextEncoder(nn.Module):
         groups, n_classes = len(projected), batch.layout.n_classes
         kv = torch.stack([torch.cat([projected[:, :, 1], key], dim=1)] * 2, dim=2)
         queries = projected[:, :, 0].index_select(1, batch.eot_rows)
-        masks = batch.masks(groups, projected.dtype, eot=True)
+        masks = batch.masks(groups, torch.float32, eot=True)
         masses, prompts = [], slice(1, 1 + batch.n_prompts)
         for query, (k, _), mask in zip(_by_bucket(queries, batch), batch.class_attention(kv), masks, strict=True):
             masses.append(prompt_mass(query, k, prompts, mask).view(groups, -1, batch.n_prompts))
