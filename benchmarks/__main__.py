@@ -5,6 +5,7 @@
     python -m benchmarks memory --trainer BMIP --classes 100 1000 --path fast
     python -m benchmarks loader --count 64
     python -m benchmarks flops --trainer BMIP --classes 10 100 1000
+    python -m benchmarks kernels --trainer BMIP CoOp --classes 10 100 1000
 
 A random ViT-B/16 stands in for CLIP (nothing is downloaded). Runs alternate in one process; on the CPU the figure is
 CPU time with one thread, on CUDA time between events. Parity of logits and gradients is checked first: paths that do
@@ -30,6 +31,7 @@ from benchmarks import loader
 from benchmarks.beyond import SAMPLES, on_the_line, only_classes, spread
 from benchmarks.busy import busy_share
 from benchmarks.flops import training_flops
+from benchmarks.kernels import count_evaluation, count_training
 from benchmarks.measure import ParityError, interleave, parity, summary
 from benchmarks.memory import training_memory
 from benchmarks.setup import SIZES, build_trainer, class_names, random_batch, random_clip
@@ -49,7 +51,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=("train", "eval", "memory", "flops", "loader"), help="what is measured")
+    parser.add_argument(
+        "what", choices=("train", "eval", "memory", "flops", "kernels", "loader"), help="what is measured"
+    )
     parser.add_argument("--trainer", nargs="+", default=["BMIP"], help="registered names")
     parser.add_argument("--classes", nargs="+", type=int, default=[10, 100], help="numbers of classes")
     parser.add_argument("--path", nargs="+", choices=("fast", "plain"), default=["fast", "plain"])
@@ -175,6 +179,14 @@ def measure_size(
     return result
 
 
+def count_kernels(args: argparse.Namespace, name: str, classes: int) -> dict[str, Any]:
+    """What one training step, by phase, and one test batch tell a GPU to do."""
+    batch, options = batch_of(name, args), options_for(name, args)
+    counts = {phase: c.total() for phase, c in count_training(name, classes, batch, options).items()}
+    counts |= {"step": sum(counts.values()), "test batch": count_evaluation(name, classes, batch, options).total()}
+    return {"what": args.what, "trainer": name, "classes": classes, "batch": batch, "kernels": counts}
+
+
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """What the figures were measured on."""
     from evaluation.results import collect_environment
@@ -197,6 +209,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
                     line[f"{path} [{title}]"] = f"{mark}{row[unit][path]:.0f}"
             if path in row.get("busy", {}):
                 line[f"{path}: GPU busy"] = f"{row['busy'][path]:.0%}"
+        line |= row.get("kernels", {})
         if "ratio" in row:
             spread = f" ({row['ratio']['min']:.2f} - {row['ratio']['max']:.2f})" if "min" in row["ratio"] else ""
             line["plain / fast"] = f"{row['ratio']['median']:.2f}{spread}"
@@ -223,11 +236,14 @@ def run(args: argparse.Namespace) -> None:
         loader.run(args, machine)
         return
     rows = []
-    clip_model = random_clip(args.backbone) if args.what != "memory" else None  # memory has processes of its own
+    # memory has processes of its own, kernels a CLIP of its own
+    clip_model = None if args.what in ("memory", "kernels") else random_clip(args.backbone)
     try:
         for name in args.trainer:
             for classes in args.classes:
-                if args.what in UNITS:
+                if args.what == "kernels":
+                    rows.append(count_kernels(args, name, classes))
+                elif args.what in UNITS:
                     rows.append(measure_size(args, clip_model, name, classes))
                 else:
                     rows.append(measure_time(args, clip_model, name, classes))

@@ -25,6 +25,8 @@ SIZES = {
     "ViT-B/16": dict(vision_layers=12, vision_width=768, vision_patch_size=16, embed_dim=512, transformer_width=512),
     "ViT-B/32": dict(vision_layers=12, vision_width=768, vision_patch_size=32, embed_dim=512, transformer_width=512),
     "ViT-L/14": dict(vision_layers=24, vision_width=1024, vision_patch_size=14, embed_dim=768, transformer_width=768),
+    # As deep as ViT-B/16 and narrow: what is counted, not timed.
+    "narrow": dict(vision_layers=12, vision_width=64, vision_patch_size=16, embed_dim=64, transformer_width=64),
     # Small enough for a smoke run in the tests.
     "tiny": dict(vision_layers=4, vision_width=128, vision_patch_size=16, embed_dim=64, transformer_width=128),
 }
@@ -46,16 +48,16 @@ def random_clip(name: str, seed: int = 0, resolution: int | None = None) -> nn.M
     if name not in SIZES:
         raise ValueError(f"size {name!r}: choose one of {', '.join(SIZES)}")
     sizes = SIZES[name]
-    tiny = name == "tiny"
+    small = name in ("narrow", "tiny")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = CLIP(
             **sizes,
-            image_resolution=resolution or (32 if tiny else 224),
+            image_resolution=resolution or (32 if small else 224),
             context_length=77,
             vocab_size=49408,
             transformer_heads=sizes["transformer_width"] // 64,
-            transformer_layers=4 if tiny else 12,
+            transformer_layers=4 if name == "tiny" else 12,
         )
     model.logit_scale.data.fill_(torch.tensor(100.0).log())
     return model.float().eval().requires_grad_(False)

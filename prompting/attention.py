@@ -7,20 +7,20 @@ between and compute no row that nobody reads.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prompting.launches import few_launches
 from prompting.linear import frozen_linear
 from prompting.mlp import run_mlp
 
 # Rows of nn.MultiheadAttention's stacked input projection, in units of the width.
 QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
-
-# Attention scores that are held at once while the gate reads them: bounds the memory of large test batches.
-MASS_SCORES = 2**23
 
 # Rows per thread that go through the second half of a block together on the CPU. More of the MLP's hidden rows, four
 # widths each, leave the processor's cache between operations, and are fresh memory of the system's every time.
@@ -47,7 +47,7 @@ def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
 def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
     """Output projection, MLP and both residual additions, (..., n, width) -> (..., n, width)."""
     n_rows, at_once = x.shape[:-1].numel(), ROWS_AT_ONCE * torch.get_num_threads()
-    if x.device.type != "cpu" or n_rows <= at_once:
+    if few_launches(x.device) or n_rows <= at_once:
         return _finish_rows(block, x, attended)
     size = math.ceil(n_rows / math.ceil(n_rows / at_once))  # of equal pieces
     pieces = zip(x.flatten(0, -2).split(size), attended.flatten(0, -2).split(size), strict=True)
@@ -60,40 +60,50 @@ def _finish_rows(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
     return x + run_mlp(block.mlp, block.ln_2(x))
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Multi-head attention over the last-but-two dimension.
 
     Args:
         q: (batch, n_queries, heads, head_width).
         k: (batch, n_keys, heads, head_width).
         v: as ``k``.
-        mask: (n_queries, n_keys), true where a query may look.
-        causal: each row sees itself and what comes before; excludes ``mask``.
+        mask: added to the scores, (batch, 1, n_queries, n_keys), 0 or -inf; by default every query sees every key.
 
     Returns:
         (batch, n_queries, width).
     """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
     return out.transpose(1, 2).flatten(2)
 
 
 @torch.no_grad()
-def prompt_mass(q: Tensor, k: Tensor, prompts: slice) -> Tensor:
+def prompt_mass(q: Tensor, k: Tensor, prompts: slice, mask: Tensor | None = None) -> Tensor:
     """Attention probability on the prompt keys, mean over heads and query rows.
 
+    It is attention over values that say which key is which prompt, so no score is ever written down.
+
     Args:
-        q: (n, n_queries, heads, head_width); every query sees every key.
+        q: (n, n_queries, heads, head_width).
         k: (n, n_keys, heads, head_width), the tokens as they arrive, before replacement.
         prompts: which keys are prompt tokens.
+        mask: added to the scores, see :func:`attend`; by default every query sees every key.
 
     Returns:
         (n, n_prompts), float32, no gradient (BMIP's stop-gradient).
     """
-    scale, masses = q.shape[-1] ** -0.5, []
-    at_once = max(1, MASS_SCORES // (q.shape[1] * k.shape[1] * q.shape[2]))
-    for some_q, some_k in zip(q.split(at_once), k.split(at_once), strict=True):
-        scores = torch.einsum("nqhd,nkhd->nhqk", some_q * scale, some_k).float()
-        probability = torch.exp(scores[..., prompts] - scores.logsumexp(-1, keepdim=True))
-        masses.append(probability.mean(dim=(1, 2)))
-    return torch.cat(masses)
+    n_keys, heads, width = k.shape[1:]
+    q, k, mask = q.float(), k.float(), None if mask is None else mask.float()  # fp16 knows no share below 6e-8
+    n_prompts = len(range(*prompts.indices(n_keys)))
+    which = _indicator(n_keys, prompts.indices(n_keys)[0], n_prompts, max(width, n_prompts), q.device)
+    with contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
+        out = attend(q, k, which.expand(len(k), -1, heads, -1), mask).unflatten(-1, (heads, -1))
+    return out[..., :n_prompts].mean(dim=(1, 2))
+
+
+@functools.lru_cache(maxsize=64)
+def _indicator(n_keys: int, first: int, n: int, width: int, device: torch.device) -> Tensor:
+    """1 where a key is the prompt of that number, (1, n_keys, 1, width)."""
+    which = torch.zeros(n_keys, width, device=device)
+    which[first : first + n, :n] = torch.eye(n, device=device)
+    return which[None, :, None]

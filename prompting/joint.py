@@ -117,7 +117,9 @@ def _merge(prompts: Sequence[DeepPrompt], sizes: Sequence[int], classes: int = 1
     rows = [size * classes for size in sizes]
 
     def weigh(attention: AttentionMass) -> Tensor:
-        own = zip(gates, attention.mass.split(rows), attention.n_keys.split(rows), strict=True)
+        n_keys = attention.n_keys
+        n_keys = n_keys.split(rows) if isinstance(n_keys, Tensor) else [n_keys] * len(rows)
+        own = zip(gates, attention.mass.split(rows), n_keys, strict=True)
         weights = [gate.weigh(AttentionMass(mass, n_keys)) for gate, mass, n_keys in own]
         return torch.cat([weight.expand(count, -1) for weight, count in zip(weights, rows, strict=True)])
 

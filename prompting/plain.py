@@ -63,7 +63,7 @@ class PlainTextEncoder(TextEncoder):
             with torch.no_grad():
                 weights = attention_weights(block, x, mask)
                 row = weights[torch.arange(len(x), device=x.device), eot]  # (n_cls, context_length)
-            deep = deep.mix(AttentionMass(row[:, 1 : 1 + deep.n_prompts], (eot + 1).unsqueeze(1))).tokens
+            deep = deep.mix(AttentionMass(row[:, 1 : 1 + deep.n_prompts], (eot + 1).unsqueeze(1)))
         return deep.to(x.dtype).expand(len(x), -1, -1)
 
 
@@ -78,7 +78,7 @@ class PlainVisionEncoder(VisionEncoder):
             if isinstance(deep, GatedPrompt):
                 with torch.no_grad():
                     weights = attention_weights(block, x, None)[:, :n_stay, n_stay:].mean(1)
-                deep = deep.mix(AttentionMass(weights, torch.full_like(weights[:, :1], x.shape[1]))).tokens
+                deep = deep.mix(AttentionMass(weights, x.shape[1]))
             if deep is not None:
                 x = torch.cat([x[:, :n_stay], deep.to(x.dtype).expand(len(x), -1, -1)], dim=1)
             x = run_block(block, x, None)

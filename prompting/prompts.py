@@ -20,54 +20,16 @@ class AttentionMass:
     Attributes:
         mass: attention probability per prompt token, mean over heads and query rows, detached;
             shape (n, n_prompts) with one row per image (vision) or per class (text).
-        n_keys: number of keys the reading row can see, shape (n, 1). Uniform attention has ``mass == 1 / n_keys``.
+        n_keys: number of keys the reading row can see, (n, 1) or the same for all. Uniform attention has
+            ``mass == 1 / n_keys``.
     """
 
     mass: Tensor
-    n_keys: Tensor
+    n_keys: Tensor | int
 
     def relative(self) -> Tensor:
         """Mass relative to uniform attention: 1.0 where the layer does not prefer the token, shape (n, n_prompts)."""
         return self.mass * self.n_keys
-
-
-@dataclass(frozen=True)
-class Mixture:
-    """Tokens ``w * own + (1 - w) * foreign``.
-
-    Attributes:
-        own: (n_prompts, width), or (groups, n_prompts, width), each for as many consecutive rows of the weights.
-        foreign: as ``own``.
-        weight: w, (n, n_prompts); or (n_prompts,), the same tokens for all.
-    """
-
-    own: Tensor
-    foreign: Tensor
-    weight: Tensor
-
-    @property
-    def pair(self) -> Tensor:
-        """The two tokens side by side, (groups, n_prompts, 2, width)."""
-        pair = torch.stack([self.own, self.foreign], dim=-2)
-        return pair if pair.dim() == 4 else pair.unsqueeze(0)
-
-    @property
-    def shares(self) -> Tensor:
-        """How much of either, (groups, n_prompts, n / groups, 2)."""
-        weight = self.weight.reshape(-1, self.weight.shape[-1])
-        groups = len(self.own) if self.own.dim() == 3 else 1
-        weight = weight.unflatten(0, (groups, -1)).transpose(1, 2)
-        return torch.stack([weight, 1 - weight], dim=-1)
-
-    @property
-    def tokens(self) -> Tensor:
-        """(n, n_prompts, width), or (n_prompts, width) where all get the same."""
-        w, own, foreign = self.weight.unsqueeze(-1), self.own, self.foreign
-        if own.dim() == 3:
-            w = w.unflatten(0, (len(own), -1))
-            mixed = w * own.unsqueeze(1) + (1 - w) * foreign.unsqueeze(1)
-            return mixed.flatten(0, 1)
-        return w * own + (1 - w) * foreign
 
 
 @dataclass(frozen=True)
@@ -76,7 +38,8 @@ class GatedPrompt:
 
     Attributes:
         weigh: maps the attention mass to the own tokens' weight, (n, n_prompts) or (n_prompts,).
-        own, foreign: the two tokens that are mixed, see :class:`Mixture`.
+        own, foreign: the two tokens that are mixed, (n_prompts, width), or (groups, n_prompts, width), each for as many
+            consecutive rows of the weights.
         per_sample: whether ``weigh`` returns weights for each image (vision) or class (text).
     """
 
@@ -90,9 +53,13 @@ class GatedPrompt:
         """Number of tokens."""
         return self.own.shape[-2]
 
-    def mix(self, attention: AttentionMass) -> Mixture:
-        """The tokens that follow from the attention."""
-        return Mixture(self.own, self.foreign, self.weigh(attention))
+    def mix(self, attention: AttentionMass) -> Tensor:
+        """``w * own + (1 - w) * foreign``, (n, n_prompts, width); or (n_prompts, width) where all get the same."""
+        w, own, foreign = self.weigh(attention).unsqueeze(-1), self.own, self.foreign
+        if own.dim() == 2:
+            return torch.addcmul(foreign, w, own - foreign)
+        w = w.unflatten(0, (len(own), -1))
+        return torch.addcmul(foreign.unsqueeze(1), w, (own - foreign).unsqueeze(1)).flatten(0, 1)
 
 
 DeepPrompt = Tensor | GatedPrompt

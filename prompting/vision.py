@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_mass
+from prompting.launches import few_launches
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, VisionPrompts, check_deep_prompts
 from prompting.recompute import run_layer
 
@@ -93,7 +94,7 @@ class VisionEncoder(nn.Module):
                 )
             return self.visual(images.to(self.visual.conv1.weight.dtype))
         check_deep_prompts(prompts.deep, self.n_layers, "vision")
-        if torch.is_grad_enabled() or images.device.type != "cpu" or not _same_for_all(prompts):
+        if torch.is_grad_enabled() or few_launches(images.device) or not _same_for_all(prompts):
             return self._run_blocks(images, prompts)
         return torch.cat([self._run_blocks(some, prompts) for some in images.split(IMAGES_AT_ONCE)])
 
@@ -134,7 +135,7 @@ class VisionEncoder(nn.Module):
         """Replace the prompt tokens if this layer does: all rows, and their Q, K, V (or K, V)."""
         if isinstance(deep, GatedPrompt):
             projected = project(block, stay)  # the gate reads the queries too
-            own = _for_each(deep.mix(self._mass(block, projected, own)).tokens, stay)
+            own = _for_each(deep.mix(self._mass(block, projected, own)), stay)
             projected = torch.cat([projected[:, :, slice(*parts)], project(block, own, parts)], dim=1)
             return torch.cat([stay, own], dim=1), projected
         if deep is not None:
@@ -150,7 +151,7 @@ class VisionEncoder(nn.Module):
         n_stay = stay_qkv.shape[1]
         keys = torch.cat([stay_qkv[:, :, 1], project(block, arriving, K)[:, :, 0]], dim=1)
         mass = prompt_mass(stay_qkv[:, :, 0], keys, slice(n_stay, None))
-        return AttentionMass(mass, torch.full_like(mass[:, :1], keys.shape[1]))
+        return AttentionMass(mass, keys.shape[1])
 
     def _last_layer(self, stay: Tensor, own: Tensor, deep: DeepPrompt | None) -> Tensor:
         """The last layer for [CLS] only, and the projection; (batch, embed_dim)."""

@@ -10,6 +10,7 @@ from benchmarks.__main__ import main
 from benchmarks.beyond import on_the_line, only_classes, spread
 from benchmarks.busy import busy_share, covered_share
 from benchmarks.flops import training_flops
+from benchmarks.kernels import count_training
 from benchmarks.measure import ParityError, parity
 from benchmarks.seeds import main as seeds_main
 from benchmarks.setup import build_trainer, class_names, random_batch, random_clip
@@ -38,6 +39,33 @@ def test_ratio_comes_with_parity(what, trainer, tmp_path, capsys):
     assert row["ratio"]["median"] > 0
     assert row["max_logit_difference"] <= 1e-4
     assert row["min_gradient_cosine"] >= 0.999999
+
+
+# The most kernels of a training step; neither the number of classes nor the lengths of their names add any.
+MOST_KERNELS = {
+    "BMIP": 1320,
+    "BMIP TRAINER.BMIP.GATE official": 1135,
+    "MaPLe": 805,
+    "CoOp TRAINER.COOP.N_CTX 16": 545,
+    "PromptSRC": 940,
+}
+
+
+@pytest.mark.parametrize("method", MOST_KERNELS)
+def test_kernels_of_a_step_do_not_creep_up(method):
+    trainer, *options = method.split()
+    few, many = (count_training(trainer, classes, 4, options) for classes in (10, 200))
+    assert few == many
+    assert {"forward", "backward", "report", "optimiser"} == set(few)
+    assert sum(phase.total() for phase in few.values()) <= MOST_KERNELS[method]
+
+
+def test_kernels_as_a_table(tmp_path, capsys):
+    output = tmp_path / "kernels.json"
+    assert main(["kernels", "--trainer", "CoOp", "CoPrompt", "--classes", "2", "--json", str(output)]) == 0
+    assert "test batch" in capsys.readouterr().out
+    rows = json.loads(output.read_text())["rows"]
+    assert all(0 < row["kernels"]["test batch"] < row["kernels"]["forward"] for row in rows)
 
 
 def test_beyond_the_plain_path_a_line_is_read_and_parity_still_checked(tmp_path, capsys):

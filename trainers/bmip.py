@@ -68,7 +68,7 @@ class Gate(nn.Module):
         if reading != "constant":
             self.alpha = nn.Parameter(torch.empty(()).uniform_(-1, 1, generator=generator))
         self.beta = nn.Parameter(torch.empty(()).uniform_(-1, 1, generator=generator))
-        self.last: Tensor | None = None  # weight of the last forward pass, mean over images or classes; for the log
+        self.last: Tensor | None = None  # weights of the last forward pass; for the log
 
     def weight(self, attention: AttentionMass | None) -> Tensor:
         """Mixing weights: (n, n_prompts) per sample, (n_prompts,) per batch, () when constant."""
@@ -76,8 +76,8 @@ class Gate(nn.Module):
             w = torch.sigmoid(self.beta)
         else:
             a = attention.relative() if self.reading == "sample" else attention.mass.mean(0)
-            w = torch.sigmoid(self.alpha * a + self.beta)
-        self.last = w.detach().mean()
+            w = torch.sigmoid(torch.addcmul(self.beta, self.alpha, a))
+        self.last = w.detach()
         return w
 
     def mix(self, own: Tensor, foreign: Tensor) -> Tensor | GatedPrompt:
@@ -222,7 +222,7 @@ class BMIPLearner(PromptLearner):
             return {}
         towers = {"vision": self.vision_gates, "text": self.text_gates}
         return {
-            f"{tower}/{layer}": float(gate.last)
+            f"{tower}/{layer}": float(gate.last.mean())
             for tower, gates in towers.items()
             for layer, gate in enumerate(gates, start=1)
             if gate.last is not None
@@ -242,7 +242,7 @@ def _project_all(projections: nn.Linear | nn.ModuleList, prompts: list[Tensor]) 
     """Every layer's prompts through their projection."""
     if isinstance(projections, nn.ModuleList):
         return [project(p) for project, p in zip(projections, prompts, strict=True)]
-    return [projections(p) for p in prompts]
+    return list(projections(torch.stack(prompts)).unbind()) if prompts else []
 
 
 def check_bmip_settings(settings: CfgNode) -> None:

@@ -78,7 +78,7 @@ class DeviceStep:
         return self._read(report.tolist())
 
     def _compute(self, labels: Tensor, *rest: Tensor) -> Tensor:
-        """Gradients of the batch; returns the step's numbers, then 1 for every parameter whose gradient is finite.
+        """Gradients of the batch; returns the step's numbers, then the largest of every parameter's gradient.
 
         Args:
             labels: (batch,).
@@ -93,8 +93,9 @@ class DeviceStep:
         values = reported(loss, labels)
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self.value_names, self.gradient_names = list(values), list(gradients)
-        finite = [torch.isfinite(gradient).all() for gradient in gradients.values()]
-        return stacked([*values.values(), *finite])
+        # The largest absolute value says whether all are finite; of all gradients in one operation.
+        largest = torch._foreach_norm([*gradients.values()], ord=math.inf)
+        return stacked([*values.values(), *largest])
 
     def _replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
         try:
@@ -116,6 +117,6 @@ class DeviceStep:
         values = dict(zip(self.value_names, numbers, strict=False))
         if not math.isfinite(values["loss"]):
             raise FloatingPointError(f"Loss is infinite or NaN! ({self.trainer.at()})")
-        finite = zip(self.gradient_names, numbers[len(values) :], strict=True)
-        self.trainer.heed_gradients([name for name, is_finite in finite if not is_finite])
+        largest = zip(self.gradient_names, numbers[len(values) :], strict=True)
+        self.trainer.heed_gradients([name for name, value in largest if not math.isfinite(value)])
         return values

@@ -1,15 +1,15 @@
 """The fast path equals the plain one, for every way of placing prompts; and the plain one equals clip itself."""
 
+import contextlib
+
 import clip
 import pytest
 import torch
 from torch.nn import functional as F
 
 from prompting import GatedPrompt, Prompts, TextPrompts, VisionPrompts, layout_from_texts, layout_with_context
-from prompting.attention import project
-from prompting.mixture import project_mixture
+from prompting.launches import as_on_a_gpu
 from prompting.plain import PlainTextEncoder, PlainVisionEncoder
-from prompting.prompts import Mixture
 from prompting.text import TextEncoder
 from prompting.vision import VisionEncoder
 from tests.clips import CLASSNAMES, random_clip
@@ -46,6 +46,13 @@ class Scenario:
             return GatedPrompt(weigh, own, foreign, per_sample)
 
         return {i: rule(i) for i in layers or range(1, depth)}
+
+
+@pytest.fixture(params=["cpu", "gpu"], autouse=True)
+def way(request):
+    """Every test goes both ways of the fast path: little arithmetic, and few launches."""
+    with as_on_a_gpu() if request.param == "gpu" else contextlib.nullcontext():
+        yield
 
 
 def assert_paths_agree(model, images, layout, build):
@@ -149,26 +156,6 @@ def test_gates_of_several_contexts_equal_each_alone(tiny_vit):
     alone = torch.stack([encode(layout, prompts(*group)) for group in zip(context, own, foreign, strict=True)])
     torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-5)
     assert (together[0] - together[1]).abs().max() > 0.1
-
-
-@pytest.mark.parametrize("scale", [0.02, 30.0])
-@pytest.mark.parametrize("groups", [(), (3,)])
-def test_a_mixture_is_projected_as_its_tokens_are(tiny_vit, groups, scale):
-    block, s = tiny_vit.transformer.resblocks[0], Scenario()
-    own, foreign = (s.tensor(name, *groups, 2, WIDTH, std=scale) for name in ("own", "foreign"))
-    weight = torch.rand(6, 2, generator=s.generator)
-    mixture = Mixture(own, foreign, weight)
-    tokens = mixture.tokens.reshape(len(groups) * 2 + 1, -1, WIDTH)
-    torch.testing.assert_close(project_mixture(block, mixture), project(block, tokens), rtol=1e-4, atol=1e-5)
-
-
-def test_tokens_that_cancel_are_projected_without_a_division_by_zero(tiny_vit):
-    block, own = (
-        tiny_vit.transformer.resblocks[0],
-        1e3 * torch.randn(2, WIDTH, generator=torch.Generator().manual_seed(0)),
-    )
-    projected = project_mixture(block, Mixture(own, -own, torch.full((3, 2), 0.5)))
-    torch.testing.assert_close(projected, project(block, torch.zeros(1, 6, WIDTH)), rtol=1e-4, atol=1e-4)
 
 
 def test_a_class_list_without_a_common_beginning_has_gates_too(tiny_vit, images):
