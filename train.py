@@ -36,6 +36,7 @@ from evaluation.reuse import train_on_features
 from evaluation.rundir import clean_start, run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
 from folder_lock import LockedError
+from trainers.checks import RANGES
 from trainers.memory import raise_explained
 from trainers.together import join_trainer, run_together
 
@@ -167,9 +168,11 @@ def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
         ValueError: a setting cannot be used; the message names it and the cure.
     """
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    check_cfg(cfg, RANGES)
     splits = class_splits_of(cfg)
     check_trackers(cfg)
-    check_cfg(cfg)
+    if args.load_epoch is not None and args.load_epoch < 1:
+        raise ValueError(f"--load-epoch is {args.load_epoch}: epochs are counted from 1")
     if args.eval_only and not args.model_dir and getattr(trainer, "needs_training", False):
         raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
     return splits

@@ -66,7 +66,7 @@ TRAIN = {
     "negative test batch": (["DATALOADER.TEST.BATCH_SIZE", "-1"], r"TEST.BATCH_SIZE is -1.*at least 1"),
     "negative workers": (["DATALOADER.NUM_WORKERS", "-1"], r"NUM_WORKERS is -1.*at least 0"),
     "half a worker": (["DATALOADER.NUM_WORKERS", "1.5"], r"NUM_WORKERS wants int"),
-    "unknown sampler": (["DATALOADER.TRAIN_X.SAMPLER", "Random"], r"sampler type Random.*RandomSampler"),
+    "unknown sampler": (["DATALOADER.TRAIN_X.SAMPLER", "Random"], r"SAMPLER is .Random.: did you mean RandomSampler"),
     "views that the method lacks": (["DATALOADER.K_TRANSFORMS", "2"], r"K_TRANSFORMS is 2.*set it to 1"),
     "log line every 0 batches": (["TRAIN.PRINT_FREQ", "0"], r"PRINT_FREQ is 0.*at least 1"),
     "unknown evaluator": (["TEST.EVALUATOR", "Classif"], r"TEST.EVALUATOR.*did you mean Classification"),
