@@ -138,6 +138,7 @@ KEYS: dict[str, Any] = {
     "TEST.SPLIT": Choice(("test", "val")),
     "TEST.FINAL_MODEL": Choice(("last_step", "best_val")),
     "TRAINER.NAME": Text(),
+    **{f"TRAINER.{name}.STRONG_TRANSFORMS": NAMES for name in ("CDAC", "DAEL", "DAELDG", "FIXMATCH")},
     # Of this project's data sets, evaluation and trainers; elsewhere nobody has these keys.
     "DATASET.SUBSAMPLE_CLASSES": Choice(("all", "base", "new")),
     "FEATURES.MAX_GIB": Number(0, 2**20),

@@ -117,6 +117,9 @@ class Anything:
         """True."""
         return True
 
+    def __str__(self) -> str:
+        return "any value"
+
 
 def kind_of(default: Any) -> Any:
     """The kind that a default value is of, without a range."""
@@ -128,10 +131,10 @@ def kind_of(default: Any) -> Any:
         return Number()
     if isinstance(default, str):
         return Text()
-    if isinstance(default, list | tuple) and default:
+    if isinstance(default, list | tuple):
         kinds = {kind_of(each) for each in default}
         kinds = {Number()} if kinds == {Number(), Number(whole=True)} else kinds
-        return Several(kinds.pop()) if len(kinds) == 1 else Anything()
+        return Several(kinds.pop() if len(kinds) == 1 else Anything())
     return Anything()
 
 

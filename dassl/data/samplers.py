@@ -23,6 +23,7 @@ AVAI_SAMPLERS = (
     *("RandomSampler", "SequentialSampler", "RandomDomainSampler", "SeqDomainSampler", "RandomClassSampler"),
 )
 
+
 class RandomSampler(TorchRandomSampler):
     """All images in random order.
 
