@@ -139,6 +139,8 @@ class PromptTrainer(Steps, TrainerX):
         check_ranges(self.node, cfg.TRAINER[self.node])
         check_lengths(f"TRAINER.{self.node}", cfg.TRAINER[self.node])
         check_choice("TRAIN.FROZEN_LINEAR", cfg.TRAIN.FROZEN_LINEAR, BACKENDS)
+        if cfg.INPUT.NO_TRANSFORM:
+            raise ValueError("INPUT.NO_TRANSFORM True: CLIP takes tensors, which the transforms make: set it to False")
         if cfg.TRAIN.CUDA_GRAPH and not (cfg.USE_CUDA and torch.cuda.is_available()):
             raise ValueError("TRAIN.CUDA_GRAPH True needs a CUDA device, and this run has none: set it to False")
         views, name = cfg.DATALOADER.K_TRANSFORMS, type(self).__name__

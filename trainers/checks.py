@@ -25,7 +25,7 @@ WEIGHT = (0, 10**6)  # of a term of a loss
 
 
 def declare_ranges(node: str, settings: CfgNode, ranges: dict[str, tuple[Any, ...]]) -> None:
-    """Keep what the keys of a method's node may hold: by default, for the keys that methods share, the common ranges."""
+    """Keep what the keys of a method's node may hold; those that methods share have the common ranges by default."""
     ranges = {key: COMMON_RANGES[key] for key in settings if key in COMMON_RANGES} | ranges
     RANGES.update({f"TRAINER.{node}.{key}": allowed for key, allowed in ranges.items()})
 

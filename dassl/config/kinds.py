@@ -139,7 +139,7 @@ def kind_of(default: Any) -> Any:
 
 
 def kind_in(default: Any, allowed: tuple[Any, ...]) -> Any:
-    """The kind of a default value with what a trainer allows: (least, most) of a number, or the names to choose from."""
+    """The kind of a default with what a trainer allows: (least, most) of a number, or the names to choose from."""
     if isinstance(default, list | tuple):
         return Several(kind_in(default[0] if default else allowed[0], allowed))
     if isinstance(allowed[0], str):

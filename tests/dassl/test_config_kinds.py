@@ -144,13 +144,17 @@ REFUSED = {
 }
 
 
+def merge_and_check(cfg, key, value):
+    cfg.merge_from_list([key, value])
+    check_values(cfg, RANGES)
+
+
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in REFUSED.items() for value in values])
 def test_values_out_of_range(key, value):
     cfg = get_cfg_default()
     cfg.DATASET.NAME = "Digits"
     with pytest.raises(ConfigError, match=key):
-        cfg.merge_from_list([key, value])
-        check_values(cfg, RANGES)
+        merge_and_check(cfg, key, value)
 
 
 @pytest.mark.parametrize(
