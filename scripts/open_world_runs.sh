@@ -55,7 +55,7 @@ run_all() { # TRAINER or TRAINER=SETTING ...: every trainer with every seed, the
     done
     if [ -n "$DRY_RUN" ]; then show bash scripts/setup.sh; else bash scripts/setup.sh; fi
     if [ -z "$DRY_RUN" ] && [ -n "${OPTS:-}" ]; then
-        "$PYTHON" -m sweeping.pairs "${EXTRA_OPTS[@]}" || refuse "OPTS is '$OPTS', which train.py does not take"
+        "$PYTHON" -m sweeping.pairs "${EXTRA_OPTS[@]}" || exit 2
     fi
     for seed in $SEEDS; do
         for pair in "${methods[@]}"; do

@@ -129,6 +129,7 @@ PREDICT = {
     "nothing to load": ([SEVEN], r"give --model-dir, or --backbone together with --classes"),
     "not a run": ([SEVEN, "--model-dir", "assets"], r"has no config.yaml"),
     "run with half a config": ([SEVEN, "--model-dir", "{tmp}/half"], r"half/config.yaml.*lacks DATALOADER"),
+    "run with an odd config": ([SEVEN, "--model-dir", "{tmp}/odd"], r"INPUT.PIXEL_MEAN is None.*three numbers"),
     "folder without images": (["docs", "--model-dir", "assets"], r"docs holds no image"),
     "empty class list": ([SEVEN, *B, "--classes", " , "], r"no class name in --classes"),
     "class file missing": ([SEVEN, *B, "--classes-file", "none.txt"], r"none.txt"),
@@ -227,6 +228,9 @@ def make_files(folder: Path) -> None:
         "section.yaml": "OPTIM: 3\n",
         "other.yaml": "DATASET:\n  NAME: Digits\n",
         "half/config.yaml": "INPUT: {SIZE: [48, 48]}\nDATASET: {NAME: Digits}\n",
+        "odd/config.yaml": (
+            "INPUT: {PIXEL_MEAN: null}\nDATALOADER: {}\nMODEL: {}\nTRAINER: {NAME: BMIP}\nDATASET: {NAME: Digits}\n"
+        ),
         "script.jpg": "%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n(executed) (w) file\n%%EOF\n",
         "cut/results.json": '{"schema_version": 1,',
         "list/results.json": "[]",

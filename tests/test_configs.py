@@ -1,4 +1,4 @@
-"""Every file under configs/trainers that is ours: it loads, its header's command is real, its values are the published ones.
+"""Every file of ours under configs/trainers: it loads, its header's command is real, its values are the published ones.
 
 `PUBLISHED` is written from the methods' released configuration files and papers, not from the files under test.
 """

@@ -152,6 +152,17 @@ def test_wrong_use_is_one_line_before_anything_runs(case, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("OPTIM.LR None", r"OPTIM.LR is None"), ("OPTIM.LRR 1", r"unknown key OPTIM.LRR"), ("SEED 3", r"SEED is set")],
+)
+def test_options_that_no_run_takes_are_one_line_before_anything_runs(options, message, tmp_path):
+    refused = run("compare.sh", "digits", "1", "CoOp", OUTPUT=str(tmp_path / "output"), OPTS=options)
+    assert refused.returncode == 2
+    assert re.search(message, refused.stderr.splitlines()[-1]), refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory):
     """compare.sh on the digits, one epoch: what it printed, and the folder that it wrote."""
