@@ -53,8 +53,7 @@ def check_pairs(pairs: Sequence[str], taken: Mapping[str, str]) -> None:
     import trainers  # noqa: F401
     from dassl.config import check_values, get_cfg_default
     from dassl.data.datasets import DATASET_REGISTRY
-    from evaluation import features, protocols, reuse  # noqa: F401
-    from evaluation.determinism import determinism  # noqa: F401
+    from evaluation import determinism, features, protocols, reuse  # noqa: F401
     from evaluation.trackers import check_trackers
     from trainers.checks import RANGES
 
