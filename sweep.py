@@ -28,7 +28,7 @@ from sweeping.claims import forget_dead_claim
 from sweeping.inline import InlineLauncher
 from sweeping.jobs import Job, Plan, Variation, build_queue, protocol_named, variations_of
 from sweeping.local import LocalLauncher, Slot, Stop, slots_for
-from sweeping.pairs import OF_A_PROTOCOL, OF_A_RUN, check_pairs
+from sweeping.pairs import check_pairs
 from sweeping.progress import Progress
 from sweeping.protocols import PROTOCOLS
 from sweeping.settings import REPOSITORY, SweepError, bundled_plan
@@ -153,7 +153,7 @@ def run(args: argparse.Namespace, pairs: tuple[str, ...]) -> int:
     if args.launcher == "inline":
         os.environ.update(slots[0].environment())  # before torch is imported, which reads them once
     varied = [word for variation in plan.variations for word in variation.options]
-    check_pairs((*varied, *pairs), OF_A_RUN | OF_A_PROTOCOL)
+    check_pairs((*varied, *pairs))
     return show_or_run(queue, args, plan.output, slots)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from commandline import add_debug, guarded
 from sweeping.settings import SweepError
@@ -21,31 +21,22 @@ OF_A_RUN = {
     "DATASET.NAME": "--datasets",
     "TRAINER.NAME": "--trainers",
 }
-OF_A_PROTOCOL = {
-    "DATASET.NUM_SHOTS": "--shots",
-    "DATASET.SUBSAMPLE_CLASSES": "--protocol",
-    "TEST.CLASS_SPLITS": "--protocol",
-    "TEST.PROTOCOL": "--protocol",
-    "TEST.SETTING": "--trainers NAME=SETTING",
-    "TEST.SOURCE_DATASET": "--source",
-}
 
 
-def check_pairs(pairs: Sequence[str], taken: Mapping[str, str]) -> None:
+def check_pairs(pairs: Sequence[str]) -> None:
     """Check KEY VALUE pairs as train.py does, but for what only a whole configuration shows.
 
     Args:
         pairs: key, value, key, value ...; the same key may come again.
-        taken: keys that may not come, with what to use instead.
 
     Raises:
-        SweepError, ConfigError, ValueError: a pair that no run could use.
+        SweepError, ConfigError, ValueError: a pair that no run could use, or a key of `OF_A_RUN`.
     """
     if len(pairs) % 2:
         raise SweepError(f"options come in pairs KEY VALUE; {pairs[-1]!r} has no value")
     for key in pairs[::2]:
-        if key in taken:
-            raise SweepError(f"{key} is set for every run: use {taken[key]} instead")
+        if key in OF_A_RUN:
+            raise SweepError(f"{key} is set for every run: use {OF_A_RUN[key]} instead")
     if not pairs:
         return
     # what defines the keys takes seconds to import, and is not needed without pairs
@@ -70,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sweeping.pairs", description=__doc__.splitlines()[0])
     add_debug(parser)
     parser.add_argument("pairs", nargs=argparse.REMAINDER, metavar="KEY VALUE")
-    return guarded(lambda args: check_pairs(args.pairs, OF_A_RUN), parser.parse_args(argv))
+    return guarded(lambda args: check_pairs(args.pairs), parser.parse_args(argv))
 
 
 if __name__ == "__main__":

@@ -165,7 +165,7 @@ SWEEPS = {
     "folder of a run": ([*SWEEP, "--", "OUTPUT_DIR", "{tmp}/x"], r"OUTPUT_DIR is set for every run: use --output"),
     "seed of a run": ([*SWEEP, "--", "SEED", "1"], r"SEED is set for every run: use --seeds"),
     "root of a run": ([*SWEEP, "--", "DATASET.ROOT", "x"], r"DATASET.ROOT is set for every run: use --root"),
-    "shots of a run": ([*SWEEP, "--vary", "DATASET.NUM_SHOTS", "1", "2"], r"DATASET.NUM_SHOTS.*use --shots"),
+    "seed to vary": ([*SWEEP, "--vary", "SEED", "1", "2"], r"SEED is set for every run: use --seeds"),
     "GPU in words": ([*SWEEP, "--gpus", "one"], r"--gpus one: 'one' is no GPU's number"),
     "GPUs with a comma": ([*SWEEP, "--gpus", "0,1"], r"--gpus 0,1: '0,1' is no GPU's number.*spaces"),
     "GPU twice": ([*SWEEP, "--gpus", "0", "00"], r"--gpus 0 00: a GPU comes twice.*--slots"),
