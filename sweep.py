@@ -15,16 +15,20 @@ signal n.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from commandline import add_debug, guarded
+from dassl.config.checks import MANY as MOST_SHOTS
+from dassl.config.checks import MOST_SEED
 from reporting.runs import ResultsError
 from sweeping.claims import forget_dead_claim
 from sweeping.inline import InlineLauncher
 from sweeping.jobs import Job, Plan, Variation, build_queue, protocol_named, variations_of
-from sweeping.local import LocalLauncher, Stop, slots_for
+from sweeping.local import LocalLauncher, Slot, Stop, slots_for
+from sweeping.pairs import check_pairs
 from sweeping.progress import Progress
 from sweeping.protocols import PROTOCOLS
 from sweeping.settings import REPOSITORY, SweepError, bundled_plan
@@ -112,8 +116,6 @@ def plan_of(args: argparse.Namespace, pairs: tuple[str, ...]) -> Plan:
     Raises:
         SweepError: it makes no sense.
     """
-    if len(pairs) % 2:
-        raise SweepError(f"after -- come KEY VALUE pairs; {pairs[-1]!r} has no value")
     datasets, source = tuple(args.datasets), args.source
     if datasets == ("bundled",):
         datasets, source = bundled_plan(protocol_named(args.protocol), source)
@@ -145,10 +147,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run(args: argparse.Namespace, pairs: tuple[str, ...]) -> int:
     """Plan the queue and do with it what the command line asks for."""
     plan = plan_of(args, pairs)
-    return show_or_run(build_queue(plan), args, plan.output)
+    check_numbers(args)
+    queue = build_queue(plan)
+    slots = slots_for(args.gpus, 1 if args.foreground or args.launcher == "inline" else args.slots)
+    if args.launcher == "inline":
+        os.environ.update(slots[0].environment())  # before torch is imported, which reads them once
+    varied = [word for variation in plan.variations for word in variation.options]
+    check_pairs((*varied, *pairs))
+    return show_or_run(queue, args, plan.output, slots)
 
 
-def show_or_run(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
+def check_numbers(args: argparse.Namespace) -> None:
+    """Refuse seeds and numbers of shots that no run takes.
+
+    Raises:
+        SweepError: naming the option.
+    """
+    for option, numbers, least, most in (("seeds", args.seeds, 0, MOST_SEED), ("shots", args.shots, -1, MOST_SHOTS)):
+        given = f"--{option} {' '.join(map(str, numbers))}"
+        if not all(least <= number <= most for number in numbers):
+            raise SweepError(f"{given}: give numbers from {least} to {most}")
+        if len(set(numbers)) < len(numbers):
+            raise SweepError(f"{given}: the same number comes twice")
+
+
+def show_or_run(jobs: list[Job], args: argparse.Namespace, output: Path, slots: list[Slot]) -> int:
     """Do with the queue what the command line asks for."""
     if args.dry_run:
         for job in jobs:
@@ -160,14 +183,12 @@ def show_or_run(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
             if is_finished(job.folder) and job.protocol in ("", PROTOCOLS[args.protocol].name):
                 print(job.folder / "results.json")
         return 0
-    return run_queue(jobs, args, output)
+    return run_queue(jobs, args, output, slots)
 
 
-def run_queue(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
+def run_queue(jobs: list[Job], args: argparse.Namespace, output: Path, slots: list[Slot]) -> int:
     """Run what is not finished and say what became of it."""
     seeds = seeds_per_process(args.seeds_per_process)
-    one = args.foreground or args.launcher == "inline"
-    slots = slots_for(args.gpus, 1 if one else args.slots)
     progress = Progress(jobs, len(slots), sys.stdout)
     with Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)

@@ -25,6 +25,7 @@ import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
 from commandline import add_debug, guarded
 from dassl.config import check_cfg, get_cfg_default
+from dassl.config.checks import MOST_SEED
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
 from evaluation.determinism import determinism
@@ -36,6 +37,7 @@ from evaluation.reuse import train_on_features
 from evaluation.rundir import clean_start, run_dir, write_config
 from evaluation.trackers import check_trackers, track_run
 from folder_lock import LockedError
+from trainers.checks import RANGES
 from trainers.memory import raise_explained
 from trainers.together import join_trainer, run_together
 
@@ -65,9 +67,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--target-domains", nargs="+", help="target domains, for domain data sets")
     parser.add_argument("--transforms", nargs="+", help="training transforms")
     parser.add_argument(
-        "--config-file", default="", help="the trainer's setting: configs/trainers/<Name>/<setting>.yaml"
+        "--config-file", type=file_name, help="the trainer's setting: configs/trainers/<Name>/<setting>.yaml"
     )
-    parser.add_argument("--dataset-config-file", default="", help="the data set: configs/datasets/<name>.yaml")
+    parser.add_argument("--dataset-config-file", type=file_name, help="the data set: configs/datasets/<name>.yaml")
     parser.add_argument("--trainer", default="", help="name of the method")
     parser.add_argument("--backbone", default="", help="ViT-B/16, RN50 ..., a .pt file, or bundled:tiny_clip")
     parser.add_argument("--head", default="", help="head of Dassl's SimpleNet")
@@ -80,6 +82,13 @@ def build_parser() -> argparse.ArgumentParser:
     add_debug(parser)
     parser.add_argument("opts", nargs=argparse.REMAINDER, default=[], help="KEY VALUE pairs")
     return parser
+
+
+def file_name(text: str) -> str:
+    """An option's value, once it is not empty: a variable that a script did not set."""
+    if not text:
+        raise argparse.ArgumentTypeError("give the name of a file, or leave the option out")
+    return text
 
 
 def reset_cfg(cfg: Any, args: argparse.Namespace) -> None:
@@ -167,9 +176,11 @@ def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
         ValueError: a setting cannot be used; the message names it and the cure.
     """
     trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    check_cfg(cfg, RANGES)
     splits = class_splits_of(cfg)
     check_trackers(cfg)
-    check_cfg(cfg)
+    if args.load_epoch is not None and args.load_epoch < 1:
+        raise ValueError(f"--load-epoch is {args.load_epoch}: epochs are counted from 1")
     if args.eval_only and not args.model_dir and getattr(trainer, "needs_training", False):
         raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
     return splits
@@ -254,7 +265,9 @@ def run_seeds(args: argparse.Namespace) -> int:
 
     A signal ends them where they are: each goes on after its last finished epoch.
     """
-    runs = [functools.partial(run_one, one) for one in one_per_seed(args)]
+    ones = one_per_seed(args)
+    check_run(setup_cfg(ones[0]), ones[0])  # what is wrong is wrong for all of them, and said once
+    runs = [functools.partial(run_one, one) for one in ones]
     try:
         with StopRequest().listening():
             return max(run_together(runs))
@@ -268,8 +281,8 @@ def one_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     Raises:
         ValueError: seeds would share a folder.
     """
-    if len(set(args.seeds)) < len(args.seeds) or min(args.seeds) < 0:
-        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: give different numbers, 0 or more")
+    if len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed <= MOST_SEED for seed in args.seeds):
+        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: give different numbers, 0 to {MOST_SEED}")
     if args.seed >= 0:
         raise ValueError("--seed and --seeds exclude each other")
     for option in ("output_dir", "resume"):

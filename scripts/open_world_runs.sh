@@ -54,6 +54,9 @@ run_all() { # TRAINER or TRAINER=SETTING ...: every trainer with every seed, the
         methods+=("$pair")
     done
     if [ -n "$DRY_RUN" ]; then show bash scripts/setup.sh; else bash scripts/setup.sh; fi
+    if [ -z "$DRY_RUN" ] && [ -n "${OPTS:-}" ]; then
+        "$PYTHON" -m sweeping.pairs "${EXTRA_OPTS[@]}" || exit 2
+    fi
     for seed in $SEEDS; do
         for pair in "${methods[@]}"; do
             run "${pair% *}" "${pair#* }" "$seed"

@@ -42,7 +42,7 @@ class InlineLauncher:
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Run the jobs in order until all ended or a stop was asked for."""
-        os.environ.update(self.slot.environment())  # before torch is imported, which reads them once
+        os.environ.update(self.slot.environment())
         self.stop.interrupts = True
         claims, waiting = Claims(self.progress), list(jobs)
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from sweeping.together import common_arguments, companions, share_console
 POLL_SECONDS = 0.1
 STOP_SECONDS = 30.0  # for a child to write its checkpoint and end
 CORES_PER_CPU_SLOT = 4
+MOST_SLOTS = 1024
 STOPPED = 75  # train.py's exit status when a signal stopped it
 NOT_ITS_FAULT = (STOPPED, 69)  # 69: another process works in the folder
 STOPPED_REASON = "stopped by a signal, its state is saved: the same command goes on"
@@ -57,20 +59,41 @@ def slots_for(gpus: Sequence[str] | None, count: int | None) -> list[Slot]:
     Raises:
         SweepError: no slot at all.
     """
-    gpus = visible_gpus() if gpus is None else list(gpus)
+    gpus = visible_gpus() if gpus is None else _checked_gpus(list(gpus))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = (len(gpus) or max(1, cores // CORES_PER_CPU_SLOT)) if count is None else count
-    if count < 1:
-        raise SweepError(f"--slots {count}: at least one process must run")
+    if not 1 <= count <= MOST_SLOTS:
+        raise SweepError(f"--slots {count}: at least one process must run, and at most {MOST_SLOTS}")
     # a user who sets it knows why, for example that the machine is not theirs alone
     threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // count))
     return [Slot(gpus[index % len(gpus)] if gpus else "", threads) for index in range(count)]
+
+
+def _checked_gpus(gpus: list[str]) -> list[str]:
+    """The ids themselves, once each is a number or an id of NVIDIA's, none comes twice, and none is known to lack."""
+    given = f"--gpus {' '.join(gpus)}"
+    for gpu in gpus:
+        if not re.fullmatch(r"[0-9]{1,4}|(GPU|MIG)-[0-9A-Za-z/-]+", gpu, flags=re.ASCII):
+            raise SweepError(f"{given}: {gpu!r} is no GPU's number; write them with spaces between, for example 0 1")
+    numbers = [str(int(gpu)) if gpu.isdecimal() else gpu for gpu in gpus]
+    if len(set(numbers)) < len(numbers):
+        raise SweepError(f"{given}: a GPU comes twice; --slots sets how many processes share them")
+    there = _listed_gpus()
+    missing = [gpu for gpu in numbers if gpu.isdecimal() and there and gpu not in there]
+    if missing:
+        raise SweepError(f"{given}: there is no GPU {missing[0]}; this machine has {', '.join(there)}")
+    return numbers
 
 
 def visible_gpus() -> list[str]:
     """Ids of the GPUs that this process may use, without loading torch."""
     if (given := os.environ.get("CUDA_VISIBLE_DEVICES")) is not None:
         return [gpu for gpu in given.split(",") if gpu.strip() not in ("", "-1")]
+    return _listed_gpus()
+
+
+def _listed_gpus() -> list[str]:
+    """Ids of the machine's GPUs; none where its driver's tool is not there to tell."""
     if shutil.which("nvidia-smi") is None:
         return []
     listed = subprocess.run(

@@ -1,4 +1,4 @@
-"""Every file under configs/trainers: it loads, its header's command is real, its values are the published ones.
+"""Every file of ours under configs/trainers: it loads, its header's command is real, its values are the published ones.
 
 `PUBLISHED` is written from the methods' released configuration files and papers, not from the files under test.
 """
@@ -13,15 +13,10 @@ import yaml
 import train
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
+from tests.ours import TRAINERS
 
 FOLDER = Path("configs/trainers")
-FILES = sorted(FOLDER.glob("*/*.yaml"))
 BASES = sorted(Path("configs/base").glob("*.yaml"))
-IDS = [f"{path.parent.name}/{path.stem}" for path in FILES]
-TINY = [path for path in FILES if path.stem.startswith("tiny")]
-TINY_IDS = [f"{path.parent.name}/{path.stem}" for path in TINY]
-REGISTERED = TRAINER_REGISTRY.registered_names()
-OURS = sorted(name for name in REGISTERED if TRAINER_REGISTRY.get(name).__module__.startswith("trainers."))
 # What a user fills in; any data set's file does for the command to be real.
 PLACEHOLDERS = {"$DATASET": "digits", "$DATA": "assets", "$SHOTS": "16"}
 
@@ -215,6 +210,10 @@ TINY_OF = {
     ),
     "CoPrompt_BMIP/tiny_c2_ep8_batch4_2ctx": ("coprompt", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
 }
+IDS = sorted([*PUBLISHED, *TINY_OF])  # a fork's files are the fork's to test
+FILES = [FOLDER / f"{name}.yaml" for name in IDS]
+TINY_IDS = sorted(TINY_OF)
+TINY = [FOLDER / f"{name}.yaml" for name in TINY_IDS]
 ALWAYS_DIFFERENT = re.compile(r"INPUT\.|DATALOADER\.NUM_WORKERS|MODEL\.BACKBONE|TRAIN\.PRINT_FREQ|TRAINER\.\w+\.PREC")
 
 
@@ -255,14 +254,10 @@ def flat(node, prefix=""):
 
 
 def test_every_trainer_has_a_tiny_and_a_full_setting():
-    assert sorted({path.parent.name for path in FILES}) == OURS
-    assert {path.parent.name for path in TINY} == set(OURS)
-    assert {path.parent.name for path in FILES if path not in TINY} == set(OURS)
-
-
-def test_the_tables_name_every_file():
-    assert set(IDS) - set(TINY_IDS) == set(PUBLISHED)
-    assert set(TINY_IDS) == set(TINY_OF)
+    assert [str(path) for path in FILES if not path.is_file()] == []
+    assert {path.parent.name for path in TINY} == set(TRAINERS)
+    assert {path.parent.name for path in FILES if path not in TINY} == set(TRAINERS)
+    assert all(TRAINER_REGISTRY.get(name).__name__ == name for name in TRAINERS)
 
 
 @pytest.mark.parametrize("path", FILES, ids=IDS)

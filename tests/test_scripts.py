@@ -13,6 +13,7 @@ import pytest
 import train
 from sweeping.protocols import PROTOCOLS
 from sweeping.settings import published_setting
+from tests.ours import TRAINERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = {"setup.sh": [], "test.sh": [], "test_lowest.sh": [], "demo.sh": [], "compare.sh": ["digits", "1", "CoOp"]}
@@ -97,7 +98,7 @@ def test_demo_runs_four_methods_and_all_of_them_when_asked():
     assert [trainer for trainer, _, seed in four if seed == 1] == ["ZeroshotCLIP", "CoOp", "MaPLe", "BMIP"]
     assert {seed for _, _, seed in four} == {1, 2, 3}
     every = runs_of(run("demo.sh", "--all", "--dry-run", SEEDS="5").stdout)
-    assert sorted(trainer for trainer, _, _ in every) == sorted(p.name for p in Path("configs/trainers").iterdir())
+    assert sorted(trainer for trainer, _, _ in every) == sorted(TRAINERS)
     assert {run[1:] for run in every if run[0] == "BMIP"} == {("tiny_c2_ep10_batch4_2ctx", 5)}
     assert all(setting.startswith("tiny") for _, setting, _ in every)
 
@@ -119,7 +120,7 @@ def test_defaults_are_those_of_the_sweeps(dataset):
     """One answer to "which setting?", whichever way a method is run."""
     shown = subprocess.run(["bash", "-c", DEFAULTS.format(dataset=dataset)], capture_output=True, text=True, check=True)
     defaults = dict(line.split() for line in shown.stdout.splitlines())
-    assert sorted(defaults) == sorted(path.name for path in Path("configs/trainers").iterdir())
+    assert sorted(defaults) == sorted(TRAINERS)
     for trainer, setting in defaults.items():
         assert Path(f"configs/trainers/{trainer}/{setting}.yaml").is_file()
         assert published_setting(trainer, PROTOCOLS["open_world"], dataset, 16).file == setting
@@ -148,6 +149,17 @@ def test_wrong_use_is_one_line_before_anything_runs(case, tmp_path):
     assert refused.returncode == 2
     assert re.match(f"compare.sh: .*{message}", refused.stderr.splitlines()[0]), refused.stderr
     assert "==" not in refused.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [("OPTIM.LR None", r"OPTIM.LR is None"), ("OPTIM.LRR 1", r"unknown key OPTIM.LRR"), ("SEED 3", r"SEED is set")],
+)
+def test_options_that_no_run_takes_are_one_line_before_anything_runs(options, message, tmp_path):
+    refused = run("compare.sh", "digits", "1", "CoOp", OUTPUT=str(tmp_path / "output"), OPTS=options)
+    assert refused.returncode == 2
+    assert re.search(message, refused.stderr.splitlines()[-1]), refused.stderr
     assert list(tmp_path.iterdir()) == []
 
 

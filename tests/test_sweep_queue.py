@@ -8,6 +8,7 @@ import sweep
 from sweeping.jobs import Plan, build_queue, variations_of
 from sweeping.protocols import ELEVEN, PROTOCOLS
 from sweeping.settings import SweepError, bundled_plan, published_setting, settings_of
+from tests.ours import TRAINERS
 
 TINY = "tiny_c2_ep10_batch4_2ctx"
 
@@ -129,9 +130,8 @@ def test_transfer_uses_the_settings_made_for_it():
         assert "_cross_datasets" in published_setting(trainer, PROTOCOLS["cross_dataset"], "imagenet", 16).name
 
 
-def test_every_trainer_has_a_default_setting_for_every_protocol(request):
-    trainers = [path.name for path in (request.config.rootpath / "configs/trainers").iterdir() if path.is_dir()]
-    for trainer in trainers:
+def test_every_trainer_has_a_default_setting_for_every_protocol():
+    for trainer in TRAINERS:
         for protocol in PROTOCOLS.values():
             for dataset in ("digits", *ELEVEN):
                 for shots in protocol.shots:

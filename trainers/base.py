@@ -22,11 +22,11 @@ from dassl.data import DataManager
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_pretrained_weights
-from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
+from prompting import PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.backbone import is_resnet_name
 from prompting.checkpoint import CheckpointError, load_trained, read_trained
 from prompting.linear import BACKENDS, CHOOSER, set_linear_backend
-from trainers.checks import check_choice, check_lengths
+from trainers.checks import RANGES, check_choice, check_lengths, check_ranges, declare_ranges
 from trainers.memory import memory_advice
 from trainers.objectives import CrossEntropy, Objective
 from trainers.steps import Steps, redefines
@@ -36,13 +36,20 @@ MODEL_NAME = "prompt_learner"
 CHECKPOINT_FOLDERS = (MODEL_NAME, "MultiModalPromptLearner", "VLPromptLearner")
 
 
-def add_trainer_config(name: str, **defaults: Any) -> None:
+def add_trainer_config(name: str, ranges: dict[str, tuple[Any, ...]] | None = None, **defaults: Any) -> None:
     """Add the node ``cfg.TRAINER.<name>`` with its defaults to Dassl's default config.
 
     Called when a trainer's module is imported, before ``get_cfg_default()`` hands out copies; so a method owns its
     settings, and one import line is all that another repository's train.py needs.
+
+    Args:
+        name: of the node.
+        ranges: by key, (least, most) of a number or the names to choose from; a key without any takes all values of
+            its default's kind.
+        **defaults: the keys.
     """
     cfg_default.TRAINER[name] = CfgNode(defaults)
+    declare_ranges(name, cfg_default.TRAINER[name], ranges or {})
 
 
 if "INIT_SEED" not in cfg_default.MODEL:
@@ -54,6 +61,7 @@ if "CHECKPOINT_ACTIVATIONS" not in cfg_default.TRAIN:
     # Products with frozen weights in fp32 on the CPU: native (F.linear), onednn, or auto: the faster, measured once;
     # packed: the fastest, with copies of the weights, two to three times their memory.
     cfg_default.TRAIN.FROZEN_LINEAR = "auto"
+    RANGES["TRAIN.FROZEN_LINEAR"] = BACKENDS
     # Record the training step as one CUDA graph and replay it: no time goes into launching its kernels.
     cfg_default.TRAIN.CUDA_GRAPH = False
 
@@ -128,9 +136,11 @@ class PromptTrainer(Steps, TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse settings that cannot work, before anything is loaded."""
-        check_choice(f"TRAINER.{self.node}.PREC", cfg.TRAINER[self.node].PREC, PRECISIONS)
+        check_ranges(self.node, cfg.TRAINER[self.node])
         check_lengths(f"TRAINER.{self.node}", cfg.TRAINER[self.node])
         check_choice("TRAIN.FROZEN_LINEAR", cfg.TRAIN.FROZEN_LINEAR, BACKENDS)
+        if cfg.INPUT.NO_TRANSFORM:
+            raise ValueError("INPUT.NO_TRANSFORM True: CLIP takes tensors, which the transforms make: set it to False")
         if cfg.TRAIN.CUDA_GRAPH and not (cfg.USE_CUDA and torch.cuda.is_available()):
             raise ValueError("TRAIN.CUDA_GRAPH True needs a CUDA device, and this run has none: set it to False")
         views, name = cfg.DATALOADER.K_TRANSFORMS, type(self).__name__

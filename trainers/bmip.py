@@ -35,13 +35,14 @@ from prompting import (
 )
 from prompting.learner import context_parameter, equal_linear_layers, linear_layer, normal_parameter
 from trainers.base import PromptTrainer, add_trainer_config
-from trainers.checks import check_choice, check_depth, check_lengths
+from trainers.checks import check_depth, check_lengths, check_ranges
 
 GATES = ("attention", "official")
 AGGREGATORS = ("gate", "add", "mean", "joint", "own", "text_to_vision", "vision_to_text")
 
 add_trainer_config(
     "BMIP",
+    ranges={"GATE": GATES, "AGGREGATOR": AGGREGATORS},
     N_CTX=2,  # prompt tokens per layer and tower, b
     CTX_INIT="a photo of a",  # words of the text prompt; the first N_CTX of them are learned
     PREC="fp16",  # fp32, fp16, bf16, amp
@@ -251,9 +252,8 @@ def check_bmip_settings(settings: CfgNode) -> None:
     Raises:
         ValueError: naming the key and the choices.
     """
+    check_ranges("BMIP", settings)
     check_lengths("TRAINER.BMIP", settings)
-    check_choice("TRAINER.BMIP.GATE", settings.GATE, GATES)
-    check_choice("TRAINER.BMIP.AGGREGATOR", settings.AGGREGATOR, AGGREGATORS)
 
 
 def build_bmip_learner(settings: CfgNode, clip_model: nn.Module, generator: torch.Generator) -> BMIPLearner:

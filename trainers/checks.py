@@ -2,9 +2,49 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from yacs.config import CfgNode
 
-from prompting import TowerSizes
+from prompting import PRECISIONS, TowerSizes
+
+# What keys may hold, by dotted key: (least, most) of a number, or the names to choose from.
+RANGES: dict[str, tuple[Any, ...]] = {}
+# Of the keys that methods share, by name; a method that means another range says so beside its defaults. How many
+# layers and tokens fit is the backbone's to say.
+COMMON_RANGES = {
+    "PREC": PRECISIONS,
+    "N_CTX": (1, 1000),
+    "N_CTX_TEXT": (0, 1000),
+    "N_CTX_VISION": (0, 1000),
+    "PROMPT_DEPTH": (0, 1000),
+    "PROMPT_DEPTH_TEXT": (0, 1000),
+    "PROMPT_DEPTH_VISION": (0, 1000),
+}
+WEIGHT = (0, 10**6)  # of a term of a loss
+
+
+def declare_ranges(node: str, settings: CfgNode, ranges: dict[str, tuple[Any, ...]]) -> None:
+    """Keep what the keys of a method's node may hold; those that methods share have the common ranges by default."""
+    ranges = {key: COMMON_RANGES[key] for key in settings if key in COMMON_RANGES} | ranges
+    RANGES.update({f"TRAINER.{node}.{key}": allowed for key, allowed in ranges.items()})
+
+
+def check_ranges(node: str, settings: CfgNode) -> None:
+    """Refuse values of a method's node outside the declared ranges.
+
+    Raises:
+        ValueError: naming the config key and what it may hold.
+    """
+    for key, value in settings.items():
+        name = f"TRAINER.{node}.{key}"
+        allowed = RANGES.get(name)
+        if allowed is None:
+            continue
+        if isinstance(allowed[0], str):
+            check_choice(name, value, allowed)
+        elif value is None or not allowed[0] <= value <= allowed[1]:
+            raise ValueError(f"{name} is {value}: at least {allowed[0]}, at most {allowed[1]}")
 
 
 def check_depth(key: str, depth: int, sizes: TowerSizes) -> None:

@@ -18,10 +18,10 @@ from prompting.checkpoint import CheckpointError, read_checkpoint
 from prompting.layout import CLASS_TOKEN_POSITIONS
 from prompting.learner import context_parameter, count_context, normal_parameter
 from trainers.base import PromptTrainer, add_trainer_config, find_checkpoint
-from trainers.checks import check_choice
 
 add_trainer_config(
     "COOP",
+    ranges={"CLASS_TOKEN_POSITION": CLASS_TOKEN_POSITIONS},
     N_CTX=16,  # number of context vectors
     CSC=False,  # class-specific context
     CTX_INIT="",  # words to start from; their number is then the number of context vectors
@@ -88,8 +88,6 @@ class CoOp(PromptTrainer):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        position = cfg.TRAINER[self.node].CLASS_TOKEN_POSITION
-        check_choice(f"TRAINER.{self.node}.CLASS_TOKEN_POSITION", position, CLASS_TOKEN_POSITIONS)
         trained_on = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
         others = [split for split in cfg.TEST.get("CLASS_SPLITS", ()) if split != trained_on]
         if cfg.TRAINER[self.node].CSC and others:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLayout, PromptLearner, Prompts
@@ -23,7 +22,7 @@ from prompting.learner import linear_layer
 from prompting.text import TextEncoder
 from prompting.zeroshot import sentence_features, template_features
 from trainers.base import add_trainer_config
-from trainers.checks import check_choice
+from trainers.checks import WEIGHT
 from trainers.maple import MaPLe
 from trainers.objectives import ConsistencyGuided
 from trainers.templates import PROMPTSRC_TEMPLATES
@@ -33,6 +32,7 @@ IMAGE_ADAPTER_SHARE, TEXT_ADAPTER_SHARE = 0.1, 0.2
 
 add_trainer_config(
     "COPROMPT",
+    ranges={"W": WEIGHT, "DISTILL": DISTANCES},
     N_CTX=2,  # tokens per layer and tower
     CTX_INIT="a photo of a",  # words of the text prompt; the first N_CTX of them are learned
     PREC="fp16",  # fp32, fp16, bf16, amp
@@ -131,10 +131,6 @@ class CoPrompt(MaPLe):
 
     node = "COPROMPT"
     n_views = 2
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        check_choice("TRAINER.COPROMPT.DISTILL", cfg.TRAINER.COPROMPT.DISTILL, DISTANCES)
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> AdaptedLearner:
         return AdaptedLearner(self.build_prompts(clip_model, generator), generator)

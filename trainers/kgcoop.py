@@ -9,15 +9,18 @@ from __future__ import annotations
 from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
+from prompting.layout import CLASS_TOKEN_POSITIONS
 from prompting.text import TextEncoder
 from prompting.zeroshot import ensemble, template_features
 from trainers.base import add_trainer_config
+from trainers.checks import WEIGHT
 from trainers.coop import CoOp
 from trainers.objectives import KnowledgeGuided
 from trainers.templates import template_of
 
 add_trainer_config(
     "KGCOOP",
+    ranges={"CLASS_TOKEN_POSITION": CLASS_TOKEN_POSITIONS, "W": WEIGHT},
     N_CTX=4,  # number of context vectors, when CTX_INIT is empty
     CSC=False,  # class-specific context
     CTX_INIT="a photo of a",  # words to start from

@@ -26,6 +26,7 @@ from dassl.engine import TRAINER_REGISTRY
 from prompting import load_clip
 from prompting.checkpoint import read_checkpoint
 from trainers.base import find_checkpoint
+from trainers.checks import RANGES
 
 CONFIG_FILE = "config.yaml"
 UNSET = ""
@@ -166,9 +167,8 @@ def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> 
 
 def _run_config(path: Path) -> CfgNode:
     """A run's configuration as far as prediction needs it; keys of data sets and protocols do not matter here."""
-    from dassl.config.yamlfile import (
-        read_yaml,  # this project's own: a checkout on upstream Dassl predicts without runs
-    )
+    from dassl.config.checks import check_values  # this project's own: on upstream Dassl, one predicts without runs
+    from dassl.config.yamlfile import read_yaml
 
     saved, needed = read_yaml(path), ("INPUT", "DATALOADER", "MODEL", "TRAINER", "DATASET")
     lacking = [node for node in needed if not isinstance(saved, dict) or not isinstance(saved.get(node), dict)]
@@ -176,6 +176,7 @@ def _run_config(path: Path) -> CfgNode:
         raise ValueError(f"{path} is not the configuration of a run: it lacks {', '.join(lacking or ['DATASET.NAME'])}")
     cfg = get_cfg_default()
     cfg.merge_from_other_cfg(CfgNode({node: saved[node] for node in needed if node != "DATASET"}))
+    check_values(CfgNode({node: cfg[node] for node in needed if node != "DATASET"}), RANGES)
     cfg.DATASET.NAME = saved["DATASET"]["NAME"]
     zero_shot_settings = cfg.TRAINER.ZEROSHOTCLIP
     zero_shot_settings.TEMPLATE = zero_shot_settings.TEMPLATE or saved["DATASET"].get("TEMPLATE", "")

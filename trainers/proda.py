@@ -26,10 +26,12 @@ from prompting import (
 )
 from prompting.learner import normal_parameter
 from trainers.base import PromptTrainer, add_trainer_config
+from trainers.checks import WEIGHT
 from trainers.objectives import Loss
 
 add_trainer_config(
     "PRODA",
+    ranges={"N_PROMPT": (1, 10_000), "PROMPT_BATCH": (1, 10_000), "ORTHOGONAL_WEIGHT": WEIGHT},
     N_CTX=16,  # context vectors per prompt
     N_PROMPT=32,  # prompts: a quarter with the class name in front, a quarter in the middle, the rest at the end
     PROMPT_BATCH=4,  # prompts per training step; divides N_PROMPT

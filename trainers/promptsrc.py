@@ -17,12 +17,14 @@ from dassl.engine import TRAINER_REGISTRY
 from prompting.text import TextEncoder
 from prompting.zeroshot import ensemble, template_features
 from trainers.base import add_trainer_config
+from trainers.checks import WEIGHT
 from trainers.ivlp import IVLP
 from trainers.objectives import SelfRegulating
 from trainers.templates import PROMPTSRC_TEMPLATES
 
 add_trainer_config(
     "PROMPTSRC",
+    ranges={"TEXT_LOSS_WEIGHT": WEIGHT, "IMAGE_LOSS_WEIGHT": WEIGHT, "GPA_MEAN": (-1e6, 1e6), "GPA_STD": (0, 1e6)},
     N_CTX_VISION=4,  # tokens per prompted layer of the image tower
     N_CTX_TEXT=4,  # tokens per prompted layer of the text tower
     CTX_INIT="a photo of a",  # words of the text prompt; the first N_CTX_TEXT of them are learned
@@ -44,7 +46,8 @@ def gaussian_weights(mean: float, std: float, epochs: int) -> list[float]:
     """
     if std <= 0:
         raise ValueError(f"GPA_STD is {std}: it is a spread in epochs and must be above 0, for example 1")
-    density = [math.exp(-0.5 * ((epoch - mean) / std) ** 2) for epoch in range(1, epochs + 1)]
+    distances = ((epoch - mean) / std for epoch in range(1, epochs + 1))
+    density = [math.exp(-0.5 * distance * distance) for distance in distances]  # ** would overflow with an error
     total = sum(density)
     if total == 0:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 from yacs.config import CfgNode as _YacsNode
 
-from .checks import check_cfg
+from .checks import check_cfg, check_values
 from .defaults import _C as cfg_default
 from .node import CfgNode, ConfigError, ConfigTypeError, UnknownKeyError
 
@@ -13,6 +13,7 @@ __all__ = [
     "UnknownKeyError",
     "cfg_default",
     "check_cfg",
+    "check_values",
     "clean_cfg",
     "get_cfg_default",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -66,7 +67,7 @@ class CfgNode(YacsNode):
 
     def _merge(self, tree: Mapping[str, Any], source: str) -> None:
         changes: list[tuple[YacsNode, str, Any]] = []
-        for key, value in _leaves(tree):
+        for key, value in leaves(tree):
             changes += self._check(key, value, source)
         _apply(changes)
 
@@ -83,15 +84,19 @@ class CfgNode(YacsNode):
         if not isinstance(node, YacsNode) or (last not in node and not node.is_new_allowed()):
             raise UnknownKeyError(f"{source}: unknown key {full_key}.{self._suggest(full_key)}")
         try:
-            value = self._decode_cfg_value(value)
+            with warnings.catch_warnings():  # of Python's parser, about a backslash
+                warnings.simplefilter("ignore")
+                value = self._decode_cfg_value(value)
         except (RecursionError, MemoryError) as error:  # of Python's parser
-            raise ConfigError(f"{source}: the value of {full_key} is nested too deeply: {_short(value)}") from error
+            raise ConfigError(f"{source}: the value of {full_key} is nested too deeply: {short(value)}") from error
+        except TypeError as error:  # a list as a key
+            raise ConfigError(f"{source}: the value of {full_key} is no plain value: {short(value)}") from error
         if last in node:
             value = _coerce(value, node[last], full_key, source)
         return [(node, last, value)]
 
     def _suggest(self, full_key: str) -> str:
-        known = {key.lower(): key for key, _ in _leaves(self)}
+        known = {key.lower(): key for key, _ in leaves(self)}
         near = difflib.get_close_matches(full_key.lower(), known, n=3)
         last = full_key.lower().rsplit(".", 1)[-1]
         near += [key for key in known if key.rsplit(".", 1)[-1] == last and key not in near][: 3 - len(near)]
@@ -115,11 +120,11 @@ def _read_yaml(path: str) -> Mapping[str, Any]:
         raise ConfigError(f"config file {error}") from error
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Yield (dotted key, value) for every option; an empty section is yielded as itself."""
     for key, value in tree.items():
         if isinstance(value, Mapping) and value:
-            yield from _leaves(value, f"{prefix}{key}.")
+            yield from leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -130,23 +135,29 @@ def _coerce(value: Any, default: Any, full_key: str, source: str) -> Any:
         if isinstance(value, Mapping) and not value:
             return default
         raise ConfigTypeError(
-            f"{source}: {full_key} is a section with the options {', '.join(default)}, but got {_short(value)}"
+            f"{source}: {full_key} is a section with the options {', '.join(default)}, but got {short(value)}"
         )
     if type(value) is type(default) or value is None or default is None:
         return value
     if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):
         return type(default)(value)
     if type(value) is int and type(default) is float:
-        return float(value)
+        try:
+            return float(value)
+        except OverflowError as error:
+            raise ConfigError(f"{source}: {full_key} is {short(value)}: no float is so large") from error
     raise ConfigTypeError(
         f"{source}: {full_key} wants {type(default).__name__} (default {default!r}), "
-        f"but got {type(value).__name__} {_short(value)}"
+        f"but got {type(value).__name__} {short(value)}"
     )
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
     """A value as errors show it: no longer than a line."""
-    text = repr(value)
+    try:
+        text = repr(value)
+    except ValueError:  # Python writes no number of more than some thousand digits
+        return f"a {type(value).__name__} of too many digits"
     return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
 
 

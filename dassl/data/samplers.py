@@ -19,6 +19,10 @@ from dassl.utils import derive_seed
 
 from .datasets import Datum
 
+AVAI_SAMPLERS = (
+    *("RandomSampler", "SequentialSampler", "RandomDomainSampler", "SeqDomainSampler", "RandomClassSampler"),
+)
+
 
 class RandomSampler(TorchRandomSampler):
     """All images in random order.
@@ -233,5 +237,4 @@ def build_sampler(
         return SeqDomainSampler(data_source, batch_size, seed=seed)
     if sampler_type == "RandomClassSampler":
         return RandomClassSampler(data_source, batch_size, n_ins, seed=seed)
-    names = "RandomSampler, SequentialSampler, RandomDomainSampler, SeqDomainSampler, RandomClassSampler"
-    raise ValueError(f"unknown sampler type {sampler_type}; choose from {names}")
+    raise ValueError(f"unknown sampler type {sampler_type}; choose from {', '.join(AVAI_SAMPLERS)}")

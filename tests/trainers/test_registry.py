@@ -82,7 +82,7 @@ def images():
 
 
 def test_every_method_is_tested():
-    """A new trainer needs a tiny setting, and then takes every test here."""
+    """A trainer that joins tests/ours.py needs a tiny setting, and then takes every test here."""
     assert len(METHODS) >= 15
     assert [name for name in METHODS if not list(repository().glob(f"configs/trainers/{name}/tiny*.yaml"))] == []
     assert {case.partition("/")[0] for case in VARIANTS} | set(OPTIONS) <= set(METHODS)

@@ -1,0 +1,10 @@
+"""What this repository lists as its own: a fork's own trainers and settings are the fork's to test.
+
+A method that joins the repository is added here, to the tables of tests/test_configs.py, README.md and
+scripts/settings.sh; then every test of trainers and of settings takes it.
+"""
+
+TRAINERS = (
+    *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "CoCoOp", "ProDA", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC"),
+    *("CoPrompt", "BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
+)
