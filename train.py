@@ -33,7 +33,7 @@ from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
 from evaluation.reuse import train_on_features
-from evaluation.rundir import clean_start, run_dir, write_config
+from evaluation.rundir import begin_run, clean_start, run_dir
 from evaluation.trackers import check_trackers, track_run
 from folder_lock import LockedError
 from trainers.memory import raise_explained
@@ -206,7 +206,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
     timing = {"build": time.perf_counter() - start}
     if args.eval_only:  # before anything is written: the weights may be missing or not fit
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
-    write_config(cfg)
+    begin_run(cfg, () if args.eval_only or args.no_train else trainer.get_model_names(), args.overwrite)
     metrics: dict[str, Any] = {}
 
     def evaluate() -> None:
