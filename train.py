@@ -14,10 +14,17 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+
+if __name__ == "__main__":  # the rest takes seconds to import: a signal that comes meanwhile finds nothing begun
+    for early in (getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)):
+        if signal.getsignal(early) is signal.SIG_DFL:
+            signal.signal(early, lambda *_: os._exit(75))  # STOPPED
 
 import torch
 
@@ -310,5 +317,14 @@ def _say_stopped(stopped: RunStopped) -> int:
     return STOPPED
 
 
+def main_until_exit() -> int:
+    """`main` of a process of its own: the first signal stops it, whenever that comes, and later ones change nothing."""
+    try:
+        with StopRequest().listening(until_exit=True):
+            return main()
+    except RunStopped as stopped:
+        return _say_stopped(stopped)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_until_exit())
