@@ -33,8 +33,8 @@ class TrainerBase(CheckpointMixin):
         progress: the finished batches of the current epoch.
         began_at: the finished epochs, and batches of the next one, that training goes on from; None before it does.
         seeds_at_once: how many runs its process computes together, which decides how sums are rounded.
-        exact: whether it goes on to the bits that an uninterrupted run comes to; not from weights alone, with other
-            settings, or on another device.
+        exact: whether it goes on to the bits that an uninterrupted run comes to; not from weights alone, nor with other
+            settings, PyTorch, device or threads.
         meanwhile: call it while a device works on a step; None outside of an epoch.
     """
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from dassl.utils import CheckpointError, get_random_state, load_checkpoint
@@ -97,7 +98,12 @@ def _within_epoch(trainer: TrainerBase) -> dict[str, Any] | None:
 
 def _arithmetic(trainer: TrainerBase) -> dict[str, Any]:
     """Return what rounding depends on beside the settings."""
-    return {"device": str(getattr(trainer, "device", "cpu")), "seeds_at_once": trainer.seeds_at_once}
+    return {
+        "torch": str(torch.__version__),
+        "device": str(getattr(trainer, "device", "cpu")),
+        "threads": torch.get_num_threads(),
+        "seeds_at_once": trainer.seeds_at_once,
+    }
 
 
 def _model_state(trainer: TrainerBase, name: str) -> dict[str, Any]:

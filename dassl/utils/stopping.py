@@ -64,10 +64,15 @@ class StopRequest:
                         signal.signal(number, self._take)  # which may end this at once
             yield self
         finally:
+            self._deferrals += 1  # a first signal that comes now waits until all handlers are put back
+            heeded = self.signal
             for number, handler in before.items():
                 signal.signal(number, signal.SIG_IGN if until_exit else handler)
+            self._deferrals -= 1
             if callable(before.get(self.signal)) and not until_exit:
                 signal.raise_signal(self.signal)
+            if not heeded:
+                self.check()
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # in a loader's worker, which inherits this
