@@ -66,18 +66,18 @@ def read_holder(path: Path) -> Holder:
     if not stat.S_ISREG(path.lstat().st_mode):  # a folder, a pipe that would never end, a link to anywhere
         raise ValueError("it is no regular file")
     try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW), "rb") as file:
+        unfollowed = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+        with open(os.open(path, os.O_RDONLY | unfollowed), "rb") as file:
             content, since = file.read(MAX_BYTES + 1).decode(), os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:
         raise
     except OSError as error:
         raise ValueError(str(error.strerror)) from error
     lines = content.splitlines()
-    if len(content) > MAX_BYTES or len(lines) not in (2, 3) or not (lines[0].isascii() and lines[0].isdecimal()):
+    pid = int(lines[0]) if lines and lines[0].isascii() and lines[0].isdecimal() else 0
+    if len(content) > MAX_BYTES or len(lines) not in (2, 3) or not 0 < pid < 2**31:
         raise ValueError("it names no process")
-    if not 0 < int(lines[0]) < 2**31:
-        raise ValueError("it names no process")
-    return Holder(int(lines[0]), lines[1], content, since)
+    return Holder(pid, lines[1], content, since)
 
 
 class FolderLock:

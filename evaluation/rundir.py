@@ -122,6 +122,7 @@ def begin_run(cfg: Any, models: Sequence[str] = (), overwrite: bool = False) -> 
         remove_run(folder, {*MODEL_FOLDERS, *models} if models else ())
     if earlier_config(folder) is None:
         _require_free(path for model in models for path in _files(folder / model, CHECKPOINTS))
+        _require_free(path for path in (folder / name for name in (*models, "tensorboard")) if not path.is_dir())
     write_config(cfg)
 
 

@@ -135,6 +135,13 @@ def test_checkpoints_that_no_run_wrote_are_neither_gone_on_from_nor_written_over
     assert files(tmp_path) == sorted([name, "config.yaml"])
 
 
+@pytest.mark.parametrize("name", ["prompt_learner", "tensorboard"])
+def test_a_file_in_the_way_of_a_folder_is_said_before_training(cfg, tmp_path, name):
+    write(tmp_path, [name])
+    with pytest.raises(RunDirError, match=f"^{tmp_path / name} is there"):
+        begin_run(cfg, MODELS)
+
+
 def test_a_folder_without_a_run_loses_nothing(cfg, tmp_path):
     write(tmp_path, USERS)
     assert not prepare_run_dir(cfg, overwrite=True)
