@@ -1,243 +1,190 @@
-"""A folder's lock: a small file that names the process at work there.
+"""A folder's lock: `filelock.SoftFileLock`, a small file that names the process at work there.
 
-It needs no flock, which network file systems may lack or ignore: making a hard link, or a file with O_EXCL, succeeds
-for one process only on local disks and on NFS from version 3 on. A lock whose owner is dead is taken over, which can be
-told on the owner's own machine; of an owner on another machine the error says who it is and which file to delete.
+The library makes the file with O_EXCL, which succeeds for one process only on local disks and on NFS from version 3
+on, and takes a dead owner's over. This module says who has a lock, and also finds those owners dead that the library
+leaves: zombies, those on file systems that cannot exchange two names (NFS), and earlier lives of a requeued Slurm job.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import json
+import functools
 import os
-import socket
-import sys
+import stat
+import tempfile
 import time
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+from filelock import SoftFileLock, Timeout
+
+from commandline import printable
+from dassl.atomic import is_process_dead
 
 RUN_LOCK = ".lock"  # train.py's, while it works in its output folder
 SWEEP_LOCK = ".sweep.lock"  # a sweep's, while it runs the job of a folder
-NO_LINKS = (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
-UNREADABLE_SECONDS = 2.0
+MAX_BYTES = 1024  # of a lock
+SETTLE_SECONDS = 1.0  # a lock is empty for a moment; below 2 s, after which the library removes what it cannot read
 
 
 class LockedError(OSError):
     """A folder that another process works in."""
 
 
-@dataclass(frozen=True)
-class Owner:
-    """A process, and what tells it from others of the same number.
+class NoLockError(LockedError):
+    """Something else has a lock's name."""
+
+
+class Holder(NamedTuple):
+    """Who has a lock.
 
     Attributes:
-        token: of this very lock.
-        host, machine, boot, namespace: where its number counts: names of the machine, of its installation, of its
-            start and of the container's process numbers; "" where the system does not tell.
-        pid, started: its number, and when it began in the system's clock ticks; 0 where the system does not tell.
-        job: the Slurm job and how often it was requeued; "" outside Slurm.
-        command, since: for people.
+        pid, host: the process, and the machine (with its container) whose number that is.
+        content: of the file; with the process's start, so that no two locks have the same.
+        since: when the file was written, in seconds since 1970.
     """
 
-    token: str
-    host: str
-    machine: str
-    boot: str
-    namespace: str
     pid: int
-    started: int
-    job: str
-    command: str
-    since: str
-
-    @classmethod
-    def this_process(cls) -> Owner:
-        """The process that asks."""
-        job = os.environ.get("SLURM_JOB_ID", "")
-        return cls(
-            token=uuid.uuid4().hex[:12],
-            host=socket.gethostname(),
-            machine=_text("/etc/machine-id"),
-            boot=_text("/proc/sys/kernel/random/boot_id"),
-            namespace=_link("/proc/self/ns/pid"),
-            pid=os.getpid(),
-            started=_started(os.getpid()),
-            job=job and f"{job}/{os.environ.get('SLURM_RESTART_COUNT', '0')}",
-            command=" ".join(sys.argv)[:200],
-            since=time.strftime("%Y-%m-%d %H:%M:%S"),
-        )
-
-    def is_dead(self, here: Owner) -> bool | None:
-        """Whether the process has ended; None where that cannot be told from `here`."""
-        if self.job and here.job and self.job != here.job and self.job.split("/")[0] == here.job.split("/")[0]:
-            return True  # an earlier life of the same Slurm job, which has one life at a time
-        if self.host != here.host:
-            return None
-        if self.boot != here.boot:
-            return True if self.machine and self.machine == here.machine else None
-        if self.namespace != here.namespace:
-            return None
-        return not _is_alive(self.pid, self.started)
+    host: str
+    content: str
+    since: float
 
     def __str__(self) -> str:
-        return f"process {self.pid} on {self.host}, since {self.since} ({self.command})"
+        since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
+        return f"process {self.pid} on {printable(self.host.partition('?pidns-')[0])}, since {since}"
 
 
-def _text(path: str) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8").strip()
-    except OSError:
-        return ""
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""
-
-
-def _stat(pid: int) -> list[str]:
-    """State, parent, ... of a process on Linux; empty elsewhere. The name before them may hold anything."""
-    return _text(f"/proc/{pid}/stat").rpartition(")")[2].split()
-
-
-def _started(pid: int) -> int:
-    fields = _stat(pid)
-    return int(fields[19]) if len(fields) > 19 else 0
-
-
-def _is_alive(pid: int, started: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass  # another user's
-    fields = _stat(pid)
-    if fields[:1] in (["Z"], ["X"]):
-        return False
-    return not (started and fields and _started(pid) != started)
-
-
-class FolderLock:
-    """The lock in a file.
-
-    Args:
-        path: the file.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.owner: Owner | None = None
-
-    def acquire(self) -> None:
-        """Take the lock, from a dead owner too.
-
-        Raises:
-            LockedError: another process has it, or may have it.
-        """
-        own = Owner.this_process()
-        deadline = time.monotonic() + UNREADABLE_SECONDS
-        while self.owner is None:
-            if self._create(own):
-                self.owner = own
-                return
-            try:
-                held = read_owner(self.path)
-            except FileNotFoundError:
-                continue  # released meanwhile
-            except ValueError:
-                if time.monotonic() > deadline:
-                    raise LockedError(f"{self.path} cannot be read: delete it if nothing works in its folder") from None
-                time.sleep(0.05)  # where there are no links, a lock is empty for a moment
-                continue
-            self._take_over(held, own)
-
-    def _create(self, own: Owner) -> bool:
-        """Make the file; False when there is one."""
-        temporary = self._write_aside(own)
-        try:
-            os.link(temporary, self.path)
-        except FileExistsError:
-            # a network file system may say so of a link that it has just made
-            return temporary.stat().st_nlink == 2
-        except OSError as error:
-            if error.errno not in NO_LINKS:
-                raise
-            return self._create_without_link(temporary.read_bytes())
-        finally:
-            temporary.unlink(missing_ok=True)
-        return True
-
-    def _write_aside(self, own: Owner) -> Path:
-        temporary = self.path.with_name(f"{self.path.name}.{own.token}.tmp")
-        try:
-            with temporary.open("w", encoding="utf-8") as file:
-                json.dump(asdict(own), file)
-                file.flush()
-                os.fsync(file.fileno())
-        except BaseException:  # a full disk, a signal
-            temporary.unlink(missing_ok=True)
-            raise
-        return temporary
-
-    def _create_without_link(self, content: bytes) -> bool:
-        try:
-            with self.path.open("xb") as file:
-                file.write(content)
-                os.fsync(file.fileno())
-        except FileExistsError:
-            return False
-        return True
-
-    def _take_over(self, held: Owner, own: Owner) -> None:
-        """Replace a dead owner's lock; of several processes that see it, one does, under a lock named after it."""
-        dead = held.is_dead(own)
-        if dead is None:
-            raise LockedError(
-                f"{self.path.parent} is in use by {held}, which cannot be looked at from here ({own.host}): "
-                f"wait until it is done or, if it has ended, delete {self.path}"
-            )
-        if not dead:
-            raise LockedError(
-                f"{self.path.parent} is in use by {held}: wait until it is done, or choose another folder"
-            )
-        guard = FolderLock(self.path.with_name(f"{self.path.name}.{held.token}"))
-        guard.acquire()
-        try:
-            with contextlib.suppress(FileNotFoundError, ValueError):
-                if read_owner(self.path) == held:
-                    os.replace(self._write_aside(own), self.path)
-                    self.owner = own
-        finally:
-            guard.release()
-
-    def release(self) -> None:
-        """Give the lock up; a process that was forked from the owner does not hold it."""
-        own, self.owner = self.owner, None
-        if own is None or own.pid != os.getpid():
-            return
-        with contextlib.suppress(OSError, ValueError):
-            if read_owner(self.path) == own:
-                self.path.unlink()
-
-
-def read_owner(path: Path) -> Owner:
+def read_holder(path: Path) -> Holder:
     """Who has a lock.
 
     Raises:
         FileNotFoundError: nobody.
         ValueError: the file is no lock, or not yet.
     """
+    if not stat.S_ISREG(path.lstat().st_mode):  # a folder, a pipe that would never end, a link to anywhere
+        raise ValueError("it is no regular file")
     try:
-        return Owner(**json.loads(path.read_text(encoding="utf-8")))
-    except TypeError as error:
-        raise ValueError(f"{path} is no lock") from error
+        unfollowed = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_NOFOLLOW", 0)
+        with open(os.open(path, os.O_RDONLY | unfollowed), "rb") as file:
+            content, since = file.read(MAX_BYTES + 1).decode(), os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise ValueError(str(error.strerror)) from error
+    lines = content.splitlines()
+    pid = int(lines[0]) if lines and lines[0].isascii() and lines[0].isdecimal() else 0
+    if len(content) > MAX_BYTES or len(lines) not in (2, 3) or not 0 < pid < 2**31:
+        raise ValueError("it names no process")
+    return Holder(pid, lines[1], content, since)
+
+
+class FolderLock:
+    """The lock in a file.
+
+    Args:
+        path: the file; its folder is made when missing.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._lock = SoftFileLock(self.path, thread_local=False)
+        self._job = self.path.with_name(f"{self.path.name}.job")
+
+    def acquire(self) -> None:
+        """Take the lock, from a dead owner too.
+
+        Raises:
+            LockedError: another process has it, or may have it.
+            OSError: the folder cannot be written to.
+        """
+        deadline = time.monotonic() + SETTLE_SECONDS
+        while not self._try():
+            try:
+                holder = read_holder(self.path)
+            except FileNotFoundError:  # released meanwhile
+                problem = "it comes and goes"
+            except ValueError as error:
+                problem = str(error)
+            else:
+                self._refuse_living(holder)
+                problem = f"it is being taken from {holder}"
+            if time.monotonic() > deadline:
+                raise NoLockError(
+                    f"{self.path} cannot be taken ({problem}): delete it if nothing works in its folder"
+                ) from None
+            time.sleep(0.01)
+        self._write_job()
+
+    def _try(self) -> bool:
+        """One try of the library's; it takes a dead owner's lock over, or removes it for the next try."""
+        try:
+            self._lock.acquire(blocking=False)
+        except Timeout:
+            return False
+        except OSError:  # a folder of that name, another user's lock
+            if not os.path.lexists(self.path):
+                raise
+            return False
+        return True
+
+    def _refuse_living(self, holder: Holder) -> None:
+        """Remove a dead owner's lock that the library left.
+
+        Raises:
+            LockedError: its owner lives, or may live.
+        """
+        here = holder.host == this_host()
+        if not (is_process_dead(holder.pid) if here else self._is_earlier_life(holder)):
+            which = f"{self.path.parent} is in use by {holder}"
+            if here:
+                raise LockedError(f"{which}: wait until it is done, or choose another folder")
+            raise LockedError(
+                f"{which}, which cannot be looked at from here: wait until it is done or, if it has ended, "
+                f"delete {self.path}"
+            )
+        # Of several processes that see it, one at a time: none may remove the lock that another has taken since.
+        with (
+            contextlib.suppress(Timeout, FileNotFoundError, ValueError),
+            SoftFileLock(f"{self.path}.takeover", blocking=False),
+        ):
+            if read_holder(self.path) == holder:
+                self.path.unlink()
+
+    def _is_earlier_life(self, holder: Holder) -> bool:
+        """Whether the owner was this very Slurm job before it was requeued, perhaps to another node."""
+        with contextlib.suppress(OSError, ValueError), open(self._job, encoding="utf-8") as file:
+            return file.read(2 * MAX_BYTES) in {holder.content + life for life in _slurm_lives()[:-1]}
+        return False
+
+    def _write_job(self) -> None:
+        """Leave word of the Slurm job beside the lock."""
+        with contextlib.suppress(OSError, ValueError):
+            self._job.unlink(missing_ok=True)
+            if lives := _slurm_lives():
+                self._job.write_text(read_holder(self.path).content + lives[-1], encoding="utf-8")
+
+    def release(self) -> None:
+        """Give the lock up; a process that was forked from the owner does not hold it."""
+        if self._lock.is_locked:
+            with contextlib.suppress(OSError):
+                self._job.unlink(missing_ok=True)
+            self._lock.release()
+
+
+def _slurm_lives() -> list[str]:
+    """This Slurm job's lives: one, and one for each time that it was requeued; none outside Slurm."""
+    job, requeued = os.environ.get("SLURM_JOB_ID", ""), os.environ.get("SLURM_RESTART_COUNT", "0")
+    count = int(requeued) if requeued.isdecimal() else 0
+    return [f"job {job}, requeued {number} times\n" for number in range(count + 1)] if job else []
+
+
+@functools.cache
+def this_host() -> str:
+    """This machine's name in locks, with the container's process numbers: what the library writes."""
+    with tempfile.TemporaryDirectory() as folder, SoftFileLock(Path(folder) / "lock"):
+        return read_holder(Path(folder) / "lock").host
 
 
 @contextmanager
@@ -248,7 +195,6 @@ def locked(folder: Path, name: str = RUN_LOCK) -> Iterator[None]:
         LockedError: another process has it.
         OSError: the folder cannot be written to.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     lock = FolderLock(folder / name)
     lock.acquire()
     try:

@@ -14,10 +14,17 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any
+
+if __name__ == "__main__":  # the rest takes seconds to import: a signal that comes meanwhile finds nothing begun
+    for early in (getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)):
+        if signal.getsignal(early) is signal.SIG_DFL:
+            signal.signal(early, lambda *_: os._exit(75))  # STOPPED
 
 import torch
 
@@ -34,7 +41,7 @@ from evaluation.protocols import class_splits_of, evaluate_class_splits
 from evaluation.record import build_record
 from evaluation.results import write_results
 from evaluation.reuse import train_on_features
-from evaluation.rundir import clean_start, run_dir, write_config
+from evaluation.rundir import begin_run, clean_start, run_dir
 from evaluation.trackers import check_trackers, track_run
 from folder_lock import LockedError
 from trainers.checks import RANGES
@@ -217,7 +224,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
     timing = {"build": time.perf_counter() - start}
     if args.eval_only:  # before anything is written: the weights may be missing or not fit
         trainer.load_model(args.model_dir, epoch=args.load_epoch)
-    write_config(cfg)
+    begin_run(cfg, () if args.eval_only or args.no_train else trainer.get_model_names(), args.overwrite)
     metrics: dict[str, Any] = {}
 
     def evaluate() -> None:
@@ -323,5 +330,14 @@ def _say_stopped(stopped: RunStopped) -> int:
     return STOPPED
 
 
+def main_until_exit() -> int:
+    """`main` of a process of its own: the first signal stops it, whenever that comes, and later ones change nothing."""
+    try:
+        with StopRequest().listening(until_exit=True):
+            return main()
+    except RunStopped as stopped:
+        return _say_stopped(stopped)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main_until_exit())

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
+from dassl.atomic import atomic_write, remove_dead_temporaries
 from datasets.sources import Mirror, readable_size
 
 CHUNK = 1 << 16
@@ -143,6 +144,7 @@ def forget(part: Path) -> None:
     """Remove what is left of a transfer."""
     part.unlink(missing_ok=True)
     state_path(part).unlink(missing_ok=True)
+    remove_dead_temporaries(part.parent, state_path(part).name.__eq__)
 
 
 def copy_file(source: Path, part: Path) -> None:
@@ -324,9 +326,8 @@ def read_state(part: Path, mirror: Mirror) -> dict[str, Any]:
 
 def write_state(part: Path, state: dict[str, Any]) -> None:
     """Keep the state of a transfer, for the next try."""
-    temporary = state_path(part).with_suffix(".tmp")
-    temporary.write_text(json.dumps(state))
-    os.replace(temporary, state_path(part))
+    with atomic_write(state_path(part), "w") as file:
+        file.write(json.dumps(state))
 
 
 def size_of(path: Path) -> int:

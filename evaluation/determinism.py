@@ -40,12 +40,19 @@ def determinism(cfg: Any) -> Iterator[None]:
         torch.use_deterministic_algorithms(flags[1])
 
 
-def describe_determinism(cfg: Any, device: torch.device) -> dict[str, Any]:
-    """What held while the run ran; `bit_identical`: the same command on this machine gives the same bits."""
+def describe_determinism(cfg: Any, device: torch.device, exact: bool = True) -> dict[str, Any]:
+    """What held while the run ran; `bit_identical`: the same command on this machine gives the same bits.
+
+    Args:
+        cfg: the run's configuration.
+        device: it computed on.
+        exact: whether, if it was stopped and went on, it went on to the bits of an uninterrupted run.
+    """
     algorithms = torch.are_deterministic_algorithms_enabled()
     return {
-        "bit_identical": cfg.SEED >= 0 and (device.type == "cpu" or algorithms),
+        "bit_identical": cfg.SEED >= 0 and (device.type == "cpu" or algorithms) and exact,
         "seeded": cfg.SEED >= 0,
+        "resumed_exactly": exact,
         "deterministic_algorithms": algorithms,
         "cudnn_benchmark": torch.backends.cudnn.benchmark,
         "cublas_workspace": os.environ.get(CUBLAS),

@@ -44,7 +44,9 @@ def build_record(
         "environment": {
             **collect_environment(trainer.device, precision_of(trainer)),
             **({"frozen_linear": trainer.linear_kernels} if hasattr(trainer, "linear_kernels") else {}),
-            "determinism": describe_determinism(cfg, trainer.device),
+            "determinism": describe_determinism(
+                cfg, trainer.device, not hasattr(trainer, "is_exact") or trainer.is_exact()
+            ),
         },
         "numerics": {"diverged": False, "amp_skipped_steps": getattr(trainer, "skipped_steps", 0)},
         "data": describe_data(trainer),

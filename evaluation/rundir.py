@@ -7,52 +7,30 @@ nothing finished is overwritten and no half-trained run is continued with differ
 from __future__ import annotations
 
 import os
-import shutil
-import time
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from dassl.atomic import atomic_write, remove_dead_temporaries
 from dassl.config.yamlfile import read_yaml
-from dassl.utils import atomic_write
-from folder_lock import RUN_LOCK, SWEEP_LOCK, LockedError, locked
-from reporting.runs import RESULTS_FILE, read_results
+from dassl.engine.resume import RESUME_NAME, flatten, is_free
+from folder_lock import RUN_LOCK, FolderLock, LockedError
+from reporting.runs import RESULTS_FILE, ResultsError, read_results
 
 CONFIG_FILE = "config.yaml"
 DIVERGED_FILE = "diverged.json"
-RESUME_FILE = "resume.pth.tar"
-LEFTOVER_LOCK_SECONDS = 60.0
-# Settings that may differ between a run and its continuation: where files lie and how fast they are read.
-FREE_KEYS = (
-    "OUTPUT_DIR",
-    "RESUME",
-    "VERBOSE",
-    "USE_CUDA",
-    "DATASET.ROOT",
-    "DATALOADER.NUM_WORKERS",
-    "DATALOADER.CACHE_MB",
-    "DATALOADER.DEVICE_TRANSFORM",
-    "TRAIN.PRINT_FREQ",
-    "TRAIN.CHECKPOINT_FREQ",
-    "TRAIN.CUDA_GRAPH",
-    "TRAIN.TRACKERS",
-    "FEATURES.REUSE",
-    "FEATURES.FOLDER",
-    "FEATURES.MAX_GIB",
-)
-WRITTEN = (
-    "results.json",
-    DIVERGED_FILE,
-    RESUME_FILE,
-    "config.yaml",
-    "history.csv",
-    "features.npz",
-    "tensorboard",
-    "prompt_learner",
-)
+CONFUSION_FILE = "cmat.pt"
+# What a run writes in its folder, and in those of its models, of TensorBoard and of class splits. A new log takes a
+# name of its own.
+RUN_FILES = (RESULTS_FILE, CONFIG_FILE, RESUME_NAME, DIVERGED_FILE, "history.csv", "features.npz", CONFUSION_FILE)
+MODEL_FOLDERS = ("prompt_learner", "MultiModalPromptLearner", "VLPromptLearner", "model")
+CHECKPOINTS = re.compile(r"model\.pth\.tar-[0-9]+|model-best\.pth\.tar|checkpoint")
+EVENTS = re.compile(r"events\.out\.tfevents\..+")
+SPLIT_FOLDERS = ("base", "new", "all")
 
 
 class RunDirError(ValueError):
@@ -72,50 +50,110 @@ def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
         state to go on from that a killed process left.
 
     Raises:
-        RunDirError: see `prepare_run_dir`.
+        RunDirError: see `prepare_run_dir`; or the folder cannot be written to.
         LockedError: another process works in the folder; it is named.
     """
     folder = Path(cfg.OUTPUT_DIR)
     if not overwrite and (folder / RESULTS_FILE).exists():
         finished = prepare_run_dir(cfg)
         with suppress(OSError):  # killed just after it had written its results; a folder may be for reading only
-            (folder / RESUME_FILE).unlink(missing_ok=True)
+            (folder / RESUME_NAME).unlink(missing_ok=True)
         yield finished
         return
-    _require_writable(folder)
-    with locked(folder):
+    lock = FolderLock(folder / RUN_LOCK)
+    try:
+        lock.acquire()
+    except LockedError:
+        raise
+    except OSError as error:
+        raise RunDirError(
+            f"cannot write to the output folder {folder} ({error.strerror}): choose another --output-dir"
+        ) from error
+    try:
         finished = prepare_run_dir(cfg, overwrite)
         if not finished:
             remove_leftovers(folder)
         yield finished
+    finally:
+        lock.release()
 
 
 def prepare_run_dir(cfg: Any, overwrite: bool = False) -> bool:
-    """Make the output folder ready.
+    """See whether a run may use the output folder.
 
     Args:
         cfg: the run's configuration; ``cfg.OUTPUT_DIR`` names the folder.
-        overwrite: remove what an earlier run wrote there, and nothing else.
+        overwrite: whether an earlier run there may be finished, or of other settings; see `begin_run`.
 
     Returns:
         True when the folder holds this very run, finished: there is nothing to do.
 
     Raises:
-        RunDirError: the folder holds a run with other settings (the first differing keys are named), or cannot be
-            written to.
+        RunDirError: the folder holds a run with other settings (the first differing keys are named), or a file that
+            this run would write over though no run has written it.
     """
     folder = Path(cfg.OUTPUT_DIR)
     settings = flatten(plain_config(cfg))
-    if overwrite:
-        remove_run(folder)
-    elif (folder / RESULTS_FILE).exists():
+    if not overwrite and (folder / RESULTS_FILE).exists():
         _require_same(flatten(read_results(folder / RESULTS_FILE)["config"]), settings, folder, "a finished run")
         return True
-    elif (folder / CONFIG_FILE).exists():
-        earlier = read_yaml(folder / CONFIG_FILE)
-        _require_same(flatten(earlier if isinstance(earlier, dict) else {}), settings, folder, "an unfinished run")
-    _require_writable(folder)
+    earlier = earlier_config(folder)
+    if earlier is None:
+        _require_free(folder / name for name in RUN_FILES)
+        _require_free(folder / split / CONFUSION_FILE for split in SPLIT_FOLDERS)
+    elif not overwrite:
+        _require_same(flatten(earlier), settings, folder, "an unfinished run")
     return False
+
+
+def begin_run(cfg: Any, models: Sequence[str] = (), overwrite: bool = False) -> None:
+    """Write config.yaml, once the run is known to be able to start.
+
+    Args:
+        cfg: the run's configuration.
+        models: folders of the models that the run will train; none where it only tests.
+        overwrite: remove what an earlier run wrote there, and nothing else; checkpoints only where it will train, too.
+
+    Raises:
+        RunDirError: the folder holds checkpoints, but no run: this one would go on from them or write over them.
+    """
+    folder = Path(cfg.OUTPUT_DIR)
+    if overwrite:
+        remove_run(folder, {*MODEL_FOLDERS, *models} if models else ())
+    if earlier_config(folder) is None:
+        _require_free(path for model in models for path in _files(folder / model, CHECKPOINTS))
+        _require_free(path for path in (folder / name for name in (*models, "tensorboard")) if not path.is_dir())
+    write_config(cfg)
+
+
+def earlier_config(folder: Path) -> dict[str, Any] | None:
+    """The configuration of the run that a folder holds, finished or not; None where there is none.
+
+    A config.yaml is a run's only if it says where that run writes, as no file of settings does.
+    """
+    with suppress(OSError, ResultsError):
+        return read_results(folder / RESULTS_FILE)["config"]
+    path = folder / CONFIG_FILE
+    config = read_yaml(path) if path.is_file() else None
+    is_runs = isinstance(config, dict) and isinstance(config.get("TRAINER"), dict) and "OUTPUT_DIR" in config
+    return config if is_runs else None
+
+
+def _require_free(paths: Iterable[Path]) -> None:
+    """Refuse to write over what no run has written."""
+    for path in paths:
+        if os.path.lexists(path):
+            raise RunDirError(
+                f"{path} is there, but no run that wrote it (its config.yaml): move it away or choose another "
+                "--output-dir; nothing was changed"
+            )
+
+
+def _files(folder: Path, names: re.Pattern[str]) -> list[Path]:
+    """The files of a folder that have such names; none of a link to another folder."""
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    return [path for path in sorted(folder.iterdir()) if names.fullmatch(path.name) and not path.is_dir()]
 
 
 @contextmanager
@@ -155,22 +193,38 @@ def write_config(cfg: Any) -> None:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove the unfinished files of a run that was killed while it wrote them, and word of an earlier divergence."""
-    (folder / DIVERGED_FILE).unlink(missing_ok=True)
-    for path in folder.rglob(".*.tmp"):
-        # a process that asks for the lock just now has such a file for a moment
-        is_lock = path.name.startswith((RUN_LOCK, SWEEP_LOCK))
-        if not is_lock or time.time() - path.stat().st_mtime > LEFTOVER_LOCK_SECONDS:
-            path.unlink(missing_ok=True)
+    if earlier_config(folder) is not None:
+        (folder / DIVERGED_FILE).unlink(missing_ok=True)
+    remove_dead_temporaries(folder, RUN_FILES.__contains__)
+    for name in MODEL_FOLDERS:
+        remove_dead_temporaries(folder / name, lambda target: CHECKPOINTS.fullmatch(target) is not None)
+    for name in SPLIT_FOLDERS:
+        remove_dead_temporaries(folder / name, CONFUSION_FILE.__eq__)
 
 
-def remove_run(folder: Path) -> None:
-    """Remove the files that a run writes; logs are kept, a new one takes a name with the time in it."""
-    for name in WRITTEN:
-        path = folder / name
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink(missing_ok=True)
+def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
+    """Remove the files that a folder's run has written, and the folders that are empty then; without a run, nothing.
+
+    Args:
+        folder: its output folder; logs stay.
+        models: folders of the models whose checkpoints go.
+    """
+    earlier = earlier_config(folder)
+    if earlier is None:
+        return
+    below = dict.fromkeys(models, CHECKPOINTS)
+    below |= dict.fromkeys(SPLIT_FOLDERS, re.compile(re.escape(CONFUSION_FILE)))
+    if "tensorboard" in flatten(earlier).get("TRAIN.TRACKERS", ("tensorboard",)):
+        below["tensorboard"] = EVENTS
+    for name, names in below.items():
+        if files := _files(folder / name, names):
+            for path in files:
+                path.unlink()
+            with suppress(OSError):  # something else is in it
+                (folder / name).rmdir()
+    for name in reversed(RUN_FILES):  # results.json and config.yaml last: until then the folder is seen to hold a run
+        if not (folder / name).is_dir():
+            (folder / name).unlink(missing_ok=True)
 
 
 def plain_config(cfg: Any) -> dict[str, Any]:
@@ -184,20 +238,9 @@ def plain_config(cfg: Any) -> dict[str, Any]:
     return plain(cfg)
 
 
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested settings by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def _require_same(earlier: dict[str, Any], now: dict[str, Any], folder: Path, what: str) -> None:
     """Both have the same value for every key that both know."""
-    keys = [key for key in now if key in earlier and key not in FREE_KEYS and earlier[key] != now[key]]
+    keys = [key for key in now if key in earlier and not is_free(key, now) and earlier[key] != now[key]]
     if keys:
         named = ", ".join(f"{key} was {earlier[key]!r}, now {now[key]!r}" for key in keys[:3])
         more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
@@ -205,15 +248,3 @@ def _require_same(earlier: dict[str, Any], now: dict[str, Any], folder: Path, wh
             f"{folder} holds {what} with other settings ({named}{more}): "
             "choose another --output-dir, or --overwrite to redo it"
         )
-
-
-def _require_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test.{os.getpid()}.tmp"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise RunDirError(
-            f"cannot write to the output folder {folder} ({error.strerror}): choose another --output-dir"
-        ) from error

@@ -4,11 +4,12 @@ A small CLIP is mostly token embedding, and most of that is words it never saw. 
 use and their ids; loading puts them back among zeros. The result has OpenAI's layout and full vocabulary.
 """
 
-import os
 from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from prompting.files import atomic_write
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FORMAT = "bundled-clip-1"
@@ -56,7 +57,6 @@ def read_bundled(path: Path) -> dict[str, Tensor]:
 
 def save_bundled(state_dict: dict[str, Tensor], path: Path | str) -> None:
     """Write a CLIP state dict in fp16, keeping only the rows of the token embedding that are not zero."""
-    path = Path(path)
     embedding = state_dict[EMBEDDING]
     used = embedding.abs().amax(dim=1).nonzero().flatten()
     content = {
@@ -66,9 +66,5 @@ def save_bundled(state_dict: dict[str, Tensor], path: Path | str) -> None:
         "token_ids": used,
         "token_rows": embedding.detach()[used].half(),
     }
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    with open(part, "wb") as file:
+    with atomic_write(Path(path)) as file:
         torch.save(content, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)

@@ -7,7 +7,6 @@ python -m prompting.checkpoint convert OLD NEW [--trainer NAME]
 from __future__ import annotations
 
 import argparse
-import os
 import re
 import sys
 import traceback
@@ -19,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from prompting.files import atomic_write
 from prompting.unpickling import CheckpointError, read_checkpoint
 from prompting.upstream import FORMATS, from_upstream, is_upstream, upstream_methods
 
@@ -200,16 +200,8 @@ def _method_of(state_dict: Mapping[str, Tensor], path: str | Path) -> str:
 
 def _write(content: Mapping[str, Any], path: Path) -> None:
     """Write a checkpoint whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            torch.save(dict(content), file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with atomic_write(path) as file:
+        torch.save(dict(content), file)
 
 
 def _describe(trained: TrainedPrompts) -> str:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from prompting.files import atomic_write
 from prompting.packed import packed_linear
 
 Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -212,14 +213,8 @@ def read_times(path: Path) -> dict[str, Any]:
 
 def write_times(path: Path, key: str, seconds: dict[str, float]) -> None:
     """Add one entry, in one step; a folder that cannot be written costs a measurement per run, nothing else."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps({**read_times(path), key: seconds}, indent=1), encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+    with contextlib.suppress(OSError), atomic_write(path) as file:
+        file.write(json.dumps({**read_times(path), key: seconds}, indent=1).encode())
 
 
 # The choice of this process, as torch.backends has its flags

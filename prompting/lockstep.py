@@ -42,6 +42,7 @@ class Member:
         self.thread.member = self
         self.done = False
         self.result: Any = None
+        self.trainer: Any = None  # of those that train; for its neighbours to see
         self.error: BaseException | None = None  # that the run ended with
         self.asked: tuple[Hashable, Any, Work, bool] | None = None
         self.answer: Any = None

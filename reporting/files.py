@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
+
+from dassl.atomic import atomic_write
 
 
 def check_target(path: Path, force: bool) -> None:
@@ -32,15 +33,5 @@ def write_file(path: Path, content: str | bytes, force: bool = False) -> None:
         OSError: it cannot be written; nothing is left behind.
     """
     check_target(path, force)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    data = content.encode("utf-8") if isinstance(content, str) else content
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    with atomic_write(path, replace=force) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)

@@ -6,7 +6,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from folder_lock import SWEEP_LOCK, FolderLock, LockedError
+from folder_lock import SWEEP_LOCK, FolderLock, LockedError, NoLockError
 from sweeping.jobs import Job
 from sweeping.progress import Progress
 from sweeping.state import earlier_failure, is_finished
@@ -25,17 +25,19 @@ class Claims:
         self._progress = progress
         self._held: dict[Path, FolderLock] = {}
         self._elsewhere: dict[Path, float] = {}  # when to look again
+        self._blocked: dict[Path, str] = {}  # something else has the lock's name, and says nothing of when it goes
 
     def take(self, job: Job) -> bool:
         """Claim a job; False when another sweep has it."""
         if time.monotonic() < self._elsewhere.get(job.folder, 0.0):
             return False
-        job.folder.mkdir(parents=True, exist_ok=True)
         lock = FolderLock(job.folder / SWEEP_LOCK)
         try:
             lock.acquire()
         except LockedError as error:
-            if job.folder not in self._elsewhere:
+            if isinstance(error, NoLockError):
+                self._blocked[job.folder] = str(error)
+            elif job.folder not in self._elsewhere:
                 self._progress.line(f"elsewhere {job.label}: {error}")
             self._elsewhere[job.folder] = time.monotonic() + ELSEWHERE_SECONDS
             return False
@@ -43,7 +45,13 @@ class Claims:
         return True
 
     def settled_elsewhere(self, job: Job) -> bool:
-        """Whether another sweep has finished the job meanwhile, or failed at it; the progress view is told."""
+        """Whether another sweep has finished the job meanwhile, or failed at it; the progress view is told.
+
+        So is a job that no sweep can claim.
+        """
+        if job.folder in self._blocked:
+            self._progress.fail(job, self._blocked[job.folder])
+            return True
         if job.folder not in self._elsewhere:
             return False
         if is_finished(job.folder):

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dassl.atomic import atomic_write
 from reporting.runs import RESULTS_FILE, ResultsError, read_results
 from sweeping.jobs import Job
 
@@ -76,10 +77,8 @@ def _parsed(text: str, like: Any) -> Any:
 
 def record_failure(job: Job, reason: str) -> None:
     """Leave word in the job's folder that its command failed."""
-    job.folder.mkdir(parents=True, exist_ok=True)
-    temporary = job.folder / f".{FAILURE_FILE}.{os.getpid()}.tmp"
-    temporary.write_text(json.dumps({"command": job.command(), "reason": reason}, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, job.folder / FAILURE_FILE)
+    with atomic_write(job.folder / FAILURE_FILE, "w") as file:
+        file.write(json.dumps({"command": job.command(), "reason": reason}, indent=1) + "\n")
 
 
 def forget_failure(job: Job) -> None:

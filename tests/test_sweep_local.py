@@ -66,8 +66,11 @@ def test_every_slot_has_its_gpu_and_share_of_the_cores(make_job):
     ]
 
 
-# Claims a folder and ends without giving it up.
-CLAIM = "import sys, pathlib, folder_lock; folder_lock.FolderLock(pathlib.Path(sys.argv[1])).acquire()"
+# Claims a folder and is killed before it gives it up.
+CLAIM = (
+    "import os, sys, pathlib, folder_lock; lock = folder_lock.FolderLock(pathlib.Path(sys.argv[1])); lock.acquire(); "
+    "os._exit(0)"
+)
 
 
 def test_slots_of_the_machine(monkeypatch):
@@ -177,6 +180,16 @@ def test_the_claim_of_a_killed_sweep_on_a_finished_job_is_removed(make_job, run)
     assert not (job.folder / SWEEP_LOCK).exists()
     assert living.path.exists()
     living.release()
+
+
+def test_a_job_that_nobody_can_claim_fails_and_holds_nothing_up(make_job, run, capsys):
+    jobs = [make_job("odd"), make_job("ours")]
+    jobs[0].folder.mkdir()
+    (jobs[0].folder / SWEEP_LOCK).write_text("no lock")
+    assert run(jobs) == 1
+    assert f"{SWEEP_LOCK} cannot be taken (it names no process): delete it" in capsys.readouterr().out
+    assert is_finished(jobs[1].folder)
+    assert not list(jobs[0].folder.glob("start*"))
 
 
 def test_two_sweeps_share_a_queue(make_job, tmp_path):

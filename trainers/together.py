@@ -17,7 +17,7 @@ from dassl.engine import TrainerX
 from prompting import PromptedCLIP
 from prompting.backbone import sharing_backbones
 from prompting.joint import join_towers, joint_backward
-from prompting.lockstep import Lockstep, current_member
+from prompting.lockstep import Lockstep, Member, current_member
 from trainers.base import PromptTrainer
 
 
@@ -54,7 +54,24 @@ def join_trainer(trainer: Any) -> None:
         joint_backward(member, loss)
         trainer.check_gradients()
 
+    member.trainer = trainer
+    trainer.seeds_at_once = len(member.lockstep.members)
+    trainer.is_exact = lambda: trainer.exact and _in_step(member.lockstep.members)
     trainer.model_backward = model_backward
     trainer.scaled_backward = functools.partial(joint_backward, member)
     join_towers(trainer.model, member)
     trainer.notes = {**getattr(trainer, "notes", {}), "seeds_in_this_process": len(member.lockstep.members)}
+
+
+def _in_step(members: Sequence[Member]) -> bool:
+    """Whether all trainings have gone on from one batch, so that the same ones were computed together all the time.
+
+    Signals and failures end them where they are, one after and another before its state was written. A training that
+    has not begun counts as in step: it begins later.
+    """
+    ended = [member for member in members if member.done]
+    begun = [member.trainer for member in members if member.trainer is not None and member.trainer.began_at is not None]
+    return (
+        all(member.trainer is not None and member.result == 0 for member in ended)
+        and len({other.began_at for other in begun}) <= 1
+    )

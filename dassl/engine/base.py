@@ -31,6 +31,10 @@ class TrainerBase(CheckpointMixin):
         should_stop: set it to end training after the current epoch.
         stop_request: whether a signal asked the run to stop, where somebody listens for one.
         progress: the finished batches of the current epoch.
+        began_at: the finished epochs, and batches of the next one, that training goes on from; None before it does.
+        seeds_at_once: how many runs its process computes together, which decides how sums are rounded.
+        exact: whether it goes on to the bits that an uninterrupted run comes to; not from weights alone, nor with other
+            settings, PyTorch, device or threads.
         meanwhile: call it while a device works on a step; None outside of an epoch.
     """
 
@@ -48,6 +52,9 @@ class TrainerBase(CheckpointMixin):
         self.should_stop = False
         self.stop_request = StopRequest()
         self.progress = EpochProgress()
+        self.began_at: tuple[int, int] | None = None
+        self.seeds_at_once = 1
+        self.exact = True
         self.meanwhile: Meanwhile | None = None
         self.resumed_random_state: dict[str, Any] | None = None
         self._epoch_record: dict[str, Any] = {}
@@ -175,6 +182,10 @@ class TrainerBase(CheckpointMixin):
         of_images = f", images {', '.join(images[:SHOWN_IMAGES])}{more}" if images else ""
         return f"epoch {self.epoch + 1} of {self.max_epoch}{at_batch}{of_images}"
 
+    def is_exact(self) -> bool:
+        """Return whether an uninterrupted run comes to the same bits."""
+        return self.exact
+
     def batch_images(self) -> list[str]:
         """Return the paths of the images of the batch that training is at; empty where they are not known."""
         parts = [part for part in self._batch if isinstance(part, Mapping)]
@@ -211,6 +222,7 @@ class TrainerBase(CheckpointMixin):
         self.should_stop = False
         self.progress = EpochProgress()
         self.before_train()
+        self.began_at = self.start_epoch, self.progress.batches
         with self.stop_request.deferred():
             self._begin_train()
             self._run_epochs()

@@ -100,6 +100,7 @@ class CheckpointMixin:
         self.best_result = first.get("best_result", _best_result(os.path.join(directory, first_name)))
         self.epochs_without_gain = first.get("epochs_without_gain", 0)
         self.should_stop = first.get("stopped_early", False)
+        self.exact = False
         return first["epoch"]
 
     def _fetch_best(self, directory: str) -> None:

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import nn
 
 from dassl.utils import CheckpointError, get_random_state, load_checkpoint
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from .base import TrainerBase
 
 RESUME_NAME = "resume.pth.tar"
-# Options that may differ between the parts of a run without changing what it computes.
+# Options that may differ between the parts of a run, since they change nothing of what it computes: where files lie,
+# how fast they are read, on which device, what is reported. The one list of them, for `evaluation.rundir`, too.
 FREE_OPTIONS = (
     "OUTPUT_DIR",
     "RESUME",
@@ -32,12 +34,26 @@ FREE_OPTIONS = (
     "TRAIN.PRINT_FREQ",
     "TRAIN.CHECKPOINT_FREQ",
     "TRAIN.CUDA_GRAPH",
+    "TRAIN.TRACKERS",
     "TEST.PER_CLASS_RESULT",
     "TEST.COMPUTE_CMAT",
     "FEATURES.REUSE",
     "FEATURES.FOLDER",
     "FEATURES.MAX_GIB",
 )
+# But an option matters where another one has a certain value: BMIP's official gate reads all images of a test batch.
+NOT_FREE_WITH = {"DATALOADER.TEST.BATCH_SIZE": ("TRAINER.BMIP.GATE", "official")}
+
+
+def is_free(option: str, config: Mapping[str, Any]) -> bool:
+    """Return whether an option may differ between the parts of a run.
+
+    Args:
+        option: its dotted name.
+        config: of the run, by dotted names; values, or their `repr`.
+    """
+    other, value = NOT_FREE_WITH.get(option, ("", None))
+    return option in FREE_OPTIONS and not (other and config.get(other) in (value, repr(value)))
 
 
 def resume_path(directory: str) -> str:
@@ -65,7 +81,9 @@ def write_resume_checkpoint(trainer: TrainerBase, directory: str, epoch: int) ->
         "stopped_early": trainer.should_stop,
         "history": trainer.history,
         "timing": trainer.timing,
-        "config": flat_config(getattr(trainer, "cfg", {})),
+        "config": _shown_config(trainer),
+        "exact": trainer.is_exact(),
+        "arithmetic": _arithmetic(trainer),
         "extra": trainer.resume_state(),
     }
     write_checkpoint(state, resume_path(directory))
@@ -76,6 +94,16 @@ def _within_epoch(trainer: TrainerBase) -> dict[str, Any] | None:
     if not trainer.progress.batches:
         return None
     return {**trainer.progress.state(), "record": trainer._epoch_record}
+
+
+def _arithmetic(trainer: TrainerBase) -> dict[str, Any]:
+    """Return what rounding depends on beside the settings."""
+    return {
+        "torch": str(torch.__version__),
+        "device": str(getattr(trainer, "device", "cpu")),
+        "threads": torch.get_num_threads(),
+        "seeds_at_once": trainer.seeds_at_once,
+    }
 
 
 def _model_state(trainer: TrainerBase, name: str) -> dict[str, Any]:
@@ -100,7 +128,9 @@ def read_resume_checkpoint(trainer: TrainerBase, directory: str) -> int:
     """
     path = resume_path(directory)
     state = load_checkpoint(path)
-    changed = _changes(state["config"], flat_config(getattr(trainer, "cfg", {})))
+    if not isinstance(state, dict) or not {"config", "epoch", "models", "random_state", "extra"} <= state.keys():
+        raise CheckpointError(f"{path} is not the state of an unfinished run: delete it to start anew")
+    changed = _changes(state["config"], _shown_config(trainer))
     within = state.get("within_epoch")
     if changed and state["epoch"] == 0 and not within:
         print("Its settings are others and no epoch of it was finished, train from scratch")
@@ -125,6 +155,8 @@ def read_resume_checkpoint(trainer: TrainerBase, directory: str) -> int:
     trainer.history = state["history"]
     trainer.timing = state["timing"]
     trainer.resumed_random_state = state["random_state"]
+    same_arithmetic = state.get("arithmetic", _arithmetic(trainer)) == _arithmetic(trainer)
+    trainer.exact = state.get("exact", True) and same_arithmetic and not changed
     if within:
         trainer.progress = EpochProgress.of_state(within, state["random_state"])
         trainer._epoch_record = within["record"]
@@ -197,18 +229,20 @@ def _pointed_file(folder: str) -> str | None:
     return name if os.path.isfile(os.path.join(folder, name)) else None
 
 
-def flat_config(cfg: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Return the options of a config under their dotted names, as text."""
-    flat = {}
-    for key, value in cfg.items():
-        if isinstance(value, Mapping):
-            flat.update(flat_config(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = repr(value)
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return the options of a config under their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
     return flat
+
+
+def _shown_config(trainer: TrainerBase) -> dict[str, str]:
+    """Return the options of a trainer's config as text, as the state of a run holds them."""
+    return {key: repr(value) for key, value in flatten(getattr(trainer, "cfg", {})).items()}
 
 
 def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
     """Return which options that matter differ, as text; empty if none does."""
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and key not in FREE_OPTIONS]
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not is_free(key, new)]
     return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys)

@@ -107,9 +107,10 @@ class SimpleTrainer(TrainerBase):
     def before_train(self) -> None:
         """Resume where there is a checkpoint, and open the TensorBoard writer."""
         self.start_epoch = self.resume_model_if_exist(self._resume_directory())
-        writer_dir = os.path.join(self.output_dir, "tensorboard")
-        mkdir_if_missing(writer_dir)
-        self.init_writer(writer_dir)
+        if "tensorboard" in self.cfg.TRAIN.get("TRACKERS", ("tensorboard",)):
+            writer_dir = os.path.join(self.output_dir, "tensorboard")
+            mkdir_if_missing(writer_dir)
+            self.init_writer(writer_dir)
         self.time_start = time.time()
 
     def _resume_directory(self) -> str:

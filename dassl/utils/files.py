@@ -8,47 +8,9 @@ import shutil
 import urllib.request
 import warnings
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import IO, Any
+from typing import Any
 
-StrPath = str | os.PathLike[str]
-
-
-@contextmanager
-def atomic_write(path: StrPath, mode: str = "wb") -> Iterator[IO[Any]]:
-    """Open a temporary file beside `path`; it takes the place of `path` only once it is complete and on disk.
-
-    Args:
-        path: file to write; its directory is made when missing.
-        mode: `wb` or `w`.
-    """
-    path = os.fspath(path)
-    mkdir_if_missing(os.path.dirname(path))
-    temporary = os.path.join(os.path.dirname(path), f".{os.path.basename(path)}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, mode, encoding=None if "b" in mode else "utf-8") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        _sync_directory(os.path.dirname(path) or ".")
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def _sync_directory(path: str) -> None:
-    """Have a new name in a directory survive a power cut; where a system or file system cannot, it is left at that."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY)
-    except OSError:
-        return
-    try:
-        with suppress(OSError):
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+from dassl.atomic import StrPath, atomic_write
 
 
 def is_zip(path: StrPath) -> bool:

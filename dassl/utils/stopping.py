@@ -45,23 +45,34 @@ class StopRequest:
         self._process = os.getpid()
 
     @contextmanager
-    def listening(self) -> Iterator[StopRequest]:
+    def listening(self, until_exit: bool = False) -> Iterator[StopRequest]:
         """Take the signals while the context lasts.
 
         A signal that the process was started to ignore stays ignored. Where somebody else listened before, the signal
         is handed on to them at the end. Outside the main thread, which alone gets signals, nothing is done.
+
+        Args:
+            until_exit: the process ends after this: signals are ignored from then on, as they may still come and would
+                end it with a status that says nothing.
         """
         before: dict[int, Any] = {}
-        if threading.current_thread() is threading.main_thread():
-            taken = [number for number in SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
-            before = {number: signal.signal(number, self._take) for number in taken}
         try:
+            if threading.current_thread() is threading.main_thread():
+                for number in SIGNALS:
+                    if (handler := signal.getsignal(number)) is not signal.SIG_IGN:
+                        before[number] = handler
+                        signal.signal(number, self._take)  # which may end this at once
             yield self
         finally:
+            self._deferrals += 1  # a first signal that comes now waits until all handlers are put back
+            heeded = self.signal
             for number, handler in before.items():
-                signal.signal(number, handler)
-            if callable(before.get(self.signal)):
+                signal.signal(number, signal.SIG_IGN if until_exit else handler)
+            self._deferrals -= 1
+            if callable(before.get(self.signal)) and not until_exit:
                 signal.raise_signal(self.signal)
+            if not heeded:
+                self.check()
 
     def _take(self, number: int, _frame: FrameType | None) -> None:
         if os.getpid() != self._process:  # in a loader's worker, which inherits this

@@ -1,5 +1,6 @@
 """Exact resume: a run that was stopped and resumed ends as one that was not."""
 
+import json
 import math
 import os
 import shutil
@@ -87,6 +88,57 @@ def everything(trainer):
         ],
         "random": torch.rand(3).tolist(),
     }
+
+
+def stopped_state(cfg, folder):
+    """The path of the state that a run stopped after an epoch left."""
+    configure(cfg)
+    run(cfg, folder, stop=(1, "before"))
+    return folder / RESUME_NAME
+
+
+def test_going_on_exactly_is_known_from_going_on_somehow(cfg, tmp_path):
+    path = stopped_state(cfg, tmp_path / "stopped")
+    copies = {name: tmp_path / name for name in ("same", "weights", "device", "threads", "settings", "twice")}
+    for folder in copies.values():
+        shutil.copytree(path.parent, folder)
+    cfg.RESUME, cfg.TRAIN.PRINT_FREQ = "", 3
+    assert run(cfg, copies["same"]).is_exact()
+    for name, changes in {"device": {"device": "cuda"}, "threads": {"threads": 99}}.items():
+        state = load_checkpoint(copies[name] / RESUME_NAME)
+        state["arithmetic"].update(changes)
+        torch.save(state, copies[name] / RESUME_NAME)
+        assert not run(cfg, copies[name]).is_exact(), name
+    state = load_checkpoint(copies["twice"] / RESUME_NAME)
+    torch.save(state | {"exact": False}, copies["twice"] / RESUME_NAME)  # gone on inexactly before
+    assert not run(cfg, copies["twice"]).is_exact()
+    (copies["weights"] / RESUME_NAME).unlink()
+    save_checkpoint({**state["models"]["tiny"], "epoch": 1}, copies["weights"] / "tiny")
+    assert not run(cfg, copies["weights"]).is_exact()
+    cfg.RESUME, cfg.OPTIM.WEIGHT_DECAY = str(copies["settings"]), 0.3
+    assert not run(cfg, copies["settings"]).is_exact()
+
+
+def test_a_state_written_before_exactness_was_is_gone_on_from(cfg, tmp_path):
+    path = stopped_state(cfg, tmp_path)
+    state = load_checkpoint(path)
+    torch.save({key: value for key, value in state.items() if key not in ("exact", "arithmetic")}, path)
+    assert run(cfg, tmp_path).is_exact()
+
+
+@pytest.mark.parametrize("content", [{}, [], {"state_dict": {}, "epoch": 1}], ids=json.dumps)
+def test_something_else_in_the_states_place(cfg, tmp_path, content):
+    configure(cfg)
+    torch.save(content, tmp_path / RESUME_NAME)
+    with pytest.raises(CheckpointError, match=f"{RESUME_NAME} is not the state of an unfinished run: delete it"):
+        run(cfg, tmp_path)
+
+
+def test_what_changes_no_result_may_change(cfg, tmp_path):
+    stopped_state(cfg, tmp_path)
+    cfg.TRAIN.TRACKERS = ()
+    cfg.DATALOADER.TEST.BATCH_SIZE, cfg.TEST.PER_CLASS_RESULT, cfg.TRAIN.CHECKPOINT_FREQ = 7, True, 1
+    assert len(run(cfg, tmp_path).history) == EPOCHS
 
 
 def configure(cfg, trainer="StoppableTrainer", optim="sgd", workers=0, seed=1):

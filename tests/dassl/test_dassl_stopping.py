@@ -1,5 +1,6 @@
 """A run stopped within an epoch by SIGTERM or SIGUSR1 goes on at the same batch, and ends as one that was not."""
 
+import contextlib
 import os
 import signal
 import time
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY, TrainerXU, build_trainer
 from dassl.engine.resume import RESUME_NAME
 from dassl.utils import CheckpointError, RunStopped, StopRequest, load_checkpoint, set_random_seed
+from dassl.utils.stopping import SIGNALS
 from tests.dassl.tiny_run import TinyTrainer
 
 EPOCHS = 2
@@ -195,6 +197,57 @@ def test_the_handlers_of_others_are_put_back_and_told():
         assert heard == [signal.SIGTERM]
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+def send(*numbers):
+    for number in numbers:
+        os.kill(os.getpid(), number)
+
+
+@pytest.fixture
+def handlers_put_back():
+    before = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    for number, handler in zip(SIGNALS, before, strict=True):
+        signal.signal(number, handler)
+
+
+@pytest.mark.parametrize("numbers", [SIGNALS, SIGNALS[::-1]])
+def test_until_the_processes_end_later_signals_change_nothing(numbers, handlers_put_back):
+    with (
+        pytest.raises(RunStopped, match=numbers[0].name),
+        StopRequest().listening(until_exit=True),
+        StopRequest().listening(),
+    ):
+        send(*numbers)
+    send(*numbers)
+    assert all(signal.getsignal(number) is signal.SIG_IGN for number in SIGNALS)
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("moment", [1, 2, 3, 4])
+def test_a_signal_while_the_handlers_come_and_go(number, moment, monkeypatch, handlers_put_back):
+    """It comes right after one of the two is put in place, or back: whoever listened before hears it once."""
+    heard, put, puts = [], signal.signal, []
+
+    def put_and_send(target, handler):
+        former = put(target, handler)
+        puts.append(target)
+        if len(puts) == moment:
+            send(number)
+        return former
+
+    def theirs(number, _frame):
+        heard.append(number)
+
+    for each in SIGNALS:
+        signal.signal(each, theirs)
+    with monkeypatch.context() as patch:
+        patch.setattr(signal, "signal", put_and_send)
+        with contextlib.suppress(RunStopped), StopRequest().listening():
+            pass
+    assert [signal.getsignal(each) for each in SIGNALS] == [theirs, theirs]
+    assert heard == [number]
 
 
 def test_an_ignored_signal_stays_ignored():

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch.utils.tensorboard  # noqa: F401  what a run imports late
 
+import dassl.engine.simple
 import evaluation.results
 import sweep
 import train
@@ -63,6 +64,20 @@ def run_disturbed(arguments: list[str], disturb: Callable[[], None], console: st
         return step(trainer, batch)
 
     PromptTrainer.forward_backward = disturbed
+    _end(train.main(arguments))
+
+
+def run_killed_between_two_seeds(arguments: list[str], seed: int, epoch: int, console: str) -> None:
+    """train.py, killed when a seed is about to write the state of a finished epoch and those before it have."""
+    _begin(console)
+    write = dassl.engine.simple.write_resume_checkpoint
+
+    def killed(trainer: PromptTrainer, directory: str, epochs: int) -> None:
+        if (trainer.cfg.SEED, epochs) == (seed, epoch):
+            os._exit(9)
+        write(trainer, directory, epochs)
+
+    dassl.engine.simple.write_resume_checkpoint = killed
     _end(train.main(arguments))
 
 

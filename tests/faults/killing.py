@@ -213,10 +213,10 @@ def _without_seconds(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def leftovers(folder: Path) -> list[str]:
-    """Files that no finished run leaves; a lock's temporary file, which may be a live process's, is not among them.
+    """Files that no finished run leaves.
 
-    Nor is the state to go on from of a run that was killed just after it had written its results: its next command
-    removes that.
+    The state to go on from of a run that was killed just after it had written its results is not among them: its next
+    command removes that.
     """
     return [str(path) for path in folder.rglob("*") if _is_left(path)]
 
@@ -224,5 +224,4 @@ def leftovers(folder: Path) -> list[str]:
 def _is_left(path: Path) -> bool:
     if path.name == "resume.pth.tar":
         return not (path.parent / "results.json").exists()
-    is_temporary = path.name.endswith(".tmp") and not path.name.startswith((".lock.", ".sweep.lock."))
-    return is_temporary or path.name in (".lock", ".sweep.lock")
+    return path.name.endswith(".tmp") or path.name.startswith((".lock", ".sweep.lock"))

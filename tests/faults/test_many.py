@@ -1,16 +1,24 @@
 """Many processes at once on one data root, one output folder and one folder of image features."""
 
+import itertools
+import os
+import random
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from evaluation.feature_store import FeatureStore
+from reporting.runs import read_results
 from tests.faults import children
 from tests.faults.children import REPOSITORY
 from tests.faults.killing import SECONDS, Victim, assert_sound, leftovers, outcome
 from tests.faults.test_kills import arguments
-from train import BUSY
+from train import BUSY, STOPPED
 
 
 def data_of_ones_own(folder):
@@ -79,3 +87,74 @@ def test_runs_at_once(tmp_path):
     for path in stored:
         store = FeatureStore(path.parent.name, path.parent.parent, 2**20)
         assert store._read(path)
+
+
+def test_six_that_start_at_once_in_one_folder(tmp_path):
+    """One runs; each of the others is told so, or finds it finished."""
+    folder = tmp_path / "run"
+    command = arguments(folder, "OPTIM.MAX_EPOCH", "2")
+    victims = [Victim(children.run, (command,), tmp_path / f"consoles{number}") for number in range(6)]
+    processes = [victim.start() for victim in victims]
+    for process in processes:
+        process.join(SECONDS)
+    said = [victim.printed() for victim in victims]
+    assert sorted(process.exitcode for process in processes) == [0] + [BUSY] * 5, said
+    assert sum("in use by process" in text for text in said) == 5
+    assert_sound(folder)
+    assert leftovers(folder) == []
+    assert len(list(folder.glob("log.txt*"))) == 1
+
+
+def seeds_at_once(folder):
+    command = arguments(folder / "seed{seed}")
+    position = command.index("--seed")
+    return [*command[:position], "--seeds", "1", "2", *command[position + 2 :]]
+
+
+def test_seeds_that_were_stopped_out_of_step_claim_no_bits(tmp_path):
+    """The second seed repeats an epoch without the first one's company, which rounds its sums otherwise."""
+    whole, parts, in_step = (tmp_path / name for name in ("whole", "parts", "in_step"))
+    Victim(children.run, (seeds_at_once(whole),), tmp_path / "consoles").finish()
+    for folder, seed in ((parts, 2), (in_step, 1)):
+        victim = Victim(children.run_killed_between_two_seeds, (seeds_at_once(folder), seed, 2), tmp_path / "killed")
+        process = victim.start()
+        process.join(SECONDS)
+        assert process.exitcode == 9, victim.printed()
+        Victim(children.run, (seeds_at_once(folder),), tmp_path / "last").finish()
+    held = {
+        folder.name: [
+            read_results(folder / f"seed{seed}" / "results.json")["environment"]["determinism"]["bit_identical"]
+            for seed in (1, 2)
+        ]
+        for folder in (whole, parts, in_step)
+    }
+    assert held == {"whole": [True, True], "parts": [False, False], "in_step": [True, True]}
+    assert outcome(in_step) == outcome(whole)
+
+
+@pytest.mark.parametrize("marks", ["** Config **", "epoch [1/", "epoch [2/"])
+def test_a_storm_of_signals_stops_a_run_as_one_does(tmp_path, marks):
+    """Later signals change nothing, whether they come while it saves its state, says so, or ends."""
+    command = [*arguments(tmp_path / "run", "DATALOADER.NUM_WORKERS", "2"), "OPTIM.MAX_EPOCH", "300"]
+    rng, sent = random.Random(marks), []
+    with subprocess.Popen(
+        [sys.executable, "train.py", *command],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert any(marks in line for line in process.stdout)
+        for number in itertools.cycle((signal.SIGTERM, signal.SIGUSR1)):
+            if process.poll() is not None:
+                break
+            process.send_signal(number if len(sent) < 2 else rng.choice((signal.SIGTERM, signal.SIGUSR1)))
+            sent.append(number)
+            time.sleep(rng.choice((0, 0, 0.001)))
+        error = process.stderr.read()
+    assert process.returncode == STOPPED, error
+    assert len(sent) > 10
+    assert error.count("nothing is lost, the same command goes on") == 1
+    assert "Traceback" not in error
+    assert leftovers(tmp_path / "run") in ([], [str(tmp_path / "run" / "resume.pth.tar")])
