@@ -214,8 +214,13 @@ def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
         return
     below = dict.fromkeys(models, CHECKPOINTS)
     below |= dict.fromkeys(SPLIT_FOLDERS, re.compile(re.escape(CONFUSION_FILE)))
-    if "tensorboard" in flatten(earlier).get("TRAIN.TRACKERS", ("tensorboard",)):
+    settings = flatten(earlier)
+    trackers = settings.get("TRAIN.TRACKERS", ("tensorboard", "csv"))
+    if "tensorboard" in trackers:
         below["tensorboard"] = EVENTS
+    # What the run was not asked for is somebody else's.
+    asked = {"history.csv": "csv" in trackers, "features.npz": settings.get("TEST.SAVE_FEATURES", True)}
+    asked[CONFUSION_FILE] = settings.get("TEST.COMPUTE_CMAT", True)
     for name, names in below.items():
         if files := _files(folder / name, names):
             for path in files:
@@ -223,7 +228,7 @@ def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
             with suppress(OSError):  # something else is in it
                 (folder / name).rmdir()
     for name in reversed(RUN_FILES):  # results.json and config.yaml last: until then the folder is seen to hold a run
-        if not (folder / name).is_dir():
+        if asked.get(name, True) and not (folder / name).is_dir():
             (folder / name).unlink(missing_ok=True)
 
 
