@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -172,7 +173,17 @@ def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
     check_cfg(cfg)
     if args.eval_only and not args.model_dir and getattr(trainer, "needs_training", False):
         raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
+    check_initial_weights(cfg, trainer)
     return splits
+
+
+def check_initial_weights(cfg: Any, trainer: type) -> None:
+    """Refuse initial weights that are not there, or that the trainer would not use."""
+    path = cfg.MODEL.INIT_WEIGHTS
+    if path and not getattr(trainer, "needs_training", True):
+        raise ValueError(f"MODEL.INIT_WEIGHTS is {path!r}, but {cfg.TRAINER.NAME} has nothing to train: leave it out")
+    if path and not os.path.isfile(path):
+        raise FileNotFoundError(f"MODEL.INIT_WEIGHTS: there is no file {path}")
 
 
 def seed_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import os
 from collections.abc import Iterator
 from http.client import HTTPException
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from prompting.architecture import BackboneError, model_from_state_dict
 from prompting.bundled import bundled_names, load_bundled_state_dict
-from prompting.digest import tensors_digest
+from prompting.digest import file_sha256, tensors_digest
 from prompting.openclip import OPEN_CLIP_PREFIX, load_open_clip
 from prompting.precision import convert_towers
 from prompting.torchscript import is_torchscript, torchscript_state_dict
@@ -145,7 +144,7 @@ def _openai_file(name: str) -> Path:
     url = _MODELS[name]
     expected, file_name = url.split("/")[-2:]
     target = cache_folder() / file_name
-    found = _sha256(target) if target.is_file() else None
+    found = file_sha256(target) if target.is_file() else None
     if found == expected:
         return target
     try:
@@ -161,14 +160,6 @@ def _openai_file(name: str) -> Path:
             "or set CLIP_CACHE to the folder that has it, or give the file's path as MODEL.BACKBONE.NAME"
         ) from error
     return target
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _unknown(name: str) -> str:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from prompting.unpickling import CheckpointError, read_checkpoint
 from prompting.upstream import FORMATS, from_upstream, is_upstream, upstream_methods
 
-__all__ = ["CheckpointError", "TrainedPrompts", "convert", "load_trained", "read_checkpoint", "read_trained"]
+__all__ = ["CheckpointError", "TrainedPrompts", "convert", "load_trained", "read_checkpoint", "read_initial", "read_trained"]
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,22 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
     tensors = from_upstream(state_dict, trainer, path) if published else state_dict
     epoch = content.get("epoch")
     return TrainedPrompts(Path(path), trainer, epoch if isinstance(epoch, int) else None, tensors, published, content)
+
+
+def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
+    """Tensors to start training from: of any method's checkpoint, or a bare state dict; ``module.`` is dropped.
+
+    Args:
+        path: the file.
+        trainer: whose published repository's names are translated, where the file has such.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        CheckpointError: when it cannot be read, or is a published file of another method.
+    """
+    state_dict = read_checkpoint(path, bare=True)["state_dict"]
+    tensors = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    return from_upstream(tensors, trainer, path) if is_upstream(tensors) else tensors
 
 
 def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:

@@ -94,11 +94,12 @@ def read_file(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
     return content
 
 
-def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
+def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[str, Any]:
     """Content of a checkpoint file, on the CPU, with nothing executed.
 
     Args:
         path: written by this project or by code that saves ``{"state_dict": ..., "epoch": ...}`` with ``torch.save``.
+        bare: whether the file may be the state dict itself.
 
     Returns:
         The file's dictionary; ``"state_dict"`` maps names to tensors, and every field of :data:`FIELDS` that is there
@@ -121,6 +122,8 @@ def read_checkpoint(path: str | os.PathLike[str]) -> dict[str, Any]:
         ) from error
     # dict's own methods: a file may give an OrderedDict attributes that hide them
     content = dict(dict.items(content)) if isinstance(content, dict) else {}
+    if bare and content and "state_dict" not in content:
+        content = {"state_dict": content}
     state_dict = content.get("state_dict")
     if not isinstance(state_dict, dict) or not state_dict or not any(map(_is_tensor, dict.values(state_dict))):
         raise CheckpointError(f'"{path}" holds no "state_dict" of tensors: it is not a checkpoint of a training run')
