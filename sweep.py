@@ -168,7 +168,8 @@ def run_queue(jobs: list[Job], args: argparse.Namespace, output: Path) -> int:
     seeds = seeds_per_process(args.seeds_per_process)
     one = args.foreground or args.launcher == "inline"
     slots = slots_for(args.gpus, 1 if one else args.slots)
-    progress = Progress(jobs, len(slots), sys.stdout)
+    # the live line moves the cursor: past the stream that lets nothing of the kind through
+    progress = Progress(jobs, len(slots), getattr(sys.stdout, "stream", sys.stdout))
     with Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)
         if args.launcher == "slurm":

@@ -24,7 +24,7 @@ import torch
 
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
-from commandline import add_debug, guarded
+from commandline import add_debug, guarded, printable_output
 from dassl.config import check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
@@ -193,7 +193,8 @@ def seed_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop
         set_random_seed(cfg.SEED)
     logger = setup_logger(cfg.OUTPUT_DIR)
     try:
-        log_and_run(cfg, args, splits, stop)
+        with printable_output():  # of the log as well
+            log_and_run(cfg, args, splits, stop)
     finally:
         if logger is not None:
             logger.close()

@@ -24,8 +24,8 @@ from torch import Tensor
 
 MOST_REPEATED = 2**26  # bytes of tensors that repeat their numbers
 MOST_CODE = 8 * 2**20  # bytes that may come out of compressed entries; OpenAI's archives have less than one MiB of code
-# What a pickle may cost, about one for every value of some 60 bytes: ImageNet's sixteen shots cost 600,000
-FREE_COST, BYTES_PER_COST = 500_000, 16
+# What a pickle may cost, about one for every value of some 60 bytes: ImageNet's sixteen shots cost about 700,000
+FREE_COST, BYTES_PER_COST = 1_000_000, 16
 LEGACY_START = (0x1950A86A20F9469CFC6C, 1001)  # PyTorch before 1.6: magic number and protocol, each a pickle
 STORAGE_DTYPES = {
     "BoolStorage": torch.bool,
