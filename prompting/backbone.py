@@ -126,8 +126,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 _CURE = (
-    "files in OpenAI's layout are taken, so give the same model by OpenAI's name (ViT-B/16 ...), as open_clip:ARCH/TAG or "
-    "open_clip:ARCH/PATH, or save its weights under OpenAI's names"
+    "files in OpenAI's layout are taken, so give the same model by OpenAI's name (ViT-B/16 ...), as open_clip:ARCH/TAG "
+    "or open_clip:ARCH/PATH, or save its weights under OpenAI's names"
 )
 
 

@@ -150,7 +150,7 @@ NAMES = (
     "a list of texts of up to 1,000 characters",
     lambda value: isinstance(value, list | tuple) and all(isinstance(v, str) and 0 < len(v) <= 1000 for v in value),
 )
-# What a field must be, unless it is missing or None. Published code stores NumPy's numbers and whole schedulers in those
+# What a field must be, unless it is missing or None. Published code stores NumPy's numbers and schedulers in those
 # of LOOSE, which are not needed to use the weights: there a placeholder will do.
 FIELDS = {
     "epoch": COUNT,
