@@ -10,10 +10,13 @@ Needs the standard library only, so that every command can use it.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
+import re
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TextIO
 
 # What wrong input and a machine's limits raise; anything else is a mistake of ours and keeps its traceback
 EXPECTED = (ValueError, KeyError, OSError, FloatingPointError, MemoryError, RecursionError)
@@ -44,7 +47,8 @@ def guarded(
     """
     own = statuses or {}
     try:
-        return run(args) or 0
+        with printable_output():
+            return run(args) or 0
     except BrokenPipeError:
         close_stdout()
         return 1
@@ -63,6 +67,45 @@ def one_line(error: BaseException) -> str:
 def printable(text: str) -> str:
     """Text from a file, with every character that a terminal would obey written as its escape (``\\x1b``)."""
     return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
+class PrintableStream:
+    """A stand-in for `sys.stdout` that writes what a terminal would obey as its escape; lines end and tabs stay."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["stream"], name)
+
+    def write(self, text: str) -> int:
+        """Write text."""
+        if text.isprintable():
+            return self.stream.write(text)
+        parts = re.split(r"(\r?\n|\t)", text)
+        self.stream.write("".join(part if index % 2 else printable(part) for index, part in enumerate(parts)))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write several texts."""
+        for line in lines:
+            self.write(line)
+
+
+@contextlib.contextmanager
+def printable_output() -> Iterator[None]:
+    """Let nothing through to `sys.stdout` inside that a terminal would obey: names and paths come from files."""
+    stream = sys.stdout
+    sys.stdout = PrintableStream(stream)
+    try:
+        yield
+    finally:
+        sys.stdout = stream
+
+
+def csv_cell(text: str) -> str:
+    """A name as a cell that no spreadsheet takes for a formula: it begins with an apostrophe if it looks like one."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def shown(error: BaseException) -> str:

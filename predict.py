@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from commandline import add_debug, guarded
+from commandline import add_debug, csv_cell, guarded, printable
 from datasets.imagefolders import EXTENSIONS, is_clutter
 from trainers.predictor import Classifier, Prediction, load_run, zero_shot
 
@@ -104,14 +104,15 @@ def write_text(predictions: Iterable[Prediction]) -> None:
     """A line per image: path, then class and probability in per cent."""
     for prediction in predictions:
         ranking = ", ".join(f"{name} {100 * p:.1f}%" for name, p in prediction.ranking)
-        print(f"{prediction.path}: {ranking}")
+        print(printable(f"{prediction.path}: {ranking}"))
 
 
 def write_json(predictions: Iterable[Prediction]) -> None:
     """One JSON object per line."""
     for prediction in predictions:
         ranking = [{"class": name, "probability": p} for name, p in prediction.ranking]
-        print(json.dumps({"image": prediction.path, "ranking": ranking}, ensure_ascii=False))
+        text = json.dumps({"image": prediction.path, "ranking": ranking}, ensure_ascii=False)
+        print("".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text))  # JSON's own escapes
 
 
 def write_csv(predictions: Iterable[Prediction]) -> None:
@@ -120,7 +121,7 @@ def write_csv(predictions: Iterable[Prediction]) -> None:
     table.writerow(["image", "rank", "class", "probability"])
     for prediction in predictions:
         for rank, (name, p) in enumerate(prediction.ranking, start=1):
-            table.writerow([prediction.path, rank, name, f"{p:.6f}"])
+            table.writerow([csv_cell(printable(prediction.path)), rank, csv_cell(printable(name)), f"{p:.6f}"])
 
 
 WRITERS = {"text": write_text, "json": write_json, "csv": write_csv}

@@ -189,7 +189,8 @@ def show_or_run(jobs: list[Job], args: argparse.Namespace, output: Path, slots: 
 def run_queue(jobs: list[Job], args: argparse.Namespace, output: Path, slots: list[Slot]) -> int:
     """Run what is not finished and say what became of it."""
     seeds = seeds_per_process(args.seeds_per_process)
-    progress = Progress(jobs, len(slots), sys.stdout)
+    # the live line moves the cursor: past the stream that lets nothing of the kind through
+    progress = Progress(jobs, len(slots), getattr(sys.stdout, "stream", sys.stdout))
     with Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)
         if args.launcher == "slurm":

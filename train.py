@@ -30,7 +30,7 @@ import torch
 
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
-from commandline import add_debug, guarded
+from commandline import add_debug, guarded, printable_output
 from dassl.config import check_cfg, get_cfg_default
 from dassl.config.checks import MOST_SEED
 from dassl.engine import TRAINER_REGISTRY, build_trainer
@@ -190,7 +190,17 @@ def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
         raise ValueError(f"--load-epoch is {args.load_epoch}: epochs are counted from 1")
     if args.eval_only and not args.model_dir and getattr(trainer, "needs_training", False):
         raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
+    check_initial_weights(cfg, trainer)
     return splits
+
+
+def check_initial_weights(cfg: Any, trainer: type) -> None:
+    """Refuse initial weights that are not there, or that the trainer would not use."""
+    path = cfg.MODEL.INIT_WEIGHTS
+    if path and not getattr(trainer, "needs_training", True):
+        raise ValueError(f"MODEL.INIT_WEIGHTS is {path!r}, but {cfg.TRAINER.NAME} has nothing to train: leave it out")
+    if path and not os.path.isfile(path):
+        raise FileNotFoundError(f"MODEL.INIT_WEIGHTS: there is no file {path}")
 
 
 def seed_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
@@ -200,7 +210,8 @@ def seed_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop
         set_random_seed(cfg.SEED)
     logger = setup_logger(cfg.OUTPUT_DIR)
     try:
-        log_and_run(cfg, args, splits, stop)
+        with printable_output():  # of the log as well
+            log_and_run(cfg, args, splits, stop)
     finally:
         if logger is not None:
             logger.close()

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from dassl.config import get_cfg_default
+from dassl.utils.unpickling import Unpickler
 from datasets.fewshot import FewShotDataset
 from datasets.make_split import few_shot_class
 from datasets.selection import SelectionError, select, write_selection
@@ -42,21 +43,14 @@ class Record:
         return self._impath, self._label, self._classname
 
 
-class SelectionUnpickler(pickle._Unpickler):
-    """Reads plain values and `Datum`; everything else is refused before it is looked up.
-
-    It is the standard library's reader in Python: that in C takes memory for numbers that the file merely states.
-    """
+class SelectionUnpickler(Unpickler):
+    """Reads plain values and `Datum`, within what the file's size allows; everything else is refused."""
 
     def find_class(self, module: str, name: str) -> type[Record]:
         """The inert record for `Datum`."""
         if module in DATUM_MODULES and name == "Datum":
             return Record
         raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in a selection")
-
-    def persistent_load(self, pid: Any) -> Any:
-        """Refused."""
-        raise pickle.UnpicklingError("it refers to objects outside of itself")
 
 
 def import_selection(
@@ -106,7 +100,7 @@ def read_pickle(path: str) -> tuple[dict[str, list[Entry]], str]:
     with open(path, "rb") as file:
         content = file.read()
     try:
-        data = SelectionUnpickler(io.BytesIO(content)).load()
+        data = SelectionUnpickler(io.BytesIO(content), len(content)).load()
     except Exception as error:  # a hostile or damaged pickle can raise anything
         raise SelectionError(f"{path} is not a selection that CoOp's code wrote: {error}") from error
     if not isinstance(data, dict) or not data.get("train") or not set(data) <= {"train", "val"}:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import hashlib
 import os
 from collections.abc import Iterator
 from http.client import HTTPException
@@ -17,11 +16,11 @@ from torch import Tensor, nn
 
 from prompting.architecture import BackboneError, model_from_state_dict
 from prompting.bundled import bundled_names, load_bundled_state_dict
-from prompting.digest import tensors_digest
+from prompting.digest import file_sha256, tensors_digest
 from prompting.openclip import OPEN_CLIP_PREFIX, load_open_clip
 from prompting.precision import convert_towers
 from prompting.torchscript import is_torchscript, torchscript_state_dict
-from prompting.unpickling import check_archive, check_tensors
+from prompting.unpickling import check_tensors, read_file
 
 BUNDLED_PREFIX = "bundled:"
 
@@ -62,7 +61,7 @@ def _load(name_or_path: str, device: torch.device | str, dtype: torch.dtype) -> 
         return freeze(load_open_clip(name_or_path.removeprefix(OPEN_CLIP_PREFIX)), device, dtype)
     elif name_or_path in _MODELS:
         state_dict = read_state_dict(_openai_file(name_or_path))
-    elif Path(name_or_path).is_file():
+    elif Path(name_or_path).is_file() or _is_transformers_folder(Path(name_or_path)):
         state_dict = read_state_dict(Path(name_or_path))
     else:
         raise BackboneError(_unknown(name_or_path))
@@ -103,11 +102,12 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     Raises:
         BackboneError: naming a file that is neither.
     """
+    if path.is_dir() or path.suffix == ".safetensors":
+        raise BackboneError(f"{path} is in the layout of Hugging Face's transformers, or of safetensors: {_CURE}")
     try:
         if is_torchscript(path):
             return torchscript_state_dict(path)
-        check_archive(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_file(path, placeholders=False)
     except Exception as error:  # torch raises a different type for each kind of damage
         raise BackboneError(
             f"{path} is neither a JIT archive nor a state dict that loads without running code "
@@ -120,7 +120,19 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         check_tensors(content)
     except ValueError as error:
         raise BackboneError(f"{path} is not read: {error}") from error
+    if any(name.removeprefix("clip.").startswith(("text_model.", "vision_model.")) for name in content):
+        raise BackboneError(f"{path} has the tensors of a CLIP in the layout of Hugging Face's transformers: {_CURE}")
     return content
+
+
+_CURE = (
+    "files in OpenAI's layout are taken, so give the same model by OpenAI's name (ViT-B/16 ...), as open_clip:ARCH/TAG "
+    "or open_clip:ARCH/PATH, or save its weights under OpenAI's names"
+)
+
+
+def _is_transformers_folder(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("pytorch_model.bin", "model.safetensors"))
 
 
 def _openai_file(name: str) -> Path:
@@ -132,7 +144,7 @@ def _openai_file(name: str) -> Path:
     url = _MODELS[name]
     expected, file_name = url.split("/")[-2:]
     target = cache_folder() / file_name
-    found = _sha256(target) if target.is_file() else None
+    found = file_sha256(target) if target.is_file() else None
     if found == expected:
         return target
     try:
@@ -148,14 +160,6 @@ def _openai_file(name: str) -> Path:
             "or set CLIP_CACHE to the folder that has it, or give the file's path as MODEL.BACKBONE.NAME"
         ) from error
     return target
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _unknown(name: str) -> str:

@@ -22,7 +22,15 @@ from prompting.files import atomic_write
 from prompting.unpickling import CheckpointError, read_checkpoint
 from prompting.upstream import FORMATS, from_upstream, is_upstream, upstream_methods
 
-__all__ = ["CheckpointError", "TrainedPrompts", "convert", "load_trained", "read_checkpoint", "read_trained"]
+__all__ = [
+    "CheckpointError",
+    "TrainedPrompts",
+    "convert",
+    "load_trained",
+    "read_checkpoint",
+    "read_initial",
+    "read_trained",
+]
 
 
 @dataclass(frozen=True)
@@ -79,6 +87,22 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
     tensors = from_upstream(state_dict, trainer, path) if published else state_dict
     epoch = content.get("epoch")
     return TrainedPrompts(Path(path), trainer, epoch if isinstance(epoch, int) else None, tensors, published, content)
+
+
+def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
+    """Tensors to start training from: of any method's checkpoint, or a bare state dict; ``module.`` is dropped.
+
+    Args:
+        path: the file.
+        trainer: whose published repository's names are translated, where the file has such.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        CheckpointError: when it cannot be read, or is a published file of another method.
+    """
+    state_dict = read_checkpoint(path, bare=True)["state_dict"]
+    tensors = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    return from_upstream(tensors, trainer, path) if is_upstream(tensors) else tensors
 
 
 def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:
@@ -209,12 +233,19 @@ def _describe(trained: TrainedPrompts) -> str:
     origin = "a published repository's file" if trained.published else "this project's format"
     settings = ", ".join(f"{key} {value}" for key, value in trained.settings.items())
     lines = [f"trainer   {trained.trainer} ({origin})", f"epoch     {trained.epoch}", f"settings  {settings or '?'}"]
-    if "backbone" in trained.content:
-        lines.append(f"backbone  {trained.content['backbone']}, {len(trained.content['classnames'])} classes")
-    if "converted_from" in trained.content:
+    if trained.content.get("backbone") is not None:
+        classes = trained.content.get("classnames")
+        lines.append(f"backbone  {trained.content['backbone']}, {'?' if classes is None else len(classes)} classes")
+    if trained.content.get("converted_from") is not None:
         lines.append(f"from      {trained.content['converted_from']}")
     lines.append(f"tensors   {len(trained.tensors)} with {sum(t.numel() for t in trained.tensors.values()):,} numbers")
-    return "\n".join(lines + [f"  {name}  {tuple(t.shape)}" for name, t in trained.tensors.items()])
+    lines += [f"  {name}  {tuple(t.shape)}" for name, t in trained.tensors.items()]
+    return "\n".join(map(_printable, lines))
+
+
+def _printable(line: str) -> str:
+    """A line without characters that a terminal would obey: they are written as their escapes."""
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -235,11 +266,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(_describe(read_trained(args.file, args.trainer)))
         else:
             trained = convert(args.old, args.new, args.trainer)
-            print(f"Wrote {args.new}: {trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors")
+            text = f"Wrote {args.new}: {trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors"
+            print(_printable(text))
     except (CheckpointError, OSError) as error:
         if args.debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        print(_printable(f"error: {error}"), file=sys.stderr)
         return 1
     return 0
 

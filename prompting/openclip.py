@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from prompting.architecture import BackboneError, clip_sizes, empty_clip, fill
+from prompting.torchscript import is_torchscript, torchscript_state_dict
+from prompting.unpickling import read_file, reason
 
 OPEN_CLIP_PREFIX = "open_clip:"
 RANDOM_SEED = 0
@@ -123,6 +126,8 @@ def _check_activation(open_clip: ModuleType, architecture: str, tag: str) -> Non
 def _create(open_clip: ModuleType, architecture: str, weights: str) -> nn.Module:
     """Let open_clip build the model and load its weights."""
     tags = open_clip.list_pretrained_tags_by_model(architecture)
+    if Path(weights).is_file() and not weights.endswith(".safetensors"):
+        _check_file(Path(weights))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(RANDOM_SEED)
         try:
@@ -133,6 +138,17 @@ def _create(open_clip: ModuleType, architecture: str, weights: str) -> nn.Module
                 f"{', '.join(tags) or 'none'}; without a network fetch the file elsewhere and give its path: "
                 f"{OPEN_CLIP_PREFIX}{architecture}//PATH"
             ) from error
+
+
+def _check_file(path: Path) -> None:
+    """Read a file of weights once, bounded, before open_clip does: it would take whatever memory the file asks for."""
+    try:
+        if is_torchscript(path):
+            torchscript_state_dict(path)
+        else:
+            read_file(path, placeholders=False)
+    except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
+        raise BackboneError(f"{path} holds no weights that can be read safely: {reason(error)}") from error
 
 
 def _obstacle(model: nn.Module, text: nn.Module) -> str | None:

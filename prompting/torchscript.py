@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from prompting.unpickling import Unpickler, check_size, check_tensors
+from prompting.unpickling import ArchiveUnpickler, check_archive, check_tensors
 
 CODE = "__torch__"  # what a script module's type begins with
 WEIGHTS = re.compile(r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*?)\]\n  __buffers__ = \[(.*?)\]", re.M)
-MOST_DEPTH, MOST_TENSORS = 32, 10_000
+MOST_ATTRIBUTES, MOST_NAME = 200_000, 1000
 
 
 class ScriptModule:
@@ -32,14 +32,17 @@ class ScriptModule:
             self.__dict__["attributes"] = state
 
 
-class ScriptUnpickler(Unpickler):
+class ScriptUnpickler(ArchiveUnpickler):
     """Reads a script module's attributes; its types become records."""
 
     def find_class(self, module: str, name: str) -> Any:
         """A record for a type that the archive's code defines; else as for checkpoints."""
         if module.partition(".")[0] != CODE:
             return super().find_class(module, name)
-        return type("ScriptModule", (ScriptModule,), {"kind": (module, name)})
+        if (module, name) not in self._known:
+            self.spend(32)
+            self._known[module, name] = type("ScriptModule", (ScriptModule,), {"kind": (module, name)})
+        return self._known[module, name]
 
 
 def is_torchscript(path: Path) -> bool:
@@ -57,8 +60,8 @@ def torchscript_state_dict(path: Path) -> dict[str, Tensor]:
         ValueError: the archive is damaged, or holds no module.
     """
     with zipfile.ZipFile(path) as archive:
-        check_size(archive, path)
-        module = ScriptUnpickler(archive).load()
+        check_archive(archive, path.stat().st_size)
+        module = ScriptUnpickler(archive, path.stat().st_size).load()
         if not isinstance(module, ScriptModule):
             raise ValueError("it holds no module")
         weights = dict(named_weights(module, weight_names(archive)))
@@ -78,20 +81,22 @@ def weight_names(archive: zipfile.ZipFile) -> dict[tuple[str, str], set[str]]:
     return names
 
 
-def named_weights(
-    module: ScriptModule, names: Mapping[tuple[str, str], set[str]], prefix: str = "", depth: int = 0
-) -> Iterator[tuple[str, Tensor]]:
+def named_weights(module: ScriptModule, names: Mapping[tuple[str, str], set[str]]) -> Iterator[tuple[str, Tensor]]:
     """Parameters and buffers of a module and those in it.
 
     Raises:
         ValueError: modules lie in one another without end, or one is of a type that the code does not define.
     """
-    if depth > MOST_DEPTH or len(module.attributes) > MOST_TENSORS:
-        raise ValueError("its modules lie in one another too deeply")
-    if module.kind not in names:
-        raise ValueError(f"its code does not define {'.'.join(module.kind)}")
-    for name, value in module.attributes.items():
-        if isinstance(value, ScriptModule):
-            yield from named_weights(value, names, f"{prefix}{name}.", depth + 1)
-        elif isinstance(value, Tensor) and name in names[module.kind]:
-            yield f"{prefix}{name}", value
+    pending, visited = [("", module)], 0
+    while pending:
+        prefix, module = pending.pop()
+        visited += 1 + len(module.attributes)
+        if visited > MOST_ATTRIBUTES or len(prefix) > MOST_NAME:
+            raise ValueError("its modules lie in one another too deeply")
+        if module.kind not in names:
+            raise ValueError(f"its code does not define {'.'.join(module.kind)}")
+        for name, value in module.attributes.items():
+            if isinstance(value, ScriptModule):
+                pending.append((f"{prefix}{name}.", value))
+            elif isinstance(value, Tensor) and name in names[module.kind]:
+                yield f"{prefix}{name}", value

@@ -1,28 +1,32 @@
-"""Read a checkpoint file without running anything that is in it.
+"""Read a file of PyTorch's without running anything in it, in memory that is a small multiple of the file's size.
 
-PyTorch's own ``weights_only`` reading refuses what the published prompt-learning code saves: its checkpoints hold
-schedulers, optimisers and NumPy scalars as pickled objects beside the tensors. Here such a file is read by an
-unpickler that knows how to make tensors and plain containers; everything else becomes an :class:`Inert` placeholder.
-Names in the file are never imported.
+The unpickler knows how to make tensors and plain containers. Everything else, such as the schedulers, optimisers and
+NumPy numbers in published checkpoints, is refused or becomes an :class:`Inert` placeholder; no name is imported.
+
+This file is in `prompting` and in `dassl/utils`, the same to the byte (`tests/test_your_fork.py`): each of the two is
+copied into other checkouts without the other.
 """
 
 from __future__ import annotations
 
+import codecs
 import functools
-import io
+import os
 import pickle
 import sys
 import zipfile
-from collections import OrderedDict
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+from collections import Counter, OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import IO, Any
 
 import torch
 from torch import Tensor
 
-MOST_REPEATED = 2**28  # bytes of tensors that repeat their numbers
-MOST_CODE = 64 * 2**20  # bytes; OpenAI's archives have less than one MiB of code
+MOST_REPEATED = 2**26  # bytes of tensors that repeat their numbers
+MOST_CODE = 8 * 2**20  # bytes that may come out of compressed entries; OpenAI's archives have less than one MiB of code
+# What a pickle may cost, about one for every value of some 60 bytes: ImageNet's sixteen shots cost about 700,000
+FREE_COST, BYTES_PER_COST = 1_000_000, 16
+LEGACY_START = (0x1950A86A20F9469CFC6C, 1001)  # PyTorch before 1.6: magic number and protocol, each a pickle
 STORAGE_DTYPES = {
     "BoolStorage": torch.bool,
     "ByteStorage": torch.uint8,
@@ -34,6 +38,9 @@ STORAGE_DTYPES = {
     "BFloat16Storage": torch.bfloat16,
     "FloatStorage": torch.float32,
     "DoubleStorage": torch.float64,
+    "ComplexFloatStorage": torch.complex64,
+    "ComplexDoubleStorage": torch.complex128,
+    "UntypedStorage": torch.uint8,
 }
 
 
@@ -62,147 +69,402 @@ class Inert:
         return f"<not loaded: {type(self).__name__}>"
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_file(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
+    """What a file written by ``torch.save`` holds, on the CPU, with nothing executed.
+
+    Args:
+        path: a zip archive, or a file of PyTorch before 1.6.
+        placeholders: whether objects of unknown types become :class:`Inert`; else they are refused.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        pickle.UnpicklingError: it names types of objects and ``placeholders`` is False.
+        Exception: whatever the bytes happen to mean, where it is damaged or would take too much memory.
+    """
+    size = os.path.getsize(path)
+    with open(path, "rb") as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                check_archive(archive, size)
+                content = ArchiveUnpickler(archive, size, placeholders).load()
+        else:
+            file.seek(0)
+            content = _read_legacy(file, size, placeholders)
+    _check_repeats(content, size)
+    return content
+
+
+def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[str, Any]:
     """Content of a checkpoint file, on the CPU, with nothing executed.
 
     Args:
         path: written by this project or by code that saves ``{"state_dict": ..., "epoch": ...}`` with ``torch.save``.
+        bare: whether the file may be the state dict itself.
 
     Returns:
-        The file's dictionary; ``"state_dict"`` maps names to tensors.
+        The file's dictionary; ``"state_dict"`` maps names to tensors, and every field of :data:`FIELDS` that is there
+        is of its kind.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        CheckpointError: when it is damaged or holds no state dict; the path is named.
+        CheckpointError: when it is damaged, holds no state dict or has a field of another kind; the path is named.
     """
-    path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at "{path}"')
     try:
-        content = _read(path)
-        if isinstance(content, dict) and isinstance(dict.get(content, "state_dict"), dict):
-            check_tensors(dict.get(content, "state_dict"))
+        content = read_file(path)
     except MemoryError:
         raise
     except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise CheckpointError(
-            f'"{path}" is not a checkpoint, or it is damaged or cut short ({reason}): copy it again or use another one'
+            f'"{path}" is not a checkpoint, or it is damaged or cut short ({reason(error)}): '
+            "copy it again or use another one"
         ) from error
     # dict's own methods: a file may give an OrderedDict attributes that hide them
-    state_dict = dict.get(content, "state_dict") if isinstance(content, dict) else None
-    tensors = dict(dict.items(state_dict)) if isinstance(state_dict, dict) else {}
-    if not tensors or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in tensors.items()):
+    content = dict(dict.items(content)) if isinstance(content, dict) else {}
+    if bare and content and "state_dict" not in content:
+        content = {"state_dict": content}
+    state_dict = content.get("state_dict")
+    if not isinstance(state_dict, dict) or not state_dict or not any(map(_is_tensor, dict.values(state_dict))):
         raise CheckpointError(f'"{path}" holds no "state_dict" of tensors: it is not a checkpoint of a training run')
-    return {**dict(dict.items(content)), "state_dict": tensors}
-
-
-def _read(path: Path) -> Any:
-    """The file's content: by PyTorch's own safe reading where that takes it, else with placeholders."""
-    check_archive(path)
+    content["state_dict"] = dict(dict.items(state_dict))
+    check_fields(content, path)
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        if not zipfile.is_zipfile(path):  # a file of PyTorch before 1.6, or no checkpoint at all
-            raise
-    with zipfile.ZipFile(path) as archive:
-        return Unpickler(archive).load()
+        check_tensors(content["state_dict"])
+    except ValueError as error:
+        raise CheckpointError(f'"{path}" is no checkpoint that can be used: {error}') from error
+    return content
 
 
-def check_archive(path: Path) -> None:
-    """:func:`check_size` of a file that is a zip archive; others are read as far as they reach.
+def reason(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+# The fields of a checkpoint
+
+TEXT = ("a text", lambda value: isinstance(value, str) and len(value) <= 2**20)
+COUNT = ("a whole number, 0 or more", lambda value: type(value) is int and 0 <= value < 2**53)
+NUMBER = ("a number", lambda value: type(value) in (int, float))
+NAMES = (
+    "a list of texts of up to 1,000 characters",
+    lambda value: isinstance(value, list | tuple) and all(isinstance(v, str) and 0 < len(v) <= 1000 for v in value),
+)
+# What a field must be, unless it is missing or None. Published code stores NumPy's numbers and schedulers in those
+# of LOOSE, which are not needed to use the weights: there a placeholder will do.
+FIELDS = {
+    "epoch": COUNT,
+    "val_result": NUMBER,
+    "best_result": NUMBER,
+    "epochs_without_gain": COUNT,
+    "stopped_early": ("True or False", lambda value: type(value) is bool),
+    "trainer": TEXT,
+    "backbone": TEXT,
+    "classnames": NAMES,
+    "settings": TEXT,
+    "converted_from": TEXT,
+    "optimizer": ("a state dict", lambda value: isinstance(value, dict)),
+    "scheduler": ("a state dict", lambda value: isinstance(value, dict)),
+}
+LOOSE = ("epoch", "val_result", "best_result", "optimizer", "scheduler")
+
+
+def check_fields(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
+    """Refuse a checkpoint of which a field is not what it must be.
 
     Raises:
-        ValueError: more would come out than is in it.
+        CheckpointError: naming file and field.
     """
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as archive:
-            check_size(archive, path)
+    for name, (wanted, fits) in FIELDS.items():
+        value = content.get(name)
+        if value is not None and not fits(value) and not (name in LOOSE and isinstance(value, Inert)):
+            raise CheckpointError(f'"{path}" is no checkpoint that can be used: its {name} is not {wanted}')
 
 
-def check_size(archive: zipfile.ZipFile, path: Path) -> None:
-    """Refuse an archive that unpacks to many more bytes than it has: PyTorch compresses code, and no tensors.
-
-    Raises:
-        ValueError: more would come out than is in it.
-    """
-    if sum(entry.file_size for entry in archive.infolist()) > path.stat().st_size + MOST_CODE:
-        raise ValueError("more comes out of it than is in it, as of no file that PyTorch writes")
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, Inert) and "rebuild" in type(value).__name__)
 
 
 def check_tensors(tensors: Mapping[Any, Any]) -> None:
-    """Refuse tensors that are larger than their numbers in the file, such as a number repeated without end.
+    """Refuse a state dict of anything but named tensors of real numbers, which the file holds one by one.
 
     Published checkpoints hold small ones, a row for every class, so a bounded number of repeated bytes is taken.
 
     Raises:
-        ValueError: naming the first that is too much.
+        ValueError: naming the first that is wrong.
     """
     repeated = 0
     for name, value in dict.items(tensors) if isinstance(tensors, dict) else tensors.items():
+        if not isinstance(name, str):
+            raise ValueError("its state_dict has a key that is no text")
         if not isinstance(value, Tensor):
-            continue
-        if value.layout != torch.strided or value.device.type != "cpu":
+            raise ValueError(
+                f"its state_dict has {name!r}, which is {value!r}"
+                if isinstance(value, Inert)
+                else f"its state_dict has {name!r}, which is no tensor"
+            )
+        if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
             raise ValueError(f"the tensor {name!r} is not stored as its numbers")
+        if value.dtype not in REAL_DTYPES:
+            raise ValueError(f"the tensor {name!r} is of type {value.dtype}, which is not taken: store it as float32")
         size = value.numel() * value.element_size()
         repeated += size if size > value.untyped_storage().nbytes() else 0
         if repeated > MOST_REPEATED:
             raise ValueError(f"the tensor {name!r} is not stored as its numbers")
 
 
+REAL_DTYPES = {dtype for dtype in STORAGE_DTYPES.values() if not dtype.is_complex}
+
+
+# The pickle
+
+
+def check_archive(archive: zipfile.ZipFile, size: int) -> None:
+    """Refuse an archive of ``size`` bytes from which many more would come: PyTorch compresses code, and no tensors.
+
+    Raises:
+        ValueError: more would come out than is in it.
+    """
+    unpacked = sum(entry.file_size for entry in archive.infolist())
+    if unpacked > size + MOST_CODE:
+        raise ValueError(f"{unpacked:,} bytes would come out of {size:,}, as of no file that PyTorch writes")
+
+
+def _cost(value: Any) -> int:
+    """What a copy of a value would cost."""
+    if isinstance(value, str | bytes):
+        return len(value) // 64
+    return len(value) if isinstance(value, list | tuple | dict | set | frozenset) else 0
+
+
+def _check_repeats(content: Any, size: int) -> None:
+    """Refuse containers that are small only because they refer to the same ones again and again, or to themselves.
+
+    Raises:
+        ValueError: written out it would be much larger than the file.
+    """
+    left, pending = cost_limit(size), [content]
+    while pending:
+        value = pending.pop()
+        left -= 1 + _cost(value)
+        if left < 0:
+            raise ValueError("its containers repeat one another without end")
+        if isinstance(value, dict):
+            pending += dict.keys(value)
+            pending += dict.values(value)
+        elif isinstance(value, list | tuple | set | frozenset):
+            pending += value
+
+
+def cost_limit(size: int) -> int:
+    """What reading a file of ``size`` bytes may cost."""
+    return FREE_COST + size // BYTES_PER_COST
+
+
 class Unpickler(pickle._Unpickler):
-    """Unpickler of one ``torch.save`` archive, (``NAME/data.pkl``, ``NAME/data/0`` ...).
+    """Makes plain values, tensors without their numbers' origin, and placeholders; every read and every copy costs.
 
     It is the standard library's in Python: that in C takes memory for numbers that a file merely states.
+
+    Args:
+        file: the pickle.
+        size: bytes of the whole file that it is in.
+        placeholders: whether unknown types become :class:`Inert`; else they are refused.
     """
 
-    def __init__(self, archive: zipfile.ZipFile) -> None:
+    dispatch = dict(pickle._Unpickler.dispatch)
+    for opcode in (pickle.BYTEARRAY8, pickle.NEXT_BUFFER, pickle.READONLY_BUFFER):
+        del dispatch[opcode[0]]  # take memory for what the file states
+
+    def __init__(self, file: IO[bytes], size: int, placeholders: bool = True) -> None:
+        self._left, self._file, self._placeholders = cost_limit(size), file, placeholders
+        super().__init__(self, encoding="utf-8")
+        # Made anew for every file, so that nothing that a file does to them outlives it.
+        known = {
+            ("collections", "OrderedDict"): OrderedDict,
+            ("collections", "Counter"): Counter,
+            ("builtins", "set"): set,
+            ("__builtin__", "set"): set,
+            ("builtins", "complex"): complex,
+            ("__builtin__", "complex"): complex,
+            ("_codecs", "encode"): _encode,
+            ("torch", "Size"): torch.Size,
+            ("torch", "device"): torch.device,
+            ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+            ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_of_dtype,
+            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+        }
+        self._known: dict[tuple[str, str], Any] = {
+            **{key: functools.partial(self._make, function) for key, function in known.items()},
+            **{("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()},
+            ("torch.storage", "UntypedStorage"): torch.uint8,
+        }
+
+    def read(self, count: int) -> bytes:
+        """Bytes of the pickle; once and again for every value."""
+        self.spend(1)
+        return self._file.read(count)
+
+    def readline(self) -> bytes:
+        """A line of the pickle."""
+        self.spend(1)
+        return self._file.readline()
+
+    def spend(self, cost: int) -> None:
+        """Count what reading costs.
+
+        Raises:
+            ValueError: it is too much for a file of this size.
+        """
+        self._left -= cost
+        if self._left < 0:
+            raise ValueError("its pickle makes more objects than a file of its size can need")
+
+    def _make(self, function: Any, *args: Any) -> Any:
+        """Call what makes a container or a tensor; it copies its arguments."""
+        self.spend(4 + sum(map(_cost, args)))
+        return function(*args)
+
+    def find_class(self, module: str, name: str) -> Any:
+        """What makes tensors and containers; for any other name an inert class of its own."""
+        key = (module, name)
+        if key not in self._known:
+            dtype = getattr(torch, name, None) if module == "torch" and name.isidentifier() else None
+            if isinstance(dtype, torch.dtype):
+                self._known[key] = dtype
+            elif not self._placeholders:
+                raise pickle.UnpicklingError(f"it names {module}.{name}")
+            else:
+                self.spend(32)
+                self._known[key] = type(f"{module}.{name}", (Inert,), {})
+        return self._known[key]
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Refused: a plain pickle has no storages."""
+        raise pickle.UnpicklingError("it refers to objects outside of itself")
+
+    def load_build(self) -> None:
+        """BUILD copies a dictionary into an object's attributes."""
+        state = self.stack[-1]
+        self.spend(sum(map(_cost, state)) if isinstance(state, tuple) else _cost(state))
+        super().load_build()
+
+    def load_frame(self) -> None:
+        """FRAME says how much to read at once; each read is counted, so none is."""
+        self.read(8)
+
+    dispatch[pickle.BUILD[0]], dispatch[pickle.FRAME[0]] = load_build, load_frame
+
+
+class ArchiveUnpickler(Unpickler):
+    """Unpickler of one ``torch.save`` archive, (``NAME/data.pkl``, ``NAME/data/0`` ...)."""
+
+    def __init__(self, archive: zipfile.ZipFile, size: int, placeholders: bool = True) -> None:
         pickles = [name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError("it has no data.pkl")
-        super().__init__(io.BytesIO(archive.read(pickles[0])))
+        super().__init__(archive.open(pickles[0]), size, placeholders)
         self._archive, self._folder = archive, pickles[0].removesuffix("data.pkl")
-        self._check_byte_order()
         self._flat: dict[str, Tensor] = {}
-        # Made anew for every file, so that nothing that a file does to them outlives it.
-        self._known: dict[tuple[str, str], Any] = {
-            ("collections", "OrderedDict"): OrderedDict,
-            ("torch", "Size"): torch.Size,
-            ("torch._utils", "_rebuild_tensor_v2"): functools.partial(_rebuild_tensor),
-            ("torch._utils", "_rebuild_parameter"): functools.partial(_rebuild_parameter),
-            **{("torch", name): dtype for name, dtype in STORAGE_DTYPES.items()},
-            **{("torch", str(dtype).removeprefix("torch.")): dtype for dtype in STORAGE_DTYPES.values()},
-        }
+        order = f"{self._folder}byteorder"
+        if order in archive.namelist():
+            _check_byte_order(archive.read(order).decode() == "little")
 
-    def find_class(self, module: str, name: str) -> Any:
-        """What makes tensors and containers; an inert class of its own for any other name."""
-        key = (module, name)
-        if key not in self._known:
-            self._known[key] = type(f"{module}.{name}", (Inert,), {})
-        return self._known[key]
-
-    def persistent_load(self, pid: Any) -> Tensor:
+    def persistent_load(self, pid: Any) -> Any:
         """All numbers of one storage, flat."""
-        kind, dtype, key, _location, _count = pid
-        if kind != "storage" or not isinstance(dtype, torch.dtype) or not isinstance(key, str):
-            raise pickle.UnpicklingError("a storage of unknown kind")
+        dtype, key = _storage(pid)[:2]
+        if isinstance(dtype, Inert):
+            return dtype
         if key not in self._flat:
             data = bytearray(self._archive.read(f"{self._folder}data/{key}"))
-            self._flat[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-        return self._flat[key]
-
-    def _check_byte_order(self) -> None:
-        """Refuse a file of a machine that orders bytes the other way."""
-        name = f"{self._folder}byteorder"
-        if name in self._archive.namelist() and self._archive.read(name).decode() != sys.byteorder:
-            raise ValueError("it was written on a machine with another byte order")
+            self._flat[key] = torch.frombuffer(data, dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
+        return self._flat[key].view(dtype)
 
 
-def _rebuild_tensor(flat: Tensor, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Tensor:
+class LegacyUnpickler(Unpickler):
+    """Unpickler of a file of PyTorch before 1.6, in which the numbers follow the pickle."""
+
+    def __init__(self, file: IO[bytes], size: int, placeholders: bool = True) -> None:
+        super().__init__(file, size, placeholders)
+        self.flat: dict[str, Tensor] = {}
+        self._bytes_left = size
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Room for all numbers of one storage, flat."""
+        dtype, key, _location, count, view = _storage(pid)
+        if isinstance(dtype, Inert):
+            raise pickle.UnpicklingError("a storage of unknown kind")
+        if key not in self.flat:
+            if type(count) is not int or not 0 <= count * dtype.itemsize <= self._bytes_left:
+                raise ValueError("its tensors are larger than the file")
+            self._bytes_left -= count * dtype.itemsize
+            self.flat[key] = torch.zeros(count, dtype=dtype)
+        flat = self.flat[key].view(dtype)
+        return flat if view is None else flat[view[1] : view[1] + view[2]]
+
+    def read_numbers(self, keys: Iterable[str]) -> None:
+        """Fill the storages."""
+        for key in keys:
+            flat = self.flat[key]
+            data = memoryview(flat.view(torch.uint8).numpy())
+            if int.from_bytes(self._file.read(8), "little") != len(flat) or self._file.readinto(data) != len(data):
+                raise ValueError("its numbers are cut short")
+
+
+def _read_legacy(file: IO[bytes], size: int, placeholders: bool) -> Any:
+    """Content of a file of PyTorch before 1.6: five pickles, then the numbers."""
+    if any(Unpickler(file, 0, False).load() != number for number in LEGACY_START):
+        raise ValueError("it does not begin as PyTorch's files do")
+    machine = Unpickler(file, 0, False).load()
+    _check_byte_order(isinstance(machine, dict) and machine.get("little_endian") is True)
+    unpickler = LegacyUnpickler(file, size, placeholders)
+    content = unpickler.load()
+    unpickler.read_numbers(Unpickler(file, size, False).load())
+    return content
+
+
+def _storage(pid: Any) -> tuple[Any, str, Any, Any, Any]:
+    """Type, key, location, count and view of a storage."""
+    if not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage" or not isinstance(pid[2], str):
+        raise pickle.UnpicklingError("a storage of unknown kind")
+    dtype = pid[1]() if isinstance(pid[1], type) and issubclass(pid[1], Inert) else pid[1]
+    if not isinstance(dtype, torch.dtype | Inert):
+        raise pickle.UnpicklingError("a storage of unknown kind")
+    return dtype, pid[2], pid[3], pid[4], pid[5] if len(pid) == 6 else None
+
+
+def _check_byte_order(little: bool) -> None:
+    if little != (sys.byteorder == "little"):
+        raise ValueError("it was written on a machine with another byte order")
+
+
+def _rebuild_tensor(flat: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Any:
     """A tensor over its storage; PyTorch refuses sizes beyond it."""
-    return flat.as_strided(size, stride, offset)
+    return flat if isinstance(flat, Inert) else flat.as_strided(size, stride, offset)
+
+
+def _rebuild_tensor_of_dtype(
+    flat: Tensor,
+    offset: int,
+    size: tuple[int, ...],
+    stride: tuple[int, ...],
+    _grad: Any,
+    _hooks: Any,
+    dtype: Any,
+    *_: Any,
+) -> Tensor:
+    """A tensor over its storage of bytes."""
+    return flat.view(dtype).as_strided(size, stride, offset)
 
 
 def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
     """A parameter's values."""
     return data
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Bytes, which protocol 2 stores as text."""
+    if codecs.lookup(encoding).name != "iso8859-1":
+        raise pickle.UnpicklingError("bytes in an unknown encoding")
+    return text.encode("latin-1")

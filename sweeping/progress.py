@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
+from commandline import printable
 from sweeping.jobs import Job
 
 REFRESH_SECONDS = 1.0
@@ -77,7 +78,7 @@ class Progress:
         """One line, with the counts in front where there is no live line."""
         self._clear()
         counted = text if self.live else f"[{len(self.finished) + len(self.failures)}/{len(self.jobs)}] {text}"
-        self.stream.write(counted + ("\n" if self.live else f"{self._time_left()}\n"))
+        self.stream.write(printable(counted) + ("\n" if self.live else f"{self._time_left()}\n"))
         self.stream.flush()
         self._drawn = 0.0
         self.tick()

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import commandline
 import predict
 import train
 from tests.test_train import arguments
@@ -117,3 +118,18 @@ def test_a_damaged_image_is_named(run, tmp_path, capsys):
 def test_zero_top_is_refused(run, capsys):
     assert predict.main(["--model-dir", str(run), SEVENS, "--top", "0"]) == 2
     assert "must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("form", predict.WRITERS)
+def test_names_steer_no_terminal_and_are_no_formulas(form, capsys):
+    names = ["=1+1", "\x1b[2Jcat", "\x9bdog\nline"]
+    with commandline.printable_output():
+        predict.WRITERS[form]([predict.Prediction("@a.png", [(name, 0.25) for name in names])])
+    out = capsys.readouterr().out
+    assert all(character.isprintable() or character in "\r\n" for character in out)
+    if form == "json":
+        assert [entry["class"] for entry in json.loads(out)["ranking"]] == names
+    if form == "csv":
+        rows = list(csv.reader(io.StringIO(out)))[1:]
+        assert [row[2] for row in rows] == ["'=1+1", "\\x1b[2Jcat", "\\x9bdog\\nline"]
+        assert {row[0] for row in rows} == {"'@a.png"}

@@ -76,6 +76,11 @@ def test_the_check_sees_what_a_fork_does_not_have():
     assert not is_offered("trainers.coop", "CoOp", True)
 
 
+def test_the_reader_of_checkpoints_is_the_same_in_both_packages():
+    """Each is copied into other checkouts without the other."""
+    assert (ROOT / "dassl/utils/unpickling.py").read_bytes() == (ROOT / "prompting/unpickling.py").read_bytes()
+
+
 # A checkout in miniature, in the shape of CoOp's. `import trainers.bmip` is the line that a user adds.
 TRAIN = """
 import argparse

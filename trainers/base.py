@@ -21,10 +21,10 @@ from dassl.config import cfg_default
 from dassl.data import DataManager
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import load_pretrained_weights
 from prompting import PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.backbone import is_resnet_name
-from prompting.checkpoint import CheckpointError, load_trained, read_trained
+from prompting.checkpoint import CheckpointError, load_trained, read_initial, read_trained
+from prompting.digest import file_sha256
 from prompting.linear import BACKENDS, CHOOSER, set_linear_backend
 from trainers.checks import RANGES, check_choice, check_lengths, check_ranges, declare_ranges
 from trainers.memory import memory_advice
@@ -322,8 +322,16 @@ class PromptTrainer(Steps, TrainerX):
         return generator
 
     def _load_initial_weights(self) -> None:
-        if self.cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(self.model.prompt_learner, self.cfg.MODEL.INIT_WEIGHTS)
+        """Start from the tensors of MODEL.INIT_WEIGHTS: all of the learner's, or none and an error."""
+        path = self.cfg.MODEL.INIT_WEIGHTS
+        if not path:
+            return
+        tensors = read_initial(path, type(self).__name__)
+        load_trained(self.model.prompt_learner, tensors, path)
+        sha256 = file_sha256(path)
+        taken = {"file": str(path), "sha256": sha256, "tensors": sorted(tensors)}
+        self.notes = {**getattr(self, "notes", {}), "init_weights": taken}
+        print(f"Initial weights from {path} (sha256 {sha256}): {', '.join(sorted(tensors))}")
 
     def _build_optimizer(self) -> None:
         """Optimise the prompt learner only."""

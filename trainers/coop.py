@@ -101,7 +101,7 @@ class CoOp(PromptTrainer):
         """Load trained prompts; class-specific context only for the very classes that it was trained on."""
         if directory and self.settings.CSC:
             path = find_checkpoint(Path(directory), epoch)
-            trained_on = read_checkpoint(path).get("classnames", self.train_classnames)
+            trained_on = read_checkpoint(path).get("classnames") or self.train_classnames
             if list(trained_on) != self.train_classnames:
                 raise CheckpointError(
                     f"checkpoint {path} holds class-specific context (CSC) of other classes ({trained_on[0]!r} ...) "

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from dassl.utils import atomic_write, load_checkpoint, save_checkpoint
+from dassl.utils import CheckpointError, atomic_write, load_checkpoint, save_checkpoint
 from dassl.utils.checkpoint import BEST_NAME
 
 from .resume import check_fit, common_checkpoint, load_models, read_resume_checkpoint, resume_path
@@ -97,6 +97,8 @@ class CheckpointMixin:
         states = {name: load_checkpoint(os.path.join(directory, name, file_name)) for name in self.get_model_names()}
         load_models(self, states, os.path.join(directory, "*", file_name))
         first_name, first = next(iter(states.items()))
+        if first.get("epoch") is None:
+            raise CheckpointError(f"{os.path.join(directory, first_name, file_name)} does not say its epoch")
         self.best_result = first.get("best_result", _best_result(os.path.join(directory, first_name)))
         self.epochs_without_gain = first.get("epochs_without_gain", 0)
         self.should_stop = first.get("stopped_early", False)
@@ -135,11 +137,11 @@ class CheckpointMixin:
                 raise FileNotFoundError(f"No model at {path}")
             states[path] = (name, load_checkpoint(path))
         for path, (name, state) in states.items():
-            check_fit(self._models[name], state["state_dict"], path)
+            check_fit(self._models[name], state.get("state_dict"), path)
         for path, (name, state) in states.items():
             result = state.get("val_result")
             shown = "None" if result is None else f"{result:.1f}"
-            print(f"Load {path} to {name} (epoch={state['epoch']}, val_result={shown})")
+            print(f"Load {path} to {name} (epoch={state.get('epoch')}, val_result={shown})")
             self._models[name].load_state_dict(state["state_dict"])
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from dassl.utils import CheckpointError, get_random_state, load_checkpoint
+from dassl.utils import CheckpointError, get_random_state, load_checkpoint, seeded_random_state, set_random_state
 from dassl.utils.checkpoint import POINTER_NAME, write_checkpoint
 
 from .progress import EpochProgress
@@ -128,8 +129,7 @@ def read_resume_checkpoint(trainer: TrainerBase, directory: str) -> int:
     """
     path = resume_path(directory)
     state = load_checkpoint(path)
-    if not isinstance(state, dict) or not {"config", "epoch", "models", "random_state", "extra"} <= state.keys():
-        raise CheckpointError(f"{path} is not the state of an unfinished run: delete it to start anew")
+    _check_resume_fields(state, path)
     changed = _changes(state["config"], _shown_config(trainer))
     within = state.get("within_epoch")
     if changed and state["epoch"] == 0 and not within:
@@ -148,21 +148,59 @@ def read_resume_checkpoint(trainer: TrainerBase, directory: str) -> int:
     load_models(trainer, state["models"], path)
     scaler = getattr(trainer, "scaler", None)
     if scaler is not None and state["scaler"]:
-        scaler.load_state_dict(state["scaler"])
+        with _naming(path, "scaler"):
+            scaler.load_state_dict(state["scaler"])
     trainer.best_result = state["best_result"]
     trainer.epochs_without_gain = state["epochs_without_gain"]
     trainer.should_stop = state["stopped_early"]
     trainer.history = state["history"]
     trainer.timing = state["timing"]
+    with _naming(path, "random_state"), seeded_random_state(0):
+        set_random_state(state["random_state"])  # a trial: it counts when training begins
     trainer.resumed_random_state = state["random_state"]
     same_arithmetic = state.get("arithmetic", _arithmetic(trainer)) == _arithmetic(trainer)
     trainer.exact = state.get("exact", True) and same_arithmetic and not changed
     if within:
-        trainer.progress = EpochProgress.of_state(within, state["random_state"])
-        trainer._epoch_record = within["record"]
+        with _naming(path, "within_epoch"):
+            trainer.progress = EpochProgress.of_state(within, state["random_state"])
+            trainer._epoch_record = dict(within["record"])
         print(f"Previous batch: {within['batches']} of {within['num_batches']}")
-    trainer.load_resume_state(state["extra"])
+    with _naming(path, "extra"):
+        trainer.load_resume_state(state["extra"])
     return state["epoch"]
+
+
+def _check_resume_fields(state: Mapping[str, Any], path: str) -> None:
+    """Refuse a resume checkpoint of which a field is missing or of another kind.
+
+    Raises:
+        CheckpointError: naming file and field.
+    """
+    kinds: dict[str, Any] = {
+        **dict.fromkeys(("models", "random_state", "timing", "config", "extra"), dict),
+        **{"epoch": int, "epochs_without_gain": int, "best_result": int | float, "stopped_early": bool},
+        **{"history": list, "within_epoch": dict | None, "scaler": dict | None},
+    }
+    for name, kind in kinds.items():
+        if not isinstance(state.get(name), kind):
+            raise CheckpointError(f"{path} cannot be resumed from: its {name} is missing or of another kind")
+    if not all(isinstance(value, str) for pair in state["config"].items() for value in pair):
+        raise CheckpointError(f"{path} cannot be resumed from: its config is not of texts")
+    if not all(isinstance(model, dict) for model in state["models"].values()):
+        raise CheckpointError(f"{path} cannot be resumed from: its models are not of state dicts")
+    if not all(isinstance(record, dict) for record in state["history"]):
+        raise CheckpointError(f"{path} cannot be resumed from: its history is not of one record per epoch")
+    if not all(isinstance(seconds, int | float) for seconds in state["timing"].values()):
+        raise CheckpointError(f"{path} cannot be resumed from: its timing is not of seconds")
+
+
+@contextmanager
+def _naming(path: str, field: str) -> Iterator[None]:
+    """Say which field of a file it was that could not be taken."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit this run: its {field} cannot be taken ({error})") from error
 
 
 def load_models(trainer: TrainerBase, states: Mapping[str, Mapping[str, Any]], path: str) -> None:
@@ -174,28 +212,32 @@ def load_models(trainer: TrainerBase, states: Mapping[str, Mapping[str, Any]], p
         path: for errors.
     """
     for name, state in states.items():
-        check_fit(trainer._models[name], state["state_dict"], f"{path} ({name})")
+        check_fit(trainer._models[name], state.get("state_dict"), f"{path} ({name})")
     for name, state in states.items():
         trainer._models[name].load_state_dict(state["state_dict"])
         for key, target in (("optimizer", trainer._optims[name]), ("scheduler", trainer._scheds[name])):
             if target is not None and state.get(key) is not None:
-                target.load_state_dict(state[key])
+                with _naming(path, key):
+                    target.load_state_dict(state[key])
 
 
-def check_fit(model: nn.Module, state_dict: Mapping[str, Any], where: str) -> None:
+def check_fit(model: nn.Module, state_dict: Any, where: str) -> None:
     """Check that a state dict has exactly the entries and shapes of a model.
 
     Raises:
         CheckpointError: naming every entry that does not fit.
     """
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(f"the checkpoint {where} has no state_dict")
     own = model.state_dict()
     problems = [f"missing {key}" for key in own if key not in state_dict]
     problems += [f"unexpected {key}" for key in state_dict if key not in own]
-    problems += [
-        f"{key} is {tuple(state_dict[key].shape)} instead of {tuple(value.shape)}"
-        for key, value in own.items()
-        if key in state_dict and hasattr(value, "shape") and state_dict[key].shape != value.shape
-    ]
+    for key in [key for key, value in own.items() if key in state_dict and isinstance(value, Tensor)]:
+        value = state_dict[key]
+        if not isinstance(value, Tensor):
+            problems.append(f"{key} is no tensor")
+        elif value.shape != own[key].shape:
+            problems.append(f"{key} is {tuple(value.shape)} instead of {tuple(own[key].shape)}")
     if problems:
         raise CheckpointError(f"the checkpoint {where} does not fit the model: {'; '.join(problems)}")
 

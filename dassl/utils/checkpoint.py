@@ -6,7 +6,6 @@ import io
 import os
 import pickle
 import warnings
-import zipfile
 from collections import Counter, OrderedDict
 from collections.abc import Mapping
 from typing import Any
@@ -16,14 +15,10 @@ import torch
 from torch import nn
 
 from .files import StrPath, atomic_write, is_zip
+from .unpickling import CheckpointError, check_fields, read_file, reason
 
 BEST_NAME = "model-best.pth.tar"
 POINTER_NAME = "checkpoint"
-MOST_COMPRESSED = 64 * 2**20  # bytes; PyTorch compresses none of what save_checkpoint writes
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit."""
 
 
 def to_plain(value: Any, where: str = "checkpoint") -> Any:
@@ -101,30 +96,23 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        CheckpointError: if it is damaged, holds Python objects besides tensors and plain values, or more than it has
-            bytes would come out of it.
+        CheckpointError: if it is damaged, holds Python objects besides tensors and plain values, would take much more
+            memory than it has bytes, or has an entry (`epoch`, `val_result` ...) of another kind.
     """
     if fpath is None:
         raise ValueError("load_checkpoint() needs a path, but got None")
     if not os.path.isfile(fpath):
         raise FileNotFoundError(f'no checkpoint at "{fpath}"')
     try:
-        _check_size(fpath)
-        return torch.load(fpath, map_location="cpu", weights_only=True)
+        content = read_file(fpath, placeholders=False)
     except MemoryError:
         raise
     except Exception as error:  # Reading arbitrary bytes as a pickle raises whatever they happen to mean.
         raise CheckpointError(_explain(fpath, error)) from error
-
-
-def _check_size(fpath: StrPath) -> None:
-    """Refuse an archive that unpacks to many more bytes than it has: reading it would fill the memory."""
-    if not is_zip(fpath):
-        return
-    with zipfile.ZipFile(fpath) as archive:
-        size = sum(entry.file_size for entry in archive.infolist())
-    if size > os.path.getsize(fpath) + MOST_COMPRESSED:
-        raise ValueError(f"{size:,} bytes would come out of {os.path.getsize(fpath):,}, as of no file that is saved")
+    if not isinstance(content, dict):
+        raise CheckpointError(f'"{fpath}" is not a checkpoint: it holds a {type(content).__name__}')
+    check_fields(content, fpath)
+    return content
 
 
 def _explain(fpath: StrPath, error: Exception) -> str:
@@ -135,9 +123,8 @@ def _explain(fpath: StrPath, error: Exception) -> str:
             "c = torch.load(PATH, map_location='cpu', weights_only=False); "
             "torch.save({'state_dict': c['state_dict'], 'epoch': c['epoch'], 'val_result': None}, PATH)"
         )
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
     return (
-        f'"{fpath}" is not a checkpoint, or it is damaged or cut short ({reason}); '
+        f'"{fpath}" is not a checkpoint, or it is damaged or cut short ({reason(error)}); '
         "delete it and use an earlier one, or copy it again"
     )
 
