@@ -80,8 +80,9 @@ def selection_rule(cfg: Any) -> str:
 
 
 def precision_of(trainer: Any) -> str:
-    """The precision's name, "fp32" for trainers that do not say."""
-    return getattr(getattr(trainer, "precision", None), "name", "fp32")
+    """What it computed in and, if that is something else, what was asked for; "fp32" for trainers that do not say."""
+    precision = getattr(trainer, "precision", None)
+    return str(precision) if hasattr(precision, "name") else "fp32"
 
 
 def describe_data(trainer: Any) -> dict[str, Any]:

@@ -23,9 +23,8 @@ from yacs.config import CfgNode
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
-from prompting import load_clip
 from prompting.checkpoint import read_checkpoint
-from trainers.base import find_checkpoint
+from trainers.base import PromptTrainer, find_checkpoint
 
 CONFIG_FILE = "config.yaml"
 UNSET = ""
@@ -223,6 +222,6 @@ def _classifier(
 
 def _fitting_backbone(trainer: Any) -> torch.nn.Module:
     """The configured backbone; images are resized to what it takes."""
-    model = load_clip(trainer.cfg.MODEL.BACKBONE.NAME, "cpu", trainer.precision.tower_dtype)
+    model = PromptTrainer.load_backbone(trainer)
     trainer.cfg.INPUT.SIZE = (model.visual.input_resolution,) * 2
     return model

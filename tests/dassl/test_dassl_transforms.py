@@ -202,7 +202,17 @@ def test_randaugment_lists_have_dassls_ranges():
 
 def test_randaugment_lists_are_in_dassls_order():
     """A seed draws an operation by its position."""
-    geometric = "auto_contrast brightness color contrast equalize identity posterize rotate sharpness".split()
+    geometric = [
+        "auto_contrast",
+        "brightness",
+        "color",
+        "contrast",
+        "equalize",
+        "identity",
+        "posterize",
+        "rotate",
+        "sharpness",
+    ]
     geometric += ["shear_x", "shear_y", "solarize", "translate_x", "translate_y"]
     orders = {
         randaugment.randaugment_list: [

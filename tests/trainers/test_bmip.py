@@ -200,7 +200,9 @@ def test_shared_image_prompts_start_equal_and_train_apart(model):
 @pytest.mark.parametrize("gate", ["attention", "official"])
 def test_image_prompts_that_start_apart_start_as_released_with_the_released_gate(model, gate):
     """Released: U(-v, v), v = sqrt(6 / (3 * 16 + width)); by default N(0, 0.02^2)."""
-    learner = BMIPLearner(model, 60, "", DEPTH, gate=gate, share_visual=False, generator=torch.Generator().manual_seed(5))
+    learner = BMIPLearner(
+        model, 60, "", DEPTH, gate=gate, share_visual=False, generator=torch.Generator().manual_seed(5)
+    )
     values = torch.cat([prompts.detach().flatten() for prompts in learner.vision_prompts])
     v = (6 / (3 * 16 + 192)) ** 0.5
     if gate == "official":
