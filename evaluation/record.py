@@ -46,7 +46,11 @@ def build_record(
             **({"frozen_linear": trainer.linear_kernels} if hasattr(trainer, "linear_kernels") else {}),
             "determinism": describe_determinism(cfg, trainer.device),
         },
-        "numerics": {"diverged": False, "amp_skipped_steps": getattr(trainer, "skipped_steps", 0)},
+        "numerics": {
+            "diverged": False,
+            "amp_skipped_steps": getattr(trainer, "skipped_steps", 0),
+            **({"zero_norm": trainer.zero_norm} if getattr(trainer, "zero_norm", None) else {}),
+        },
         "data": describe_data(trainer),
         "model": describe_model(trainer),
         "metrics": dict(metrics),

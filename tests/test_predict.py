@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 import predict
 import train
+from prompting import PromptedCLIP
 from tests.test_train import arguments
 from trainers import load_run
 
@@ -117,3 +119,13 @@ def test_a_damaged_image_is_named(run, tmp_path, capsys):
 def test_zero_top_is_refused(run, capsys):
     assert predict.main(["--model-dir", str(run), SEVENS, "--top", "0"]) == 2
     assert "must be at least 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "said"), [("inf", 2, "error: the logits of .*0007.png are"), ("0", 0, "zero")]
+)
+def test_numbers_that_mean_nothing_are_said(value, status, said, run, monkeypatch, capsys):
+    features = PromptedCLIP.image_features
+    monkeypatch.setattr(PromptedCLIP, "image_features", lambda self, *given: features(self, *given) * 0 + float(value))
+    assert predict.main(["--model-dir", str(run), f"{SEVENS}/0007.png", "--device", "cpu"]) == status
+    assert re.search(said, capsys.readouterr().err)

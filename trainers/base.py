@@ -26,6 +26,7 @@ from prompting import PRECISIONS, Precision, PromptedCLIP, PromptLearner, TowerS
 from prompting.backbone import is_resnet_name
 from prompting.checkpoint import CheckpointError, load_trained, read_trained
 from prompting.linear import BACKENDS, CHOOSER, set_linear_backend
+from prompting.watch import SHOWN, Watch, shown
 from trainers.checks import check_choice, check_lengths
 from trainers.memory import memory_advice
 from trainers.objectives import CrossEntropy, Objective
@@ -223,8 +224,28 @@ class PromptTrainer(Steps, TrainerX):
 
     def test(self, split: str | None = None) -> float:
         """Evaluate as Dassl does, with the text features computed once."""
-        with self._memory_advice(training=False), self.model.evaluating():
-            return super().test(split)
+        self.evaluating = split or self.cfg.TEST.SPLIT
+        with self._memory_advice(training=False), self.model.evaluating() as watch:
+            result = super().test(split)
+            self._heed(watch)
+        return result
+
+    def _heed(self, watch: Watch) -> None:
+        """Say which features have norm zero, for the log and results.json; logits that are not finite are an error."""
+        loader = self.val_loader if self.evaluating == "val" else self.test_loader
+        items = getattr(getattr(loader, "dataset", None), "data_source", [])
+        images = watch.heed([item.impath for item in items])
+        if images or watch.zero_classes:
+            name = "val" if self.evaluating == "val" else self._class_split
+            self.zero_norm[name] = {
+                "images": len(images),
+                "first_images": images[:SHOWN],
+                "classes": list(watch.zero_classes),
+            }
+            print(
+                f"Features of norm zero, which are like nothing: {len(images)} images ({shown(images) or 'none'}), "
+                f"{len(watch.zero_classes)} classes ({shown(watch.zero_classes) or 'none'})"
+            )
 
     def checkpoint_extra(self, name: str) -> dict[str, Any]:
         """What a checkpoint says about itself, beside the trained tensors."""
@@ -276,7 +297,9 @@ class PromptTrainer(Steps, TrainerX):
         """Dassl's loaders; remembers which classes are trained on."""
         super().build_data_loader()
         self._train_classnames = list(self.dm.dataset.classnames)
-        self._managers = {self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"): self.dm}
+        self._class_split = self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+        self._managers = {self._class_split: self.dm}
+        self.zero_norm: dict[str, dict[str, Any]] = {}  # by class split, or "val": images and classes of such features
 
     def set_class_split(self, split: str) -> None:
         """Evaluate on another part of the classes from now on: "base", "new" or "all"; nothing trained changes."""
@@ -286,7 +309,7 @@ class PromptTrainer(Steps, TrainerX):
             cfg.DATASET.SUBSAMPLE_CLASSES = split
             cfg.freeze()
             self._managers[split] = DataManager(cfg)
-        self.dm = self._managers[split]
+        self.dm, self._class_split = self._managers[split], split
         self.test_loader, self.val_loader = self.dm.test_loader, self.dm.val_loader
         self.num_classes, self.lab2cname = self.dm.num_classes, self.dm.lab2cname
         self.model.set_classes(self.dm.dataset.classnames)

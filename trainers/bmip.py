@@ -44,7 +44,7 @@ from trainers.checks import check_choice, check_depth, check_lengths
 
 GATES = ("attention", "official")
 AGGREGATORS = ("gate", "add", "mean", "joint", "own", "text_to_vision", "vision_to_text")
-# The released code starts image prompts that are not shared at U(-v, v), v^2 = 6 / (this + width), whatever the patches.
+# The released code starts image prompts that are not shared at U(-v, v), v^2 = 6 / (this + width), for any patch size.
 RELEASED_FAN_IN = 3 * 16
 
 add_trainer_config(
