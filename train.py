@@ -50,7 +50,7 @@ from trainers.together import join_trainer, run_together
 
 # Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
 STOPPED = 75
-DIVERGED = 3  # a loss, gradient or weight that is not finite; diverged.json says where
+DIVERGED = 3  # a loss, gradient, weight or logit that is not finite; diverged.json says where
 BUSY = 69  # another process works in the output folder (EX_UNAVAILABLE)
 
 
@@ -245,18 +245,17 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
         )
         timing["evaluation"] = time.perf_counter() - begin
 
-    if args.eval_only:
-        evaluate()
-    elif not args.no_train:
-        trainer.final_evaluation = (
-            evaluate  # Dassl deploys the last or best model, then tests: here on all class splits
-        )
-        train_on_features(trainer, cfg)
-        try:
+    try:
+        if args.eval_only:
+            evaluate()
+        elif not args.no_train:
+            # Dassl deploys the last or best model, then tests: here on all class splits
+            trainer.final_evaluation = evaluate
+            train_on_features(trainer, cfg)
             trainer.train()
-        except FloatingPointError as error:
-            print(f"Training stopped; where and why: {write_divergence(trainer, cfg, error)}")
-            raise
+    except FloatingPointError as error:
+        print(f"Stopped; where and why: {write_divergence(trainer, cfg, error)}")
+        raise
     if not metrics:
         if not args.no_train:
             trainer.remove_resume_checkpoint()

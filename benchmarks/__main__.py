@@ -82,7 +82,7 @@ def options_for(trainer: str, args: argparse.Namespace) -> list[str]:
     from dassl.engine import TRAINER_REGISTRY
 
     node = TRAINER_REGISTRY.get(trainer).node
-    return [f"TRAINER.{node}.PREC", args.precision, *OPTIONS.get(trainer, []), *args.opts]
+    return [f"TRAINER.{node}.PREC", args.precision, "TRAIN.CPU_HALF", "True", *OPTIONS.get(trainer, []), *args.opts]
 
 
 def training_step(trainer: Any, batch: dict[str, Any]) -> Callable[[], Any]:

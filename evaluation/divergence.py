@@ -15,7 +15,7 @@ from evaluation.rundir import DIVERGED_FILE, plain_config
 
 
 def write_divergence(trainer: Any, cfg: Any, error: FloatingPointError) -> Path:
-    """Write what is known about the place where training stopped, and return the path.
+    """Write what is known about the place where training or evaluation stopped, and return the path.
 
     Args:
         trainer: that the error came from.
@@ -23,11 +23,13 @@ def write_divergence(trainer: Any, cfg: Any, error: FloatingPointError) -> Path:
         error: what it said.
     """
     path = Path(cfg.OUTPUT_DIR) / DIVERGED_FILE
+    testing = getattr(trainer, "evaluating", "")
     record = {
         "status": "diverged",
         "reason": str(error),
+        "during": f"evaluation ({testing})" if testing else "training",
         "epoch": trainer.epoch + 1,
-        "batch": getattr(trainer, "batch_idx", -1) + 1,
+        "batch": None if testing else getattr(trainer, "batch_idx", -1) + 1,
         "images": trainer.batch_images() if hasattr(trainer, "batch_images") else [],
         "finished_epochs": len(trainer.history),
         "amp_skipped_steps": getattr(trainer, "skipped_steps", 0),

@@ -139,6 +139,8 @@ class FeatureStore:
             raise ValueError("it belongs to another folder")
         if features.dtype != np.float32 or features.ndim != 2 or images.shape != (len(features), KEY_BYTES):
             raise ValueError("its arrays do not fit one another")
+        if not np.isfinite(features).all():
+            raise ValueError("a feature is infinite or NaN")
         return dict(zip((row.tobytes() for row in images), torch.from_numpy(features).unbind(0), strict=True))
 
 

@@ -61,7 +61,9 @@ def openworld_auc(base_scores: Any, base_correct: Any, new_scores: Any, new_corr
     """OpenworldAUC: detection and both classifications must succeed for a pair to count.
 
     E over pairs (x_b, x_n) of [x_b right among base] * [r(x_b) > r(x_n)] * [x_n right among new], with r(x) the
-    largest base-class probability over the union of classes. The inequality is strict: a tie does not count.
+    largest base-class probability over the union of classes. The inequality is strict, as in the paper's definition: a
+    tie tells nothing apart and does not count. The authors' program (huacong/OpenworldAUC) goes through scikit-learn's
+    ROC AUC, where a tie counts one half, as it does in :func:`auroc`.
 
     Hua et al., "OpenworldAUC: Towards Unified Evaluation and Optimization for Open-world Prompt Tuning",
     ICML 2025, https://arxiv.org/abs/2505.05180

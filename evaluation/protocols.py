@@ -147,6 +147,8 @@ def _evaluate(trainer: Any, cfg: Any, split: str, *, open_world: bool, features:
     try:
         with collecting(trainer, cfg.TEST.SAVE_FEATURES) as collector, testing_on_features(trainer, cfg):
             trainer.test()
+    except FloatingPointError as error:
+        raise FloatingPointError(f"class split {split}: {error}") from error
     finally:
         trainer.evaluator = own_evaluator
     seconds = time.perf_counter() - start

@@ -48,7 +48,11 @@ def build_record(
                 cfg, trainer.device, not hasattr(trainer, "is_exact") or trainer.is_exact()
             ),
         },
-        "numerics": {"diverged": False, "amp_skipped_steps": getattr(trainer, "skipped_steps", 0)},
+        "numerics": {
+            "diverged": False,
+            "amp_skipped_steps": getattr(trainer, "skipped_steps", 0),
+            **({"zero_norm": trainer.zero_norm} if getattr(trainer, "zero_norm", None) else {}),
+        },
         "data": describe_data(trainer),
         "model": describe_model(trainer),
         "metrics": dict(metrics),
@@ -82,8 +86,9 @@ def selection_rule(cfg: Any) -> str:
 
 
 def precision_of(trainer: Any) -> str:
-    """The precision's name, "fp32" for trainers that do not say."""
-    return getattr(getattr(trainer, "precision", None), "name", "fp32")
+    """What it computed in and, if that is something else, what was asked for; "fp32" for trainers that do not say."""
+    precision = getattr(trainer, "precision", None)
+    return str(precision) if hasattr(precision, "name") else "fp32"
 
 
 def describe_data(trainer: Any) -> dict[str, Any]:

@@ -31,6 +31,7 @@ from dassl.config import cfg_default
 from dassl.data import DatasetWrapper
 from evaluation.feature_store import FeatureStore, digest, image_keys
 from prompting.digest import tensors_digest
+from prompting.watch import shown
 
 FORMAT = 1  # of the features: raise it when the fast path computes something else
 # Names in INPUT.TRANSFORMS that make the same of an image every time.
@@ -94,6 +95,11 @@ class KnownFeatures:
 
     @torch.no_grad()
     def _compute(self, loader: DataLoader, indices: Sequence[int]) -> Tensor:
+        """Features of some images of a loader's data set.
+
+        Raises:
+            FloatingPointError: one is infinite or NaN; the images are named, and nothing is kept.
+        """
         model, size = self.trainer.model, self.cfg.DATALOADER.TEST.BATCH_SIZE
         images = DataLoader(
             Subset(loader.dataset, indices),
@@ -103,7 +109,12 @@ class KnownFeatures:
             generator=torch.Generator(),  # a loader draws a number for its workers: not from the run's generator
         )
         batches = [model.image_features(batch["img"].to(self.trainer.device)).float().cpu() for batch in images]
-        return torch.cat(batches)
+        features = torch.cat(batches)
+        if not (finite := features.isfinite().all(dim=1)).all():
+            items = loader.dataset.data_source
+            broken = [items[index].impath for index, good in zip(indices, finite.tolist(), strict=True) if not good]
+            raise FloatingPointError(f"the image feature of {shown(broken)} is infinite or NaN")
+        return features
 
 
 def _folder_of(cfg: Any) -> Path | None:

@@ -17,6 +17,7 @@ from prompting.precision import Precision
 from prompting.prompts import Prompts, TextPrompts
 from prompting.text import TextEncoder
 from prompting.vision import VisionEncoder
+from prompting.watch import Watch
 
 PATHS = ("fast", "plain")
 # Rows of the text tower that are evaluated at once where every image has texts of its own: bounds memory.
@@ -67,6 +68,7 @@ class PromptedCLIP(nn.Module):
         self.prompt_learner = prompt_learner
         self.precision = precision
         self._cached_text: Tensor | None = None
+        self._watch: Watch | None = None  # of an evaluation
         self.layout: PromptLayout
         self.set_classes(classnames)
 
@@ -97,11 +99,16 @@ class PromptedCLIP(nn.Module):
         prompts = learner()
         image = self.image_features(images, prompts)
         if learner.varies_per_image:
-            return self.compare(image, self.text_features(learner.condition(image)))
+            return self._seen(self.compare(image, self.text_features(learner.condition(image))))
         if self._cached_text is None and learner.text_is_frozen:
             self._cached_text = self.text_features(prompts).detach()
         text = self._cached_text if self._cached_text is not None else self.text_features(prompts)
-        return self.compare(image, text)
+        return self._seen(self.compare(image, text))
+
+    def _seen(self, output: Output) -> Output:
+        if self._watch is not None:
+            self._watch.see(output.logits, output.image_features, output.text_features)
+        return output
 
     def compare(self, image: Tensor, text: Tensor) -> Output:
         """Cosine logits of normalised features; ``text`` is (n_cls, dim) or one list per image, (batch, n_cls, dim)."""
@@ -137,12 +144,22 @@ class PromptedCLIP(nn.Module):
         return torch.cat([self.text_encoder(self.layout, TextPrompts(context, text.deep)) for context in contexts])
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[None]:
-        """Compute the text features once and use them for every batch inside; exact, since nothing trains meanwhile."""
+    def evaluating(self) -> Iterator[Watch]:
+        """Compute the text features once and use them for every batch inside; exact, since nothing trains meanwhile.
+
+        Yields:
+            What notes numbers that are not finite, and features of norm zero.
+
+        Raises:
+            FloatingPointError: a text feature is infinite or NaN.
+        """
+        self._watch = Watch(self.classnames)
         if not self.prompt_learner.varies_per_image:
             with torch.no_grad():
                 self._cached_text = self.text_features()
         try:
-            yield
+            if self._cached_text is not None:
+                self._watch.see_text(self._cached_text)
+            yield self._watch
         finally:
-            self._cached_text = None
+            self._cached_text = self._watch = None

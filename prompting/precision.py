@@ -6,7 +6,6 @@ Trainable parameters are float32 in every precision.
 from __future__ import annotations
 
 import contextlib
-import warnings
 from dataclasses import dataclass
 
 import torch
@@ -19,17 +18,25 @@ class Precision:
     """How a run computes.
 
     Attributes:
-        name: one of ``PRECISIONS``.
-        tower_dtype: type of the frozen towers' matrices.
+        name: one of ``PRECISIONS``: how it computes.
+        asked: one of ``PRECISIONS``: what the configuration says.
+        weights_dtype: type that the frozen towers' matrices are rounded to when they are read.
+        tower_dtype: type that they are kept in.
         autocast_dtype: type that autocast computes in, ``None`` without autocast.
         needs_scaler: whether gradients need loss scaling: half-precision activations under or without autocast
             underflow, bfloat16 does not.
     """
 
     name: str
+    asked: str
+    weights_dtype: torch.dtype
     tower_dtype: torch.dtype
     autocast_dtype: torch.dtype | None
     needs_scaler: bool
+
+    def __str__(self) -> str:
+        """What is computed and, where that is something else, what was asked for."""
+        return self.name if self.name == self.asked else f"{self.name} (asked: {self.asked})"
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
         """Context in which the forward pass runs."""
@@ -38,29 +45,28 @@ class Precision:
         return torch.autocast(device.type, dtype=self.autocast_dtype)
 
 
-def resolve_precision(name: str, device: torch.device | str) -> Precision:
+def resolve_precision(name: str, device: torch.device | str, cpu_half: bool = False) -> Precision:
     """Precision for a config value and a device.
 
-    ``amp`` is float16 autocast with loss scaling on CUDA and bfloat16 autocast on the CPU.
+    ``amp`` is float16 autocast with loss scaling. On a CPU, where half precision takes many times as long as fp32,
+    ``fp16`` and ``amp`` compute in fp32; the weights of ``fp16`` are float16's values all the same.
+
+    Args:
+        name: one of ``PRECISIONS``.
+        device: that computes.
+        cpu_half: compute in half precision on a CPU too; ``amp`` is bfloat16 autocast there.
 
     Raises:
         ValueError: for an unknown name, listing the choices.
     """
-    device = torch.device(device)
-    if name == "fp32":
-        return Precision(name, torch.float32, None, False)
-    if name == "bf16":
-        return Precision(name, torch.bfloat16, None, False)
-    if name == "fp16":
-        if device.type == "cpu":
-            warnings.warn(
-                "PREC fp16 on the CPU is exact to half precision but several times slower than fp32", stacklevel=2
-            )
-        return Precision(name, torch.float16, None, False)
-    if name == "amp":
-        half = device.type == "cuda"
-        return Precision(name, torch.float32, torch.float16 if half else torch.bfloat16, half)
-    raise ValueError(f"PREC {name!r}: choose one of {', '.join(PRECISIONS)}")
+    if name not in PRECISIONS:
+        raise ValueError(f"PREC {name!r}: choose one of {', '.join(PRECISIONS)}")
+    cpu = torch.device(device).type == "cpu"
+    half = torch.bfloat16 if name == "bf16" or (name == "amp" and cpu) else torch.float16
+    weights = half if name in ("fp16", "bf16") else torch.float32
+    if cpu and not cpu_half and name in ("fp16", "amp"):
+        return Precision("fp32", name, weights, torch.float32, None, False)
+    return Precision(name, name, weights, weights, half if name == "amp" else None, name == "amp" and not cpu)
 
 
 def convert_towers(model: torch.nn.Module, dtype: torch.dtype) -> None:

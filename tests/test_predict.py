@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 import commandline
 import predict
 import train
+from prompting import PromptedCLIP
 from tests.test_train import arguments
 from trainers import load_run
 
@@ -133,3 +135,13 @@ def test_names_steer_no_terminal_and_are_no_formulas(form, capsys):
         rows = list(csv.reader(io.StringIO(out)))[1:]
         assert [row[2] for row in rows] == ["'=1+1", "\\x1b[2Jcat", "\\x9bdog\\nline"]
         assert {row[0] for row in rows} == {"'@a.png"}
+
+
+@pytest.mark.parametrize(
+    ("value", "status", "said"), [("inf", 2, "error: the logits of .*0007.png are"), ("0", 0, "zero")]
+)
+def test_numbers_that_mean_nothing_are_said(value, status, said, run, monkeypatch, capsys):
+    features = PromptedCLIP.image_features
+    monkeypatch.setattr(PromptedCLIP, "image_features", lambda self, *given: features(self, *given) * 0 + float(value))
+    assert predict.main(["--model-dir", str(run), f"{SEVENS}/0007.png", "--device", "cpu"]) == status
+    assert re.search(said, capsys.readouterr().err)

@@ -229,16 +229,23 @@ def test_seeds_that_cannot_run_together_are_refused(case, capsys):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16", "amp"])
 @pytest.mark.parametrize("trainer", ["CoOp", "MaPLe", "BMIP"])
-@pytest.mark.filterwarnings("ignore:PREC fp16")
-def test_precisions_run_on_the_cpu_with_float32_prompts(trainer, precision, tmp_path):
+def test_precisions_run_on_the_cpu_with_float32_prompts(trainer, precision, tmp_path, capsys):
     node = {"CoOp": "COOP", "MaPLe": "MAPLE", "BMIP": "BMIP"}[trainer]
     options = (f"TRAINER.{node}.PREC", precision, "OPTIM.MAX_EPOCH", "1", "TRAIN.PATIENCE", "0")
     assert train.main(arguments(trainer, tmp_path, *options)) == 0
     results = read(tmp_path)
-    assert results["environment"]["precision"] == precision
+    replaced = precision in ("fp16", "amp")
+    assert results["environment"]["precision"] == (f"fp32 (asked: {precision})" if replaced else precision)
+    assert (f"PREC {precision} is computed in fp32" in capsys.readouterr().out) == replaced
     assert 0 < results["history"][0]["loss"] < 20
     checkpoint = torch.load(tmp_path / "prompt_learner" / "model.pth.tar-1", weights_only=True)
     assert {t.dtype for t in checkpoint["state_dict"].values()} == {torch.float32}
+
+
+def test_half_precision_on_the_cpu_for_those_who_insist(tmp_path):
+    options = ("TRAINER.BMIP.PREC", "fp16", "TRAIN.CPU_HALF", "True", "OPTIM.MAX_EPOCH", "1", "TRAIN.PATIENCE", "0")
+    assert train.main(arguments("BMIP", tmp_path, *options)) == 0
+    assert read(tmp_path)["environment"]["precision"] == "fp16"
 
 
 def test_output_folder_that_cannot_be_written(tmp_path, capsys):

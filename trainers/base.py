@@ -21,11 +21,12 @@ from dassl.config import cfg_default
 from dassl.data import DataManager
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
-from prompting import PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
+from prompting import Precision, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.backbone import is_resnet_name
 from prompting.checkpoint import CheckpointError, load_trained, read_initial, read_trained
 from prompting.digest import file_sha256
 from prompting.linear import BACKENDS, CHOOSER, set_linear_backend
+from prompting.watch import SHOWN, Watch, shown
 from trainers.checks import RANGES, check_choice, check_lengths, check_ranges, declare_ranges
 from trainers.memory import memory_advice
 from trainers.objectives import CrossEntropy, Objective
@@ -64,6 +65,8 @@ if "CHECKPOINT_ACTIVATIONS" not in cfg_default.TRAIN:
     RANGES["TRAIN.FROZEN_LINEAR"] = BACKENDS
     # Record the training step as one CUDA graph and replay it: no time goes into launching its kernels.
     cfg_default.TRAIN.CUDA_GRAPH = False
+    # Compute PREC fp16 and amp in half precision on a CPU too, where fp32, which stands in for them, is far faster.
+    cfg_default.TRAIN.CPU_HALF = False
 
 
 class PromptTrainer(Steps, TrainerX):
@@ -130,7 +133,18 @@ class PromptTrainer(Steps, TrainerX):
 
     def load_backbone(self) -> nn.Module:
         """The frozen CLIP that the configuration names, on the CPU."""
-        return load_clip(self.cfg.MODEL.BACKBONE.NAME, "cpu", self.precision.tower_dtype)
+        model = load_clip(self.cfg.MODEL.BACKBONE.NAME, "cpu", self.precision.weights_dtype)
+        return model.float() if self.precision.tower_dtype == torch.float32 else model
+
+    def choose_precision(self) -> Precision:
+        """How this run computes; says so where that is not what the configuration asks for."""
+        precision = resolve_precision(self.settings.PREC, self.device, self.cfg.TRAIN.CPU_HALF)
+        if precision.name != precision.asked:
+            print(
+                f"PREC {precision.asked} is computed in {precision.name} on a CPU, where half precision takes many "
+                "times as long (TRAIN.CPU_HALF True computes in it)"
+            )
+        return precision
 
     # Dassl's hooks
 
@@ -156,7 +170,7 @@ class PromptTrainer(Steps, TrainerX):
         """Load the frozen CLIP, build learner, objective, optimiser and schedule, and register the learner."""
         cfg = self.cfg
         self.gates: list[dict[str, float]] = []  # per epoch, weight of the own prompt by "tower/layer"
-        self.precision = resolve_precision(self.settings.PREC, self.device)
+        self.precision = self.choose_precision()
         set_linear_backend(cfg.TRAIN.FROZEN_LINEAR)
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip_model = self.load_backbone()
@@ -220,8 +234,28 @@ class PromptTrainer(Steps, TrainerX):
 
     def test(self, split: str | None = None) -> float:
         """Evaluate as Dassl does, with the text features computed once."""
-        with self._memory_advice(training=False), self.model.evaluating():
-            return super().test(split)
+        self.evaluating = split or self.cfg.TEST.SPLIT
+        with self._memory_advice(training=False), self.model.evaluating() as watch:
+            result = super().test(split)
+            self._heed(watch)
+        return result
+
+    def _heed(self, watch: Watch) -> None:
+        """Say which features have norm zero, for the log and results.json; logits that are not finite are an error."""
+        loader = self.val_loader if self.evaluating == "val" else self.test_loader
+        items = getattr(getattr(loader, "dataset", None), "data_source", [])
+        images = watch.heed([item.impath for item in items])
+        if images or watch.zero_classes:
+            name = "val" if self.evaluating == "val" else self._class_split
+            self.zero_norm[name] = {
+                "images": len(images),
+                "first_images": images[:SHOWN],
+                "classes": list(watch.zero_classes),
+            }
+            print(
+                f"Features of norm zero, which are like nothing: {len(images)} images ({shown(images) or 'none'}), "
+                f"{len(watch.zero_classes)} classes ({shown(watch.zero_classes) or 'none'})"
+            )
 
     def checkpoint_extra(self, name: str) -> dict[str, Any]:
         """What a checkpoint says about itself, beside the trained tensors."""
@@ -273,7 +307,9 @@ class PromptTrainer(Steps, TrainerX):
         """Dassl's loaders; remembers which classes are trained on."""
         super().build_data_loader()
         self._train_classnames = list(self.dm.dataset.classnames)
-        self._managers = {self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"): self.dm}
+        self._class_split = self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+        self._managers = {self._class_split: self.dm}
+        self.zero_norm: dict[str, dict[str, Any]] = {}  # by class split, or "val": images and classes of such features
 
     def set_class_split(self, split: str) -> None:
         """Evaluate on another part of the classes from now on: "base", "new" or "all"; nothing trained changes."""
@@ -283,7 +319,7 @@ class PromptTrainer(Steps, TrainerX):
             cfg.DATASET.SUBSAMPLE_CLASSES = split
             cfg.freeze()
             self._managers[split] = DataManager(cfg)
-        self.dm = self._managers[split]
+        self.dm, self._class_split = self._managers[split], split
         self.test_loader, self.val_loader = self.dm.test_loader, self.dm.val_loader
         self.num_classes, self.lab2cname = self.dm.num_classes, self.dm.lab2cname
         self.model.set_classes(self.dm.dataset.classnames)

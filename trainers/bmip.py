@@ -6,9 +6,14 @@ https://doi.org/10.24963/ijcai.2025/655, arXiv 2501.07769.
 At layer i (1 <= i < J) each tower has b own prompt tokens P_i and gets the other tower's, projected: F(P_i). How much
 of each enters is decided by a gate that reads the layer's attention to the prompt tokens that arrive:
 
-    a_k = stopgrad(mean over heads and query rows of the attention to prompt token k)
+    m_k = stopgrad(mean over heads and query rows of the attention to prompt token k)
     w_k = sigmoid(alpha * a_k + beta)             alpha, beta: scalars per layer and tower
     new prompt_k = w_k * P_i[k] + (1 - w_k) * F(P_i)[k]
+
+By default (``GATE attention``) every image and every class has its own weights, from a_k = m_k * n with n the number of
+tokens that the rows attend to, so that uniform attention gives 1. The query rows are an image's CLS and patches, and a
+text's [EOT]. As released (``GATE official``) a_k is m_k, averaged over the batch, in the image tower; in the text tower
+a_k = 0 (the row is [SOS], which sees only itself), at layers i < J - 1 only.
 
 Layer 0 is MaPLe's: context vectors in the text, and their projection behind the image patches.
 """
@@ -39,6 +44,8 @@ from trainers.checks import check_depth, check_lengths, check_ranges
 
 GATES = ("attention", "official")
 AGGREGATORS = ("gate", "add", "mean", "joint", "own", "text_to_vision", "vision_to_text")
+# The released code starts image prompts that are not shared at U(-v, v), v^2 = 6 / (this + width), for any patch size.
+RELEASED_FAN_IN = 3 * 16
 
 add_trainer_config(
     "BMIP",
@@ -97,7 +104,7 @@ class BMIPLearner(PromptLearner):
         n_ctx: tokens per layer and tower, b ("joint" places 2b).
         words: the text prompt in words; its first tokens are learned.
         depth: number of prompted layers, J.
-        gate: "attention" or "official".
+        gate: "attention" or "official"; with the latter, image prompts that do not start equal start as released.
         aggregator: how own and foreign prompts meet; one of ``AGGREGATORS``.
         share_text, share_visual: one projection for all layers, from text to vision and from vision to text.
         generator: draws the initial values.
@@ -149,7 +156,11 @@ class BMIPLearner(PromptLearner):
         if self.aggregator != "text_to_vision":
             start = normal_parameter(n_ctx, vision, generator=generator)
             for _ in layers:
-                fresh = normal_parameter(n_ctx, vision, generator=generator)
+                if self.gate == "official" and not same_start:
+                    bound = (6 / (RELEASED_FAN_IN + vision)) ** 0.5
+                    fresh = nn.Parameter(torch.empty(n_ctx, vision).uniform_(-bound, bound, generator=generator))
+                else:
+                    fresh = normal_parameter(n_ctx, vision, generator=generator)
                 self.vision_prompts.append(nn.Parameter(start.detach().clone()) if same_start else fresh)
 
     def _build_projections(self, share_text: bool, share_visual: bool, generator: torch.Generator | None) -> None:

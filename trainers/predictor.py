@@ -9,6 +9,7 @@ for prediction in classifier.predict(["photo.png"], classes=["cat", "dog"]):
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,12 +21,13 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from yacs.config import CfgNode
 
+from commandline import printable
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
-from prompting import load_clip
 from prompting.checkpoint import read_checkpoint
-from trainers.base import find_checkpoint
+from prompting.watch import shown
+from trainers.base import PromptTrainer, find_checkpoint
 from trainers.checks import RANGES
 
 CONFIG_FILE = "config.yaml"
@@ -110,6 +112,7 @@ class Classifier:
             One prediction per file, in order.
 
         Raises:
+            FloatingPointError: for logits that are not finite; the images are named.
             ValueError: for a file that is no readable image, named; no class names; ``top`` or ``batch_size`` below 1.
         """
         if top < 1 or batch_size < 1:
@@ -118,11 +121,14 @@ class Classifier:
             self.model.set_classes(list(classes))
         if self.classnames in ((), (UNSET,)):
             raise ValueError("no class names: this run has none of its own, give them as classes")
-        with self.model.evaluating():
+        with self.model.evaluating() as watch:
             for start in range(0, len(paths), batch_size):
                 some = paths[start : start + batch_size]
                 images = torch.stack([self.transform(read_rgb(path)) for path in some]).to(self.device)
                 probabilities = self.model(images).softmax(dim=1).cpu()
+                zero = [*watch.heed([str(path) for path in some]), *watch.zero_classes]
+                if zero:
+                    print(f"features of norm zero, which are like nothing: {printable(shown(zero))}", file=sys.stderr)
                 yield from map(self._rank, some, probabilities, [top] * len(some))
 
     def _rank(self, path: str | Path, probabilities: Tensor, top: int) -> Prediction:
@@ -224,6 +230,6 @@ def _classifier(
 
 def _fitting_backbone(trainer: Any) -> torch.nn.Module:
     """The configured backbone; images are resized to what it takes."""
-    model = load_clip(trainer.cfg.MODEL.BACKBONE.NAME, "cpu", trainer.precision.tower_dtype)
+    model = PromptTrainer.load_backbone(trainer)
     trainer.cfg.INPUT.SIZE = (model.visual.input_resolution,) * 2
     return model

@@ -19,7 +19,6 @@ from prompting import (
     Prompts,
     TowerSizes,
     layout_from_texts,
-    resolve_precision,
 )
 from prompting.layout import clean_name
 from prompting.zeroshot import ensemble, template_features
@@ -89,7 +88,7 @@ class ZeroshotCLIP(PromptTrainer):
     def build_model(self) -> None:
         """Load CLIP; there is no learner to optimise and none is registered."""
         name = self.cfg.MODEL.BACKBONE.NAME
-        self.precision = resolve_precision(self.settings.PREC, self.device)
+        self.precision = self.choose_precision()
         print(f"Loading CLIP (backbone: {name})")
         clip_model = self.load_backbone().to(self.device)
         self._check_backbone(clip_model)

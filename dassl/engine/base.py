@@ -59,6 +59,7 @@ class TrainerBase(CheckpointMixin):
         self.resumed_random_state: dict[str, Any] | None = None
         self._epoch_record: dict[str, Any] = {}
         self._batch: tuple[Any, ...] = ()
+        self.evaluating = ""  # name of the images that were evaluated since training last went on
 
     def register_model(
         self,
@@ -177,10 +178,13 @@ class TrainerBase(CheckpointMixin):
         """Return the epoch, the batch and the images that training is at, for messages."""
         batch = getattr(self, "batch_idx", None)
         at_batch = "" if batch is None else f", batch {batch + 1} of {getattr(self, 'num_batches', '?')}"
+        return f"epoch {self.epoch + 1} of {self.max_epoch}{at_batch}{self.of_images()}"
+
+    def of_images(self) -> str:
+        """Return the images of the batch at hand as the end of a message; empty where they are not known."""
         images = self.batch_images()
         more = f" and {len(images) - SHOWN_IMAGES} more" if len(images) > SHOWN_IMAGES else ""
-        of_images = f", images {', '.join(images[:SHOWN_IMAGES])}{more}" if images else ""
-        return f"epoch {self.epoch + 1} of {self.max_epoch}{at_batch}{of_images}"
+        return f", images {', '.join(images[:SHOWN_IMAGES])}{more}" if images else ""
 
     def is_exact(self) -> bool:
         """Return whether an uninterrupted run comes to the same bits."""

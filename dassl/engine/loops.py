@@ -29,6 +29,7 @@ def run_batches(trainer: SimpleTrainer, batches: Iterable[tuple[Any, ...]]) -> N
         RunStopped: if a signal asked for it and the state is written.
     """
     progress = _begin_batches(trainer)
+    trainer.evaluating = ""
     trainer.meanwhile = Meanwhile(trainer, batches)
     try:
         _run_steps(trainer, trainer.meanwhile, progress)

@@ -233,17 +233,25 @@ class SimpleTrainer(TrainerBase):
         All results are in `last_results` afterwards.
 
         Raises:
+            FloatingPointError: if the model's output is not finite, naming batch and images.
             ValueError: if there is no such split; the test set never stands in for the validation set.
         """
         self.set_model_mode("eval")
         self.evaluator.reset()
         split = self.cfg.TEST.SPLIT if split is None else split
         data_loader = self._loader_of(split)
+        self.evaluating = split
         print(f"Evaluate on the *{split}* set")
         started = time.perf_counter()
-        for batch in tqdm(data_loader, disable=None):
+        for index, batch in enumerate(tqdm(data_loader, disable=None)):
             input, label = self.parse_batch_test(batch)
-            self.evaluator.process(self.model_inference(input), label)
+            output = self.model_inference(input)
+            try:
+                self.evaluator.process(output, label)
+            except FloatingPointError as error:
+                self._batch = (batch,)
+                where = f"{split} set, batch {index + 1} of {len(data_loader)}{self.of_images()}"
+                raise FloatingPointError(f"{error} ({where})") from error
         results = self.evaluator.evaluate()
         self.timing[split] = self.timing.get(split, 0.0) + time.perf_counter() - started
         for name, value in results.items():

@@ -69,11 +69,11 @@ class Classification(EvaluatorBase):
             gt: labels (batch,).
 
         Raises:
-            FloatingPointError: if a score is NaN.
+            FloatingPointError: if an image's largest score is NaN or infinite; -inf may exclude a class.
         """
-        if torch.isnan(mo).any():
-            raise FloatingPointError(f"the model output holds NaN (after {self._total} evaluated images)")
-        pred = mo.max(1)[1]
+        best, pred = mo.max(1)
+        if not torch.isfinite(best).all():
+            raise FloatingPointError("the model output is infinite or NaN")
         self._correct += int(pred.eq(gt).sum().item())
         self._total += gt.shape[0]
         self._y_true.extend(gt.cpu().tolist())

@@ -200,6 +200,33 @@ def test_randaugment_lists_have_dassls_ranges():
     assert "invert" not in third
 
 
+def test_randaugment_lists_are_in_dassls_order():
+    """A seed draws an operation by its position."""
+    geometric = [
+        "auto_contrast",
+        "brightness",
+        "color",
+        "contrast",
+        "equalize",
+        "identity",
+        "posterize",
+        "rotate",
+        "sharpness",
+    ]
+    geometric += ["shear_x", "shear_y", "solarize", "translate_x", "translate_y"]
+    orders = {
+        randaugment.randaugment_list: [
+            *("auto_contrast", "equalize", "invert", "rotate", "posterize", "solarize", "solarize_add", "color"),
+            *("contrast", "brightness", "sharpness", "shear_x", "shear_y", "cutout_abs"),
+            *("translate_x_abs", "translate_y_abs"),
+        ],
+        randaugment.randaugment_list2: [*geometric[:6], "invert", *geometric[6:]],
+        randaugment.fixmatch_list: geometric,
+    }
+    for entries, order in orders.items():
+        assert [operation.__name__ for operation, _, _ in entries()] == order
+
+
 def test_solarize_add_adds_then_negates():
     image = Image.fromarray(np.array([[[10, 100, 200]]], dtype=np.uint8))
     assert np.asarray(randaugment.solarize_add(image, 50)).tolist() == [[[60, 255 - 150, 255 - 250]]]

@@ -1,15 +1,20 @@
 """Numbers that are not finite, folders in use, and the same inputs that must give the same outputs."""
 
+import dataclasses
 import json
 import os
+import re
 import signal
 
+import numpy as np
 import pytest
 import torch
 
 import train
 from dassl.utils import load_checkpoint
+from evaluation.feature_store import forget_all
 from folder_lock import locked
+from prompting import PromptedCLIP
 from tests.faults.killing import leftovers, outcome
 from tests.trainers.small_runs import build, data_root
 from trainers.base import PromptTrainer
@@ -210,3 +215,98 @@ def test_a_run_that_ends_before_its_results_are_written_keeps_its_history(tmp_pa
     assert train.main(arguments(tmp_path)) == 0
     assert len(json.loads((tmp_path / "results.json").read_text())["history"]) == 2
     assert not (tmp_path / "resume.pth.tar").exists()
+
+
+@pytest.fixture(scope="module")
+def trained_run(tmp_path_factory, request):
+    folder = tmp_path_factory.mktemp("trained")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(request.config.rootpath)
+        assert train.main(arguments(folder)) == 0
+    return folder
+
+
+def spoil(monkeypatch, name, change):
+    """Change what a method of the classifier returns."""
+    method = getattr(PromptedCLIP, name)
+    monkeypatch.setattr(PromptedCLIP, name, lambda self, *inputs: change(method(self, *inputs)))
+
+
+def spoil_logits(value):
+    def change(output):
+        logits = output.logits.clone()
+        logits[1, 0] = float(value)
+        return dataclasses.replace(output, logits=logits)
+
+    return change
+
+
+def spoil_row(value):
+    def change(features):
+        features = features.clone()
+        features[1] = float(value)
+        return features
+
+    return change
+
+
+@pytest.mark.parametrize("reuse", ["True", "False"])
+@pytest.mark.parametrize(
+    ("name", "change", "said"),
+    [
+        ("compare", spoil_logits("inf"), "test set, batch 1 of 1, images .*png"),
+        ("compare", spoil_logits("nan"), "test set, batch 1 of 1, images .*png"),
+        ("compare", spoil_logits("-inf"), "logits of [^,]*png are infinite or NaN"),
+        ("image_features", spoil_row("nan"), "infinite or NaN.*png|png is infinite or NaN"),
+        ("text_features", spoil_row("inf"), "text feature of digit one is infinite or NaN"),
+    ],
+)
+def test_evaluation_ends_where_a_logit_is_not_finite(
+    name, change, said, reuse, trained_run, tmp_path, monkeypatch, capsys
+):
+    forget_all()
+    spoil(monkeypatch, name, change)
+    options = ("--eval-only", "--model-dir", str(trained_run), "FEATURES.REUSE", reuse)
+    command = arguments(tmp_path)
+    position = command.index("--device")
+    assert train.main([*command[:position], *options[:3], *command[position:], *options[3:]]) == train.DIVERGED
+    assert re.search(f"^error: class split base: .*({said})", capsys.readouterr().err)
+    record = json.loads((tmp_path / "diverged.json").read_text())
+    assert (record["during"], record["batch"]) == ("evaluation (test)", None)
+    assert not (tmp_path / "results.json").exists()
+    forget_all()
+
+
+def test_validation_ends_where_a_logit_is_not_finite(tmp_path, monkeypatch, capsys):
+    spoil(monkeypatch, "compare", lambda output: output if output.logits.requires_grad else spoil_logits("inf")(output))
+    assert train.main(arguments(tmp_path, "TEST.FINAL_MODEL", "best_val")) == train.DIVERGED
+    assert "infinite or NaN (val set, batch 1 of 1, images " in capsys.readouterr().err
+    assert json.loads((tmp_path / "diverged.json").read_text())["during"] == "evaluation (val)"
+
+
+def test_features_of_norm_zero_are_said(tmp_path, monkeypatch, capsys):
+    forget_all()
+    spoil(monkeypatch, "text_features", lambda features: features if features.requires_grad else spoil_row(0)(features))
+    spoil(monkeypatch, "image_features", lambda features: spoil_row(0)(features) if len(features) > 5 else features)
+    assert train.main(arguments(tmp_path)) == 0
+    assert "Features of norm zero, which are like nothing: 1 images (" in capsys.readouterr().out
+    record = json.loads((tmp_path / "results.json").read_text())["numerics"]["zero_norm"]
+    assert (record["base"]["images"], record["base"]["classes"]) == (1, ["digit one"])
+    assert record["base"]["first_images"][0].endswith(".png")
+    forget_all()
+
+
+def test_kept_features_that_are_not_finite_are_computed_anew(tmp_path, capsys):
+    keep = ("FEATURES.FOLDER", str(tmp_path / "features"))
+    forget_all()
+    assert train.main(arguments(tmp_path / "first", *keep)) == 0
+    (path,) = (tmp_path / "features").rglob("*.npz")
+    with np.load(path) as file:
+        arrays = dict(file)
+    arrays["features"][0, 0] = np.inf
+    np.savez(path, **arrays)
+    forget_all()
+    assert train.main(arguments(tmp_path / "second", *keep)) == 0
+    assert "is damaged (a feature is infinite or NaN): computed anew" in capsys.readouterr().out
+    assert outcome(tmp_path / "second") == outcome(tmp_path / "first")
+    forget_all()

@@ -183,9 +183,8 @@ def test_a_prompted_step(case, architecture):
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
-@pytest.mark.filterwarnings("ignore:PREC fp16")
 def test_lower_precision(precision, architecture):
-    exact, low = resolve_precision("fp32", "cpu"), resolve_precision(precision, "cpu")
+    exact, low = resolve_precision("fp32", "cpu"), resolve_precision(precision, "cpu", cpu_half=True)
     images = torch.randn(2, 3, 48, 48, generator=torch.Generator().manual_seed(1))
     logits = []
     for kind in (exact, low):

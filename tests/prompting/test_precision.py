@@ -1,25 +1,32 @@
 """One place decides number types."""
 
-import warnings
-
 import pytest
 import torch
 
-from prompting import PRECISIONS, resolve_precision
+from prompting import resolve_precision
 from prompting.precision import convert_towers
 from tests.clips import random_clip
 
 
-def test_half_precision_on_the_cpu_is_allowed_and_warned():
-    with pytest.warns(UserWarning, match="fp16 on the CPU"):
-        assert resolve_precision("fp16", "cpu").tower_dtype == torch.float16
-
-
-@pytest.mark.parametrize("name", [p for p in PRECISIONS if p != "fp16"])
-def test_other_precisions_do_not_warn(name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        resolve_precision(name, "cpu")
+@pytest.mark.parametrize(
+    ("name", "device", "cpu_half", "said", "weights", "tower", "autocast"),
+    [
+        ("fp32", "cpu", False, "fp32", torch.float32, torch.float32, None),
+        ("bf16", "cpu", False, "bf16", torch.bfloat16, torch.bfloat16, None),
+        ("fp16", "cpu", False, "fp32 (asked: fp16)", torch.float16, torch.float32, None),
+        ("amp", "cpu", False, "fp32 (asked: amp)", torch.float32, torch.float32, None),
+        ("fp16", "cpu", True, "fp16", torch.float16, torch.float16, None),
+        ("amp", "cpu", True, "amp", torch.float32, torch.float32, torch.bfloat16),
+        ("fp16", "cuda", False, "fp16", torch.float16, torch.float16, None),
+        ("amp", "cuda", False, "amp", torch.float32, torch.float32, torch.float16),
+    ],
+)
+def test_half_precision_is_fp32_on_a_cpu_unless_it_is_insisted_on(
+    name, device, cpu_half, said, weights, tower, autocast
+):
+    precision = resolve_precision(name, device, cpu_half)
+    assert str(precision) == said
+    assert (precision.weights_dtype, precision.tower_dtype, precision.autocast_dtype) == (weights, tower, autocast)
 
 
 def test_loss_scaling_is_for_half_precision_autocast_only():

@@ -197,6 +197,22 @@ def test_shared_image_prompts_start_equal_and_train_apart(model):
     assert not torch.equal(apart[0], apart[1])
 
 
+@pytest.mark.parametrize("gate", ["attention", "official"])
+def test_image_prompts_that_start_apart_start_as_released_with_the_released_gate(model, gate):
+    """Released: U(-v, v), v = sqrt(6 / (3 * 16 + width)); by default N(0, 0.02^2)."""
+    learner = BMIPLearner(
+        model, 60, "", DEPTH, gate=gate, share_visual=False, generator=torch.Generator().manual_seed(5)
+    )
+    values = torch.cat([prompts.detach().flatten() for prompts in learner.vision_prompts])
+    v = (6 / (3 * 16 + 192)) ** 0.5
+    if gate == "official":
+        assert 0.99 * v < values.abs().max() <= v
+        assert float(values.std()) == pytest.approx(v / 3**0.5, rel=0.02)
+    else:
+        assert float(values.std()) == pytest.approx(0.02, rel=0.02)
+    assert float(torch.cat([p.detach() for p in learner.text_prompts]).std()) == pytest.approx(0.02, rel=0.02)
+
+
 def test_gate_values_are_reported_per_tower_and_layer(model):
     learner = learner_of(model)
     assert learner.gate_values() == {}

@@ -1,4 +1,8 @@
-"""AutoAugment's policies (Cubuk et al., CVPR 2019, https://arxiv.org/abs/1805.09501), as torchvision has them."""
+"""AutoAugment's policies (Cubuk et al., CVPR 2019, https://arxiv.org/abs/1805.09501), as torchvision has them.
+
+The 3 x 25 sub-policies are Dassl's; the draws come from PyTorch's generator (Dassl: from Python's), and a rotation has
+a random direction (Dassl: always the same).
+"""
 
 from __future__ import annotations
 

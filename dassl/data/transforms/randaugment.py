@@ -169,8 +169,9 @@ def _geometric_list(low: float, high: float) -> Ranges:
 
 
 def randaugment_list2() -> Ranges:
-    """Return the 15 operations of `RandAugment2` with their ranges."""
-    return [*_geometric_list(0.1, 1.9), (invert, 0, 1)]
+    """Return the 15 operations of `RandAugment2` with their ranges, in Dassl's order: a seed draws by position."""
+    operations = _geometric_list(0.1, 1.9)
+    return [*operations[:6], (invert, 0, 1), *operations[6:]]
 
 
 def fixmatch_list() -> Ranges:
@@ -198,7 +199,7 @@ class RandAugment:
 
     def __call__(self, img: Image.Image) -> Image.Image:
         for operation, low, high in random.choices(self.augment_list, k=self.n):
-            img = operation(img, low + (high - low) * self.m / 30)
+            img = operation(img, low + self.m / 30 * (high - low))
         return img
 
 
