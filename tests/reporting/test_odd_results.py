@@ -1,0 +1,113 @@
+"""A results.json that was damaged at any key gives a table, or one line that names it; never a traceback."""
+
+import json
+
+import pytest
+
+from reporting.__main__ import main
+from reporting.runs import ResultsError, load_runs, read_results
+
+ODD = (None, True, "x", -1, 2**70, 10**400, 1e308, [[]], {"x": []}, {"\x1b[31m": "\x1b[31m"})
+COMMANDS = (
+    *(["table", "--format", name] for name in ("md", "latex", "html", "csv", "json")),
+    ["compare", "CoOp", "BMIP"],
+)
+
+
+def places(node, path=()):
+    """Every key of a record, but of a config and the lists' later items."""
+    yield path
+    if isinstance(node, dict | list) and path != ("config",):
+        for key in list(node) if isinstance(node, dict) else range(min(1, len(node))):
+            yield from places(node[key], (*path, key))
+
+
+def changed(record, path, value):
+    record = json.loads(json.dumps(record))
+    node = record
+    for key in path[:-1]:
+        node = node[key]
+    node[path[-1]] = value
+    return record
+
+
+def test_a_record_with_any_odd_value_is_read_or_refused_in_one_line(runs, capsys):
+    runs.add_experiment(datasets=("Digits",), seeds=(1,))
+    (path,) = (path for path in runs.root.rglob("results.json") if "BMIP" in str(path))
+    record = json.loads(path.read_text())
+    refused = 0
+    for place in list(places(record))[1:]:
+        for value in ODD:
+            path.write_text(json.dumps(changed(record, place, value)))
+            try:
+                read_results(path)
+            except ResultsError as error:
+                assert str(path) in str(error)
+                commands = COMMANDS[:1]
+            else:
+                commands = (COMMANDS[2], COMMANDS[-1])
+            for command in commands:
+                status = main([*command, str(runs.root)])  # raises what is no expected error
+                out, err = capsys.readouterr()
+                assert status in (0, 2)
+                assert "\x1b" not in out + err
+                assert status == 0 or len(err.splitlines()) == 1
+                refused += status == 2
+    assert refused
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (("metrics", "all", "accuracy"), 10**400),
+        (("metrics", "all", "accuracy"), -3),
+        (("metrics", "all", "accuracy"), 101),
+        (("metrics", "all", "accuracy"), True),
+        (("metrics", "all", "open_world"), []),
+        (("metrics", "all", "open_world"), {"open_H": []}),
+        (("data", "split_sha256"), []),
+        (("model", "backbone_sha256"), {}),
+        (("model", "trainable_parameters"), True),
+        (("seed",), 10**40),
+        (("shots",), "16"),
+        (("environment", "precision"), 1),
+        (("timing", "total"), 1e308),
+        (("history",), [{"epoch": 1, "loss": 1e308}]),
+        (("metrics", "all", "confusion"), [[1, 2], [3]]),
+        (("notes",), "\ud800"),
+    ],
+)
+def test_the_file_and_the_key_are_named(runs, place, value):
+    path = runs.add()
+    path.write_text(json.dumps(changed(json.loads(path.read_text()), place, value)))
+    with pytest.raises(ResultsError) as raised:
+        read_results(path)
+    message = str(raised.value)
+    assert str(path) in message
+    assert ".".join(place) in message
+    assert len(message) < len(str(path)) + 200
+
+
+def test_deep_nesting_is_refused_wherever_it_is(runs):
+    path = runs.add(config={"A": 1})
+    path.write_text(path.read_text().replace('{"A": 1}', '{"A":' * 200 + "1" + "}" * 200))
+    with pytest.raises(ResultsError, match="config is nested more than"):
+        read_results(path)
+
+
+@pytest.mark.parametrize("name", ["folder", "csv"])
+def test_own_images_of_older_records_are_named_by_where_they_lie(runs, name):
+    for number, place in enumerate(("birds", "bugs")):
+        runs.add(dataset=name, seed=number, config={"DATASET": {"PATH": f"/data/{place}"}})
+    assert {run.dataset for run in load_runs([runs.root])} == {"birds", "bugs"}
+
+
+def test_control_characters_of_names_are_shown_not_obeyed(runs, capsys):
+    names = dict.fromkeys(("trainer", "setting", "dataset", "backbone", "selection_rule"), "\x1b]0;x\x07\nx")
+    path = runs.add(seed=2)
+    path.write_text(json.dumps(json.loads(path.read_text()) | names))
+    runs.add(seed=1)
+    for command in COMMANDS[:-1]:
+        assert main([*command, str(runs.root)]) == 0
+        out, err = capsys.readouterr()
+        assert not {"\x1b", "\x07"} & set(out + err)
