@@ -23,7 +23,35 @@ MAX_BYTES = 64 * 2**20  # a run on ImageNet takes under 1 MiB
 # Settings that decide no number, that a column's name or another key of the record says, or that the protocol sets.
 # A copy in part of the list of what may change on resume (evaluation/rundir.py), which this package cannot import.
 _NO_DIFFERENCE = frozenset(
-    ["VERSION", "OUTPUT_DIR", "RESUME", "SEED", "USE_CUDA", "VERBOSE", "MODEL.INIT_SEED", "DATASET.ROOT", "DATASET.NAME", "DATASET.PATH", "DATASET.LABEL", "DATASET.TEMPLATE", "DATASET.NUM_SHOTS", "DATASET.SUBSAMPLE_CLASSES", "DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS", "DATALOADER.NUM_WORKERS", "DATALOADER.CACHE_MB", "DATALOADER.DEVICE_TRANSFORM", "TRAIN.CHECKPOINT_FREQ", "TRAIN.PRINT_FREQ", "TRAIN.CUDA_GRAPH", "TRAIN.TRACKERS", "TRAIN.CHECKPOINT_ACTIVATIONS", "TRAIN.FROZEN_LINEAR", "TRAIN.DETERMINISTIC", "OPTIM.FUSED"]
+    (
+        "VERSION",
+        "OUTPUT_DIR",
+        "RESUME",
+        "SEED",
+        "USE_CUDA",
+        "VERBOSE",
+        "MODEL.INIT_SEED",
+        "DATASET.ROOT",
+        "DATASET.NAME",
+        "DATASET.PATH",
+        "DATASET.LABEL",
+        "DATASET.TEMPLATE",
+        "DATASET.NUM_SHOTS",
+        "DATASET.SUBSAMPLE_CLASSES",
+        "DATASET.SOURCE_DOMAINS",
+        "DATASET.TARGET_DOMAINS",
+        "DATALOADER.NUM_WORKERS",
+        "DATALOADER.CACHE_MB",
+        "DATALOADER.DEVICE_TRANSFORM",
+        "TRAIN.CHECKPOINT_FREQ",
+        "TRAIN.PRINT_FREQ",
+        "TRAIN.CUDA_GRAPH",
+        "TRAIN.TRACKERS",
+        "TRAIN.CHECKPOINT_ACTIVATIONS",
+        "TRAIN.FROZEN_LINEAR",
+        "TRAIN.DETERMINISTIC",
+        "OPTIM.FUSED",
+    )
 )
 _NODES_OF_NO_DIFFERENCE = ("FEATURES.", "TEST.", "DATALOADER.TEST.")
 _OF_TRAINING = ("OPTIM.", "TRAIN.", "DATALOADER.", "DATASET.VAL_PERCENT")
