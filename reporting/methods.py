@@ -107,8 +107,11 @@ def by_settings(runs: Sequence[Run]) -> list[tuple[list[str], list[Run]]]:
     )
     parts: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
-        parts[tuple(printable(f"{key} {run.settings.get(key)}")[:_LONGEST] for key in keys)].append(run)
-    return sorted((list(words), part) for words, part in parts.items())
+        parts[tuple(f"{key} {run.settings.get(key)}" for key in keys)].append(run)
+    words = [[printable(text)[:_LONGEST] for text in changes] for changes in parts]
+    # long values may begin alike: a number keeps two rows from having one name
+    named = [[*text, f"no. {number}"] if words.count(text) > 1 else text for number, text in enumerate(words, 1)]
+    return sorted(zip(named, parts.values(), strict=True), key=lambda part: part[0])
 
 
 def differing_between_columns(method: Method) -> set[str]:

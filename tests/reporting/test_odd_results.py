@@ -98,8 +98,9 @@ def test_deep_nesting_is_refused_wherever_it_is(runs):
 
 @pytest.mark.parametrize("name", ["folder", "csv"])
 def test_own_images_of_older_records_are_named_by_where_they_lie(runs, name):
-    for number, place in enumerate(("birds", "bugs")):
-        runs.add(dataset=name, seed=number, config={"DATASET": {"PATH": f"/data/{place}"}})
+    first = runs.add(dataset=name, config={"DATASET": {"PATH": "/data/birds"}})
+    (runs.root / "second").mkdir()
+    (runs.root / "second" / "results.json").write_text(first.read_text().replace("birds", "bugs"))
     assert {run.dataset for run in load_runs([runs.root])} == {"birds", "bugs"}
 
 
@@ -130,6 +131,13 @@ def test_runs_with_other_settings_are_other_rows_that_say_so(runs, capsys):
     table = capsys.readouterr().out
     assert "CoOp (OPTIM.MAX_EPOCH 2)" in table
     assert "CoOp (OPTIM.MAX_EPOCH 50)" in table
+
+
+def test_long_settings_that_begin_alike_are_rows_of_their_own(runs, capsys):
+    for seed in (1, 2):
+        runs.add(seed=seed, config={"TRAINER": {"WORDS": "x" * 200 + str(seed)}})
+    assert main(["table", str(runs.root)]) == 0
+    assert "1, 2 (n=2)" not in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
