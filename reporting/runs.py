@@ -165,8 +165,11 @@ class Run:
     def same_as(self) -> str:
         """What two copies of one run share: everything but where and when it ran."""
         record, data = self.record, self.record["data"]
-        names = ("protocol", "trainer", "setting", "source_dataset", "backbone", "seed", "init_seed")
-        content = [self.dataset, *(record.get(name) for name in (*names, "shots", "train_classes", "selection_rule", "metrics"))]
+        names = (
+            *("protocol", "trainer", "setting", "source_dataset", "backbone", "seed", "init_seed", "shots"),
+            *("train_classes", "selection_rule", "metrics"),
+        )
+        content = [self.dataset, *(record.get(name) for name in names)]
         images = [data.get("split_sha256"), data.get("fewshot_sha256"), record["model"].get("backbone_sha256")]
         return json.dumps([content, images, record["model"]["trainable_parameters"], self.settings], sort_keys=True)
 
