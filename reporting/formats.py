@@ -146,20 +146,18 @@ def to_csv(table: Table, digits: int) -> str:
         method = row.method
         shots = _shots(table.protocol, block.key, key) or method.shots
         writer.writerow(
-            [
-                table.protocol,
-                _block_name(table, block),
-                method.label,
-                method.trainer,
-                method.setting,
-                method.backbone,
-                shots,
-            ]
-            + [method.selection_rule, row.source, key]
+            [table.protocol, csv_text(_block_name(table, block))]
+            + [csv_text(name) for name in (method.label, method.trainer, method.setting, method.backbone)]
+            + [shots, csv_text(method.selection_rule), csv_text(row.source), csv_text(key)]
             + _csv_numbers(row, cell)
             + [cell.values.get(seed) if cell is not None else None for seed in seeds]
         )
     return buffer.getvalue()
+
+
+def csv_text(text: str) -> str:
+    """A name as a cell that no spreadsheet takes for a formula."""
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def to_json(table: Table, digits: int) -> str:
@@ -196,8 +194,10 @@ def escape_latex(text: str) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    """`text` with what would end a cell or begin a tag made harmless."""
-    return text.replace("\\", "\\\\").replace("|", "\\|").replace("<", "&lt;")
+    """`text` with what would end a cell, or begin a tag, a link or emphasis, made harmless."""
+    for character in "\\|`*":
+        text = text.replace(character, f"\\{character}")
+    return text.replace("](", "]\\(").replace("<", "&lt;")
 
 
 def _markdown_grid(block: Block, digits: int) -> str:

@@ -6,11 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from commandline import printable
 from reporting.layouts import PROTOCOLS, Protocol
 from reporting.names import trainer_order
 from reporting.runs import ResultsError, Run
 
 _NAMED_PER_PROTOCOL = 3
+_LONGEST = 60
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,10 @@ def check_protocol(runs: Sequence[Run], name: str | None) -> str:
     for run in runs:
         by_protocol[run.protocol].append(run)
     if name is None and len(by_protocol) > 1:
-        raise ResultsError("runs of several protocols cannot share a table:\n" + _listing(by_protocol))
+        raise ResultsError(
+            "runs of several protocols cannot share a table or plot (name the results of one protocol only):\n"
+            + _listing(by_protocol)
+        )
     name = name or next(iter(by_protocol))
     if name not in PROTOCOLS:
         found = "\n" + _listing({name: by_protocol[name]}) if name in by_protocol else ""
@@ -67,7 +72,7 @@ def _listing(by_protocol: dict[str, list[Run]]) -> str:
 
 
 def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
-    """The table's rows in order.
+    """The table's rows in order: runs whose settings differ in one column are different rows.
 
     Raises:
         ResultsError: two runs with nothing to tell them apart, named with their paths.
@@ -77,7 +82,6 @@ def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
         # zero-shot runs use no shots, whatever their configuration says
         shots = None if protocol.columns_by == "shots" or run.deterministic else run.shots
         groups[(run.trainer, run.setting, run.backbone, shots)].append(run)
-    _refuse_duplicates(groups.values())
     keys = sorted(groups, key=lambda key: (trainer_order(key[0]), key[1], key[2], key[3] or 0))
     trained = [key for key in keys if not all(run.deterministic for run in groups[key])]
     several_backbones = len({key[2] for key in keys}) > 1
@@ -88,21 +92,59 @@ def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
         details = [setting] if len({other[1] for other in keys if other[0] == trainer}) > 1 else []
         details += [backbone] if several_backbones else []
         details += [f"{shots} shots"] if several_shots and key in trained else []
-        label = f"{trainer} ({', '.join(details)})" if details else trainer
-        methods.append(Method(label, trainer, setting, backbone, shots, tuple(groups[key])))
+        for changes, same in by_settings(groups[key]):
+            named = ", ".join([*details, *changes])
+            label = f"{trainer} ({named})" if named else trainer
+            methods.append(Method(label, trainer, setting, backbone, shots, tuple(same)))
+    _refuse_duplicates(method.runs for method in methods)
     return methods
 
 
+def by_settings(runs: Sequence[Run]) -> list[tuple[list[str], list[Run]]]:
+    """Runs apart by the settings in which those of one column differ, each part with these settings in words."""
+    keys = sorted(
+        set.union(*(_differing([run for run in runs if _place(run) == place]) for place in map(_place, runs)))
+    )
+    parts: dict[tuple[str, ...], list[Run]] = defaultdict(list)
+    for run in runs:
+        parts[tuple(f"{key} {run.settings.get(key)}" for key in keys)].append(run)
+    words = [[printable(text)[:_LONGEST] for text in changes] for changes in parts]
+    # long values may begin alike: a number keeps two rows from having one name
+    named = [[*text, f"no. {number}"] if words.count(text) > 1 else text for number, text in enumerate(words, 1)]
+    return sorted(zip(named, parts.values(), strict=True), key=lambda part: part[0])
+
+
+def differing_between_columns(method: Method) -> set[str]:
+    """Settings that a row's columns do not share."""
+    return _differing(method.runs)
+
+
+def _place(run: Run) -> tuple[str, int]:
+    return run.dataset, run.shots
+
+
+def _differing(runs: Sequence[Run]) -> set[str]:
+    """Settings that decide the numbers and that some runs have otherwise.
+
+    A key that one of the runs does not know is none: another version of the code wrote it.
+    """
+    known = set.intersection(*(set(run.settings) for run in runs))
+    return {key for key in known if any(run.settings[key] != runs[0].settings[key] for run in runs)}
+
+
 def _refuse_duplicates(groups: Iterable[Sequence[Run]]) -> None:
-    problems = []
+    pairs = []
     for runs in groups:
         seen: dict[tuple[str, int, int], Run] = {}
         for run in runs:
             first = seen.setdefault((run.dataset, run.shots, run.seed), run)
             if first is not run:
-                problems.append(
-                    f"two runs of {run.trainer} ({run.setting}) on {run.dataset}, {run.shots} shots, seed {run.seed}: "
-                    f"{first.path} and {run.path}"
-                )
-    if problems:
-        raise ResultsError("\n".join([*problems, "keep one of each, or give them different settings"]))
+                pairs.append((first, run))
+    if pairs:
+        first, run = pairs[0]
+        more = f" (and {len(pairs) - 1} more such pairs)" if len(pairs) > 1 else ""
+        raise ResultsError(
+            f"two runs of {run.trainer} ({run.setting}) on {run.dataset}, {run.shots} shots, seed {run.seed} have "
+            f"different numbers: {first.path} and {run.path}{more}\n"
+            "keep one of each, name the folder of one experiment only, or give them different settings"
+        )

@@ -6,42 +6,56 @@ A results.json is the last thing a run writes, so its presence means that the ru
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping
+import sys
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from commandline import printable
+from reporting.schema import problem_of
 
 RESULTS_FILE = "results.json"
 SCHEMA_VERSION = 1
 MAX_BYTES = 64 * 2**20  # a run on ImageNet takes under 1 MiB
 
-_TEXT, _COUNT, _TABLE = (str,), (int,), (dict,)
-_NULLABLE_TABLE = (dict, type(None))
-REQUIRED_KEYS: Mapping[str, tuple[type, ...]] = {
-    "schema_version": _COUNT,
-    "status": _TEXT,
-    "protocol": _TEXT,
-    "trainer": _TEXT,
-    "setting": _TEXT,
-    "dataset": _TEXT,
-    "backbone": _TEXT,
-    "seed": _COUNT,
-    "init_seed": _COUNT,
-    "shots": _COUNT,
-    "train_classes": _TEXT,
-    "selection_rule": _TEXT,
-    "config": _TABLE,
-    "environment": _TABLE,
-    "data": _TABLE,
-    "model": _TABLE,
-    "metrics": _TABLE,
-    "history": (list,),
-    "gates": _NULLABLE_TABLE,
-    "timing": _TABLE,
-    "memory": _TABLE,
-    "finished_at": _TEXT,
-}
+# Settings that decide no number, that a column's name or another key of the record says, or that the protocol sets.
+# A copy in part of the list of what may change on resume (evaluation/rundir.py), which this package cannot import.
+_NO_DIFFERENCE = frozenset(
+    (
+        "VERSION",
+        "OUTPUT_DIR",
+        "RESUME",
+        "SEED",
+        "USE_CUDA",
+        "VERBOSE",
+        "MODEL.INIT_SEED",
+        "DATASET.ROOT",
+        "DATASET.NAME",
+        "DATASET.PATH",
+        "DATASET.LABEL",
+        "DATASET.TEMPLATE",
+        "DATASET.NUM_SHOTS",
+        "DATASET.SUBSAMPLE_CLASSES",
+        "DATASET.SOURCE_DOMAINS",
+        "DATASET.TARGET_DOMAINS",
+        "DATALOADER.NUM_WORKERS",
+        "DATALOADER.CACHE_MB",
+        "DATALOADER.DEVICE_TRANSFORM",
+        "TRAIN.CHECKPOINT_FREQ",
+        "TRAIN.PRINT_FREQ",
+        "TRAIN.CUDA_GRAPH",
+        "TRAIN.TRACKERS",
+        "TRAIN.CHECKPOINT_ACTIVATIONS",
+        "TRAIN.FROZEN_LINEAR",
+        "TRAIN.DETERMINISTIC",
+        "OPTIM.FUSED",
+    )
+)
+_NODES_OF_NO_DIFFERENCE = ("FEATURES.", "TEST.", "DATALOADER.TEST.")
+_OF_TRAINING = ("OPTIM.", "TRAIN.", "DATALOADER.", "DATASET.VAL_PERCENT")
+OWN_IMAGES = ("folder", "csv")  # data sets that older records name by the way their images are listed
 
 
 class ResultsError(ValueError):
@@ -63,26 +77,11 @@ def validate_results(record: Any, where: str | Path) -> None:
     version = record.get("schema_version")
     if version is not None and version != SCHEMA_VERSION:
         raise ResultsError(f"{where}: schema_version is {version!r}, this code reads {SCHEMA_VERSION}")
-    missing = [key for key in REQUIRED_KEYS if key not in record]
-    if missing:
-        raise ResultsError(f"{where}: missing keys: {', '.join(missing)}")
-    for key, types in REQUIRED_KEYS.items():
-        if not isinstance(record[key], types) or isinstance(record[key], bool):
-            expected = " or ".join("null" if kind is type(None) else kind.__name__ for kind in types)
-            raise ResultsError(f"{where}: {key} should be {expected}, is {record[key]!r}")
+    problem = problem_of(record)
+    if problem:
+        raise ResultsError(f"{where}: {problem}")
     if record["status"] != "finished":
         raise ResultsError(f"{where}: status is {record['status']!r}: the run did not finish")
-    _validate_metrics(record, where)
-
-
-def _validate_metrics(record: Mapping[str, Any], where: str | Path) -> None:
-    for split, metrics in record["metrics"].items():
-        value = metrics.get("accuracy") if isinstance(metrics, dict) else None
-        if not isinstance(value, int | float) or not math.isfinite(value):
-            raise ResultsError(f"{where}: metrics.{split}.accuracy should be a number, is {value!r}")
-    trainable = record["model"].get("trainable_parameters")
-    if not isinstance(trainable, int):
-        raise ResultsError(f"{where}: model.trainable_parameters should be a number, is {trainable!r}")
 
 
 def _refuse_constant(name: str) -> float:
@@ -132,12 +131,47 @@ class Run:
         """Read and check the run's results.json; raises as `read_results` does."""
         record = read_results(path)
         given = {field.name: record[field.name] for field in fields(cls) if field.name not in ("path", "record")}
+        given["dataset"] = _dataset_of(record)
+        # what reaches a terminal, a table or a page must not be obeyed there
+        given = {key: printable(value) if isinstance(value, str) else value for key, value in given.items()}
         return cls(path=Path(path), record=record, **given)
 
     @property
     def deterministic(self) -> bool:
         """Whether nothing was trained, so that no seed can change the numbers (zero-shot CLIP)."""
         return self.record["model"]["trainable_parameters"] == 0
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the run's numbers, by dotted key."""
+        left_out = _NODES_OF_NO_DIFFERENCE + (_OF_TRAINING if self.deterministic else ())
+        flat: dict[str, Any] = {}
+        nodes = [("", self.record["config"])]
+        while nodes:
+            prefix, node = nodes.pop()
+            for name, value in node.items():
+                if isinstance(value, dict):
+                    nodes.append((f"{prefix}{name}.", value))
+                elif f"{prefix}{name}" not in _NO_DIFFERENCE and not f"{prefix}{name}".startswith(left_out):
+                    flat[f"{prefix}{name}"] = value
+        return flat
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What was changed on the command line against the setting's and the data set's files, as far as recorded."""
+        return {key: value for key, value in self.record.get("overrides", {}).items() if key in self.settings}
+
+    @property
+    def same_as(self) -> str:
+        """What two copies of one run share: everything but where and when it ran."""
+        record, data = self.record, self.record["data"]
+        names = (
+            *("protocol", "trainer", "setting", "source_dataset", "backbone", "seed", "init_seed", "shots"),
+            *("train_classes", "selection_rule", "metrics"),
+        )
+        content = [self.dataset, *(record.get(name) for name in names)]
+        images = [data.get("split_sha256"), data.get("fewshot_sha256"), record["model"].get("backbone_sha256")]
+        return json.dumps([content, images, record["model"]["trainable_parameters"], self.settings], sort_keys=True)
 
     @property
     def demonstration(self) -> bool:
@@ -147,7 +181,8 @@ class Run:
     @property
     def source_dataset(self) -> str | None:
         """The data set trained on, where the record tells it apart from the one tested on."""
-        return self.record.get("source_dataset")
+        name = self.record.get("source_dataset")
+        return None if name is None else printable(name)
 
     def accuracy(self, split: str) -> float | None:
         """Accuracy in percent on a class split, None where the run did not test it."""
@@ -158,6 +193,13 @@ class Run:
         """An open-world metric of the `all` split in percent, None where the run has none."""
         value = self.record["metrics"].get("all", {}).get("open_world", {}).get(name)
         return None if value is None else float(value)
+
+
+def _dataset_of(record: Mapping[str, Any]) -> str:
+    """The data set's name; own images that an older record calls "folder" or "csv" are named by where they lie."""
+    settings = record["config"].get("DATASET", {})
+    named = settings.get("LABEL") or Path(settings.get("PATH", "").replace("\\", "/")).name
+    return named if named and record["dataset"].lower() in OWN_IMAGES else record["dataset"]
 
 
 def find_results(paths: Iterable[str | Path]) -> list[Path]:
@@ -193,4 +235,15 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
             problems.append(str(error))
     if problems:
         raise ResultsError("\n".join(problems))
-    return runs
+    return _each_once(runs)
+
+
+def _each_once(runs: Sequence[Run]) -> list[Run]:
+    """The runs without further copies of one, as two scripts leave that run the same; says so."""
+    first: dict[str, Run] = {}
+    copies = [(run, kept) for run in runs if (kept := first.setdefault(run.same_as, run)) is not run]
+    if copies:
+        run, kept = copies[0]
+        more = f", and {len(copies) - 1} more" if len(copies) > 1 else ""
+        print(printable(f"note: counted once: {run.path} is the same run as {kept.path}{more}"), file=sys.stderr)
+    return list(first.values())

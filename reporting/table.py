@@ -11,18 +11,20 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from commandline import printable
 from reporting import published_rows
 from reporting.blocks import Block, Row, Table, chosen_columns, turned
 from reporting.checks import warnings_about
 from reporting.files import check_target, write_file
 from reporting.formats import FORMATS
 from reporting.layouts import AVERAGE, PROTOCOLS, Column, Protocol, blocks_of, source_datasets
-from reporting.methods import Method, check_protocol, group_methods
+from reporting.methods import Method, check_protocol, differing_between_columns, group_methods
 from reporting.runs import ResultsError, Run, load_runs
 from reporting.statistics import Summary, average_over, harmonic_of_averages, summarise
 
 NAME = "table"
 HELP = "one protocol's results as a table: mean and standard deviation over seeds"
+_MAX_KEYS = 5
 
 
 def build_table(
@@ -77,7 +79,9 @@ def build_table(
     if group == "metric" and by_dataset:
         blocks = turned(blocks)
     warnings = warnings_about(methods, columns_by_title)
-    return Table(protocol_name, protocol.title, tuple(blocks), tuple(legend), tuple(warnings))
+    return Table(
+        protocol_name, protocol.title, tuple(blocks), tuple(map(printable, legend)), tuple(map(printable, warnings))
+    )
 
 
 def _chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[str]:
@@ -158,6 +162,14 @@ def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], protocol: Proto
     trained = [method for method in methods if not method.deterministic]
     if trained and protocol.columns_by != "shots":
         lines.append(f"Shots per class: {', '.join(map(str, sorted({method.shots for method in trained})))}.")
+    for method in methods:
+        keys = sorted(differing_between_columns(method))
+        if keys:
+            more = f" and {len(keys) - _MAX_KEYS} more" if len(keys) > _MAX_KEYS else ""
+            lines.append(f"{method.label}: the columns' runs differ in {', '.join(keys[:_MAX_KEYS])}{more}.")
+        changed = {f"{key} {value}": None for run in method.runs for key, value in run.overrides.items()}
+        if changed:
+            lines.append(f"{method.label}: changed: {', '.join(changed)}.")
     rules = {method.selection_rule for method in trained}
     if len(rules) == 1:
         lines.append(f"Selection rule: {rules.pop()}.")

@@ -11,6 +11,7 @@ from reporting.compare import build_comparison, sentence
 from reporting.compare_formats import p_text
 from reporting.paired import LEAST_PAIRS, Pair, compare_pairs
 from reporting.runs import ResultsError, load_runs
+from tests.reporting.conftest import twin
 
 
 def pairs_of(*differences, datasets=("digits",)):
@@ -231,7 +232,7 @@ def test_mixed_protocols_and_twin_runs_are_refused(runs, capsys):
     original = runs.add(dataset="Digits", seed=1)
     copy = runs.root / "copy" / "results.json"
     copy.parent.mkdir()
-    copy.write_text(original.read_text())
+    copy.write_text(twin(original.read_text()))
     assert main(["compare", "CoOp", "BMIP", str(runs.root)]) == 2
     assert "two runs of CoOp" in capsys.readouterr().err
 

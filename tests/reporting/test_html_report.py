@@ -10,7 +10,7 @@ from reporting.__main__ import main
 from reporting.report_plots import embedded
 from reporting.runs import load_runs
 from tests.reporting.browser import Browser, find_chromium
-from tests.reporting.conftest import RunFolder
+from tests.reporting.conftest import RunFolder, twin
 
 HOSTILE = "</script><script>window.hacked=1</script><img src=x onerror=window.hacked=2>\"'&$\\frac{"
 VOID = {"meta", "link", "br", "img", "input", "hr"}
@@ -150,7 +150,7 @@ def test_a_damaged_run_or_a_twin_stops_the_report_and_is_named(runs, capsys):
     target = runs.root / "report.html"
     assert main(["html", str(runs.root), "-o", str(target)]) == 2
     assert str(bad) in capsys.readouterr().err
-    bad.write_text(good.read_text())
+    bad.write_text(twin(good.read_text()))
     assert main(["html", str(runs.root), "-o", str(target)]) == 2
     assert str(bad) in capsys.readouterr().err
     assert not target.exists()

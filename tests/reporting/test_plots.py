@@ -15,6 +15,7 @@ from reporting.plots.data import Options
 from reporting.plots.style import COLOURS, FAMILIES, PlotError, look, looks, style
 from reporting.runs import ResultsError, load_runs
 from reporting.selection import selected
+from tests.reporting.conftest import twin
 
 ROOT = Path(__file__).resolve().parents[2]
 THREE = ("Caltech101", "OxfordPets", "EuroSAT")
@@ -504,7 +505,7 @@ def test_twin_runs_and_mixed_protocols_are_refused(runs):
     other.unlink()
     copy = runs.root / "copy" / "results.json"
     copy.parent.mkdir()
-    copy.write_text(next(runs.root.rglob("results.json")).read_text())
+    copy.write_text(twin(next(runs.root.rglob("results.json")).read_text()))
     with pytest.raises(ResultsError, match="two runs of CoOp"):
         draw_plot("seeds", load_runs([runs.root]), "png")
 

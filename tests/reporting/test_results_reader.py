@@ -4,7 +4,8 @@ import sys
 
 import pytest
 
-from reporting.runs import REQUIRED_KEYS, ResultsError, Run, find_results, load_runs, read_results
+from reporting.runs import ResultsError, Run, find_results, load_runs, read_results
+from reporting.schema import REQUIRED_KEYS
 
 
 def rewrite(path, change):

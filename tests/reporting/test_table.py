@@ -2,6 +2,7 @@ import pytest
 
 from reporting.runs import ResultsError, load_runs
 from reporting.table import build_table
+from tests.reporting.conftest import twin
 
 
 def build(runs, protocol=None):
@@ -215,7 +216,7 @@ def test_two_runs_with_nothing_to_tell_them_apart_are_refused(runs):
     first = runs.add()
     copy = runs.root / "copy" / "results.json"
     copy.parent.mkdir()
-    copy.write_text(first.read_text())
+    copy.write_text(twin(first.read_text()))
     with pytest.raises(ResultsError, match=r"two runs of CoOp \(tiny_ep10\) on digits, 16 shots, seed 1") as raised:
         build(runs)
     assert str(first) in str(raised.value)
