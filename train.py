@@ -27,6 +27,7 @@ from commandline import add_debug, guarded
 from dassl.config import check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
+from dataset_label import dataset_label
 from evaluation.determinism import determinism
 from evaluation.divergence import write_divergence
 from evaluation.protocols import class_splits_of, evaluate_class_splits
@@ -240,7 +241,9 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
         if not args.eval_only:
             trainer.remove_resume_checkpoint()
     for split, values in metrics.items():
-        print(f"{cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, class split {split}: accuracy {values['accuracy']:.2f}%")
+        print(
+            f"{cfg.TRAINER.NAME} on {dataset_label(cfg.DATASET)}, class split {split}: accuracy {values['accuracy']:.2f}%"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
