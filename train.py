@@ -171,6 +171,7 @@ def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
     splits = class_splits_of(cfg)
     check_trackers(cfg)
     check_cfg(cfg)
+    dataset_label(cfg.DATASET)  # refuses one that cannot be part of a path
     if args.eval_only and not args.model_dir and getattr(trainer, "needs_training", False):
         raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
     return splits
@@ -241,9 +242,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
         if not args.eval_only:
             trainer.remove_resume_checkpoint()
     for split, values in metrics.items():
-        print(
-            f"{cfg.TRAINER.NAME} on {dataset_label(cfg.DATASET)}, class split {split}: accuracy {values['accuracy']:.2f}%"
-        )
+        print(f"{cfg.TRAINER.NAME} on {record['dataset']}, class split {split}: accuracy {values['accuracy']:.2f}%")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
