@@ -1,7 +1,7 @@
 """What cannot be a prompt: templates without one place for the class name, and names that CLIP cannot tell apart.
 
 The tokenizer mends broken encodings, resolves HTML's escapes, lower-cases and joins white space; prompts have spaces
-for underscores. So "polar_bear" and "Polar  bear" are one prompt, and one of these two classes could never be predicted.
+for underscores. So "polar_bear" and "Polar  bear" are one prompt, and one of the two could never be predicted.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def check_names(names: Sequence[str], places: Sequence[str] = (), source: str = 
             alike.append(f"{names[other]!r} ({where[other]}) and {name!r} ({where[index]})")
     if alike and not published:
         raise ClassNameError(
-            f"the class names {alike[0]} give the same prompt, so CLIP cannot tell them apart: rename one, or make them "
-            f"one class{f' ({len(alike) - 1} more such pairs)' if len(alike) > 1 else ''}"
+            f"the class names {alike[0]} give the same prompt, so CLIP cannot tell them apart: rename one, or make "
+            f"them one class{f' ({len(alike) - 1} more such pairs)' if len(alike) > 1 else ''}"
         )
     if alike:
         more = f" and {len(alike) - 1} more pairs" if len(alike) > 1 else ""
