@@ -35,6 +35,7 @@ from dassl.config import check_cfg, get_cfg_default
 from dassl.config.checks import MOST_SEED
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
+from dataset_label import dataset_label
 from evaluation.determinism import determinism
 from evaluation.divergence import write_divergence
 from evaluation.protocols import class_splits_of, evaluate_class_splits
@@ -186,6 +187,7 @@ def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
     check_cfg(cfg, RANGES)
     splits = class_splits_of(cfg)
     check_trackers(cfg)
+    dataset_label(cfg.DATASET)  # refuses one that cannot be part of a path
     if args.load_epoch is not None and args.load_epoch < 1:
         raise ValueError(f"--load-epoch is {args.load_epoch}: epochs are counted from 1")
     if args.eval_only and not args.model_dir and getattr(trainer, "needs_training", False):
@@ -268,7 +270,7 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
         if not args.eval_only:
             trainer.remove_resume_checkpoint()
     for split, values in metrics.items():
-        print(f"{cfg.TRAINER.NAME} on {cfg.DATASET.NAME}, class split {split}: accuracy {values['accuracy']:.2f}%")
+        print(f"{cfg.TRAINER.NAME} on {record['dataset']}, class split {split}: accuracy {values['accuracy']:.2f}%")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -6,14 +6,17 @@ Each finding comes with its cure. The data set is read by the class that trainin
 import contextlib
 import io
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.download import STAGING
+from datasets.fetch import hash_file
 from datasets.locate import DataRootError, case_hint, find_dataset_dir, subfolders
 from datasets.sources import DatasetInfo, known_datasets
 from datasets.splitfile import PARTS, listed
@@ -165,8 +168,11 @@ def check_items(report: Report, dataset_class: type, cfg: Any, fetch: str, deep:
         report.findings += check_counts(info, dataset, parts, fetch)
     images = [item for items in parts.values() for item in (items if deep else first_of_each_class(items))]
     paths = list(dict.fromkeys(item.impath for item in images))
-    broken = decode_all(paths, progress)
+    broken, scalings = decode_all(paths, progress)
     report.facts.append(f"decoded: {len(paths) - len(broken)} of {len(paths)} images tried")
+    report.facts += [f"more than 8 bits: {count} images; {scaling}" for scaling, count in scalings.items()]
+    if deep:
+        check_copies(report, dataset, parts)
     if broken:
         cure = f"unpack these files again, or {refetch(getattr(dataset, 'image_dir', dataset.dataset_dir), fetch)}"
         report.findings.append(Finding(f"{len(broken)} images cannot be decoded: {listed(broken)}", cure))
@@ -205,27 +211,64 @@ def first_of_each_class(items: Sequence[Datum]) -> list[Datum]:
     return list(first.values())
 
 
-def decode_all(paths: Sequence[str], progress: bool | None) -> list[str]:
-    """The images that cannot be decoded, each with the reason."""
+def check_copies(report: Report, dataset: Any, parts: dict[str, Sequence[Datum]]) -> None:
+    """Validation or test images that are, byte for byte, images of an earlier part as well.
+
+    A published split is what it is: its copies are a fact of the report; those of any other data are a finding.
+    """
+    for later, earlier in (("val", ("train",)), ("test", ("train", "val"))):
+        known = [item.impath for part in earlier for item in parts.get(part, ())]
+        copies = copies_among([item.impath for item in parts.get(later, ())], known)
+        if not copies:
+            continue
+        pairs = listed([f"{copy} is {original}" for copy, original in copies], 3)
+        what = f"{len(copies)} {later} images are copies of {' or '.join(earlier)} images, byte for byte: {pairs}"
+        if getattr(dataset, "is_published", bool)():
+            report.facts.append(f"note: {what}; the published split has them so")
+        else:
+            report.findings.append(Finding(what, f"take them out of {later}: results on images seen before mislead"))
+
+
+def copies_among(paths: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
+    """Files with the content of one of the others, each with that one; only files of equal size are read."""
+    by_size: dict[int, list[str]] = {}
+    for path in dict.fromkeys(others):
+        by_size.setdefault(os.path.getsize(path), []).append(path)
+    candidates = [path for path in dict.fromkeys(paths) if os.path.getsize(path) in by_size]
+    sizes = {os.path.getsize(path) for path in candidates}
+    original: dict[str, str] = {}
+    for path in (path for size in sizes for path in by_size[size]):
+        original.setdefault(hash_file(Path(path)), path)
+    found = ((path, original.get(hash_file(Path(path)))) for path in candidates)
+    return [(path, other) for path, other in found if other is not None]
+
+
+def decode_all(paths: Sequence[str], progress: bool | None) -> tuple[list[str], Counter[str]]:
+    """The images that cannot be decoded, each with the reason; and how many were scaled to 8 bits, by how."""
     from tqdm import tqdm
 
     with ThreadPoolExecutor(DECODERS) as pool:
-        reasons: Iterable[str] = tqdm(
+        outcomes: Iterable[tuple[str, str]] = tqdm(
             pool.map(decode, paths),
             total=len(paths),
             desc="decoding",
             disable=None if progress is None else not progress,
         )
-        return [f"{path} ({reason})" for path, reason in zip(paths, reasons, strict=True) if reason]
+        done = list(zip(paths, outcomes, strict=True))
+    broken = [f"{path} ({reason})" for path, (reason, _) in done if reason]
+    return broken, Counter(scaling for _, (_, scaling) in done if scaling)
 
 
-def decode(path: str) -> str:
-    """Why an image cannot be decoded; empty if it can."""
-    from dassl.utils import open_image
+def decode(path: str) -> tuple[str, str]:
+    """Why an image cannot be decoded, and how it was scaled to 8 bits; both empty for most images."""
+    from dassl.utils import UnreadableImageError, read_image
 
+    said: list[str] = []
     try:
-        with open_image(path) as image:
-            image.convert("RGB")
-    except Exception as error:  # decoders raise whatever they like on damaged data
-        return type(error).__name__
-    return ""
+        read_image(path, say=said.append)
+    except UnreadableImageError as error:
+        ours = isinstance(error.__cause__, UnreadableImageError)
+        return error.reason if ours else type(error.__cause__).__name__, ""
+    except (OSError, MemoryError) as error:
+        return type(error).__name__, ""
+    return "", "".join(said)

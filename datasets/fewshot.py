@@ -17,6 +17,7 @@ from datasets.sampling import draw_held_out, draw_shots, hash_selection, sample_
 from datasets.selection import read_selection
 from datasets.sources import known_datasets
 from datasets.splitfile import Entry, Split, read_split
+from prompting.names import check_template
 
 __all__ = ["ClassSplitError", "DataRootError", "FewShotDataset", "NoNewSplitError", "draw_shots", "hash_selection"]
 
@@ -28,6 +29,9 @@ cfg_default.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
 cfg_default.DATASET.SPLIT_FILE = ""
 # Few-shot images from a file (python -m datasets import-selection) in place of drawing them; looked up likewise.
 cfg_default.DATASET.SELECTION = ""
+# What the data set is called in results.json, tables and output paths; "": its NAME, or for folder and csv the last
+# part of DATASET.PATH.
+cfg_default.DATASET.LABEL = ""
 cfg_default.DATASET.TEMPLATE = ""  # prompt of a data set without a published one, "{}" standing for the class name
 
 
@@ -98,8 +102,8 @@ class FewShotDataset(DatasetBase):
                 raise ValueError(
                     f"DATASET.{key} is {list(cfg.DATASET[key])}, but {cls.__name__} has no domains: leave it out"
                 )
-        if cfg.DATASET.TEMPLATE and cfg.DATASET.TEMPLATE.count("{}") != 1:
-            raise ValueError(f"DATASET.TEMPLATE is {cfg.DATASET.TEMPLATE!r}: write one {{}} for the class name")
+        if cfg.DATASET.TEMPLATE:
+            check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
 
     @classmethod
     def find_source(cls, root: str, cfg: Any = None) -> str:
@@ -131,9 +135,13 @@ class FewShotDataset(DatasetBase):
         """The split in the file at `split_path`."""
         print(f"Reading split from {self.split_path}")
         own = cfg.DATASET.SPLIT_FILE
-        return read_split(
-            self.split_path, self.image_dir, help_with_own(own) if own else self.how_to_get(self.split_file)
-        )
+        how_to_get = help_with_own(own) if own else self.how_to_get(self.split_file)
+        return read_split(self.split_path, self.image_dir, how_to_get, self.is_published() and not own)
+
+    @classmethod
+    def is_published(cls) -> bool:
+        """Whether it is one of the literature's data sets, whose class names are what they are."""
+        return cls.__name__ in known_datasets()
 
     def how_to_get(self, file: str) -> str:
         """A sentence for a user who lacks a file: its address, and the command that fetches it."""

@@ -20,7 +20,7 @@ class FGVCAircraft(FewShotDataset):
         self.split_path = self.dataset_dir
         labels = {name: label for label, name in enumerate(self.read_lines("variants.txt"))}
         entries = {part: self.read_part(f"images_variant_{part}.txt", labels) for part in PARTS}
-        return build_split(entries, self.image_dir, self.dataset_dir)
+        return build_split(entries, self.image_dir, self.dataset_dir, published=True)
 
     def read_part(self, name: str, labels: dict[str, int]) -> list[Entry]:
         """Images from lines of "0034309 737-300"."""

@@ -3,6 +3,7 @@
     DATASET:
       NAME: folder
       PATH: flowers              # under --root
+      LABEL: my_flowers          # its name in results; default: the last part of PATH
       TEMPLATE: "a photo of a {}, a kind of flower."
 
     flowers/train/daisy/*.jpg    flowers/daisy/*.jpg

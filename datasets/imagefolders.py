@@ -1,6 +1,7 @@
 """List the images of class folders, always in the order of their names, so that every machine sees the same list."""
 
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ EXTENSIONS = (
     ".pgm",
     ".pbm",
 )
+WORDNET_LINE = re.compile(r"n\d{8}(\s|$)")  # the start of a line of ImageNet's class names
 LEFT_BY_FILE_MANAGERS = ("thumbs.db", "desktop.ini")
 
 
@@ -93,21 +95,47 @@ def read_classnames(path: str, how_to_get: str) -> dict[str, str]:
 
     Raises:
         SplitFileMissingError: there is no such file.
-        SplitFileError: a line has no class name, or a folder comes twice.
+        SplitFileError: it is not in UTF-8, a line has no class name, or a folder comes twice.
     """
     if not os.path.isfile(path):
         raise SplitFileMissingError(f"{path} does not exist. {how_to_get}")
     names: dict[str, str] = {}
-    with open(path, encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
-            folder, _, name = line.strip().partition("\t" if "\t" in line.strip() else " ")
-            if not folder:
-                continue
-            if not name.strip() or folder in names:
-                wrong = "no class name" if not name.strip() else f"{folder} a second time"
-                raise SplitFileError(f"{path}, line {number}: {wrong}; expected: folder, space, class name")
-            names[folder] = name.strip()
+    for number, line in enumerate(read_lines(path), start=1):
+        folder, _, name = line.partition("\t" if "\t" in line else " ")
+        if not folder:
+            continue
+        if not name.strip() or folder in names:
+            wrong = "no class name" if not name.strip() else f"{folder} a second time"
+            raise SplitFileError(f"{path}, line {number}: {wrong}; expected: folder, space, class name")
+        names[folder] = name.strip()
     return names
+
+
+def read_imagenet_names(path: str, how_to_get: str) -> dict[str, str]:
+    """The names of ImageNet's classes from lines of "n01440764 tench", and of no other layout.
+
+    Raises:
+        SplitFileMissingError: there is no such file.
+        SplitFileError: a line is laid out in another way.
+    """
+    for number, line in enumerate(read_lines(path) if os.path.isfile(path) else (), start=1):
+        if line and not WORDNET_LINE.match(line):
+            found = f"{path}, line {number}: {line[:80]!r}"
+            raise SplitFileError(f"{found} is not laid out as 'n01440764 tench'. {how_to_get}")
+    return read_classnames(path, how_to_get)
+
+
+def read_lines(path: str) -> list[str]:
+    """The lines of a text file without the white space around them.
+
+    Raises:
+        SplitFileError: it is not in UTF-8.
+    """
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            return [line.strip() for line in file]
+    except UnicodeDecodeError as error:
+        raise SplitFileError(f"{path} is not in UTF-8 ({error.reason}): save it so") from error
 
 
 def names_of(folders: Sequence[str], names: dict[str, str], path: str) -> list[str]:

@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.fewshot import FewShotDataset
-from datasets.imagefolders import Listed, hash_listed, list_classes, list_folders, names_of, read_classnames
+from datasets.imagefolders import Listed, hash_listed, list_classes, list_folders, names_of, read_imagenet_names
 from datasets.locate import find_image_dir
 from datasets.splitfile import Split, SplitFileError, listed
+from prompting.names import check_names
 
 
 @DATASET_REGISTRY.register()
@@ -35,7 +36,8 @@ class ImageNet(FewShotDataset):
             differ = sorted(set(folders) ^ set(test_folders))
             raise SplitFileError(f"{self.image_dir}: train and val do not have the same classes: {listed(differ)}")
         path = os.path.join(self.dataset_dir, "classnames.txt")
-        names = names_of(folders, read_classnames(path, self.how_to_get("classnames.txt")), path)
+        names = names_of(folders, read_imagenet_names(path, self.how_to_get("classnames.txt")), path)
+        check_names(names, [f"folder {folder}" for folder in folders], path, published=True)
         train, test = (list_folders(part, folders, names) for part in (train_dir, test_dir))
         sha256 = hash_listed({"train": train, "test": test}, self.image_dir)
         return Split(train, [], [item.datum() for item in test], names, sha256)

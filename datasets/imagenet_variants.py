@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 
 from dassl.data.datasets import Datum
 from datasets.fewshot import FewShotDataset
-from datasets.imagefolders import hash_listed, list_classes, list_folders, names_of, read_classnames
+from datasets.imagefolders import hash_listed, list_classes, list_folders, names_of, read_imagenet_names
 from datasets.splitfile import Split, SplitFileError
+from prompting.names import check_names
 
 
 class ImageNetVariant(FewShotDataset):
@@ -24,7 +25,8 @@ class ImageNetVariant(FewShotDataset):
         self.split_path = self.image_dir
         path = os.path.join(self.dataset_dir, "classnames.txt")
         hint = f"Copy ImageNet's. {self.how_to_get('classnames.txt')}"
-        folders, names = self.class_folders(read_classnames(path, hint), path)
+        folders, names = self.class_folders(read_imagenet_names(path, hint), path)
+        check_names(names, [f"folder {folder}" for folder in folders], path, published=True)
         test = list_folders(self.image_dir, folders, names)
         data = [item.datum() for item in test]
         return Split(data, [], data, names, hash_listed({"test": test}, self.image_dir))

@@ -16,6 +16,7 @@ from datasets.splitfile import (
     Split,
     SplitFileError,
     build_split,
+    check_classes,
     dump_split,
     listed,
     parse_entries,
@@ -58,6 +59,7 @@ class OwnData(FewShotDataset):
         Raises:
             SplitFileError: the saved split has images that the data no longer has.
         """
+        check_classes({"train": rows, "val": (), "test": ()}, self.source)  # before anything is written
         name = self.own_split_file(self.source, OWN_SPLIT_SEED)
         places = [os.path.join(self.dataset_dir, name), os.path.join(os.path.abspath(output_dir), name)]
         found = next((path for path in places if os.path.isfile(path)), None)

@@ -13,6 +13,7 @@ from itertools import count, islice
 from typing import Any
 
 from dassl.data.datasets import Datum
+from prompting.names import check_names
 
 MAX_BYTES = 512 * 2**20  # a split of ImageNet takes 100 MiB
 PARTS = ("train", "val", "test")
@@ -45,13 +46,14 @@ class Split:
     sha256: str
 
 
-def read_split(path: str, image_dir: str, how_to_get: str) -> Split:
+def read_split(path: str, image_dir: str, how_to_get: str, published: bool = False) -> Split:
     """Read a split file and check it against the images on disk.
 
     Args:
         path: the split file.
-        image_dir: folder that its paths are relative to.
+        image_dir: folder that its paths are relative to; with backslashes, as Windows writes them, where needed.
         how_to_get: one sentence for a user who lacks the file.
+        published: whether its class names are taken as they are (:func:`prompting.names.check_names`).
 
     Raises:
         SplitFileError: the content is malformed, or its labels and names do not make a list of classes.
@@ -60,10 +62,23 @@ def read_split(path: str, image_dir: str, how_to_get: str) -> Split:
     if not os.path.isfile(path):
         raise SplitFileMissingError(f"split file {path} does not exist. {how_to_get}")
     content = read_limited(path)
-    return build_split(parse_entries(content, path), image_dir, path, hashlib.sha256(content).hexdigest())
+    entries = {
+        part: [(with_slashes(impath, image_dir), label, name) for impath, label, name in rows]
+        for part, rows in parse_entries(content, path).items()
+    }
+    return build_split(entries, image_dir, path, hashlib.sha256(content).hexdigest(), published)
 
 
-def build_split(entries: Mapping[str, Sequence[Entry]], image_dir: str, path: str, sha256: str = "") -> Split:
+def with_slashes(impath: str, image_dir: str) -> str:
+    """A path written on Windows with forward slashes; unchanged where a file has backslashes in its name."""
+    if "\\" not in impath or os.path.lexists(os.path.join(image_dir, impath)):
+        return impath
+    return impath.replace("\\", "/")
+
+
+def build_split(
+    entries: Mapping[str, Sequence[Entry]], image_dir: str, path: str, sha256: str = "", published: bool = False
+) -> Split:
     """Turn entries into a split, once their classes are in order and their images are on disk.
 
     Args:
@@ -71,12 +86,13 @@ def build_split(entries: Mapping[str, Sequence[Entry]], image_dir: str, path: st
         image_dir: folder of the images.
         path: where the entries come from, for errors.
         sha256: hash of the split; computed from the entries when empty.
+        published: as for :func:`read_split`.
 
     Raises:
         SplitFileError: labels and names do not make a list of classes.
         SplitFileMissingError: some images do not exist.
     """
-    classnames = check_classes(entries, path)
+    classnames = check_classes(entries, path, published)
     sha256 = sha256 or hash_entries(entries)
     check_images((entry[0] for part in PARTS for entry in entries[part]), image_dir, path, sha256)
     parts = {
@@ -149,11 +165,13 @@ def parse_entry(row: object, where: str) -> Entry:
     return impath, int(label), classname
 
 
-def check_classes(entries: Mapping[str, Sequence[Entry]], path: str) -> list[str]:
-    """Names by label, if labels and names match one to one, without gaps, and all have training images."""
+def check_classes(entries: Mapping[str, Sequence[Entry]], path: str, published: bool = False) -> list[str]:
+    """Names by label, if labels and names match one to one, without gaps, and all have training images and a prompt."""
     names: dict[int, str] = {}
+    found: dict[int, str] = {}
     for part in PARTS:
         for impath, label, name in entries[part]:
+            found.setdefault(label, impath)
             if names.setdefault(label, name) != name:
                 raise SplitFileError(f"{path}: label {label} is {names[label]!r} and, for {impath}, {name!r}")
     missing = max(names) + 1 - len(names)
@@ -167,7 +185,10 @@ def check_classes(entries: Mapping[str, Sequence[Entry]], path: str) -> list[str
     untrained = sorted(set(names) - {label for _, label, _ in entries["train"]})
     if untrained:
         raise SplitFileError(f"{path}: no training images for {listed(names[label] for label in untrained)}")
-    return [names[label] for label in range(len(names))]
+    classnames = [names[label] for label in range(len(names))]
+    places = [f"label {label}, {found[label]}" for label in range(len(names))]
+    check_names(classnames, places, path, published)
+    return classnames
 
 
 def check_images(impaths: Iterable[str], image_dir: str, path: str, sha256: str) -> None:

@@ -5,8 +5,10 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from datasets.imagefolders import read_lines
 from datasets.sampling import relative_path
-from datasets.splitfile import PARTS, Entry, SplitFileError, listed
+from datasets.splitfile import PARTS, Entry, SplitFileError, listed, with_slashes
+from prompting.names import check_names
 
 DELIMITERS = ",;\t"
 
@@ -60,7 +62,10 @@ def read_table(path: str) -> list[Row]:
     if not rows:
         raise TableError(f"{path} has no rows")
     check_images_differ(rows, path)
-    return complete(rows, path)
+    rows = complete(rows, path)
+    first = {row.classname: f"line {row.line}" for row in reversed(rows)}
+    check_names(list(first), list(first.values()), path)
+    return rows
 
 
 def check_columns(columns: list[str], path: str) -> list[str]:
@@ -90,7 +95,7 @@ def parse_row(cells: dict[str, str | None], columns: Sequence[str], path: str, l
             raise TableError(f"{where}: label is {label!r}; beside a class name it must be a number from 0")
         label, name = "", label
     folder = os.path.dirname(os.path.abspath(path))
-    image = relative_path(os.path.join(folder, known["image"]), folder)
+    image = relative_path(os.path.join(folder, with_slashes(known["image"], folder)), folder)
     return Row(line, image, int(label) if label else -1, name, known["split"], known["domain"])
 
 
@@ -122,8 +127,9 @@ def name_labels(rows: list[Row], path: str) -> list[Row]:
             f"{path}: labels are numbers. Add a column classname, or {names_path} with the name of label 0 in its "
             "first line, of label 1 in its second, and so on"
         )
-    with open(names_path, encoding="utf-8-sig") as file:
-        names = [line.strip() for line in file.read().strip().splitlines()]
+    names = read_lines(names_path)
+    while names and not names[-1]:
+        names.pop()
     beyond = next((row for row in rows if row.label >= len(names)), None)
     if beyond:
         raise TableError(f"{path}, line {beyond.line}: label {beyond.label}, but {names_path} has {len(names)} lines")

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dataset_label import dataset_label
 from evaluation.determinism import describe_determinism
 from evaluation.protocols import train_classes_of
 from evaluation.results import collect_environment, peak_memory
@@ -31,7 +32,7 @@ def build_record(
         "protocol": cfg.TEST.PROTOCOL or guess_protocol(train_classes_of(cfg), splits),
         "trainer": cfg.TRAINER.NAME,
         "setting": cfg.TEST.SETTING or (Path(config_file).stem if config_file else "defaults"),
-        "dataset": cfg.DATASET.NAME,
+        "dataset": dataset_label(cfg.DATASET),
         **({"source_dataset": cfg.TEST.SOURCE_DATASET} if cfg.TEST.SOURCE_DATASET else {}),
         "backbone": cfg.MODEL.BACKBONE.NAME,
         "seed": cfg.SEED,
@@ -111,9 +112,10 @@ def describe_data(trainer: Any) -> dict[str, Any]:
 
 
 def describe_decoding(images: Any) -> str:
-    """The size at which image files were decoded: part of the exact transform."""
+    """How image files were decoded, size and orientation: part of the exact transform."""
     least = getattr(images, "draft_size", None)
-    return f"JPEG at 1, 1/2, 1/4 or 1/8 size, at least {least[0]}x{least[1]}" if least else "full size"
+    size = f"JPEG at 1, 1/2, 1/4 or 1/8 size, at least {least[0]}x{least[1]}" if least else "full size"
+    return f"{size}, turned upright by EXIF" if getattr(images, "exif_orientation", False) else size
 
 
 def describe_transforming(loader: Any) -> str:

@@ -33,7 +33,7 @@ from evaluation.feature_store import FeatureStore, digest, image_keys
 from prompting.digest import tensors_digest
 from prompting.watch import shown
 
-FORMAT = 1  # of the features: raise it when the fast path computes something else
+FORMAT = 2  # of the features: raise it when the reader of images or the fast path computes something else
 # Names in INPUT.TRANSFORMS that make the same of an image every time.
 NOT_RANDOM = ("normalize", "instance_norm", "center_crop")
 # What else decides what a pixel and a matrix product come to.
@@ -65,7 +65,7 @@ class KnownFeatures:
             raise ValueError(f"FEATURES.MAX_GIB is {cfg.FEATURES.MAX_GIB}: it must be 0 or more")
 
     def store(self, transform: str) -> FeatureStore:
-        """What is known of images after a transform, under the model as it is now."""
+        """What is known of images after decoding and a transform, under the model as it is now."""
         model = self.trainer.model
         learner = model.prompt_learner
         trained = None if self.frozen else (type(learner).__name__, tensors_digest(learner.state_dict()))
@@ -80,7 +80,7 @@ class KnownFeatures:
         """Features of every image of a loader's data set, (images, embed_dim), on the CPU."""
         dataset = loader.dataset
         keys, settled = image_keys([item.impath for item in dataset.data_source])
-        store = self.store(repr(dataset.transform))
+        store = self.store(f"{dataset.draft_size} {dataset.exif_orientation} {dataset.transform!r}")
         if not self.frozen:
             forget_older(store)
         known = store.find(keys)

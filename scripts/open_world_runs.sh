@@ -22,7 +22,13 @@ check_inputs() { # wrong input is refused before anything runs
 }
 
 run_folder() { # trainer setting seed
-    echo "$OUTPUT/$1/$2/$DATASET/shots$SHOTS/seed$3"
+    local name="$DATASET"
+    case "$DATASET" in
+        folder | csv) # data of one's own goes by its label, as in sweep.py
+            name="$("$PYTHON" -c 'import sys; from sweeping.settings import folder_of
+print(folder_of(sys.argv[1], sys.argv[2], sys.argv[3:]))' "$DATASET" "$DATA" ${EXTRA_OPTS[@]+"${EXTRA_OPTS[@]}"})" ;;
+    esac
+    echo "$OUTPUT/$1/$2/$name/shots$SHOTS/seed$3"
 }
 
 run() { # trainer setting seed: a finished run is skipped, an unfinished one goes on

@@ -15,10 +15,12 @@ from sweeping.settings import (
     REPOSITORY,
     Setting,
     SweepError,
+    data_section,
     dataset_file,
+    folder_of,
     is_bundled,
+    label_of,
     published_setting,
-    registered_name,
     setting_file,
 )
 
@@ -193,15 +195,17 @@ class _Builder:
             Setting(own, own) if own else published_setting(name, protocol, protocol.source or dataset, self.shots)
         )
         setting_path, dataset_path = setting_file(name, setting.file), dataset_file(dataset)
+        pairs = (*self.variation.options, *self.plan.options)
         called = "_".join(filter(None, (setting.name, self.variation.name)))
+        source = label_of(protocol.source, self._root(protocol.source), pairs) if protocol.source else ""
         labels = {
             "protocol": protocol.name,
             "trainer": name,
             "setting": called,
-            "dataset": dataset_path.stem,
+            "dataset": folder_of(dataset, self._root(dataset), pairs),
             "shots": self.shots,
             "seed": self.seed,
-            "source": dataset_file(protocol.source).stem if protocol.source else "",
+            "source": folder_of(protocol.source, self._root(protocol.source), pairs) if protocol.source else "",
         }
         folder = self.plan.output / protocol.layout.format(**labels)
         needs = self.plan.output / protocol.weights_layout.format(**labels) if tests_only else None
@@ -213,16 +217,16 @@ class _Builder:
             *self.plan.flags,
             *("DATASET.NUM_SHOTS", str(self.shots), "DATASET.SUBSAMPLE_CLASSES", protocol.train_classes),
             *("TEST.CLASS_SPLITS", str(protocol.splits), "TEST.PROTOCOL", protocol.name),
-            *(("TEST.SOURCE_DATASET", registered_name(protocol.source)) if protocol.source else ()),
+            *(("TEST.SOURCE_DATASET", source) if source else ()),
             *(("TEST.SETTING", called) if called != setting.file else ()),
-            *(*self.variation.options, *self.plan.options),
+            *pairs,
         )
         return Job(
             *(name, called, labels["dataset"], self.shots, self.seed, folder, arguments, needs), protocol=protocol.name
         )
 
     def _root(self, dataset: str) -> str:
-        registered_name(dataset)  # a file that cannot be read is refused before any run starts
+        data_section(dataset)  # a file that cannot be read is refused before any run starts
         if self.plan.root:
             return self.plan.root
         if is_bundled(dataset):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl.config.yamlfile import YamlFileError, read_config
+from dataset_label import OWN_DATA, dataset_label
 from sweeping.protocols import BUNDLED, BUNDLED_SOURCE, BUNDLED_TARGETS, PROTOCOLS, SETTING_SUFFIXES, Protocol
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -97,20 +98,38 @@ def dataset_file(dataset: str) -> Path:
 
 
 @functools.cache
-def registered_name(dataset: str) -> str:
-    """The name in Dassl's registry that a data set's config file asks for, as results.json has it.
+def data_section(dataset: str) -> dict[str, Any]:
+    """The section DATASET of a data set's config file.
 
     Raises:
         SweepError: no such file, or it names no data set.
     """
     path = dataset_file(dataset)
     try:
-        name = read_config(path)["DATASET"]["NAME"]
+        section = read_config(path)["DATASET"]
+        return {**section, "NAME": str(section["NAME"])}
     except YamlFileError as error:
         raise SweepError(str(error)) from error
     except (KeyError, TypeError) as error:
         raise SweepError(f"{_shown(path)} names no data set (DATASET: NAME: ...)") from error
-    return str(name)
+
+
+def label_of(dataset: str, root: str = "", pairs: Sequence[str] = ()) -> str:
+    """What results.json calls a data set.
+
+    Args:
+        dataset: config name, or path of a config file.
+        root: the data root.
+        pairs: KEY VALUE pairs of the command line, which go before the file.
+    """
+    given = {key.removeprefix("DATASET."): value for key, value in zip(pairs[::2], pairs[1::2], strict=False)}
+    return dataset_label({**data_section(dataset), **given}, root)
+
+
+def folder_of(dataset: str, root: str = "", pairs: Sequence[str] = ()) -> str:
+    """What a data set is called in output paths: as its config file; by its label where that is folder or csv."""
+    name = dataset_file(dataset).stem
+    return label_of(dataset, root, pairs) if name in OWN_DATA else name
 
 
 def setting_file(trainer: str, setting: str) -> Path:

@@ -77,6 +77,9 @@ TRAIN = {
     "no such split": (["DATASET.SPLIT_FILE", "none.json"], r"none.json does not exist.*make-split"),
     "no such selection": (["DATASET.SELECTION", "none.json"], r"DATASET.SELECTION.*none.json does not exist"),
     "template without a place": (["DATASET.TEMPLATE", "a photo"], r"DATASET.TEMPLATE.*one \{\}"),
+    "template with a named place": (["DATASET.TEMPLATE", "a photo of {x} {}"], r"DATASET.TEMPLATE.*exactly one \{\}"),
+    "template that opens": (["DATASET.TEMPLATE", "a photo of { {}"], r"DATASET.TEMPLATE.*no other brace"),
+    "label that leaves the folder": (["DATASET.LABEL", "../x"], r"DATASET.LABEL is '../x'.*letters, digits"),
     "domains of data without": (["--source-domains", "art"], r"SOURCE_DOMAINS.*no domains: leave it out"),
     "seed too large": (["--seed", str(2**40)], r"--seed.*at most 4294967295"),
     "seed in words": (["--seed", "one"], r"--seed: invalid int value: 'one'"),
@@ -137,6 +140,10 @@ PREDICT = {
     "both class options": ([SEVEN, "--classes", "cat", "--classes-file", "x"], r"not both"),
     "unknown backbone": ([SEVEN, "--backbone", "bundled:none", "--classes", "cat"], r"bundled:none|tiny_clip"),
     "bad template": ([SEVEN, *B, "--classes", "cat", "--template", "cat"], r"'cat'.*exactly one \{\}"),
+    "template with another place": ([SEVEN, *B, "--classes", "a,b", "--template", "{} {:d}"], r"exactly one \{\}"),
+    "two names for one prompt": ([SEVEN, *B, "--classes", "polar_bear,Polar bear"], r"give the same prompt.*rename"),
+    "name without a word": ([SEVEN, *B, "--classes", "cat,_"], r"--classes, name 2: .*no word"),
+    "narrow image": (["{tmp}/narrow.png", *B, "--classes", "cat"], r"narrow.png.*1000000 x 1 pixels: too narrow"),
     "damaged image": (["{tmp}/cut.png", *B, "--classes", "cat"], r"cut.png is not a readable image"),
     "image of too many pixels": (["{tmp}/huge.png", *B, "--classes", "cat"], r"huge.png.*pixels"),
     "PostScript": (["{tmp}/script.jpg", *B, "--classes", "cat"], r"script.jpg is not a readable image"),
@@ -243,6 +250,7 @@ def make_files(folder: Path) -> None:
         path.write_text(text, encoding="utf-8")
     (folder / "latin.txt").write_bytes("Küken".encode("latin-1"))
     (folder / "cut.png").write_bytes(Path(SEVEN).read_bytes()[:80])
+    (folder / "narrow.png").write_bytes(png_of(1_000_000, 1))
     (folder / "huge.png").write_bytes(png_of(40_000, 40_000))
     (folder / "large").mkdir()
     with open(folder / "large" / "results.json", "wb") as file:

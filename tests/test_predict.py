@@ -7,8 +7,10 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import commandline
 import predict
@@ -16,6 +18,7 @@ import train
 from prompting import PromptedCLIP
 from tests.test_train import arguments
 from trainers import load_run
+from trainers.predictor import read_rgb, zero_shot
 
 IMAGES = "assets/digits/images"
 SEVENS = f"{IMAGES}/digit_seven"
@@ -90,8 +93,6 @@ def test_zero_shot_with_a_class_file(tmp_path, capsys):
 
 
 def test_a_folder_with_odd_names_and_kinds_of_images(run, tmp_path, capsys):
-    from PIL import Image
-
     folder = tmp_path / "my pictures é"
     folder.mkdir()
     image = Image.open(f"{SEVENS}/0007.png")
@@ -113,8 +114,88 @@ def test_a_damaged_image_is_named(run, tmp_path, capsys):
     bad = tmp_path / "bad.png"
     shutil.copy(f"{SEVENS}/0007.png", bad)
     bad.write_bytes(bad.read_bytes()[:80])
-    assert predict.main(["--model-dir", str(run), str(bad)]) == 2
+    assert predict.main(["--model-dir", str(run), str(bad)]) == 1
     assert "bad.png is not a readable image" in capsys.readouterr().err
+
+
+@pytest.fixture
+def three(tmp_path):
+    """Three files, the second of which is no image."""
+    files = [tmp_path / name for name in ("a.png", "b.png", "c.png")]
+    for file in files:
+        shutil.copy(f"{SEVENS}/0007.png", file)
+    files[1].write_bytes(b"no image")
+    return files
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 32])
+def test_an_unreadable_image_among_others_has_an_error_and_they_have_answers(run, three, batch_size):
+    good, bad, other = load_run(run).predict(three, batch_size=batch_size)
+    assert (bad.path, bad.ranking) == (str(three[1]), [])
+    assert "b.png is not a readable image" in bad.error
+    assert (good.error, other.error) == ("", "")
+    assert [name for name, _ in good.ranking] == [name for name, _ in other.ranking]
+
+
+@pytest.mark.parametrize("form", ["text", "json", "csv"])
+def test_its_row_carries_the_error_in_every_format(run, three, capsys, form):
+    assert predict.main(["--model-dir", str(run), *map(str, three), "--top", "1", "--format", form]) == 1
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith("error: 1 of 3 images could not be read")
+    if form == "text":
+        rows = [line.partition(": ")[2] for line in out.splitlines()]
+        assert [row.startswith("error: not a readable image") for row in rows] == [False, True, False]
+    elif form == "json":
+        rows = [json.loads(line) for line in out.splitlines()]
+        assert [bool(row.get("error")) for row in rows] == [not row["ranking"] for row in rows] == [False, True, False]
+    else:
+        rows = list(csv.DictReader(io.StringIO(out)))
+        assert [bool(row["error"]) for row in rows] == [not row["class"] for row in rows] == [False, True, False]
+
+
+def lying_down(path):
+    """A photo that only its EXIF orientation turns upright; returns its pixels as people see them."""
+    pixels = np.zeros((48, 48, 3), np.uint8)
+    pixels[:24] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(pixels).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif)
+    return pixels
+
+
+def test_photos_are_upright_without_a_run_and_as_the_run_had_them_with_one(run, tmp_path):
+    pixels = lying_down(tmp_path / "phone.png")
+    np.testing.assert_array_equal(np.asarray(read_rgb(tmp_path / "phone.png")), pixels)
+    assert zero_shot("bundled:tiny_clip", ["cat", "dog"], device="cpu").upright
+    assert not load_run(run).upright
+    other = tmp_path / "run"
+    shutil.copytree(run, other)
+    config = (other / "config.yaml").read_text()
+    assert "EXIF_ORIENTATION: false" in config
+    (other / "config.yaml").write_text(config.replace("EXIF_ORIENTATION: false", "EXIF_ORIENTATION: true"))
+    assert load_run(other).upright
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["polar_bear", "cat", "Polar bear"], "'polar_bear' .class 0. and 'Polar bear' .class 2. give the same prompt"),
+        (["cat", "_"], "class 1.*no word"),
+        (["cat", "caf\udce9"], "class 1.*UTF-8"),
+    ],
+)
+def test_class_names_that_cannot_be_told_apart_are_refused(run, names, message):
+    with pytest.raises(ValueError, match=message):
+        list(load_run(run).predict([f"{SEVENS}/0007.png"], classes=names))
+    with pytest.raises(ValueError, match=message):
+        zero_shot("bundled:tiny_clip", names, device="cpu")
+
+
+def test_the_line_of_the_class_file_is_named(tmp_path, capsys):
+    (tmp_path / "classes.txt").write_text("Crane\n\ncat\ncrane\n", encoding="utf-8")
+    command = ["--backbone", "bundled:tiny_clip", "--classes-file", str(tmp_path / "classes.txt"), SEVENS]
+    assert predict.main(command) == 2
+    assert "classes.txt, line 1) and 'crane' (" in capsys.readouterr().err
 
 
 def test_zero_top_is_refused(run, capsys):

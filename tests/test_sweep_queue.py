@@ -190,3 +190,20 @@ def test_two_runs_for_one_folder_are_refused(tmp_path, other_dataset):
     second.write_text("DATASET:\n  NAME: Digits\n")
     with pytest.raises(SweepError, match="two different runs"):
         queue(trainers=(f"BMIP={TINY}",), datasets=(other_dataset, str(second)), root="assets")
+
+
+@pytest.mark.parametrize(
+    ("pairs", "name"),
+    [
+        (("DATASET.PATH", "birds"), "birds"),
+        (("DATASET.PATH", "deep/birds/"), "birds"),
+        (("DATASET.PATH", "birds", "DATASET.LABEL", "my-birds"), "my-birds"),
+        (("DATASET.PATH", "flowers"), "folder_flowers"),
+        ((), "data"),
+    ],
+)
+def test_own_data_have_a_folder_of_their_own(pairs, name, tmp_path):
+    (job,) = queue(
+        trainers=(f"BMIP={TINY}",), datasets=("folder",), seeds=(1,), root=str(tmp_path / "data"), options=pairs
+    )
+    assert job.folder.parts[-3] == name

@@ -179,6 +179,9 @@ class PromptTrainer(Steps, TrainerX):
         clip_model.to(self.device)
         self.model = self.build_classifier(clip_model, learner).to(self.device)
         self.model.checkpoint_activations(cfg.TRAIN.CHECKPOINT_ACTIVATIONS)
+        if set(cfg.TEST.get("CLASS_SPLITS", ())) - {cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")}:
+            # a name that is too long for the prompt is refused now, not after training
+            learner.layout(getattr(self.dm.dataset, "all_classnames", self.train_classnames))
         self.objective = self.build_objective(clip_model)
         self._load_initial_weights()
         self._build_optimizer()

@@ -10,14 +10,14 @@ for prediction in classifier.predict(["photo.png"], classes=["cat", "dog"]):
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
@@ -25,16 +25,15 @@ from commandline import printable
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import UnreadableImageError, read_image
 from prompting.checkpoint import read_checkpoint
+from prompting.names import check_names
 from prompting.watch import shown
 from trainers.base import PromptTrainer, find_checkpoint
 from trainers.checks import RANGES
 
 CONFIG_FILE = "config.yaml"
 UNSET = ""
-# Formats that Pillow decodes itself: for PostScript it would start another program.
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
-MAX_PIXELS = 150_000_000  # 450 MB decoded
 
 
 @dataclass(frozen=True)
@@ -43,11 +42,13 @@ class Prediction:
 
     Attributes:
         path: of the image.
-        ranking: (class name, probability) of the most probable classes, best first.
+        ranking: (class name, probability) of the most probable classes, best first; empty for an unreadable image.
+        error: why the image could not be read; empty where it could.
     """
 
     path: str
     ranking: list[tuple[str, float]]
+    error: str = ""
 
 
 class WithoutData:
@@ -83,12 +84,14 @@ class Classifier:
 
     Args:
         trainer: built by :func:`trainer_without_data`, its weights loaded.
-        cfg: its configuration, for the test transform.
+        cfg: its configuration, for the test transform and ``INPUT.EXIF_ORIENTATION``.
     """
 
     def __init__(self, trainer: Any, cfg: CfgNode) -> None:
         self.model = trainer.model.eval()
         self.transform: Callable[[Image.Image], Tensor] = build_transform(cfg, is_train=False)
+        self.upright: bool = cfg.INPUT.get("EXIF_ORIENTATION", False)
+        self.shorter_edge = max(cfg.INPUT.SIZE)
         self.device = trainer.device
 
     @property
@@ -109,49 +112,60 @@ class Classifier:
             batch_size: images per batch.
 
         Yields:
-            One prediction per file, in order.
+            One prediction per file, in order; that of a file that is no readable image has an ``error`` in place of a
+            ranking.
 
         Raises:
             FloatingPointError: for logits that are not finite; the images are named.
-            ValueError: for a file that is no readable image, named; no class names; ``top`` or ``batch_size`` below 1.
+            ValueError: no class names, or ``classes`` that cannot be told apart; ``top`` or ``batch_size`` below 1.
         """
         if top < 1 or batch_size < 1:
             raise ValueError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
         if classes is not None:
+            check_names(classes)
             self.model.set_classes(list(classes))
         if self.classnames in ((), (UNSET,)):
             raise ValueError("no class names: this run has none of its own, give them as classes")
         with self.model.evaluating() as watch:
             for start in range(0, len(paths), batch_size):
-                some = paths[start : start + batch_size]
-                images = torch.stack([self.transform(read_rgb(path)) for path in some]).to(self.device)
-                probabilities = self.model(images).softmax(dim=1).cpu()
-                zero = [*watch.heed([str(path) for path in some]), *watch.zero_classes]
+                some = list(map(str, paths[start : start + batch_size]))
+                images, errors = {}, {}
+                for path in some:
+                    try:
+                        images[path] = self.transform(read_rgb(path, self.upright, self.shorter_edge))
+                    except ValueError as error:
+                        errors[path] = str(error)
+                known = dict(zip(images, self._probabilities(images.values()), strict=True))
+                zero = [*watch.heed(list(images)), *watch.zero_classes]
                 if zero:
                     print(f"features of norm zero, which are like nothing: {printable(shown(zero))}", file=sys.stderr)
-                yield from map(self._rank, some, probabilities, [top] * len(some))
+                for path in some:
+                    yield Prediction(path, [], errors[path]) if path in errors else self._rank(path, known[path], top)
 
-    def _rank(self, path: str | Path, probabilities: Tensor, top: int) -> Prediction:
+    def _probabilities(self, images: Collection[Tensor]) -> Tensor:
+        """(images, n_cls), on the CPU."""
+        if not images:
+            return torch.empty(0, len(self.classnames))
+        return self.model(torch.stack(list(images)).to(self.device)).softmax(dim=1).cpu()
+
+    def _rank(self, path: str, probabilities: Tensor, top: int) -> Prediction:
         values, labels = probabilities.topk(min(top, len(probabilities)))
         names = [self.classnames[label] for label in labels.tolist()]
-        return Prediction(str(path), list(zip(names, values.tolist(), strict=True)))
+        return Prediction(path, list(zip(names, values.tolist(), strict=True)))
 
 
-def read_rgb(path: str | Path) -> Image.Image:
-    """Decode an image file.
+def read_rgb(path: str | Path, exif_orientation: bool = True, shorter_edge: int = 224) -> Image.Image:
+    """Decode an image file as the loaders do (:func:`dassl.utils.read_image`), by default upright by its EXIF.
 
     Raises:
-        ValueError: naming a file that is no complete image.
+        ValueError: naming a file that is no complete image, has too many pixels, or is not there.
     """
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{path} has {image.width} x {image.height} pixels, {MAX_PIXELS:,} at most are decoded"
-                )
-            return image.convert("RGB")
-    except (UnidentifiedImageError, OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image: {error}") from error
+        return read_image(path, exif_orientation=exif_orientation, shorter_edge=shorter_edge)
+    except UnreadableImageError as error:
+        raise ValueError(f"{path} is not a readable image: {error.reason}") from error
+    except FileNotFoundError as error:
+        raise ValueError(str(error)) from error
 
 
 def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> Classifier:
@@ -199,11 +213,16 @@ def zero_shot(
         classes: class names.
         template: with one "{}" for the class name.
         device: "cpu" or "cuda"; by default CUDA when there is one.
+
+    Raises:
+        ValueError: two class names give the same prompt, or one cannot be a prompt.
     """
+    check_names(classes)
     cfg = get_cfg_default()
     cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME = "ZeroshotCLIP", backbone
     cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE = template
     cfg.INPUT.INTERPOLATION, cfg.INPUT.TRANSFORMS = "bicubic", ("normalize",)
+    cfg.INPUT.EXIF_ORIENTATION = True  # as people see their photos; no published number is made this way
     cfg.INPUT.PIXEL_MEAN = [0.48145466, 0.4578275, 0.40821073]  # CLIP's own
     cfg.INPUT.PIXEL_STD = [0.26862954, 0.26130258, 0.27577711]
     return _classifier(cfg, device, "", None, classes)

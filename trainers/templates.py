@@ -9,6 +9,8 @@ from typing import Any
 
 from yacs.config import CfgNode
 
+from prompting.names import check_template
+
 DATASET_TEMPLATES = {
     "Caltech101": "a photo of a {}.",
     "DescribableTextures": "{} texture.",
@@ -163,15 +165,6 @@ def template_of(cfg: CfgNode, dataset: Any) -> str:
         ValueError: for a template without exactly one "{}".
     """
     configured, published = getattr(cfg.DATASET, "TEMPLATE", ""), DATASET_TEMPLATES.get(cfg.DATASET.NAME)
-    return check_template(configured or published or getattr(dataset, "template", "") or "a photo of a {}.")
-
-
-def check_template(template: str) -> str:
-    """The template itself, once it has a place for the class name.
-
-    Raises:
-        ValueError: for a template without exactly one "{}".
-    """
-    if template.count("{}") != 1:
-        raise ValueError(f"the prompt template {template!r} needs exactly one {{}} for the class name")
-    return template
+    if configured:
+        return check_template(configured, "DATASET.TEMPLATE")
+    return check_template(published or getattr(dataset, "template", "") or "a photo of a {}.")

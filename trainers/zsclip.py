@@ -21,9 +21,10 @@ from prompting import (
     layout_from_texts,
 )
 from prompting.layout import clean_name
+from prompting.names import check_template
 from prompting.zeroshot import ensemble, template_features
 from trainers.base import PromptTrainer, add_trainer_config
-from trainers.templates import IMAGENET_TEMPLATES_SELECT, check_template, template_of
+from trainers.templates import IMAGENET_TEMPLATES_SELECT, template_of
 
 add_trainer_config(
     "ZEROSHOTCLIP",
@@ -83,7 +84,8 @@ class ZeroshotCLIP(PromptTrainer):
 
     def templates(self) -> list[str]:
         """The templates that are averaged; here one."""
-        return [check_template(self.settings.TEMPLATE or template_of(self.cfg, self.dm.dataset))]
+        own = self.settings.TEMPLATE
+        return [check_template(own, "TRAINER.ZEROSHOTCLIP.TEMPLATE") if own else template_of(self.cfg, self.dm.dataset)]
 
     def build_model(self) -> None:
         """Load CLIP; there is no learner to optimise and none is registered."""

@@ -1,6 +1,7 @@
-"""Every option of the engine with its default: Dassl's keys, Dassl's values, and five more.
+"""Every option of the engine with its default: Dassl's keys, Dassl's values, and six more.
 
-The five: `DATALOADER.CACHE_MB`, `DATALOADER.DEVICE_TRANSFORM`, `INPUT.JPEG_DRAFT`, `OPTIM.FUSED` and `TRAIN.PATIENCE`.
+The six: `DATALOADER.CACHE_MB`, `DATALOADER.DEVICE_TRANSFORM`, `INPUT.JPEG_DRAFT`, `INPUT.EXIF_ORIENTATION`,
+`OPTIM.FUSED` and `TRAIN.PATIENCE`.
 
 Trainer and data set files add their own options on import (`cfg_default.TRAINER.MINE = CfgNode({...})`), so this tree
 is never frozen; runs work on the clone that `get_cfg_default()` returns.
@@ -26,6 +27,8 @@ _C.INPUT = CfgNode(
         # 0: JPEG files are decoded at full size, as Dassl does. Above 0: at the smallest of 1, 1/2, 1/4 and 1/8 of
         # it that leaves both edges at least this many times SIZE. Faster, not exact: in training, crops fall elsewhere.
         "JPEG_DRAFT": 0.0,
+        # True: turn images upright as their EXIF orientation says. False, as Dassl: pixels as they are stored.
+        "EXIF_ORIENTATION": False,
         "PIXEL_MEAN": [0.485, 0.456, 0.406],  # ImageNet's
         "PIXEL_STD": [0.229, 0.224, 0.225],
         "CROP_PADDING": 4,  # random_crop

@@ -50,6 +50,7 @@ class DatasetWrapper(TorchDataset):
 
     stream = "x"
     cache: ImageCache | None = None  # set by `DataManager`
+    said: torch.Tensor | None = None  # likewise; above 0 once the log says how images of more than 8 bits are scaled
 
     def __init__(
         self,
@@ -68,6 +69,7 @@ class DatasetWrapper(TorchDataset):
         if cfg.DATALOADER.NUM_WORKERS:
             self._pass.share_memory_()  # loader processes live on between passes
         self.draft_size = draft_size(cfg)
+        self.exif_orientation: bool = cfg.INPUT.EXIF_ORIENTATION
         if self.k_tfm > 1 and transform is None:
             raise ValueError(f"cannot make {self.k_tfm} views of an image (K_TRANSFORMS) without a transform")
         plain = [T.Resize(cfg.INPUT.SIZE, interpolation=interpolation_mode(cfg)), T.ToTensor()]
@@ -94,13 +96,22 @@ class DatasetWrapper(TorchDataset):
 
     def _read(self, path: str) -> Any:
         if self.cache is None:
-            return read_image(path, self.draft_size)
+            return self._decode(path)
         kept = self.cache.pixels(path) if isinstance(self.transform, RandomCrop) else self.cache.get(path)
         if kept is not None:
             return kept
-        image = read_image(path, self.draft_size)
+        image = self._decode(path)
         self.cache.put(path, image)
         return image
+
+    def _decode(self, path: str) -> Image.Image:
+        edge = max(self.cfg.INPUT.SIZE)
+        return read_image(path, self.draft_size, self.exif_orientation, shorter_edge=edge, say=self._say_once)
+
+    def _say_once(self, scaling: str) -> None:
+        if self.said is not None and not self.said:
+            self.said += 1
+            print(f"Note: {scaling}", flush=True)
 
     def _random_state(self, idx: int) -> Any:
         if not self.is_train or self.cfg.SEED < 0:
@@ -245,6 +256,11 @@ class DataManager:
         self.image_cache = build_image_cache(cfg, dataset.train_x, dataset.train_u or (), dataset.val or ())
         for loader in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader)):
             loader.dataset.cache = self.image_cache
+        said = torch.zeros(1, dtype=torch.int64)
+        if cfg.DATALOADER.NUM_WORKERS:
+            said.share_memory_()  # one line, whichever process reads the first such image
+        for loader in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader, self.test_loader)):
+            loader.dataset.said = said
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 

@@ -25,9 +25,9 @@ def decoded(monkeypatch):
     """Paths that this process decodes."""
     paths = []
 
-    def read(path, draft_size=None):
+    def read(path, *how, **more):
         paths.append(path)
-        return read_image(path, draft_size)
+        return read_image(path, *how, **more)
 
     monkeypatch.setattr(module, "read_image", read)
     return paths

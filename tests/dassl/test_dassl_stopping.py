@@ -138,7 +138,7 @@ def test_finished_batches_are_not_read_again(signalled, tmp_path, monkeypatch):
 
     run(signalled, tmp_path, (1, 1))
     read, reader = [], module.read_image
-    monkeypatch.setattr(module, "read_image", lambda path, *rest: read.append(path) or reader(path, *rest))
+    monkeypatch.setattr(module, "read_image", lambda path, *a, **k: read.append(path) or reader(path, *a, **k))
     trainer = run(signalled, tmp_path)
     trained = [path for path in read if "train" in path]
     assert len(trained) == (trainer.num_batches - 2) * signalled.DATALOADER.TRAIN_X.BATCH_SIZE

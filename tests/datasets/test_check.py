@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets import check as checking
@@ -199,3 +200,49 @@ def test_data_of_ones_own_is_checked_too(tmp_path: Path) -> None:
     report = check("folder", str(tmp_path), path="pets")
     assert report.ok, list(report.lines())
     assert "images: 2 train, 0 val, 2 test" in report.facts
+
+
+def own_parts(folder, **parts):
+    """Images of two classes in train, val and test, by the number that their content follows from."""
+    for part, numbers in parts.items():
+        for label, name in enumerate(("a", "b")):
+            (folder / part / name).mkdir(parents=True)
+            for number in numbers:
+                image = Image.new("RGB", (8, 8), (number, label, 0))
+                image.save(folder / part / name / f"{part}{number}.png")
+
+
+@pytest.mark.parametrize(
+    ("parts", "found"),
+    [
+        ({"train": (1, 2), "test": (3, 2)}, "2 test images are copies of train or val images"),
+        ({"train": (1,), "val": (2,), "test": (2, 3)}, "2 test images are copies of train or val images"),
+        ({"train": (1, 2), "val": (2,), "test": (3,)}, "2 val images are copies of train images"),
+        ({"train": (1, 2), "val": (3,), "test": (4, 5)}, ""),
+    ],
+)
+def test_copies_between_the_parts_of_own_data_are_a_finding(tmp_path: Path, parts: dict, found: str) -> None:
+    own_parts(tmp_path / "x", **parts)
+    assert check("folder", str(tmp_path), path="x").ok
+    report = check("folder", str(tmp_path), deep=True, path="x")
+    assert [found in finding.problem for finding in report.findings] == ([True] if found else [])
+
+
+def test_copies_in_a_published_split_are_told_and_no_finding(eurosat: Case) -> None:
+    split = json.loads((eurosat.folder / eurosat.info.split).read_text())
+    images = eurosat.folder / "2750"
+    (images / split["test"][0][0]).write_bytes((images / split["train"][0][0]).read_bytes())
+    report = eurosat.check(deep=True)
+    assert report.ok
+    assert any("test images are copies of train or val images" in fact for fact in report.facts)
+
+
+def test_sixteen_bit_and_narrow_images_are_told(tmp_path: Path) -> None:
+    own_parts(tmp_path / "x", train=(1, 2), test=(3,))
+    Image.new("I;16", (8, 8), 40000).save(tmp_path / "x" / "train" / "a" / "train1.png")
+    report = check("folder", str(tmp_path), deep=True, path="x")
+    assert report.ok
+    assert any("1 images; 16-bit images are scaled" in fact for fact in report.facts)
+    Image.new("L", (1_000_000, 1)).save(tmp_path / "x" / "test" / "a" / "test3.png")
+    (finding,) = check("folder", str(tmp_path), deep=True, path="x").findings
+    assert "test3.png (1000000 x 1 pixels: too narrow" in finding.problem

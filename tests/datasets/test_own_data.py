@@ -453,3 +453,65 @@ def test_run_records_the_split(classes_only, tmp_path, monkeypatch):
     assert data["classnames"] == ANIMALS
     assert (data["num_train"], data["num_val"], data["num_test"]) == (6, 6, 9)
     assert len(data["split_sha256"]) == 64
+
+
+def test_a_table_and_a_split_written_on_windows(own, table, tmp_path):
+    path = table(lambda i, image, cls: (image.replace("/", "\\"), cls, part_of(i)), ("image", "classname", "split"))
+    data = own("csv", path)
+    assert count(data) == (15, 6, 9)
+    parts = {"train": data.train_x, "val": data.val, "test": data.test}
+    rows = {
+        part: [[relative([item], data.image_dir)[0].replace("/", "\\"), item.label, item.classname] for item in items]
+        for part, items in parts.items()
+    }
+    (tmp_path / "animals" / "windows.json").write_text(json.dumps(rows))
+    assert count(own("csv", path, SPLIT_FILE="windows.json")) == (15, 6, 9)
+
+
+def test_a_backslash_in_a_files_name_stays(own, tmp_path):
+    write_classes(tmp_path / "animals")
+    folder = tmp_path / "animals"
+    odd = folder / "cat\\odd.jpg"
+    odd.write_bytes(next(iter(trap_images().values())))
+    images = [f"{cls}/animals photo {number}.jpg" for cls in ANIMALS for number in range(2)]
+    lines = [f"{image},{image.split('/')[0]},{'train' if '0' in image else 'test'}" for image in images]
+    (folder / "t.csv").write_text("\n".join(["image,classname,split", *lines, "cat\\odd.jpg,cat,train"]))
+    assert str(odd) in [item.impath for item in own("csv", "animals/t.csv").train_x]
+
+
+UNUSABLE = {
+    "underscore or blank": (["polar_bear", "polar bear"], r"'polar bear' .*polar bear/.*'polar_bear' .*same prompt"),
+    "upper or lower case": (["Crane", "crane"], r"Crane/.*crane/.*same prompt"),
+    "digits apart": (["class1", "class 1"], r"same prompt"),
+    "written for HTML": (["cats &amp; dogs", "cats & dogs"], r"same prompt"),
+    "no word": (["_", "cat"], r"_/.*'_' has no word"),
+    "nothing printable": (["\u200b", "cat"], r"has no word"),
+    "not UTF-8": ([os.fsdecode(b"caf\xe9"), "cat"], r"UTF-8 cannot write .*caf"),
+    "too long": (["a " * 90 + "x", "cat"], r"too long: .*75 tokens"),
+}
+
+
+@pytest.mark.parametrize("layout", ["parts", "classes"])
+@pytest.mark.parametrize("case", UNUSABLE)
+def test_class_names_that_cannot_be_prompts_are_refused_before_anything_is_written(own, tmp_path, case, layout):
+    names, message = UNUSABLE[case]
+    for part in ("train", "test") if layout == "parts" else ("",):
+        write_classes(tmp_path / "animals" / part, names)
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=message):
+        own()
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("names", [("polar_bear", "Polar  bear"), ("cat", "_")])
+def test_the_line_of_the_table_is_named(own, table, names):
+    called = {ANIMALS[0]: names[0], ANIMALS[1]: names[1], ANIMALS[2]: "dog"}
+    path = table(lambda i, image, cls: (image, called[cls], part_of(i)), ("image", "classname", "split"))
+    with pytest.raises(ValueError, match=r"\.csv, line \d+"):
+        own("csv", path)
+
+
+def test_class_names_in_another_encoding_are_refused_by_their_file(own, parts):
+    (parts / "classnames.txt").write_bytes("cat Küken\n".encode("latin-1"))
+    with pytest.raises(SplitFileError, match=r"classnames\.txt is not in UTF-8"):
+        own()

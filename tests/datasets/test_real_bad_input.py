@@ -155,6 +155,42 @@ def test_class_names_wrong(broken, old, new, message):
     assert message in broken("ImageNet", lambda root: edit(root, "classnames.txt", old, new), SplitFileError)
 
 
+@pytest.mark.parametrize("name", ["ImageNet", "ImageNetV2", "ImageNetR"])
+@pytest.mark.parametrize(
+    "line", ["hen", "great white shark", "1: hen", "n01514859,hen", "n0151 hen", "'n01514859': hen"]
+)
+def test_class_names_laid_out_in_another_way(broken, name, line):
+    text = broken(name, lambda root: edit(root, "classnames.txt", "n01514859 hen", line), SplitFileError)
+    assert f"classnames.txt, line 2: {line!r} is not laid out as 'n01440764 tench'" in text
+
+
+def test_names_of_one_prompt_are_said_of_published_data_and_refused_in_a_split_of_ones_own(
+    broken, tmp_path, make_cfg, capsys
+):
+    build_layout("ImageNetV2", tmp_path)
+    assert build_dataset(make_cfg(tmp_path, name="ImageNetV2")).classnames.count("missile") == 2
+    said = capsys.readouterr().out
+    assert "'missile' (" in said
+    assert "n04008634" in said or "folder 4" in said
+
+    def rename(root):
+        split = next(root.rglob("split_zhou_EuroSAT.json"))
+        rows = json.loads(split.read_text())
+        old = rows["train"][0][2]
+        other = next(row[2] for row in rows["train"] if row[2] != old)
+        for part in rows.values():
+            for row in part:
+                row[2] = f"{other}_".upper() if row[2] == old else row[2]
+        (split.parent / "own.json").write_text(json.dumps(rows))
+        split.write_text(json.dumps(rows))
+
+    text = broken("EuroSAT", rename, ValueError, SPLIT_FILE="own.json")
+    assert "own.json, label " in text
+    assert "give the same prompt" in text
+    build_dataset(make_cfg(tmp_path, name="EuroSAT"))  # published so
+    assert "give the same prompt, as published" in capsys.readouterr().out
+
+
 def test_folder_of_imagenetv2_missing(broken):
     folder = "imagenetv2/imagenetv2-matched-frequency-format-val/3"
     assert "lacks the folders 3" in broken("ImageNetV2", lambda root: shutil.rmtree(root / folder), FileNotFoundError)

@@ -4,6 +4,7 @@ import pytest
 
 from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
+from dataset_label import dataset_label
 from evaluation.record import describe_decoding, with_data_share
 from evaluation.rundir import RunDirError, prepare_run_dir, write_config
 
@@ -31,3 +32,34 @@ def test_a_run_goes_on_with_another_cache_but_not_with_another_decoding(tmp_path
     cfg.INPUT.JPEG_DRAFT = 1.0
     with pytest.raises(RunDirError, match=r"INPUT\.JPEG_DRAFT was 0\.0, now 1\.0"):
         prepare_run_dir(cfg)
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ({"NAME": "folder", "PATH": "x/birds"}, "birds"),
+        ({"NAME": "Csv", "PATH": "x/birds.CSV"}, "birds"),
+        ({"NAME": "csv", "PATH": "x/birds.csv", "LABEL": "all-birds"}, "all-birds"),
+        ({"NAME": "folder", "PATH": "birds of\x1b[31m prey"}, "birds_of__31m_prey"),
+        ({"NAME": "folder", "PATH": "", "ROOT": "/data/birds"}, "birds"),
+        ({"NAME": "folder", "PATH": "/data/x/.."}, "data"),
+        ({"NAME": "folder", "PATH": "eurosat"}, "folder_eurosat"),
+        ({"NAME": "folder", "PATH": "digits"}, "folder_digits"),
+        ({"NAME": "folder", "PATH": "___"}, "folder"),
+        ({"NAME": "EuroSAT"}, "EuroSAT"),
+    ],
+)
+def test_the_name_of_a_data_set(settings, label):
+    assert dataset_label(settings) == label
+
+
+@pytest.mark.parametrize("label", ["a/b", "..", ".x", "a b", "a\x1b", "eurosat", "x" * 81])
+def test_a_label_that_cannot_be_a_folder_is_refused(label):
+    with pytest.raises(ValueError, match="DATASET.LABEL"):
+        dataset_label({"NAME": "folder", "PATH": "x", "LABEL": label})
+
+
+def test_images_that_are_turned_upright_are_stated():
+    cfg = get_cfg_default()
+    cfg.INPUT.EXIF_ORIENTATION = True
+    assert describe_decoding(DatasetWrapper(cfg, [])) == "full size, turned upright by EXIF"

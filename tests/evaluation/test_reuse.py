@@ -120,8 +120,10 @@ def test_frozen_features_serve_seeds_and_methods():
         {"TRAINER.COOP.PREC": "bf16"},
         {"INPUT.PIXEL_MEAN": [0.5, 0.5, 0.5]},
         {"INPUT.INTERPOLATION": "bilinear"},
+        {"INPUT.EXIF_ORIENTATION": True},
+        {"INPUT.JPEG_DRAFT": 1.0},
     ],
-    ids=["precision", "normalisation", "interpolation"],
+    ids=["precision", "normalisation", "interpolation", "orientation", "draft"],
 )
 def test_other_features_are_not_taken_for_these(options):
     metrics_of(small("CoOp"))

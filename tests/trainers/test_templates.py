@@ -29,7 +29,7 @@ def test_configured_then_published_then_the_data_sets_own_then_general():
     assert template_of(config("folder"), SimpleNamespace()) == "a photo of a {}."
 
 
-@pytest.mark.parametrize("template", ["a photo", "{} and {}"])
+@pytest.mark.parametrize("template", ["a photo", "{} and {}", "{} {:d}", "{0} {1}", "{x}", "{", "{} }", "{{}}", ""])
 def test_a_template_has_one_place_for_the_name(template):
     with pytest.raises(ValueError, match="exactly one"):
         check_template(template)
