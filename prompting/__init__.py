@@ -1,36 +1,31 @@
-"""Frozen CLIP towers that take prompts, fast and exact. Knows torch and CLIP; nothing of Dassl or of configs."""
+"""Frozen CLIP towers that take prompts, fast and exact. Knows torch and CLIP; nothing of Dassl or of configs.
 
+What it offers is imported when it is asked for: the ``clip`` package brings torchvision, which takes seconds and 150
+MiB that looking at a checkpoint does not need.
+"""
+
+import importlib
 import warnings
+from typing import Any
 
-with warnings.catch_warnings():
-    # clip imports pkg_resources, which announces its end; requirements.txt keeps a setuptools that has it.
-    warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
-    import clip  # noqa: F401
+# clip imports pkg_resources, which announces its end; requirements.txt keeps a setuptools that has it.
+warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
-from prompting.architecture import BackboneError
-from prompting.backbone import load_clip
-from prompting.layout import PromptLayout, layout_from_texts, layout_with_context
-from prompting.learner import PromptLearner, TowerSizes
-from prompting.model import Output, PromptedCLIP
-from prompting.precision import PRECISIONS, Precision, resolve_precision
-from prompting.prompts import AttentionMass, GatedPrompt, Prompts, TextPrompts, VisionPrompts
+_MODULES = {
+    "architecture": ("BackboneError",),
+    "backbone": ("load_clip",),
+    "layout": ("PromptLayout", "layout_from_texts", "layout_with_context"),
+    "learner": ("PromptLearner", "TowerSizes"),
+    "model": ("Output", "PromptedCLIP"),
+    "precision": ("PRECISIONS", "Precision", "resolve_precision"),
+    "prompts": ("AttentionMass", "GatedPrompt", "Prompts", "TextPrompts", "VisionPrompts"),
+}
+__all__ = sorted(name for names in _MODULES.values() for name in names)
 
-__all__ = [
-    "PRECISIONS",
-    "AttentionMass",
-    "BackboneError",
-    "GatedPrompt",
-    "Output",
-    "Precision",
-    "PromptLayout",
-    "PromptLearner",
-    "PromptedCLIP",
-    "Prompts",
-    "TextPrompts",
-    "TowerSizes",
-    "VisionPrompts",
-    "layout_from_texts",
-    "layout_with_context",
-    "load_clip",
-    "resolve_precision",
-]
+
+def __getattr__(name: str) -> Any:
+    for module, names in _MODULES.items():
+        if name in names:
+            globals()[name] = value = getattr(importlib.import_module(f"prompting.{module}"), name)
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
