@@ -215,10 +215,9 @@ def test_a_deep_copy_is_equal_and_independent(case, built, images):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "amp"])  # fp32 is every other test's
 @pytest.mark.parametrize("case", TRAINED)
-@pytest.mark.filterwarnings("ignore:PREC fp16")
 def test_precisions(case, precision, built, first_loss):
     """Lower number types, forward and backward: float32 trained tensors and gradients, a loss close to fp32's."""
-    trainer = build(case, **{f"TRAINER.{built(case).node}.PREC": precision})
+    trainer = build(case, **{f"TRAINER.{built(case).node}.PREC": precision, "TRAIN.CPU_HALF": True})
     half = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision, torch.float32)
     assert trainer.model.image_encoder.visual.conv1.weight.dtype == half
     summary = train_on(trainer, first_batch(trainer))
@@ -232,12 +231,23 @@ def test_precisions(case, precision, built, first_loss):
 
 @pytest.mark.parametrize("precision", ["bf16", "fp16", "amp"])
 @pytest.mark.parametrize("case", sorted(set(METHODS) - set(TRAINED)))
-@pytest.mark.filterwarnings("ignore:PREC fp16")
 def test_precisions_of_zero_shot(case, precision, built, images):
-    trainer = build(case, **{"TRAINER.ZEROSHOTCLIP.PREC": precision})
+    trainer = build(case, **{"TRAINER.ZEROSHOTCLIP.PREC": precision, "TRAIN.CPU_HALF": True})
     logits, exact = (logits_of(t, images).softmax(1) for t in (trainer, build(case)))
     assert logits.dtype == torch.float32
     torch.testing.assert_close(logits, exact, atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("precision", ["fp16", "amp"])
+@pytest.mark.parametrize("case", METHODS)
+def test_half_precision_is_computed_in_fp32_on_a_cpu(case, precision, built, images):
+    """Every parameter is float32; of fp16 the frozen matrices have float16's values."""
+    trainer = build(case, **{f"TRAINER.{built(case).node}.PREC": precision})
+    assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}
+    assert (trainer.precision.name, trainer.precision.asked) == ("fp32", precision)
+    matrix = trainer.model.image_encoder.visual.conv1.weight
+    assert torch.equal(matrix, matrix.half().float())  # the bundled model's file holds float16
+    torch.testing.assert_close(logits_of(trainer, images), logits_of(build(case), images))
 
 
 def first_batch_images(trainer):
