@@ -285,6 +285,9 @@ def _shown_config(trainer: TrainerBase) -> dict[str, str]:
 
 
 def _changes(old: Mapping[str, str], new: Mapping[str, str]) -> str:
-    """Return which options that matter differ, as text; empty if none does."""
-    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key) and not is_free(key, new)]
-    return "; ".join(f"{key} was {old.get(key)}, is {new.get(key)}" for key in keys)
+    """Return which options that matter and that both know differ, as text; empty if none does.
+
+    An option that only one of them knows came or went with a version of the code, and nobody has changed it.
+    """
+    keys = [key for key in sorted(old.keys() & new.keys()) if old[key] != new[key] and not is_free(key, new)]
+    return "; ".join(f"{key} was {old[key]}, is {new[key]}" for key in keys)
