@@ -15,12 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
 from commandline import add_debug, csv_cell, guarded, printable
-from datasets.imagefolders import EXTENSIONS, is_clutter
-from prompting.names import check_names
-from trainers.predictor import Classifier, Prediction, load_run, zero_shot
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -39,6 +34,16 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="", help="cpu or cuda; default: cuda when there is one")
     add_debug(parser)
     return parser
+
+
+if __name__ == "__main__":  # the rest takes seconds to import: a wrong option is answered before
+    build_parser().parse_args()
+
+from tqdm import tqdm
+
+from datasets.imagefolders import EXTENSIONS, is_clutter
+from prompting.names import check_names
+from trainers.predictor import Classifier, Prediction, load_run, zero_shot
 
 
 def find_images(places: Sequence[str]) -> list[Path]:

@@ -21,33 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-if __name__ == "__main__":  # the rest takes seconds to import: a signal that comes meanwhile finds nothing begun
-    for early in (getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)):
-        if signal.getsignal(early) is signal.SIG_DFL:
-            signal.signal(early, lambda *_: os._exit(75))  # STOPPED
-
-import torch
-
-import datasets  # noqa: F401  registers the data sets
-import trainers  # noqa: F401  registers the trainers and their settings
 from commandline import add_debug, guarded, printable_output
-from dassl.config import check_cfg, get_cfg_default
-from dassl.config.checks import MOST_SEED
-from dassl.engine import TRAINER_REGISTRY, build_trainer
-from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
-from dataset_label import dataset_label
-from evaluation.determinism import determinism
-from evaluation.divergence import write_divergence
-from evaluation.protocols import class_splits_of, evaluate_class_splits
-from evaluation.record import build_record
-from evaluation.results import write_results
-from evaluation.reuse import train_on_features
-from evaluation.rundir import begin_run, clean_start, run_dir
-from evaluation.trackers import check_trackers, track_run
-from folder_lock import LockedError
-from trainers.checks import RANGES
-from trainers.memory import raise_explained
-from trainers.together import join_trainer, run_together
 
 # Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
 STOPPED = 75
@@ -97,6 +71,35 @@ def file_name(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("give the name of a file, or leave the option out")
     return text
+
+
+if __name__ == "__main__":  # the rest takes seconds to import: a wrong option is answered before
+    for early in (getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)):
+        if signal.getsignal(early) is signal.SIG_DFL:  # a signal that comes meanwhile finds nothing begun
+            signal.signal(early, lambda *_: os._exit(STOPPED))
+    build_parser().parse_args()
+
+import torch
+
+import datasets  # noqa: F401  registers the data sets
+import trainers  # noqa: F401  registers the trainers and their settings
+from dassl.config import check_cfg, get_cfg_default
+from dassl.config.checks import MOST_SEED
+from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
+from dataset_label import dataset_label
+from evaluation.determinism import determinism
+from evaluation.divergence import write_divergence
+from evaluation.protocols import class_splits_of, evaluate_class_splits
+from evaluation.record import build_record
+from evaluation.results import write_results
+from evaluation.reuse import train_on_features
+from evaluation.rundir import begin_run, clean_start, run_dir
+from evaluation.trackers import check_trackers, track_run
+from folder_lock import LockedError
+from trainers.checks import RANGES
+from trainers.memory import raise_explained
+from trainers.together import join_trainer, run_together
 
 
 def reset_cfg(cfg: Any, args: argparse.Namespace) -> None:

@@ -126,3 +126,11 @@ def test_the_process_ends_alike_and_debug_shows_the_traceback(entry, request):
     assert lines[0].startswith("Traceback")
     assert lines[-1].startswith("error: ")
     assert done.stdout == ""
+
+
+@pytest.mark.parametrize(("script", "option"), [("train.py", "--help"), ("predict.py", "--help"), ("train.py", "--seed=x")])
+def test_options_are_read_before_anything_that_takes_seconds_is_imported(script, option, request):
+    command = [sys.executable, "-X", "importtime", script, option]
+    result = subprocess.run(command, cwd=request.config.rootpath, capture_output=True, text=True, check=False)
+    assert "usage" in result.stdout + result.stderr
+    assert not re.search(r"\| +(torch|numpy|yaml)$", result.stderr, flags=re.M)
