@@ -6,10 +6,12 @@ for underscores. So "polar_bear" and "Polar  bear" are one prompt, and one of th
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Sequence
 
 from prompting.layout import clean_name, encode
 
+WORDS = "LNS"  # letters, numbers and symbols, emoji among them: Unicode's categories; not punctuation, space or control
 MAX_CHARACTERS = 1000  # no name of more fits; the tokenizer's time grows with the square of a word's length
 MAX_TOKENS = 75  # of the text tower's 77, two are its own
 
@@ -58,7 +60,7 @@ def _tokens(name: str, where: str) -> tuple[int, ...]:
             f"{where}: UTF-8 cannot write the class name {name!r}: rename it (a folder's name in another encoding?)"
         ) from error
     text = clean_name(name)
-    if not any(character.isprintable() and not character.isspace() for character in text) or not encode(text[:100]):
+    if not any(unicodedata.category(character)[0] in WORDS for character in text) or not encode(text[:100]):
         raise ClassNameError(f"{where}: the class name {name!r} has no word in it: give the class a name")
     tokens = encode(f"{text}.") if len(name) <= MAX_CHARACTERS else ()
     if not 0 < len(tokens) <= MAX_TOKENS:
@@ -69,7 +71,7 @@ def _tokens(name: str, where: str) -> tuple[int, ...]:
 
 
 def check_template(template: str, key: str = "the prompt template") -> str:
-    """The template itself, once it has one place for the class name and nothing else in braces.
+    """The template itself, once it has one place for the class name, nothing else in braces, and is text.
 
     Args:
         template: a prompt with "{}".
@@ -80,4 +82,6 @@ def check_template(template: str, key: str = "the prompt template") -> str:
     """
     if template.count("{}") != 1 or set(template.replace("{}", "")) & {"{", "}"}:
         raise ValueError(f"{key} {template!r} needs exactly one {{}} for the class name, and no other brace")
+    if not template.isprintable():
+        raise ValueError(f"{key} {template!r} holds a control character, or half of one: write it as text")
     return template

@@ -46,6 +46,7 @@ def check_pairs(pairs: Sequence[str]) -> None:
     from dassl.data.datasets import DATASET_REGISTRY
     from evaluation import determinism, features, protocols, reuse  # noqa: F401
     from evaluation.trackers import check_trackers
+    from prompting.names import check_template
     from trainers.checks import RANGES
 
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
@@ -54,6 +55,8 @@ def check_pairs(pairs: Sequence[str]) -> None:
         cfg.merge_from_list([key, value])
         check_values(cfg, RANGES)
         check_trackers(cfg)
+        if value and key.endswith(".TEMPLATE"):
+            check_template(value, key)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -181,6 +181,8 @@ def test_photos_are_upright_without_a_run_and_as_the_run_had_them_with_one(run, 
     [
         (["polar_bear", "cat", "Polar bear"], "'polar_bear' .class 0. and 'Polar bear' .class 2. give the same prompt"),
         (["cat", "_"], "class 1.*no word"),
+        (["cat", "---"], "class 1.*no word"),
+        (["!?", "cat"], "class 0.*no word"),
         (["cat", "caf\udce9"], "class 1.*UTF-8"),
     ],
 )

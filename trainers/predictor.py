@@ -27,7 +27,7 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UnreadableImageError, read_image
 from prompting.checkpoint import read_checkpoint
-from prompting.names import check_names
+from prompting.names import check_names, check_template
 from prompting.watch import shown
 from trainers.base import PromptTrainer, find_checkpoint
 from trainers.checks import RANGES
@@ -215,9 +215,10 @@ def zero_shot(
         device: "cpu" or "cuda"; by default CUDA when there is one.
 
     Raises:
-        ValueError: two class names give the same prompt, or one cannot be a prompt.
+        ValueError: two class names give the same prompt, or one, or the template, cannot be a prompt.
     """
     check_names(classes)
+    check_template(template)
     cfg = get_cfg_default()
     cfg.TRAINER.NAME, cfg.MODEL.BACKBONE.NAME = "ZeroshotCLIP", backbone
     cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE = template

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 from yacs.config import CfgNode
 
 from dassl.utils import derive_seed, read_image, seeded_random_state
+from dassl.utils.images import SCALINGS
 from dassl.utils.stopping import end_workers_with_this_process, leave_signals_to_the_run
 
 from .cache import ImageCache, build_image_cache
@@ -50,7 +51,7 @@ class DatasetWrapper(TorchDataset):
 
     stream = "x"
     cache: ImageCache | None = None  # set by `DataManager`
-    said: torch.Tensor | None = None  # likewise; above 0 once the log says how images of more than 8 bits are scaled
+    said: torch.Tensor | None = None  # likewise; above 0 for each of `SCALINGS` once the log has it
 
     def __init__(
         self,
@@ -109,8 +110,8 @@ class DatasetWrapper(TorchDataset):
         return read_image(path, self.draft_size, self.exif_orientation, shorter_edge=edge, say=self._say_once)
 
     def _say_once(self, scaling: str) -> None:
-        if self.said is not None and not self.said:
-            self.said += 1
+        if self.said is not None and not self.said[SCALINGS.index(scaling)]:
+            self.said[SCALINGS.index(scaling)] += 1
             print(f"Note: {scaling}", flush=True)
 
     def _random_state(self, idx: int) -> Any:
@@ -256,9 +257,9 @@ class DataManager:
         self.image_cache = build_image_cache(cfg, dataset.train_x, dataset.train_u or (), dataset.val or ())
         for loader in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader)):
             loader.dataset.cache = self.image_cache
-        said = torch.zeros(1, dtype=torch.int64)
+        said = torch.zeros(len(SCALINGS), dtype=torch.int64)
         if cfg.DATALOADER.NUM_WORKERS:
-            said.share_memory_()  # one line, whichever process reads the first such image
+            said.share_memory_()  # one line each, whichever process reads the first such image
         for loader in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader, self.test_loader)):
             loader.dataset.said = said
         if cfg.VERBOSE:

@@ -14,6 +14,11 @@ MAX_PIXELS = 150_000_000  # 450 MB decoded
 SHORTER_EDGE = 224  # pixels that the shorter edge is resized to where nothing else is said
 
 WHITE_8, WHITE_16 = 255, 65535
+# How images of more than 8 bits are scaled, in words
+BY_WHITE_POINT = f"16-bit images are scaled by their white point, {WHITE_16} (or all of their bits) becoming {WHITE_8}"
+BY_DECLARED_RANGE = "signed, 32-bit and float images are scaled from the range that they declare"
+BY_FOUND_RANGE = "signed, 32-bit and float images are scaled, each from the range of its own values"
+SCALINGS = (BY_WHITE_POINT, BY_DECLARED_RANGE, BY_FOUND_RANGE)
 PIECE = 2**22  # pixels that are brought to 8 bits at once: bounds the memory
 # Numbers of TIFF's and EXIF's tags
 BITS_PER_SAMPLE, PHOTOMETRIC, ORIENTATION, SAMPLE_FORMAT, SMALLEST, LARGEST = 258, 262, 274, 339, 340, 341
@@ -85,7 +90,7 @@ def read_image(
             smallest of 1, 1/2, 1/4 and 1/8 of its size; None for full size. Faster, but not the same image.
         exif_orientation: turn the image as its EXIF orientation says, as viewers do; one that is broken counts as none.
         shorter_edge: pixels that the shorter edge will be resized to: bounds what that makes of the image.
-        say: told how an image of more than 8 bits was scaled.
+        say: told how an image of more than 8 bits was scaled, one of `SCALINGS`.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -135,12 +140,12 @@ def _to_8_bits(image: Image.Image) -> tuple[np.ndarray, str]:
         values = values.view(np.uint32)  # Pillow has no such mode
     if sixteen and unsigned:
         low, high = 0, 2**bits - 1 if bits and bits < 16 else WHITE_16
-        scaling = f"16-bit images are scaled by their white point, {high} becoming {WHITE_8}"
+        scaling = BY_WHITE_POINT
     elif None not in declared and -math.inf < declared[0] < declared[1] < math.inf:
-        (low, high), scaling = declared, "signed, 32-bit and float images are scaled from the range that they declare"
+        (low, high), scaling = declared, BY_DECLARED_RANGE
     else:
         low, high = _found_range(values)
-        scaling = "signed, 32-bit and float images are scaled, each from the range of its own values"
+        scaling = BY_FOUND_RANGE
     pixels, flat = np.empty(values.size, np.uint8), values.reshape(-1)
     for start in range(0, flat.size, PIECE):
         piece = np.nan_to_num((flat[start : start + PIECE].astype(np.float64) - low) * (WHITE_8 / (high - low)), nan=0)

@@ -90,15 +90,20 @@ def test_32_bit_integers_are_scaled_by_what_is_found(tmp_path):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_images_of_more_than_8_bits_are_said_once_in_a_run(tmp_path, cfg, workers, capfd):
     make_images(tmp_path / "wide")
-    for path in (tmp_path / "wide").rglob("*.*"):
+    for number, path in enumerate(sorted((tmp_path / "wide").rglob("*.*"))):
         with Image.open(path) as image:
-            wide = np.asarray(image.convert("L")).astype(np.uint16) * 257
-        Image.fromarray(wide).save(path, "PNG")
+            grey_values = np.asarray(image.convert("L"))
+        if number % 2:
+            Image.fromarray(grey_values.astype(np.uint16) * 257).save(path, "PNG")
+        else:
+            Image.fromarray(grey_values.astype(np.float32)).save(path, "TIFF")
     cfg.DATASET.ROOT, cfg.DATALOADER.NUM_WORKERS = str(tmp_path / "wide"), workers
     manager = DataManager(cfg)
     for loader in (manager.train_loader_x, manager.test_loader, manager.train_loader_x):
         assert sum(len(batch["label"]) for batch in loader) > 0
-    assert capfd.readouterr().out.count("16-bit images are scaled by their white point") == 1
+    said = capfd.readouterr().out
+    assert said.count("16-bit images are scaled by their white point") == 1
+    assert said.count("float images are scaled, each from the range of its own values") == 1
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
