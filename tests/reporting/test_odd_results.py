@@ -120,6 +120,10 @@ def test_no_name_is_a_formula_in_a_spreadsheet_and_numbers_stay_numbers(runs, ca
     path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(("trainer", "setting"), "=1+1")))
     assert main(["table", "--format", "csv", str(runs.root)]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    runs.add(trainer="BMIP", seed=2)
+    assert main(["compare", "BMIP", "=1+1", "--format", "csv", str(runs.root)]) == 0
+    compared = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert (compared["second"], float(compared["difference"])) == ("'=1+1", 0.0)
     assert {(row["trainer"], row["setting"]) for row in rows} == {("'=1+1", "'=1+1")}
     assert float(rows[0]["mean"]) == 70.0
 
