@@ -91,7 +91,7 @@ from dataset_label import dataset_label
 from evaluation.determinism import determinism
 from evaluation.divergence import write_divergence
 from evaluation.protocols import class_splits_of, evaluate_class_splits
-from evaluation.record import build_record
+from evaluation.record import build_record, overrides_of
 from evaluation.results import write_results
 from evaluation.reuse import train_on_features
 from evaluation.rundir import begin_run, clean_start, run_dir
@@ -148,13 +148,19 @@ def select_device(name: str) -> bool:
     return True
 
 
-def setup_cfg(args: argparse.Namespace) -> Any:
-    """Defaults, files and options, in this order."""
+def files_cfg(args: argparse.Namespace) -> Any:
+    """Defaults and files, in this order."""
     cfg = get_cfg_default()
     if args.config_file:
         cfg.merge_from_file(args.config_file)
     if args.dataset_config_file:
         cfg.merge_from_file(args.dataset_config_file)
+    return cfg
+
+
+def setup_cfg(args: argparse.Namespace) -> Any:
+    """Defaults, files and options, in this order."""
+    cfg = files_cfg(args)
     reset_cfg(cfg, args)
     cfg.merge_from_list(args.opts)
     cfg.freeze()
@@ -233,6 +239,7 @@ def log_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop:
 def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
     """The run itself."""
     start = time.perf_counter()
+    overrides = overrides_of(cfg, files_cfg(args))
     trainer = build_trainer(cfg)
     trainer.stop_request = stop
     trainer.keeps_resume_checkpoint = True  # the history is in no other file until results.json is written
@@ -266,7 +273,15 @@ def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str]
             trainer.remove_resume_checkpoint()
         return
     timing |= getattr(trainer, "timing", {}) | {"total": time.perf_counter() - start}
-    record = build_record(trainer, cfg, metrics, config_file=args.config_file, timing=timing, eval_only=args.eval_only)
+    record = build_record(
+        trainer,
+        cfg,
+        metrics,
+        config_file=args.config_file,
+        overrides=overrides,
+        timing=timing,
+        eval_only=args.eval_only,
+    )
     track_run(cfg, record)
     with stop.deferred():  # a finished run has nothing to go on from
         write_results(f"{cfg.OUTPUT_DIR}/results.json", record)

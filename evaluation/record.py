@@ -12,10 +12,18 @@ from evaluation.determinism import describe_determinism
 from evaluation.protocols import train_classes_of
 from evaluation.results import collect_environment, peak_memory
 from evaluation.rundir import plain_config
+from reporting.runs import deciding_settings
 
 
 def build_record(
-    trainer: Any, cfg: Any, metrics: Mapping[str, Any], *, config_file: str, timing: Mapping[str, Any], eval_only: bool
+    trainer: Any,
+    cfg: Any,
+    metrics: Mapping[str, Any],
+    *,
+    config_file: str,
+    overrides: Mapping[str, Any],
+    timing: Mapping[str, Any],
+    eval_only: bool,
 ) -> dict[str, Any]:
     """The content of results.json, without what :func:`evaluation.results.write_results` fills in.
 
@@ -24,6 +32,7 @@ def build_record(
         cfg: its configuration.
         metrics: of every class split.
         config_file: the trainer's config file, whose name is the setting's name unless ``TEST.SETTING`` gives one.
+        overrides: see `overrides_of`.
         timing: seconds by phase; of those in `train`, `data` were spent waiting for the loader.
         eval_only: whether the weights were loaded rather than trained here.
     """
@@ -42,6 +51,7 @@ def build_record(
         "selection_rule": selection_rule(cfg),
         "eval_only": eval_only,
         "config": plain_config(cfg),
+        "overrides": dict(overrides),
         "environment": {
             **collect_environment(trainer.device, precision_of(trainer)),
             **({"frozen_linear": trainer.linear_kernels} if hasattr(trainer, "linear_kernels") else {}),
@@ -62,6 +72,21 @@ def build_record(
         "notes": dict(getattr(trainer, "notes", {})),
         "timing": with_data_share(timing),
         "memory": peak_memory(),
+    }
+
+
+def overrides_of(cfg: Any, files_cfg: Any) -> dict[str, Any]:
+    """The settings that the command line changed, of those that decide numbers and are told nowhere else.
+
+    Args:
+        cfg: the run's configuration.
+        files_cfg: the same without the command line: the defaults and the files.
+    """
+    files = deciding_settings(plain_config(files_cfg))
+    return {
+        key: value
+        for key, value in deciding_settings(plain_config(cfg)).items()
+        if key not in files or files[key] != value
     }
 
 

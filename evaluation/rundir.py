@@ -17,7 +17,8 @@ import yaml
 
 from dassl.atomic import atomic_write, remove_dead_temporaries
 from dassl.config.yamlfile import read_yaml
-from dassl.engine.resume import RESUME_NAME, flatten, is_free
+from dassl.engine.resume import RESUME_NAME
+from dassl.free_options import flatten, is_free
 from folder_lock import RUN_LOCK, FolderLock, LockedError
 from reporting.runs import RESULTS_FILE, ResultsError, read_results
 

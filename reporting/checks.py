@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
+from commandline import printable
 from reporting.layouts import Column
 from reporting.methods import Method
+from reporting.names import shots_text
 from reporting.runs import Run
+
+
+def print_warnings(warnings: Iterable[str]) -> None:
+    """Warnings on stderr, one a line; names and paths in them come from files."""
+    sys.stderr.writelines(f"warning: {printable(warning)}\n" for warning in warnings)
 
 
 def warnings_about(methods: Sequence[Method], blocks: Mapping[str, Sequence[Column]]) -> list[str]:
@@ -38,7 +46,7 @@ def _missing_seeds(methods: Sequence[Method], columns: Sequence[Column]) -> list
         found = [(method, [run for run in method.runs if column.covers(run)]) for method in methods]
         # a method that trains nothing needs no second seed
         expected = {run.seed for method, runs in found if not method.deterministic for run in runs}
-        place = str(column.dataset) if column.shots is None else f"{column.dataset}, {column.shots} shots"
+        place = str(column.dataset) if column.shots is None else f"{column.dataset}, {shots_text(column.shots)}"
         for method, runs in found:
             if not runs:
                 warnings.append(f"{method.label} has no run on {place}")

@@ -13,7 +13,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reporting.checks import comparability
+from commandline import printable
+from reporting.checks import comparability, print_warnings
 from reporting.compare_formats import FORMATS, p_text
 from reporting.files import check_target, write_file
 from reporting.layouts import PROTOCOLS, Metric
@@ -21,6 +22,7 @@ from reporting.methods import Method, check_protocol, group_methods
 from reporting.names import dataset_order, shots_text
 from reporting.paired import LEAST_PAIRS, LEVEL, Pair, Paired, compare_pairs
 from reporting.runs import ResultsError, Run, load_runs
+from reporting.selection import of_protocol
 
 NAME = "compare"
 HELP = "paired differences between two methods, with confidence interval and tests"
@@ -92,6 +94,7 @@ def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name
             f"{one.label} and {other.label} share no data set, shots and seed (the first: {_places(one)}; the second: "
             f"{_places(other)})"
         )
+    warnings = [*_unpaired(one, other), *comparability([*one.runs, *other.runs]), *_different_rules(one, other)]
     return Comparison(
         protocol_name,
         f"{other.label} against {one.label}: {protocol.title}",
@@ -99,7 +102,7 @@ def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name
         other.label,
         tuple(lines),
         tuple(_legend(lines, one, other)),
-        (*_unpaired(one, other), *comparability([*one.runs, *other.runs]), *_different_rules(one, other)),
+        tuple(map(printable, warnings)),
     )
 
 
@@ -263,7 +266,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("first", metavar="A", help="trainer, or trainer/setting")
     parser.add_argument("second", metavar="B", help="trainer, or trainer/setting")
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
-    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help="default: the one that all runs share")
+    parser.add_argument(
+        "--protocol", choices=sorted(PROTOCOLS), help="only its runs; default: the one that all runs share"
+    )
     parser.add_argument("--format", choices=sorted(FORMATS), default="md")
     parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write there instead of to the terminal")
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
@@ -278,10 +283,11 @@ def run(arguments: argparse.Namespace) -> None:
     """
     if arguments.output is not None:
         check_target(arguments.output, arguments.force)
-    comparison = build_comparison(load_runs(arguments.runs), arguments.first, arguments.second, arguments.protocol)
+    runs = of_protocol(load_runs(arguments.runs), arguments.protocol)
+    comparison = build_comparison(runs, arguments.first, arguments.second, arguments.protocol)
     content = FORMATS[arguments.format](comparison)
     if arguments.format == "csv" or arguments.output is not None:
-        sys.stderr.writelines(f"warning: {warning}\n" for warning in comparison.warnings)
+        print_warnings(comparison.warnings)
     if arguments.output is None:
         sys.stdout.write(content)
     else:

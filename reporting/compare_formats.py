@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
+from commandline import csv_cell
 from reporting.formats import LATEX_PACKAGES, escape_latex, escape_markdown, latex_notes, latex_table
 from reporting.html_tables import sortable
 from reporting.page import bullets, html_page, text
@@ -65,7 +66,7 @@ def to_csv(comparison: Comparison) -> str:
     writer.writerow([*facts, "low", "high", "p_t", "p_signed_rank", "claim"])
     for line in comparison.lines:
         facts = (comparison.protocol, comparison.first, comparison.second, line.key, line.label)
-        writer.writerow([*facts, line.result.interval.n, *_numbers(line), line.result.claim])
+        writer.writerow([*map(csv_cell, facts), line.result.interval.n, *_numbers(line), line.result.claim])
     return buffer.getvalue()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from commandline import csv_cell
 from reporting.blocks import Block, Row, Table
 from reporting.html_tables import table_page
 from reporting.reading import cell_text, seeds_text
@@ -146,18 +147,13 @@ def to_csv(table: Table, digits: int) -> str:
         method = row.method
         shots = _shots(table.protocol, block.key, key) or method.shots
         writer.writerow(
-            [table.protocol, csv_text(_block_name(table, block))]
-            + [csv_text(name) for name in (method.label, method.trainer, method.setting, method.backbone)]
-            + [shots, csv_text(method.selection_rule), csv_text(row.source), csv_text(key)]
+            [table.protocol, csv_cell(_block_name(table, block))]
+            + [csv_cell(name) for name in (method.label, method.trainer, method.setting, method.backbone)]
+            + [shots, csv_cell(method.selection_rule), csv_cell(row.source), csv_cell(key)]
             + _csv_numbers(row, cell)
             + [cell.values.get(seed) if cell is not None else None for seed in seeds]
         )
     return buffer.getvalue()
-
-
-def csv_text(text: str) -> str:
-    """A name as a cell that no spreadsheet takes for a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t", "\r")) else text
 
 
 def to_json(table: Table, digits: int) -> str:

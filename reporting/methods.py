@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from commandline import printable
 from reporting.layouts import PROTOCOLS, Protocol
-from reporting.names import trainer_order
+from reporting.names import shots_text, trainer_order
 from reporting.runs import ResultsError, Run
 
 _NAMED_PER_PROTOCOL = 3
@@ -48,8 +48,8 @@ def check_protocol(runs: Sequence[Run], name: str | None) -> str:
         by_protocol[run.protocol].append(run)
     if name is None and len(by_protocol) > 1:
         raise ResultsError(
-            "runs of several protocols cannot share a table or plot (name the results of one protocol only):\n"
-            + _listing(by_protocol)
+            "runs of several protocols cannot share a table or plot: choose with --protocol "
+            f"({', '.join(sorted(by_protocol))})\n" + _listing(by_protocol)
         )
     name = name or next(iter(by_protocol))
     if name not in PROTOCOLS:
@@ -91,7 +91,7 @@ def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
         trainer, setting, backbone, shots = key
         details = [setting] if len({other[1] for other in keys if other[0] == trainer}) > 1 else []
         details += [backbone] if several_backbones else []
-        details += [f"{shots} shots"] if several_shots and key in trained else []
+        details += [shots_text(shots)] if several_shots and key in trained else []
         for changes, same in by_settings(groups[key]):
             named = ", ".join([*details, *changes])
             label = f"{trainer} ({named})" if named else trainer
@@ -144,7 +144,7 @@ def _refuse_duplicates(groups: Iterable[Sequence[Run]]) -> None:
         first, run = pairs[0]
         more = f" (and {len(pairs) - 1} more such pairs)" if len(pairs) > 1 else ""
         raise ResultsError(
-            f"two runs of {run.trainer} ({run.setting}) on {run.dataset}, {run.shots} shots, seed {run.seed} have "
-            f"different numbers: {first.path} and {run.path}{more}\n"
+            f"two runs of {run.trainer} ({run.setting}) on {run.dataset}, {shots_text(run.shots)}, seed {run.seed} "
+            f"have different numbers: {first.path} and {run.path}{more}\n"
             "keep one of each, name the folder of one experiment only, or give them different settings"
         )

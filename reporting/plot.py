@@ -11,11 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reporting.files import check_target, write_file
+from reporting.methods import check_protocol
 from reporting.plots import KINDS
 from reporting.plots.data import Options
 from reporting.plots.style import FILE_FORMATS, PlotError, render, style
-from reporting.runs import Run, load_runs
-from reporting.selection import add_selection, selected
+from reporting.runs import Run
+from reporting.selection import add_selection, selected_runs
 
 NAME = "plot"
 HELP = "a plot of runs, as PNG or SVG"
@@ -69,6 +70,7 @@ def run(arguments: argparse.Namespace) -> None:
     if not 10 <= arguments.dpi <= 1200:
         raise PlotError(f"--dpi must be between 10 and 1200, got {arguments.dpi}")
     check_target(path, arguments.force)
-    runs = selected(load_runs(arguments.runs), arguments.trainer, arguments.dataset, arguments.seed, arguments.shots)
+    runs = selected_runs(arguments)
+    check_protocol(runs, None)  # before matplotlib is imported
     options = Options(arguments.metric, arguments.baseline, arguments.split)
     write_file(path, draw_plot(arguments.kind, runs, file_format, options, arguments.dpi), arguments.force)

@@ -6,11 +6,11 @@ python -m reporting html output -o report.html
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from reporting import published_rows
+from reporting.checks import print_warnings
 from reporting.files import check_target, write_file
 from reporting.html_tables import Filters, table_html
 from reporting.layouts import PROTOCOLS
@@ -19,8 +19,8 @@ from reporting.names import dataset_order, trainer_order
 from reporting.page import bullets, html_page, text
 from reporting.report_plots import Picture, pictures_of
 from reporting.report_runs import runs_html
-from reporting.runs import Run, load_runs
-from reporting.selection import add_selection, selected
+from reporting.runs import Run
+from reporting.selection import add_selection, selected_runs
 from reporting.table import build_table
 
 NAME = "html"
@@ -165,7 +165,7 @@ def run(arguments: argparse.Namespace) -> None:
         OSError: a file cannot be read or written.
     """
     check_target(arguments.output, arguments.force)
-    runs = selected(load_runs(arguments.runs), arguments.trainer, arguments.dataset, arguments.seed, arguments.shots)
+    runs = selected_runs(arguments)
     page, warnings = build_report(runs, arguments.output, title=arguments.title, published=arguments.published)
-    sys.stderr.writelines(f"warning: {warning}\n" for warning in warnings)
+    print_warnings(warnings)
     write_file(arguments.output, page, arguments.force)

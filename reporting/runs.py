@@ -14,24 +14,22 @@ from pathlib import Path
 from typing import Any
 
 from commandline import printable
+from dassl.free_options import flatten, is_free
 from reporting.schema import problem_of
 
 RESULTS_FILE = "results.json"
 SCHEMA_VERSION = 1
 MAX_BYTES = 64 * 2**20  # a run on ImageNet takes under 1 MiB
 
-# Settings that decide no number, that a column's name or another key of the record says, or that the protocol sets.
-# A copy in part of the list of what may change on resume (evaluation/rundir.py), which this package cannot import.
+# Beside dassl.free_options: settings that decide no number, that another key of the record says, or that the protocol
+# sets.
 _NO_DIFFERENCE = frozenset(
     (
         "VERSION",
-        "OUTPUT_DIR",
-        "RESUME",
         "SEED",
-        "USE_CUDA",
-        "VERBOSE",
         "MODEL.INIT_SEED",
-        "DATASET.ROOT",
+        "MODEL.BACKBONE.NAME",
+        "TRAINER.NAME",
         "DATASET.NAME",
         "DATASET.PATH",
         "DATASET.LABEL",
@@ -40,20 +38,12 @@ _NO_DIFFERENCE = frozenset(
         "DATASET.SUBSAMPLE_CLASSES",
         "DATASET.SOURCE_DOMAINS",
         "DATASET.TARGET_DOMAINS",
-        "DATALOADER.NUM_WORKERS",
-        "DATALOADER.CACHE_MB",
-        "DATALOADER.DEVICE_TRANSFORM",
-        "TRAIN.CHECKPOINT_FREQ",
-        "TRAIN.PRINT_FREQ",
-        "TRAIN.CUDA_GRAPH",
-        "TRAIN.TRACKERS",
         "TRAIN.CHECKPOINT_ACTIVATIONS",
         "TRAIN.FROZEN_LINEAR",
         "TRAIN.DETERMINISTIC",
         "OPTIM.FUSED",
     )
 )
-_NODES_OF_NO_DIFFERENCE = ("FEATURES.", "TEST.", "DATALOADER.TEST.")
 _OF_TRAINING = ("OPTIM.", "TRAIN.", "DATALOADER.", "DATASET.VAL_PERCENT")
 OWN_IMAGES = ("folder", "csv")  # data sets that older records name by the way their images are listed
 
@@ -144,17 +134,9 @@ class Run:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings that decide the run's numbers, by dotted key."""
-        left_out = _NODES_OF_NO_DIFFERENCE + (_OF_TRAINING if self.deterministic else ())
-        flat: dict[str, Any] = {}
-        nodes = [("", self.record["config"])]
-        while nodes:
-            prefix, node = nodes.pop()
-            for name, value in node.items():
-                if isinstance(value, dict):
-                    nodes.append((f"{prefix}{name}.", value))
-                elif f"{prefix}{name}" not in _NO_DIFFERENCE and not f"{prefix}{name}".startswith(left_out):
-                    flat[f"{prefix}{name}"] = value
-        return flat
+        settings = deciding_settings(self.record["config"])
+        left_out = _OF_TRAINING if self.deterministic else ()
+        return {key: value for key, value in settings.items() if not key.startswith(left_out)}
 
     @property
     def overrides(self) -> dict[str, Any]:
@@ -193,6 +175,16 @@ class Run:
         """An open-world metric of the `all` split in percent, None where the run has none."""
         value = self.record["metrics"].get("all", {}).get("open_world", {}).get(name)
         return None if value is None else float(value)
+
+
+def deciding_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide a run's numbers and are told nowhere else in its record, by dotted key."""
+    flat = flatten(config)
+    return {
+        key: value
+        for key, value in flat.items()
+        if not (key in _NO_DIFFERENCE or key.startswith("TEST.") or is_free(key, flat))
+    }
 
 
 def _dataset_of(record: Mapping[str, Any]) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Sequence
 
+from reporting.layouts import PROTOCOLS
 from reporting.names import canonical_dataset, shots_text
-from reporting.runs import ResultsError, Run
+from reporting.runs import ResultsError, Run, load_runs
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:
-    """Declare --trainer, --dataset, --shots and --seed, each of which may come several times."""
+    """Declare --protocol, and --trainer, --dataset, --shots and --seed, each of which may come several times."""
+    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help="only runs of this protocol")
     parser.add_argument(
         "--trainer", action="append", default=[], metavar="NAME", help="only this trainer, or trainer/setting"
     )
@@ -19,18 +21,28 @@ def add_selection(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", action="append", default=[], type=int, metavar="N", help="only this seed")
 
 
+def selected_runs(arguments: argparse.Namespace) -> list[Run]:
+    """The runs that a command line names and chooses; raises as `load_runs` and `selected` do."""
+    runs = load_runs(arguments.runs)
+    return selected(
+        runs, arguments.trainer, arguments.dataset, arguments.seed, arguments.shots, protocol=arguments.protocol
+    )
+
+
 def selected(
     runs: Sequence[Run],
     trainers: Sequence[str],
     datasets: Sequence[str],
     seeds: Sequence[int],
     shots: Sequence[int] = (),
+    protocol: str | None = None,
 ) -> list[Run]:
     """The runs that fit every choice; no choice fits all.
 
     Raises:
         ResultsError: a choice fits no run at all, or all together fit none.
     """
+    runs = of_protocol(runs, protocol)
     for count in shots:
         if not any(run.shots == count for run in runs):
             there = ", ".join(map(str, sorted({run.shots for run in runs})))
@@ -54,6 +66,20 @@ def selected(
     if not kept:
         raise ResultsError("no run fits --trainer, --dataset and --seed (and --shots) together")
     return kept
+
+
+def of_protocol(runs: Sequence[Run], name: str | None) -> Sequence[Run]:
+    """The runs of a protocol, or where there is none, of another one that holds all its numbers; all for None.
+
+    Raises:
+        ResultsError: there is none.
+    """
+    if name is None:
+        return runs
+    for accepted in (name, *PROTOCOLS[name].also_reads):
+        if kept := [run for run in runs if run.protocol == accepted]:
+            return kept
+    raise ResultsError(f"no run of protocol {name}; there are: {_listed(run.protocol for run in runs)}")
 
 
 def names_of(run: Run) -> tuple[str, str]:

@@ -14,12 +14,13 @@ from pathlib import Path
 from commandline import printable
 from reporting import published_rows
 from reporting.blocks import Block, Row, Table, chosen_columns, turned
-from reporting.checks import warnings_about
+from reporting.checks import print_warnings, warnings_about
 from reporting.files import check_target, write_file
 from reporting.formats import FORMATS
 from reporting.layouts import AVERAGE, PROTOCOLS, Column, Protocol, blocks_of, source_datasets
 from reporting.methods import Method, check_protocol, differing_between_columns, group_methods
 from reporting.runs import ResultsError, Run, load_runs
+from reporting.selection import of_protocol
 from reporting.statistics import Summary, average_over, harmonic_of_averages, summarise
 
 NAME = "table"
@@ -181,7 +182,9 @@ def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], protocol: Proto
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the sub-command's arguments."""
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
-    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help="default: the one that all runs share")
+    parser.add_argument(
+        "--protocol", choices=sorted(PROTOCOLS), help="only its runs; default: the one that all runs share"
+    )
     parser.add_argument(
         "--group",
         choices=("dataset", "metric"),
@@ -211,14 +214,14 @@ def run(arguments: argparse.Namespace) -> None:
         raise ValueError(f"--digits must be between 0 and 10, got {arguments.digits}")
     if arguments.output is not None:
         check_target(arguments.output, arguments.force)
-    runs = load_runs(arguments.runs)
+    runs = of_protocol(load_runs(arguments.runs), arguments.protocol)
     group = arguments.group or ("metric" if len({run.dataset for run in runs}) > 1 else "dataset")
     metrics = () if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")]
     table = build_table(runs, arguments.protocol, group=group, published=arguments.published, metrics=metrics)
     text = FORMATS[arguments.format](table, arguments.digits)
     # csv has no place for them, and a file is not looked at while it is written
     if arguments.format == "csv" or arguments.output is not None:
-        sys.stderr.writelines(f"warning: {warning}\n" for warning in table.warnings)
+        print_warnings(table.warnings)
     if arguments.output is None:
         sys.stdout.write(text)
     else:

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import train
+from reporting import __main__ as reporting
 from tests.trainers.small_runs import data_root
 
 SETTINGS = {
@@ -70,6 +71,22 @@ def test_base_to_new_and_open_world(trainer, tmp_path, capsys):
     if trainer == "BMIP":
         assert {"epoch", "vision/1", "vision/2", "text/1", "text/2"} == set(results["gates"]["per_epoch"][0])
         assert "few-shot validation" in results["selection_rule"]
+
+
+def test_what_differs_from_the_files_is_recorded_and_stands_in_the_legend(tmp_path, capsys):
+    """QUICK changes epochs and batch size; seeds, shots, folders and class splits are no change."""
+    for epochs in ("1", "2"):
+        run = arguments("CoOp", tmp_path / epochs, *ALL_SPLITS, "OPTIM.MAX_EPOCH", epochs, "TRAIN.PRINT_FREQ", "9")
+        assert train.main(run) == 0
+        changed = {"OPTIM.MAX_EPOCH": int(epochs), "DATALOADER.TRAIN_X.BATCH_SIZE": 5}
+        assert read(tmp_path / epochs)["overrides"] == changed
+    capsys.readouterr()
+    assert reporting.main(["table", str(tmp_path)]) == 0
+    table = capsys.readouterr().out
+    for epochs in ("1", "2"):
+        row = f"CoOp (OPTIM.MAX_EPOCH {epochs})"
+        assert f"| {row} |" in table
+        assert f"{row}: changed: DATALOADER.TRAIN_X.BATCH_SIZE 5, OPTIM.MAX_EPOCH {epochs}." in table
 
 
 def test_checkpoints_hold_the_prompts_only(tmp_path):

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from dassl.free_options import FREE_OPTIONS as FREE_OPTIONS
+from dassl.free_options import flatten, is_free
 from dassl.utils import CheckpointError, get_random_state, load_checkpoint, seeded_random_state, set_random_state
 from dassl.utils.checkpoint import POINTER_NAME, write_checkpoint
 
@@ -20,41 +22,6 @@ if TYPE_CHECKING:
     from .base import TrainerBase
 
 RESUME_NAME = "resume.pth.tar"
-# Options that may differ between the parts of a run, since they change nothing of what it computes: where files lie,
-# how fast they are read, on which device, what is reported. The one list of them, for `evaluation.rundir`, too.
-FREE_OPTIONS = (
-    "OUTPUT_DIR",
-    "RESUME",
-    "VERBOSE",
-    "USE_CUDA",
-    "DATASET.ROOT",
-    "DATALOADER.NUM_WORKERS",
-    "DATALOADER.CACHE_MB",
-    "DATALOADER.DEVICE_TRANSFORM",
-    "DATALOADER.TEST.BATCH_SIZE",
-    "TRAIN.PRINT_FREQ",
-    "TRAIN.CHECKPOINT_FREQ",
-    "TRAIN.CUDA_GRAPH",
-    "TRAIN.TRACKERS",
-    "TEST.PER_CLASS_RESULT",
-    "TEST.COMPUTE_CMAT",
-    "FEATURES.REUSE",
-    "FEATURES.FOLDER",
-    "FEATURES.MAX_GIB",
-)
-# But an option matters where another one has a certain value: BMIP's official gate reads all images of a test batch.
-NOT_FREE_WITH = {"DATALOADER.TEST.BATCH_SIZE": ("TRAINER.BMIP.GATE", "official")}
-
-
-def is_free(option: str, config: Mapping[str, Any]) -> bool:
-    """Return whether an option may differ between the parts of a run.
-
-    Args:
-        option: its dotted name.
-        config: of the run, by dotted names; values, or their `repr`.
-    """
-    other, value = NOT_FREE_WITH.get(option, ("", None))
-    return option in FREE_OPTIONS and not (other and config.get(other) in (value, repr(value)))
 
 
 def resume_path(directory: str) -> str:
@@ -269,14 +236,6 @@ def _pointed_file(folder: str) -> str | None:
     with open(pointer, encoding="utf-8") as file:
         name = os.path.basename(file.readline().strip())
     return name if os.path.isfile(os.path.join(folder, name)) else None
-
-
-def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the options of a config under their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return flat
 
 
 def _shown_config(trainer: TrainerBase) -> dict[str, str]:

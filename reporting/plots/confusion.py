@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reporting.names import shots_text
-from reporting.plots.data import Options, arranged, datasets_of
+from reporting.names import shots_text, trainer_order
+from reporting.plots.data import Options, arranged, datasets_of, require_one_number_of_shots
 from reporting.plots.style import PlotError, panels, shortened, wrapped
 from reporting.runs import Run
 
@@ -30,18 +30,13 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
     if len(methods) > 1 or len(datasets) > 1:
         raise PlotError(
             "a confusion matrix is of one method on one data set: choose with --trainer "
-            f"({', '.join(method.label for method in methods)}) and --dataset ({', '.join(datasets)})"
+            f"({', '.join(_choices(runs))}) and --dataset ({', '.join(datasets)}); or name one run's folder"
         )
     split = options.split or _widest_split(runs)
     matrices = [matrix for run in runs if (matrix := confusion_of(run, split))]
     if not matrices:
         raise PlotError(f"no run recorded a confusion matrix of class split {split!r}: {runs[0].path}")
-    shots = sorted({run.shots for run in runs})
-    few_shot = protocol.columns_by == "shots" and not methods[0].deterministic
-    if few_shot and len(shots) > 1:
-        raise PlotError(
-            f"a confusion matrix is of one number of shots: choose with --shots ({', '.join(map(str, shots))})"
-        )
+    require_one_number_of_shots(runs, protocol, "a confusion matrix")
     names = list(runs[0].record["metrics"][split].get("per_class", {})) or [str(k) for k in range(len(matrices[0]))]
     if len({len(matrix) for matrix in matrices}) > 1:
         raise PlotError(f"the runs' confusion matrices differ in size: {', '.join(str(run.path) for run in runs)}")
@@ -49,10 +44,17 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
     figure, (panel,) = panels(1, size=(size + 0.9, size))
     _draw(panel, _percent(matrices), names)
     facts = [methods[0].label, datasets[0], f"class split {split}"]
-    facts += [shots_text(shots[0])] if few_shot else []
+    facts += [shots_text(runs[0].shots)] if protocol.columns_by == "shots" and not methods[0].deterministic else []
     facts += [f"{len(matrices)} seeds"] if len(matrices) > 1 else []
     panel.set(title=wrapped(panel, ", ".join(facts)))
     return figure
+
+
+def _choices(runs: Sequence[Run]) -> list[str]:
+    """Names for --trainer, with the setting where a trainer has several."""
+    settings = {run.trainer: {other.setting for other in runs if other.trainer == run.trainer} for run in runs}
+    names = [run.trainer if len(settings[run.trainer]) == 1 else f"{run.trainer}/{run.setting}" for run in runs]
+    return sorted(set(names), key=lambda name: trainer_order(name.partition("/")[0]))
 
 
 def confusion_of(run: Run, split: str) -> list[list[int]] | None:

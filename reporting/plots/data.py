@@ -43,6 +43,17 @@ def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[Method]]:
     return protocol, [replace(method, label=label) for method, label in zip(methods, labels, strict=True)]
 
 
+def require_one_number_of_shots(runs: Sequence[Run], protocol: Protocol, what: str) -> None:
+    """Refuse few-shot runs of several numbers of shots, which such a plot would mix.
+
+    Raises:
+        PlotError: naming the option to choose with.
+    """
+    shots = sorted({run.shots for run in runs if not run.deterministic})
+    if protocol.columns_by == "shots" and len(shots) > 1:
+        raise PlotError(f"{what} is of one number of shots: choose with --shots ({', '.join(map(str, shots))})")
+
+
 def with_looks(methods: Sequence[Method]) -> list[tuple[Method, dict[str, Any]]]:
     """Each method of a picture with its colour, marker and line style."""
     return list(zip(methods, looks([method.trainer for method in methods]), strict=True))

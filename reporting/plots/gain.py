@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 from reporting.layouts import Metric
 from reporting.methods import Method
-from reporting.plots.data import Options, arranged, axis_label, chosen_metric, datasets_of, summary_of, with_looks
+from reporting.plots.data import (
+    Options,
+    arranged,
+    axis_label,
+    chosen_metric,
+    datasets_of,
+    require_one_number_of_shots,
+    summary_of,
+    with_looks,
+)
 from reporting.plots.style import PlotError, panels, shortened, width_of, wrapped
 from reporting.runs import Run
 
@@ -46,8 +55,7 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
         PlotError: no such baseline, or nothing that can be set against it.
     """
     protocol, methods = arranged(runs)
-    if protocol.columns_by == "shots":
-        raise PlotError("gain bars are for one number of shots; few-shot runs are drawn by few_shot")
+    require_one_number_of_shots(runs, protocol, "a gain")
     metric, datasets = chosen_metric(protocol, options.metric), datasets_of(runs)
     baseline = _baseline(methods, options.baseline)
     drawn = []

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from reporting.names import shots_text
 from reporting.plots.data import Options, arranged, datasets_of
-from reporting.plots.epochs import by_epoch, explain_alone, line_with_band
+from reporting.plots.epochs import by_epoch, explain_alone, is_number, line_with_band
 from reporting.plots.style import DASHES, PlotError, at_most, panels, wrapped
 from reporting.runs import Run
 
@@ -29,7 +29,7 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
     _, methods = arranged(runs)
     groups = {}
     for method in methods:
-        own = [run for run in method.runs if _per_epoch(run)]
+        own = [run for run in method.runs if _keys([_per_epoch(run)])]
         several = len({run.shots for run in own}) > 1
         for dataset in datasets_of(own):
             for shots in sorted({run.shots for run in own if run.dataset == dataset}):
@@ -54,7 +54,8 @@ def _per_epoch(run: Run) -> list[dict[str, Any]]:
 
 def _keys(histories: Sequence[Sequence[dict[str, Any]]]) -> list[str]:
     """Every "tower/layer" of the histories, by layer."""
-    keys = {key for history in histories for entry in history for key in entry if "/" in key}
+    entries = [item for history in histories for entry in history for item in entry.items()]
+    keys = {key for key, value in entries if "/" in key and is_number(value)}
     return sorted(keys, key=lambda key: (key.split("/")[0], _layer(key), key))
 
 

@@ -6,7 +6,16 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reporting.plots.data import Options, arranged, axis_label, chosen_metric, datasets_of, summary_of, with_looks
+from reporting.plots.data import (
+    Options,
+    arranged,
+    axis_label,
+    chosen_metric,
+    datasets_of,
+    require_one_number_of_shots,
+    summary_of,
+    with_looks,
+)
 from reporting.plots.style import PlotError, shortened, width_of
 from reporting.runs import Run
 from reporting.statistics import Summary
@@ -27,8 +36,7 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
     from matplotlib.figure import Figure
 
     protocol, methods = arranged(runs)
-    if protocol.columns_by == "shots":
-        raise PlotError("a radar is for one number of shots; few-shot runs are drawn by few_shot")
+    require_one_number_of_shots(runs, protocol, "a radar")
     metric, datasets = chosen_metric(protocol, options.metric), datasets_of(runs)
     if len(datasets) < 3:
         raise PlotError(f"a radar needs at least three data sets, there are {len(datasets)}: {', '.join(datasets)}")

@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING
 
 from reporting.layouts import Metric
 from reporting.methods import Method
-from reporting.plots.data import Options, arranged, axis_label, chosen_metric, datasets_of, summary_of, with_looks
+from reporting.plots.data import (
+    Options,
+    arranged,
+    axis_label,
+    chosen_metric,
+    datasets_of,
+    require_one_number_of_shots,
+    summary_of,
+    with_looks,
+)
 from reporting.plots.style import PlotError, panels, shortened, width_of, wrapped
 from reporting.runs import Run
 
@@ -26,8 +35,7 @@ def draw(runs: Sequence[Run], options: Options) -> Figure:
         PlotError: no run has the metric, or the runs are of several numbers of shots.
     """
     protocol, methods = arranged(runs)
-    if protocol.columns_by == "shots":
-        raise PlotError("the spread over seeds is for one number of shots; few-shot runs are drawn by few_shot")
+    require_one_number_of_shots(runs, protocol, "the spread over seeds")
     metric, datasets = chosen_metric(protocol, options.metric), datasets_of(runs)
     width = max(3.0, 0.55 * len(methods) + 1.2)
     names = 0.6 * max(width_of(shortened(method.label)) for method in methods)  # they are written aslant

@@ -5,7 +5,7 @@ import pytest
 from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
 from dataset_label import dataset_label
-from evaluation.record import describe_decoding, with_data_share
+from evaluation.record import describe_decoding, overrides_of, with_data_share
 from evaluation.rundir import RunDirError, prepare_run_dir, write_config
 
 
@@ -63,3 +63,21 @@ def test_images_that_are_turned_upright_are_stated():
     cfg = get_cfg_default()
     cfg.INPUT.EXIF_ORIENTATION = True
     assert describe_decoding(DatasetWrapper(cfg, [])) == "full size, turned upright by EXIF"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "changed"),
+    [
+        (["OPTIM.MAX_EPOCH", "3"], {"OPTIM.MAX_EPOCH": 3}),
+        (["INPUT.SIZE", "(32, 32)"], {"INPUT.SIZE": [32, 32]}),
+        (["OPTIM.MAX_EPOCH", "10"], {}),  # as it was
+        (["SEED", "3", "OUTPUT_DIR", "x", "RESUME", "x", "DATASET.ROOT", "x", "USE_CUDA", "False"], {}),
+        (["TRAINER.NAME", "CoOp", "MODEL.BACKBONE.NAME", "RN50"], {}),  # keys of the record
+        (["DATASET.NUM_SHOTS", "4", "TEST.FINAL_MODEL", "best_val"], {}),  # of the protocol
+        (["DATALOADER.NUM_WORKERS", "0", "DATALOADER.TEST.BATCH_SIZE", "8", "TRAIN.PRINT_FREQ", "5"], {}),
+    ],
+)
+def test_only_what_decides_numbers_counts_as_changed(pairs, changed):
+    cfg = get_cfg_default()
+    cfg.merge_from_list(pairs)
+    assert overrides_of(cfg, get_cfg_default()) == changed

@@ -58,6 +58,35 @@ def test_a_record_with_any_odd_value_is_read_or_refused_in_one_line(runs, capsys
 
 
 @pytest.mark.parametrize(
+    ("command", "key"),
+    [
+        (["plot", "gates"], "gates"),
+        (["plot", "curves"], "history"),
+        (["plot", "confusion"], "metrics"),
+        (["html"], "environment"),
+        (["html"], "timing"),
+    ],
+)
+def test_a_plot_or_a_page_of_a_record_with_an_odd_value_is_drawn_or_refused(runs, command, key, capsys):
+    entry = {"epoch": 1, "loss": 1.0, "text/1": 0.5}
+    confusion = {"all": {"accuracy": 60.0, "confusion": [[1, 2], [3, 4]], "per_class": {"a": 1.0, "b": 2.0}}}
+    path = runs.add(confusion, history=[entry] if key == "history" else [], gates={"per_epoch": [entry]})
+    record = json.loads(path.read_text())
+    target = str(runs.root / ("page.html" if command == ["html"] else "plot.svg"))
+    for place in [place for place in places(record) if place[:1] == (key,)][-6:]:
+        for value in (None, "x", 1e308, {"\x1b[31m": "\x1b[31m"}):
+            path.write_text(json.dumps(changed(record, place, value)))
+            try:
+                read_results(path)
+            except ResultsError:
+                continue
+            status = main([*command, str(path), "-o", target, "--force"])  # raises what is no expected error
+            out, err = capsys.readouterr()
+            assert "\x1b" not in out + err
+            assert status == 0 or len(err.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
     ("place", "value"),
     [
         (("metrics", "all", "accuracy"), 10**400),
@@ -120,6 +149,10 @@ def test_no_name_is_a_formula_in_a_spreadsheet_and_numbers_stay_numbers(runs, ca
     path.write_text(json.dumps(json.loads(path.read_text()) | dict.fromkeys(("trainer", "setting"), "=1+1")))
     assert main(["table", "--format", "csv", str(runs.root)]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    runs.add(trainer="BMIP", seed=2)
+    assert main(["compare", "BMIP", "=1+1", "--format", "csv", str(runs.root)]) == 0
+    compared = next(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert (compared["second"], float(compared["difference"])) == ("'=1+1", 0.0)
     assert {(row["trainer"], row["setting"]) for row in rows} == {("'=1+1", "'=1+1")}
     assert float(rows[0]["mean"]) == 70.0
 

@@ -78,3 +78,44 @@ def test_unknown_commands_and_choices_are_refused(arguments, capsys):
         main(arguments)
     assert stopped.value.code == 2
     assert "usage:" in capsys.readouterr().err
+
+
+COMMANDS = (["table"], ["compare", "CoOp", "BMIP"], ["plot", "seeds", "-o", "{folder}/plot.svg"])
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_of_several_protocols_one_can_be_chosen(runs, capsys, command):
+    for trainer in ("CoOp", "BMIP"):
+        runs.add(trainer=trainer)
+        runs.add({"all": {"accuracy": 50.0}}, trainer=trainer, protocol="few_shot")
+    command = [*(text.format(folder=runs.root) for text in command), *(["--force"] if "plot" in command else [])]
+    assert main([*command, str(runs.root)]) == 2
+    error = capsys.readouterr().err
+    assert "choose with --protocol (few_shot, open_world)" in error
+    assert len(error.splitlines()) == 1
+    for protocol in ("few_shot", "open_world"):
+        assert main([*command, str(runs.root), "--protocol", protocol]) == 0
+    assert main([*command, str(runs.root), "--protocol", "zero_shot"]) == 2
+    assert "no run of protocol zero_shot; there are: few_shot, open_world" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["radar", "gain", "seeds"])
+def test_few_shot_runs_of_one_number_of_shots_can_be_drawn(runs, capsys, kind):
+    for trainer in ("CoOp", "BMIP"):
+        for dataset in ("a", "b", "c"):
+            for shots in (1, 16):
+                accuracy = {"all": {"accuracy": 50.0 + shots}}
+                runs.add(accuracy, trainer=trainer, dataset=dataset, shots=shots, protocol="few_shot")
+    command = ["plot", kind, str(runs.root), "-o", str(runs.root / "plot.svg")]
+    assert main(command) == 2
+    assert "is of one number of shots: choose with --shots (1, 16)" in capsys.readouterr().err
+    assert main([*command, "--shots", "16"]) == 0
+
+
+def test_a_plot_of_several_protocols_is_refused_before_matplotlib_is_imported(runs):
+    runs.add()
+    runs.add(protocol="few_shot")
+    code = "import sys; from reporting.__main__ import main; main(sys.argv[1:]); sys.exit('matplotlib' in sys.modules)"
+    command = [sys.executable, "-c", code, "plot", "gain", str(runs.root), "-o", str(runs.root / "plot.svg")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert (done.returncode, "choose with --protocol" in done.stderr) == (0, True)

@@ -124,7 +124,7 @@ def test_few_shot_columns_are_shots(runs):
     assert table.blocks[0].keys == ("1", "4", "16")
     assert [cell.mean for cell in table.blocks[0].rows[0].cells] == [60.0, 70.0, 80.0]
     assert cell(table, "digits", "MaPLe", "16") is None
-    assert table.warnings == ("MaPLe has no run on digits, 1 shots", "MaPLe has no run on digits, 16 shots")
+    assert table.warnings == ("MaPLe has no run on digits, 1 shot", "MaPLe has no run on digits, 16 shots")
 
 
 @pytest.mark.parametrize("protocol", ["cross_dataset", "domain_generalization"])
