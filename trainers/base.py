@@ -370,7 +370,7 @@ class PromptTrainer(Steps, TrainerX):
         sha256 = file_sha256(path)
         taken = {"file": str(path), "sha256": sha256, "tensors": sorted(tensors)}
         self.notes = {**getattr(self, "notes", {}), "init_weights": taken}
-        print(f"Initial weights from {path} (sha256 {sha256}): {', '.join(sorted(tensors))}")
+        print(f"Initial weights from {path} (sha256 {sha256}): {len(tensors)} tensors, {', '.join(sorted(tensors))}")
 
     def _build_optimizer(self) -> None:
         """Optimise the prompt learner only."""
