@@ -98,10 +98,12 @@ def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        CheckpointError: when it cannot be read, or is a published file of another method.
+        CheckpointError: when it cannot be read, is a published file of another method, or holds a name twice.
     """
     state_dict = read_checkpoint(path, bare=True)["state_dict"]
     tensors = {name.removeprefix("module."): value for name, value in state_dict.items()}
+    if len(tensors) < len(state_dict):
+        raise CheckpointError(f"checkpoint {path} holds a tensor twice, with and without module. before its name")
     return from_upstream(tensors, trainer, path) if is_upstream(tensors) else tensors
 
 

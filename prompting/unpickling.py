@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import math
 import os
 import pickle
 import sys
@@ -145,7 +146,10 @@ def reason(error: BaseException) -> str:
 
 TEXT = ("a text", lambda value: isinstance(value, str) and len(value) <= 2**20)
 COUNT = ("a whole number, 0 or more", lambda value: type(value) is int and 0 <= value < 2**53)
-NUMBER = ("a number", lambda value: type(value) in (int, float))
+NUMBER = (
+    "a number",
+    lambda value: (type(value) is int and abs(value) < 2**53) or (type(value) is float and not math.isnan(value)),
+)
 NAMES = (
     "a list of texts of up to 1,000 characters",
     lambda value: isinstance(value, list | tuple) and all(isinstance(v, str) and 0 < len(v) <= 1000 for v in value),

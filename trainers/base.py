@@ -230,10 +230,14 @@ class PromptTrainer(Steps, TrainerX):
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`resume_state` gave."""
-        self.gates = list(state["gates"])
-        self.skipped_steps, self._skipped_in_a_row = state.get("skipped_steps", (0, 0))
+        gates, skipped, step = state["gates"], state.get("skipped_steps", (0, 0)), state["objective_step"]
+        numbers = [*skipped, step, *(number for weights in gates for number in weights.values())]
+        if not isinstance(gates, list) or any(type(number) not in (int, float) for number in numbers):
+            raise ValueError("its gates, skipped_steps or objective_step are no numbers")
+        self.gates = gates
+        self.skipped_steps, self._skipped_in_a_row = skipped
         if hasattr(self.objective, "step"):  # objectives that draw at random draw by their step
-            self.objective.step = state["objective_step"]
+            self.objective.step = step
 
     def test(self, split: str | None = None) -> float:
         """Evaluate as Dassl does, with the text features computed once."""
@@ -370,7 +374,7 @@ class PromptTrainer(Steps, TrainerX):
         sha256 = file_sha256(path)
         taken = {"file": str(path), "sha256": sha256, "tensors": sorted(tensors)}
         self.notes = {**getattr(self, "notes", {}), "init_weights": taken}
-        print(f"Initial weights from {path} (sha256 {sha256}): {', '.join(sorted(tensors))}")
+        print(f"Initial weights from {path} (sha256 {sha256}): {len(tensors)} tensors, {', '.join(sorted(tensors))}")
 
     def _build_optimizer(self) -> None:
         """Optimise the prompt learner only."""

@@ -96,7 +96,13 @@ class GaussianAggregation:
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
         super().load_resume_state(state)
-        self.aggregate = state["aggregate"]
+        aggregate = state["aggregate"]
+        if aggregate:
+            own = self.model.prompt_learner.state_dict()
+            shapes, wanted = ({name: value.shape for name, value in tensors.items()} for tensors in (aggregate, own))
+            if shapes != wanted or not all(torch.isfinite(value.float()).all() for value in aggregate.values()):
+                raise ValueError("its aggregate is not of this learner's tensors, or not of finite numbers")
+        self.aggregate = aggregate
 
 
 @TRAINER_REGISTRY.register()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,6 +16,7 @@ from dassl.free_options import FREE_OPTIONS as FREE_OPTIONS
 from dassl.free_options import flatten, is_free
 from dassl.utils import CheckpointError, get_random_state, load_checkpoint, seeded_random_state, set_random_state
 from dassl.utils.checkpoint import POINTER_NAME, write_checkpoint
+from dassl.utils.unpickling import COUNT, NUMBER, reason
 
 from .progress import EpochProgress
 
@@ -112,11 +114,15 @@ def read_resume_checkpoint(trainer: TrainerBase, directory: str) -> int:
     names = trainer.get_model_names()
     if set(state["models"]) != set(names):
         raise CheckpointError(f"{path} is of the models {sorted(state['models'])}, but this run has {sorted(names)}")
+    for key, targets in {"optimizer": trainer._optims, "scheduler": trainer._scheds}.items():
+        lacking = [name for name in names if targets[name] is not None and state["models"][name].get(key) is None]
+        if lacking:
+            raise CheckpointError(f"{path} does not fit this run: its {key} of {', '.join(lacking)} is missing")
     load_models(trainer, state["models"], path)
     scaler = getattr(trainer, "scaler", None)
     if scaler is not None and state["scaler"]:
         with _naming(path, "scaler"):
-            scaler.load_state_dict(state["scaler"])
+            _take(scaler, state["scaler"])
     trainer.best_result = state["best_result"]
     trainer.epochs_without_gain = state["epochs_without_gain"]
     trainer.should_stop = state["stopped_early"]
@@ -143,22 +149,63 @@ def _check_resume_fields(state: Mapping[str, Any], path: str) -> None:
     Raises:
         CheckpointError: naming file and field.
     """
+    record = {str: ("a number or a text", lambda value: isinstance(value, str) or NUMBER[1](value))}
+    flag = ("True or False", lambda value: type(value) is bool)
+    text = ("a text", lambda value: isinstance(value, str))
     kinds: dict[str, Any] = {
-        **dict.fromkeys(("models", "random_state", "timing", "config", "extra"), dict),
-        **{"epoch": int, "epochs_without_gain": int, "best_result": int | float, "stopped_early": bool},
-        **{"history": list, "within_epoch": dict | None, "scaler": dict | None},
+        "epoch": COUNT,
+        "within_epoch": None,
+        "models": {str: {str: ("a state dict", lambda value: value is None or isinstance(value, dict))}},
+        "scaler": None,
+        "random_state": ("a dictionary", lambda value: isinstance(value, dict)),
+        "best_result": NUMBER,
+        "epochs_without_gain": COUNT,
+        "stopped_early": flag,
+        "history": [record],
+        "timing": {str: NUMBER},
+        "config": {str: text},
+        "extra": ("a dictionary", lambda value: isinstance(value, dict)),
     }
-    for name, kind in kinds.items():
-        if not isinstance(state.get(name), kind):
-            raise CheckpointError(f"{path} cannot be resumed from: its {name} is missing or of another kind")
-    if not all(isinstance(value, str) for pair in state["config"].items() for value in pair):
-        raise CheckpointError(f"{path} cannot be resumed from: its config is not of texts")
-    if not all(isinstance(model, dict) for model in state["models"].values()):
-        raise CheckpointError(f"{path} cannot be resumed from: its models are not of state dicts")
-    if not all(isinstance(record, dict) for record in state["history"]):
-        raise CheckpointError(f"{path} cannot be resumed from: its history is not of one record per epoch")
-    if not all(isinstance(seconds, int | float) for seconds in state["timing"].values()):
-        raise CheckpointError(f"{path} cannot be resumed from: its timing is not of seconds")
+    if state.get("within_epoch") is not None:
+        losses = {str: [NUMBER]}
+        progress = {"batches": COUNT, "num_batches": COUNT, "losses": losses, "data_seconds": NUMBER, "seconds": NUMBER}
+        kinds["within_epoch"] = {**progress, "record": record}
+    if state.get("scaler") is not None:
+        kinds["scaler"] = {str: NUMBER}
+    if "exact" in state:  # newer than the others
+        kinds["exact"] = flag
+    if "arithmetic" in state:
+        kinds["arithmetic"] = record
+    wrong = _wrong({name: state.get(name) for name in kinds}, kinds, "")
+    within = state.get("within_epoch")
+    if not wrong and within and within["batches"] > within["num_batches"]:
+        wrong = "its within_epoch has more batches than the epoch"
+    if wrong:
+        raise CheckpointError(f"{path} is not the state of an unfinished run: delete it to start anew ({wrong})")
+
+
+def _wrong(value: Any, kind: Any, where: str) -> str:
+    """Return what of a value is not of its kind, as text; empty if all is.
+
+    Args:
+        value: of a checkpoint.
+        kind: None; ("what it must be", a test); [kind of all entries]; {key: its kind}, {str: kind of all values}.
+        where: the value's name.
+    """
+    if kind is None or isinstance(kind, tuple):
+        wanted, fits = kind or ("None", lambda value: value is None)
+        return "" if fits(value) else f"its {where} is missing or is not {wanted}"
+    if not isinstance(value, type(kind)):
+        return f"its {where} is missing or of another kind"
+    if isinstance(kind, list):
+        pairs = [(item, kind[0], f"{where}[{index}]") for index, item in enumerate(value)]
+    elif str in kind:
+        if not all(isinstance(key, str) for key in value):
+            return f"its {where} has a key that is no text"
+        pairs = [(item, kind[str], f"{where}[{key!r}]") for key, item in value.items()]
+    else:
+        pairs = [(value.get(key), inner, f"{where}[{key!r}]" if where else key) for key, inner in kind.items()]
+    return next(filter(None, (_wrong(*pair) for pair in pairs)), "")
 
 
 @contextmanager
@@ -166,8 +213,9 @@ def _naming(path: str, field: str) -> Iterator[None]:
     """Say which field of a file it was that could not be taken."""
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise CheckpointError(f"{path} does not fit this run: its {field} cannot be taken ({error})") from error
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise CheckpointError(f"{path} does not fit this run: its {field} cannot be taken ({said})") from error
 
 
 def load_models(trainer: TrainerBase, states: Mapping[str, Mapping[str, Any]], path: str) -> None:
@@ -185,7 +233,55 @@ def load_models(trainer: TrainerBase, states: Mapping[str, Mapping[str, Any]], p
         for key, target in (("optimizer", trainer._optims[name]), ("scheduler", trainer._scheds[name])):
             if target is not None and state.get(key) is not None:
                 with _naming(path, key):
-                    target.load_state_dict(state[key])
+                    _take(target, state[key])
+
+
+def _take(target: Any, state: dict[str, Any]) -> None:
+    """Load the state of an optimiser, scheduler or scaler, and see that the next step can be made with it.
+
+    Raises:
+        Exception: whatever an odd state leads to.
+    """
+    own = copy.deepcopy(target.state_dict())
+    missing = [key for key in own if not key.startswith("_") and key not in state]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    target.load_state_dict(state)
+    new = target.state_dict()
+    if not isinstance(target, torch.optim.Optimizer):
+        _check_alike(new, own, "")
+        return
+    _check_alike(new["param_groups"], own["param_groups"], "param_groups")
+    trial = copy.deepcopy(target)
+    parameters = [parameter for group in trial.param_groups for parameter in group["params"]]
+    for parameter in parameters:
+        parameter.grad = torch.zeros_like(parameter)
+    trial.step()
+    if not all(torch.isfinite(parameter).all() for parameter in parameters):
+        raise ValueError("a step with it makes weights infinite or NaN")
+
+
+def _check_alike(value: Any, own: Any, where: str) -> None:
+    """Check that a value is of the kind of this run's own, which may be of other length or number.
+
+    Raises:
+        ValueError: naming what is not.
+    """
+    if isinstance(own, Mapping):
+        if not isinstance(value, Mapping) or own.keys() - value.keys():
+            raise ValueError(f"its {where} lacks entries")
+        for key in own:
+            _check_alike(value[key], own[key], f"{where}[{key!r}]" if where else str(key))
+    elif isinstance(own, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or len(value) != len(own):
+            raise ValueError(f"its {where} is no list of {len(own)}")
+        for index, pair in enumerate(zip(value, own, strict=True)):
+            _check_alike(*pair, f"{where}[{index}]")
+    elif type(own) in (int, float):
+        if not NUMBER[1](value) or (type(own) is int and type(value) is not int):
+            raise ValueError(f"its {where} is no number like {own}")
+    elif own is not None and type(value) is not type(own):
+        raise ValueError(f"its {where} is no {type(own).__name__}")
 
 
 def check_fit(model: nn.Module, state_dict: Any, where: str) -> None:
@@ -205,6 +301,8 @@ def check_fit(model: nn.Module, state_dict: Any, where: str) -> None:
             problems.append(f"{key} is no tensor")
         elif value.shape != own[key].shape:
             problems.append(f"{key} is {tuple(value.shape)} instead of {tuple(own[key].shape)}")
+        elif value.dtype.is_complex != own[key].dtype.is_complex:
+            problems.append(f"{key} is of type {value.dtype} instead of {own[key].dtype}")
     if problems:
         raise CheckpointError(f"the checkpoint {where} does not fit the model: {'; '.join(problems)}")
 

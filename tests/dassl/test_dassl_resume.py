@@ -1,5 +1,6 @@
 """Exact resume: a run that was stopped and resumed ends as one that was not."""
 
+import copy
 import json
 import math
 import os
@@ -131,7 +132,10 @@ def test_a_state_written_before_exactness_was_is_gone_on_from(cfg, tmp_path):
 def test_something_else_in_the_states_place(cfg, tmp_path, content):
     configure(cfg)
     torch.save(content, tmp_path / RESUME_NAME)
-    with pytest.raises(CheckpointError, match=f"{RESUME_NAME} is not the state of an unfinished run: delete it"):
+    said = (
+        "is not the state of an unfinished run: delete it" if content != [] else "is not a checkpoint: it holds a list"
+    )
+    with pytest.raises(CheckpointError, match=f'{RESUME_NAME}"? {said}'):
         run(cfg, tmp_path)
 
 
@@ -337,3 +341,104 @@ def test_a_run_that_failed_in_its_first_epoch_may_be_started_with_other_settings
     started_anew = everything(run(cfg, tmp_path / "first"))
     assert "train from scratch" in capsys.readouterr().out
     assert started_anew == everything(run(cfg, tmp_path / "whole"))
+
+
+MISSING = object()
+ODD_VALUES = {
+    "missing": MISSING,
+    "None": None,
+    "text": "x",
+    "negative": -1,
+    "huge": 10**400,
+    "NaN": math.nan,
+    "list": [[1]],
+    "empty": {},
+    "bool": torch.tensor(True),
+    "complex": torch.ones(2, dtype=torch.complex64),
+    "float8": torch.ones(2).to(torch.float8_e4m3fn),
+}
+PLACES = [
+    *("epoch", "models", "random_state", "best_result", "epochs_without_gain", "stopped_early", "history", "timing"),
+    *("config", "extra", "within_epoch", "models/tiny", "random_state/python", "random_state/numpy"),
+    *("random_state/torch", "history/0", "history/0/epoch", "timing/train", "config/SEED", "extra/seen"),
+    *("within_epoch/batches", "within_epoch/num_batches", "within_epoch/losses", "within_epoch/losses/loss"),
+    *("within_epoch/seconds", "within_epoch/record", "exact", "arithmetic"),
+    *(f"models/tiny/{key}" for key in ("state_dict", "state_dict/fc.weight", "optimizer", "scheduler")),
+    *(f"models/tiny/optimizer/state{key}" for key in ("", "/0", "/0/step", "/0/exp_avg")),
+    *(f"models/tiny/optimizer/param_groups{key}" for key in ("", "/0", "/0/lr", "/0/betas", "/0/params")),
+    *("models/tiny/scheduler/last_epoch", "models/tiny/scheduler/base_lrs"),
+]
+# Odd values that a run goes on from: what the first such files lacked, what is only kept for the record, values of the
+# right kind, and a trainer's own state, which is its own to check
+TAKEN = {
+    "best_result": {"negative"},
+    "timing": {"empty"},
+    "within_epoch": {"None", "missing"},
+    "history/0": {"empty", "missing"},
+    "history/0/epoch": {"missing", "negative", "text"},
+    "timing/train": {"missing", "negative"},
+    "extra/seen": {"NaN", "None", "bool", "complex", "empty", "float8", "huge", "list", "negative", "text"},
+    "within_epoch/losses": {"empty"},
+    "within_epoch/losses/loss": {"missing"},
+    "within_epoch/seconds": {"negative"},
+    "within_epoch/record": {"empty"},
+    "exact": {"missing"},
+    "arithmetic": {"empty", "missing"},
+    "models/tiny/optimizer/state": {"empty"},
+    "models/tiny/optimizer/state/0": {"empty", "missing"},
+    "models/tiny/optimizer/param_groups/0/lr": {"negative"},
+    "models/tiny/optimizer/param_groups/0/params": {"complex", "float8"},
+    "models/tiny/scheduler/last_epoch": {"negative"},
+}
+
+
+def put(content, place, value):
+    """Put a value into nested dictionaries and lists."""
+    *way, last = (int(key) if key.isdigit() else key for key in place.split("/"))
+    for key in way:
+        content = content[key]
+    if value is MISSING:
+        del content[last]
+    else:
+        content[last] = value
+
+
+@TRAINER_REGISTRY.register()
+class StoppedByRequest(StoppableTrainer):
+    """A `StoppableTrainer` whose state is written after the second batch of its second epoch."""
+
+    def halt(self, where):
+        if self.stop == (self.epoch, where):
+            self.save_within_epoch()
+            raise Stopped
+
+
+@pytest.fixture
+def stopped_within(cfg, tmp_path):
+    """Configuration and state of a run that was stopped within its second epoch."""
+    configure(cfg, "StoppedByRequest", "adam")
+    run(cfg, tmp_path, stop=(1, "within"))
+    cfg.OUTPUT_DIR, cfg.OPTIM.MAX_EPOCH = str(tmp_path), EPOCHS
+    return cfg, load_checkpoint(tmp_path / RESUME_NAME)
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_an_odd_value_in_a_state_is_named(stopped_within, tmp_path, place):
+    cfg, state = stopped_within
+    field = next((key for key in place.split("/") if key not in ("models", "tiny")), "models")
+    refusals = {}
+    for name, value in ODD_VALUES.items():
+        odd = copy.deepcopy(state)
+        put(odd, place, value)
+        torch.save(odd, tmp_path / RESUME_NAME)
+        trainer = build_trainer(cfg)
+        try:
+            trainer.resume_model_if_exist(str(tmp_path))
+        except CheckpointError as error:
+            refusals[name] = str(error)
+    accepted = ODD_VALUES.keys() - refusals.keys()
+    assert accepted == TAKEN.get(place, set())
+    for message in refusals.values():
+        assert RESUME_NAME in message
+        assert any(text in message for text in (field, "tiny", "other settings"))
+        assert "\n" not in message
