@@ -216,11 +216,10 @@ def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
     below = dict.fromkeys(models, CHECKPOINTS)
     below |= dict.fromkeys(SPLIT_FOLDERS, re.compile(re.escape(CONFUSION_FILE)))
     settings = flatten(earlier)
-    trackers = settings.get("TRAIN.TRACKERS", ("tensorboard", "csv"))
-    if "tensorboard" in trackers:
+    if "tensorboard" in settings.get("TRAIN.TRACKERS", ("tensorboard",)):
         below["tensorboard"] = EVENTS
     # What the run was not asked for is somebody else's.
-    asked = {"history.csv": "csv" in trackers, "features.npz": settings.get("TEST.SAVE_FEATURES", True)}
+    asked = {"features.npz": settings.get("TEST.SAVE_FEATURES", True)}
     asked[CONFUSION_FILE] = settings.get("TEST.COMPUTE_CMAT", True)
     for name, names in below.items():
         if files := _files(folder / name, names):

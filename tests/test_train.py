@@ -7,6 +7,8 @@ import pytest
 import torch
 
 import train
+from dassl.config.checks import KEYS
+from dassl.config.kinds import Number
 from reporting import __main__ as reporting
 from tests.trainers.small_runs import data_root
 
@@ -351,7 +353,8 @@ def test_more_shots_than_images_is_said_once(tmp_path, capsys):
     assert capsys.readouterr().out.count("fewer than 500") == 1
 
 
-def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch(tmp_path, capsys):
+def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(KEYS, "OPTIM.LR", Number(above=0))  # a rate that the table refuses
     assert train.main(arguments("CoOp", tmp_path, "OPTIM.LR", "1e30", "OPTIM.WARMUP_EPOCH", "-1")) == train.DIVERGED
     error = capsys.readouterr().err
     assert "epoch" in error

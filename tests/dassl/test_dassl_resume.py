@@ -371,6 +371,8 @@ PLACES = [
 # Odd values that a run goes on from: what the first such files lacked, what is only kept for the record, values of the
 # right kind, and a trainer's own state, which is its own to check
 TAKEN = {
+    "config": {"empty"},
+    "config/SEED": {"missing"},  # as an option that came with a later version is
     "best_result": {"negative"},
     "timing": {"empty"},
     "within_epoch": {"None", "missing"},

@@ -44,6 +44,7 @@ def cfg(tmp_path):
     cfg = get_cfg_default()
     cfg.OUTPUT_DIR = str(tmp_path)
     cfg.TRAINER.NAME = "CoOp"
+    cfg.TEST.COMPUTE_CMAT = cfg.TEST.SAVE_FEATURES = True
     return cfg
 
 
@@ -81,6 +82,14 @@ def test_curves_of_a_run_that_kept_none_are_somebody_elses(cfg, tmp_path):
     write(tmp_path, [RUN[7]])
     begin_run(cfg, MODELS, overwrite=True)
     assert files(tmp_path) == sorted(["config.yaml", RUN[7]])
+
+
+def test_files_that_a_run_was_not_asked_for_are_somebody_elses(cfg, tmp_path):
+    cfg.TEST.COMPUTE_CMAT = cfg.TEST.SAVE_FEATURES = False
+    begin_run(cfg, MODELS)
+    write(tmp_path, ["cmat.pt", "features.npz"])
+    begin_run(cfg, MODELS, overwrite=True)
+    assert files(tmp_path) == ["cmat.pt", "config.yaml", "features.npz"]
 
 
 def test_testing_anew_leaves_the_checkpoints(cfg, tmp_path):
