@@ -126,6 +126,8 @@ def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: s
         have, want = tuple(state_dict[name].shape), tuple(wanted[name].shape)
         if have != want:
             problems.append(f"{name} has shape {have}, this setting needs {want}")
+        elif not state_dict[name].is_floating_point():
+            problems.append(f"{name} holds {state_dict[name].dtype} instead of floating-point numbers")
         elif not torch.isfinite(state_dict[name]).all():
             problems.append(f"{name} holds NaN or infinite values")
     if problems:

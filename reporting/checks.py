@@ -63,12 +63,16 @@ def _listed(seeds: Iterable[int]) -> str:
 
 
 def _missing_numbers(methods: Sequence[Method], columns: Sequence[Column]) -> list[str]:
-    warnings = []
+    lacking: dict[str, list[Run]] = defaultdict(list)
     for run in (run for method in methods for run in method.runs):
         readers = [column.metric for column in columns if column.covers(run) and column.metric.of_run]
         labels = [metric.label for metric in readers if metric.of_run(run) is None]
         if labels:
-            warnings.append(f"{run.path} holds no {', '.join(labels)}")
+            lacking[", ".join(labels)].append(run)
+    warnings = []
+    for labels, runs in lacking.items():
+        more = f" and {len(runs) - 1} more hold" if len(runs) > 1 else " holds"
+        warnings.append(f"{runs[0].path}{more} no {labels}")
     return warnings
 
 

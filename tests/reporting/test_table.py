@@ -114,6 +114,8 @@ def test_a_number_that_a_run_does_not_hold_is_named(runs):
     assert table.warnings == (f"{path} holds no all, open-H, AUROC, OpenworldAUC",)
     assert cell(table, "digits", "CoOp", "all").n == 1
     assert cell(table, "digits", "CoOp", "base").n == 2
+    runs.add({"base": {"accuracy": 70.0}, "new": {"accuracy": 60.0}}, seed=3)
+    assert build(runs).warnings == (f"{path} and 1 more hold no all, open-H, AUROC, OpenworldAUC",)
 
 
 def test_few_shot_columns_are_shots(runs):

@@ -85,6 +85,10 @@ def without_ctx(tensors):
 
 
 UNFIT = {
+    "other numbers": (
+        lambda tensors: {name: value.bool() if name == "ctx" else value for name, value in tensors.items()},
+        [r"ctx holds torch\.bool instead of floating-point numbers"],
+    ),
     "a tensor missing": (without_ctx, ["missing ctx", "unexpected other"]),
     "a tensor more": (lambda t: t | {"extra": torch.ones(2)}, ["unexpected extra"]),
     "another shape": (lambda t: t | {"ctx": torch.ones(9, 128)}, [r"ctx has shape \(9, 128\)", r"needs \(\d, 128\)"]),
