@@ -353,6 +353,12 @@ def test_more_shots_than_images_is_said_once(tmp_path, capsys):
     assert capsys.readouterr().out.count("fewer than 500") == 1
 
 
+def test_a_negative_seed_is_drawn_and_the_run_ends(tmp_path):
+    options = ("SEED", "-9", "MODEL.INIT_SEED", "-7")
+    assert train.main(arguments("ZeroshotCLIP", tmp_path, *options, root=str(data_root()))) == 0
+    assert read(tmp_path)["seed"] == -9
+
+
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch(tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(KEYS, "OPTIM.LR", Number(above=0))  # a rate that the table refuses
     assert train.main(arguments("CoOp", tmp_path, "OPTIM.LR", "1e30", "OPTIM.WARMUP_EPOCH", "-1")) == train.DIVERGED
