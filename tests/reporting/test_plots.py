@@ -432,7 +432,8 @@ def test_the_radar_needs_no_colour_and_says_where_its_axis_begins(runs):
     styles = line_looks(axes)
     assert len({(dash, marker) for _, dash, marker, _ in styles.values()}) == len(trainers)
     assert axes.get_title() == "accuracy (%), from 62 at the centre to 72 at the rim"
-    assert [label.get_text() for label in axes.get_yticklabels()] == ["64", "66", "68", "70", "72"]
+    rings = [label.get_text() for label in axes.get_yticklabels()]
+    assert rings[-5:] == ["64", "66", "68", "70", "72"]  # earlier versions of matplotlib write the centre's, too
     assert axes.get_ylim() == (62, 72)
 
 
