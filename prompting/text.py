@@ -171,9 +171,8 @@ class TextEncoder(nn.Module):
         with torch.no_grad():
             key = project(block, arriving, K)[:, :, 0]
         if spread is not None:
-            kept, projected, key = (
-                part.index_select(1, index) for part, index in _paired(kept, projected, key, spread)
-            )
+            kept, projected = (rows.index_select(1, spread[0]) for rows in (kept, projected))
+            key = key.index_select(1, spread[1])
         prompts = _prompt_rows(deep.mix(self._mass(projected, key, batch)), kept, batch)
         return torch.cat([kept, prompts], dim=1), torch.cat([projected, project(block, prompts)], dim=1)
 
@@ -217,10 +216,6 @@ def _by_bucket(queries: Tensor, batch: RaggedBatch) -> list[Tensor]:
     """One query of every class, (groups, n_cls, heads, head_width), as (groups * classes, 1, heads, head_width)."""
     parts = queries.split([bucket.n_classes for bucket in batch.class_buckets], dim=1)
     return [part.flatten(0, 1).unsqueeze(1) for part in parts]
-
-
-def _paired(kept: Tensor, projected: Tensor, key: Tensor, spread: Spread) -> tuple[tuple[Tensor, Tensor], ...]:
-    return (kept, spread[0]), (projected, spread[0]), (key, spread[1])
 
 
 def _prompt_rows(tokens: Tensor, kept: Tensor, batch: RaggedBatch) -> Tensor:
