@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from commandline import add_debug, csv_cell, guarded, printable
+from common.commandline import add_debug, csv_cell, guarded, printable
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -20,7 +20,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from commandline import add_debug, guarded
+from common.commandline import add_debug, guarded
 from dassl.config.checks import MANY as MOST_SHOTS
 from dassl.config.checks import MOST_SEED
 from reporting.runs import ResultsError

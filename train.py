@@ -21,7 +21,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from commandline import add_debug, guarded, printable_output
+from common.commandline import add_debug, guarded, printable_output
 
 # Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
 STOPPED = 75
@@ -83,20 +83,20 @@ import torch
 
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
+from common.folder_lock import LockedError
 from dassl.config import check_cfg, get_cfg_default
 from dassl.config.checks import MOST_SEED
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
 from dataset_label import dataset_label
-from evaluation.determinism import determinism
-from evaluation.divergence import write_divergence
-from evaluation.protocols import class_splits_of, evaluate_class_splits
-from evaluation.record import build_record, overrides_of
-from evaluation.results import write_results
-from evaluation.reuse import train_on_features
-from evaluation.rundir import begin_run, clean_start, run_dir
-from evaluation.trackers import check_trackers, track_run
-from folder_lock import LockedError
+from results.determinism import determinism
+from results.divergence import write_divergence
+from results.protocols import class_splits_of, evaluate_class_splits
+from results.record import build_record, overrides_of
+from results.results import write_results
+from results.reuse import train_on_features
+from results.rundir import begin_run, clean_start, run_dir
+from results.trackers import check_trackers, track_run
 from trainers.checks import RANGES
 from trainers.memory import raise_explained
 from trainers.together import join_trainer, run_together

@@ -36,7 +36,7 @@ from benchmarks.measure import ParityError, interleave, parity, summary
 from benchmarks.memory import training_memory
 from benchmarks.setup import SIZES, build_trainer, class_names, random_batch, random_clip
 from benchmarks.tables import print_lines
-from commandline import add_debug, guarded
+from common.commandline import add_debug, guarded
 
 UNITS = {"memory": "mib", "flops": "gflop"}
 # Published depth and length for methods whose defaults need it; two views for CoPrompt.
@@ -189,7 +189,7 @@ def count_kernels(args: argparse.Namespace, name: str, classes: int) -> dict[str
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """What the figures were measured on."""
-    from evaluation.results import collect_environment
+    from results.results import collect_environment
 
     environment = collect_environment(args.device, args.precision)
     return {**environment, "threads": args.threads, "cores": os.cpu_count(), "machine": platform.machine()}

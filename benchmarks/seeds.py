@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from benchmarks.measure import MIN_GRADIENT_COSINE, ParityError, interleave, summary
 from benchmarks.setup import SIZES, build_trainer, random_batch, random_clip
 from benchmarks.tables import print_lines
-from commandline import add_debug, guarded
+from common.commandline import add_debug, guarded
 from sweeping.settings import setting_options
 from trainers.together import join_trainer, run_together
 

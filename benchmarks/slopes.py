@@ -27,7 +27,7 @@ from benchmarks.measure import interleave
 from benchmarks.memory import training_memory
 from benchmarks.setup import random_batch, random_clip
 from benchmarks.tables import print_lines
-from commandline import add_debug, guarded
+from common.commandline import add_debug, guarded
 from dassl.config import cfg_default
 
 DEFAULTS = {"classes": 10, "batch": 4, "depth": 0, "pixels": 0}

@@ -27,11 +27,11 @@ import datasets  # noqa: F401  registers the data sets
 from benchmarks.measure import ParityError, interleave, summary
 from benchmarks.setup import SIZES, random_clip
 from benchmarks.tables import print_lines
-from commandline import add_debug, guarded
+from common.commandline import add_debug, guarded
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
-from evaluation.feature_store import forget_all
-from evaluation.protocols import evaluate_class_splits
+from results.feature_store import forget_all
+from results.protocols import evaluate_class_splits
 from sweeping.settings import REPOSITORY, setting_options
 
 SPLITS = ("base", "new", "all")

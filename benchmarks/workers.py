@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader
 import datasets  # noqa: F401  registers the data sets
 from benchmarks.measure import ParityError, summary
 from benchmarks.tables import print_lines
-from commandline import add_debug, guarded
+from common.commandline import add_debug, guarded
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
 

@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from commandline import add_debug, guarded
+from common.commandline import add_debug, guarded
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets.check import check
 from datasets.download import DownloadOptions, describe_plan, download

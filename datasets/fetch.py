@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urlsplit
 
-from dassl.atomic import atomic_write, remove_dead_temporaries
+from common.files import atomic_write, remove_dead_temporaries
 from datasets.sources import Mirror, readable_size
 
 CHUNK = 1 << 16

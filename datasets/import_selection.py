@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from common.unpickling import Unpickler
 from dassl.config import get_cfg_default
-from dassl.utils.unpickling import Unpickler
 from datasets.fewshot import FewShotDataset
 from datasets.make_split import few_shot_class
 from datasets.selection import SelectionError, select, write_selection

@@ -2,7 +2,7 @@
 
 import os
 
-from dassl.atomic import atomic_write
+from common.files import atomic_write
 
 
 def write_new_text(path: str, text: str) -> None:

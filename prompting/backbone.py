@@ -14,13 +14,13 @@ import torch
 from clip.clip import _MODELS
 from torch import Tensor, nn
 
+from common.unpickling import check_tensors, read_file
 from prompting.architecture import BackboneError, model_from_state_dict
 from prompting.bundled import bundled_names, load_bundled_state_dict
 from prompting.digest import file_sha256, tensors_digest
 from prompting.openclip import OPEN_CLIP_PREFIX, load_open_clip
 from prompting.precision import convert_towers
 from prompting.torchscript import is_torchscript, torchscript_state_dict
-from prompting.unpickling import check_tensors, read_file
 
 BUNDLED_PREFIX = "bundled:"
 

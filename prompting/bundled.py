@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from prompting.files import atomic_write
+from common.files import atomic_write
 
 ASSETS = Path(__file__).resolve().parent.parent / "assets"
 FORMAT = "bundled-clip-1"

@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from prompting.files import atomic_write
-from prompting.unpickling import CheckpointError, read_checkpoint
+from common.files import atomic_write
+from common.unpickling import CheckpointError, read_checkpoint
 from prompting.upstream import FORMATS, from_upstream, is_upstream, upstream_methods
 
 __all__ = [

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from prompting.files import atomic_write
+from common.files import atomic_write
 from prompting.packed import packed_linear
 
 Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.unpickling import read_file, reason
 from prompting.architecture import BackboneError, clip_sizes, empty_clip, fill
 from prompting.torchscript import is_torchscript, torchscript_state_dict
-from prompting.unpickling import read_file, reason
 
 OPEN_CLIP_PREFIX = "open_clip:"
 RANDOM_SEED = 0

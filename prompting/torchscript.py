@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from prompting.unpickling import ArchiveUnpickler, check_archive, check_tensors
+from common.unpickling import ArchiveUnpickler, check_archive, check_tensors
 
 CODE = "__torch__"  # what a script module's type begins with
 WEIGHTS = re.compile(r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*?)\]\n  __buffers__ = \[(.*?)\]", re.M)

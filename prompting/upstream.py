@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from prompting.unpickling import CheckpointError
+from common.unpickling import CheckpointError
 
 _PART = r"(?P<part>weight|bias)"
 _INDEX = r"(?P<index>\d+)"

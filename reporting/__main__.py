@@ -14,7 +14,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from commandline import add_debug, guarded
+from common.commandline import add_debug, guarded
 from reporting import compare, plot, report, table
 
 COMMANDS = (table, compare, plot, report)

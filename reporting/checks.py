@@ -6,7 +6,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 
-from commandline import printable
+from common.commandline import printable
 from reporting.layouts import Column
 from reporting.methods import Method
 from reporting.names import shots_text

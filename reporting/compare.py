@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from commandline import printable
+from common.commandline import printable
 from reporting.checks import comparability, print_warnings
 from reporting.compare_formats import FORMATS, p_text
 from reporting.files import check_target, write_file

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from tabulate import tabulate
 
-from commandline import csv_cell
+from common.commandline import csv_cell
 from reporting.formats import LATEX_PACKAGES, escape_latex, escape_markdown, latex_notes, latex_table
 from reporting.html_tables import sortable
 from reporting.page import bullets, html_page, text

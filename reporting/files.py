@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dassl.atomic import atomic_write
+from common.files import atomic_write
 
 
 def check_target(path: Path, force: bool) -> None:

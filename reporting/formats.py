@@ -14,7 +14,7 @@ from typing import Any
 
 from tabulate import tabulate
 
-from commandline import csv_cell
+from common.commandline import csv_cell
 from reporting.blocks import Block, Row, Table
 from reporting.html_tables import table_page
 from reporting.reading import cell_text, seeds_text

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from commandline import printable
+from common.commandline import printable
 from reporting.layouts import PROTOCOLS, Protocol
 from reporting.names import shots_text, trainer_order
 from reporting.runs import ResultsError, Run

@@ -13,15 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from commandline import printable
-from dassl.free_options import flatten, is_free
+from common.commandline import printable
+from common.free_options import flatten, is_free
 from reporting.schema import problem_of
 
 RESULTS_FILE = "results.json"
 SCHEMA_VERSION = 1
 MAX_BYTES = 64 * 2**20  # a run on ImageNet takes under 1 MiB
 
-# Beside dassl.free_options: settings that decide no number, that another key of the record says, or that the protocol
+# Beside common.free_options: settings that decide no number, that another key of the record says, or that the protocol
 # sets.
 _NO_DIFFERENCE = frozenset(
     (

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from commandline import printable
+from common.commandline import printable
 from reporting import published_rows
 from reporting.blocks import Block, Row, Table, chosen_columns, turned
 from reporting.checks import print_warnings, warnings_about

@@ -6,7 +6,7 @@ import contextlib
 import time
 from pathlib import Path
 
-from folder_lock import SWEEP_LOCK, FolderLock, LockedError, NoLockError
+from common.folder_lock import SWEEP_LOCK, FolderLock, LockedError, NoLockError
 from sweeping.jobs import Job
 from sweeping.progress import Progress
 from sweeping.state import earlier_failure, is_finished

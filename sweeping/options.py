@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from commandline import add_debug, guarded
+from common.commandline import add_debug, guarded
 from sweeping.settings import setting_options
 
 

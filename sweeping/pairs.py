@@ -9,7 +9,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from commandline import add_debug, guarded
+from common.commandline import add_debug, guarded
 from sweeping.settings import SweepError
 
 # Keys that differ from run to run, with the option of sweep.py that sets them (the scripts' arguments are named alike).
@@ -44,9 +44,9 @@ def check_pairs(pairs: Sequence[str]) -> None:
     import trainers  # noqa: F401
     from dassl.config import check_values, get_cfg_default
     from dassl.data.datasets import DATASET_REGISTRY
-    from evaluation import determinism, features, protocols, reuse  # noqa: F401
-    from evaluation.trackers import check_trackers
     from prompting.names import check_template
+    from results import determinism, features, protocols, reuse  # noqa: F401
+    from results.trackers import check_trackers
     from trainers.checks import RANGES
 
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):

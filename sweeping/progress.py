@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
-from commandline import printable
+from common.commandline import printable
 from sweeping.jobs import Job
 
 REFRESH_SECONDS = 1.0

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dassl.atomic import atomic_write
+from common.files import atomic_write
 from reporting.runs import RESULTS_FILE, ResultsError, read_results
 from sweeping.jobs import Job
 

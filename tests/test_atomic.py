@@ -9,11 +9,11 @@ import threading
 
 import pytest
 
-from dassl.atomic import atomic_write, remove_dead_temporaries
+from common.files import atomic_write, remove_dead_temporaries
 
 KILLED = """
 import os, sys
-from dassl.atomic import atomic_write
+from common.files import atomic_write
 with atomic_write(sys.argv[1]) as file:
     file.write(b"half")
     file.flush()

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from common.unpickling import CheckpointError, read_checkpoint
 from dassl.config.yamlfile import YamlFileError, read_yaml
 from dassl.utils import CheckpointError as EngineError
 from dassl.utils import load_checkpoint
@@ -19,7 +20,6 @@ from datasets.import_selection import read_pickle
 from datasets.selection import SelectionError, load
 from datasets.splitfile import SplitFileError, check_classes, parse_entries
 from datasets.unpack import ArchiveError, Limits, is_archive, safe_name, unpack
-from prompting.unpickling import CheckpointError, read_checkpoint
 from reporting.runs import ResultsError, read_results
 
 SMALL = settings(

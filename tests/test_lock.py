@@ -9,10 +9,13 @@ import time
 import pytest
 from filelock import SoftFileLock
 
-import folder_lock as module
-from folder_lock import FolderLock, LockedError, NoLockError, locked, read_holder, this_host
+from common import folder_lock as module
+from common.folder_lock import FolderLock, LockedError, NoLockError, locked, read_holder, this_host
 
-HOLD = "import sys, pathlib, folder_lock; lock = folder_lock.FolderLock(pathlib.Path(sys.argv[1])); lock.acquire(); "
+HOLD = (
+    "import sys, pathlib; from common.folder_lock import FolderLock; "
+    "lock = FolderLock(pathlib.Path(sys.argv[1])); lock.acquire(); "
+)
 
 
 @pytest.fixture
@@ -173,7 +176,7 @@ def test_a_forked_child_does_not_give_the_lock_up(path):
 
 COUNT = """
 import os, pathlib, sys, time
-from folder_lock import FolderLock, LockedError, locked
+from common.folder_lock import FolderLock, LockedError, locked
 if sys.argv[2] == "no exchange":
     from filelock import SoftFileLock
     SoftFileLock._take_over = lambda *_: None

@@ -10,10 +10,11 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 COPIED = (
+    "common",
     "configs",
     "dassl",
     "datasets",
-    "evaluation",
+    "results",
     "prompting",
     "reporting",
     "scripts",

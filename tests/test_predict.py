@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-import commandline
 import predict
 import train
+from common import commandline
 from prompting import PromptedCLIP
 from tests.test_train import arguments
 from trainers import load_run

@@ -13,7 +13,7 @@ import types
 import pytest
 
 import sweep
-from folder_lock import SWEEP_LOCK, FolderLock
+from common.folder_lock import SWEEP_LOCK, FolderLock
 from sweeping.claims import Claims
 from sweeping.jobs import Job
 from sweeping.local import LocalLauncher, Slot, Stop, slots_for
@@ -68,7 +68,8 @@ def test_every_slot_has_its_gpu_and_share_of_the_cores(make_job):
 
 # Claims a folder and is killed before it gives it up.
 CLAIM = (
-    "import os, sys, pathlib, folder_lock; lock = folder_lock.FolderLock(pathlib.Path(sys.argv[1])); lock.acquire(); "
+    "import os, sys, pathlib; from common.folder_lock import FolderLock; "
+    "lock = FolderLock(pathlib.Path(sys.argv[1])); lock.acquire(); "
     "os._exit(0)"
 )
 

@@ -15,7 +15,11 @@ from prompting.bundled import load_bundled_state_dict
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("bmip", "base", "checks", "device_step", "graph", "memory", "objectives", "steps")
 TRAINER_FILES = [f"trainers/{name}.py" for name in FILES]
-COPIED = [*TRAINER_FILES, *sorted(str(path.relative_to(ROOT)) for path in ROOT.glob("prompting/*.py"))]
+ROOMS = ("prompting", "common")
+COPIED = [
+    *TRAINER_FILES,
+    *sorted(str(path.relative_to(ROOT)) for room in ROOMS for path in ROOT.glob(f"{room}/*.py")),
+]
 # What the published Dassl (version 0.6.3) offers under these names; frozen, so that nothing of our own engine slips in.
 DASSL = {
     "dassl.config": {"cfg_default", "get_cfg_default", "clean_cfg"},
@@ -38,7 +42,7 @@ DASSL = {
 # Of the clip package: its public names, and those that CoOp's own trainers take too.
 CLIP = {"clip": {"*module*"}, "clip.clip": {"_MODELS", "_tokenizer"}, "clip.model": {"CLIP", "QuickGELU"}}
 OWN = {f"trainers.{name}" for name in FILES if name != "bmip"}
-PACKAGES = {"torch", "torchvision", "yacs", "prompting"}
+PACKAGES = {"torch", "torchvision", "yacs", "prompting", "common", "filelock"}
 OPTIONAL = {"open_clip"}  # asked for inside a function, when a backbone's name begins with open_clip:
 
 
@@ -71,14 +75,9 @@ def test_imports_are_offered_by_what_a_fork_has(path):
 
 def test_the_check_sees_what_a_fork_does_not_have():
     assert not is_offered("dassl.utils", "atomic_write", True)
-    assert not is_offered("evaluation.protocols", "CLASS_SPLITS", True)
+    assert not is_offered("results.protocols", "CLASS_SPLITS", True)
     assert not is_offered("open_clip", "*module*", True)
     assert not is_offered("trainers.coop", "CoOp", True)
-
-
-def test_the_reader_of_checkpoints_is_the_same_in_both_packages():
-    """Each is copied into other checkouts without the other."""
-    assert (ROOT / "dassl/utils/unpickling.py").read_bytes() == (ROOT / "prompting/unpickling.py").read_bytes()
 
 
 # A checkout in miniature, in the shape of CoOp's. `import trainers.bmip` is the line that a user adds.
@@ -186,7 +185,7 @@ def test_nothing_of_this_repository_is_loaded_from_elsewhere(checkout):
 def test_the_page_names_the_files_and_the_line():
     page = (ROOT / "docs/your_fork.md").read_text(encoding="utf-8")
     assert all(path in page for path in TRAINER_FILES)
-    assert "cp -r ../bmip/prompting ." in page
+    assert "cp -r ../bmip/prompting ../bmip/common ." in page
     added = re.search(r"sed -i '(.*)' train.py", page)[1]
     train = subprocess.run(["sed", added], input="import trainers.coop\n", capture_output=True, text=True, check=True)
     assert train.stdout == "import trainers.coop\nimport trainers.bmip\n"

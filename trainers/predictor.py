@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
-from commandline import printable
+from common.commandline import printable
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from dassl.free_options import FREE_OPTIONS as FREE_OPTIONS
-from dassl.free_options import flatten, is_free
+from common.free_options import FREE_OPTIONS as FREE_OPTIONS
+from common.free_options import flatten, is_free
+from common.unpickling import COUNT, NUMBER, reason
 from dassl.utils import CheckpointError, get_random_state, load_checkpoint, seeded_random_state, set_random_state
 from dassl.utils.checkpoint import POINTER_NAME, write_checkpoint
-from dassl.utils.unpickling import COUNT, NUMBER, reason
 
 from .progress import EpochProgress
 

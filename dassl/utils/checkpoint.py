@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
+from common.unpickling import CheckpointError, check_fields, read_file, reason
+
 from .files import StrPath, atomic_write, is_zip
-from .unpickling import CheckpointError, check_fields, read_file, reason
 
 BEST_NAME = "model-best.pth.tar"
 POINTER_NAME = "checkpoint"

@@ -10,7 +10,7 @@ import warnings
 import zipfile
 from typing import Any
 
-from dassl.atomic import StrPath, atomic_write
+from common.files import StrPath, atomic_write
 
 
 def is_zip(path: StrPath) -> bool:

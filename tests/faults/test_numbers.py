@@ -11,10 +11,10 @@ import pytest
 import torch
 
 import train
+from common.folder_lock import locked
 from dassl.utils import load_checkpoint
-from evaluation.feature_store import forget_all
-from folder_lock import locked
 from prompting import PromptedCLIP
+from results.feature_store import forget_all
 from tests.faults.killing import leftovers, outcome
 from tests.trainers.small_runs import build, data_root
 from trainers.base import PromptTrainer

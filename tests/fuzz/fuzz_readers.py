@@ -25,8 +25,9 @@ from typing import Any
 import atheris
 
 with atheris.instrument_imports(
-    include=["dassl.config", "dassl.utils", "datasets", "evaluation", "prompting", "reporting", "yaml", "PIL"]
+    include=["dassl.config", "dassl.utils", "common", "datasets", "results", "prompting", "reporting", "yaml", "PIL"]
 ):
+    from common.unpickling import CheckpointError, read_checkpoint
     from dassl.config.yamlfile import YamlFileError, read_yaml
     from dassl.utils import CheckpointError as EngineError
     from dassl.utils import UnreadableImageError, load_checkpoint, read_image
@@ -34,10 +35,9 @@ with atheris.instrument_imports(
     from datasets.selection import SelectionError, load
     from datasets.splitfile import SplitFileError, check_classes, parse_entries
     from datasets.unpack import ArchiveError, Limits, unpack
-    from evaluation.feature_store import DAMAGED, FeatureStore
     from prompting.backbone import BackboneError, read_state_dict
-    from prompting.unpickling import CheckpointError, read_checkpoint
     from reporting.runs import ResultsError, read_results
+    from results.feature_store import DAMAGED, FeatureStore
 
 
 import numpy as np

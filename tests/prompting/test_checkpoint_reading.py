@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from prompting.unpickling import CheckpointError, Inert, read_checkpoint
+from common.unpickling import CheckpointError, Inert, read_checkpoint
 
 MARKER = "executed"
 

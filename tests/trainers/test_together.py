@@ -6,9 +6,9 @@ import sys
 import pytest
 import torch
 
-from evaluation.feature_store import forget_all
-from evaluation.reuse import train_on_features
 from prompting.lockstep import Lockstep, current_member
+from results.feature_store import forget_all
+from results.reuse import train_on_features
 from tests.trainers.small_runs import build, first_batch, needing, stir, train_on, trained_tensors
 from trainers.together import join_trainer, run_together
 

@@ -1,7 +1,4 @@
-"""The writer of files: whole or not at all. Standard library only, so that what does without torch can use it, too.
-
-`prompting` has one of its own, since it also runs beside the published Dassl.
-"""
+"""The writer of files: whole or not at all. Standard library only, so that what does without torch can use it, too."""
 
 from __future__ import annotations
 

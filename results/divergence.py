@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl.utils import atomic_write
-from evaluation.rundir import DIVERGED_FILE, plain_config
+from results.rundir import DIVERGED_FILE, plain_config
 
 
 def write_divergence(trainer: Any, cfg: Any, error: FloatingPointError) -> Path:

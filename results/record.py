@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from dataset_label import dataset_label
-from evaluation.determinism import describe_determinism
-from evaluation.protocols import train_classes_of
-from evaluation.results import collect_environment, peak_memory
-from evaluation.rundir import plain_config
 from reporting.runs import deciding_settings
+from results.determinism import describe_determinism
+from results.protocols import train_classes_of
+from results.results import collect_environment, peak_memory
+from results.rundir import plain_config
 
 
 def build_record(
@@ -25,7 +25,7 @@ def build_record(
     timing: Mapping[str, Any],
     eval_only: bool,
 ) -> dict[str, Any]:
-    """The content of results.json, without what :func:`evaluation.results.write_results` fills in.
+    """The content of results.json, without what :func:`results.results.write_results` fills in.
 
     Args:
         trainer: any Dassl trainer; prompt trainers say more (gates, trained tensors).

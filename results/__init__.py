@@ -3,9 +3,9 @@
 Importing the package registers the evaluators and adds `TEST.CLASS_SPLITS` to Dassl's default configuration.
 """
 
-from evaluation.openworld import OpenWorld
-from evaluation.protocols import CLASS_SPLITS, check_class_splits, class_splits_of, evaluate_class_splits
-from evaluation.results import collect_environment, peak_memory, read_results, write_results
+from results.openworld import OpenWorld
+from results.protocols import CLASS_SPLITS, check_class_splits, class_splits_of, evaluate_class_splits
+from results.results import collect_environment, peak_memory, read_results, write_results
 
 __all__ = [
     "CLASS_SPLITS",

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from filelock import SoftFileLock, Timeout
 
-from commandline import printable
-from dassl.atomic import is_process_dead
+from common.commandline import printable
+from common.files import is_process_dead
 
 RUN_LOCK = ".lock"  # train.py's, while it works in its output folder
 SWEEP_LOCK = ".sweep.lock"  # a sweep's, while it runs the job of a folder

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from evaluation.features import FeatureCollector, collecting, save_features
+from results.features import FeatureCollector, collecting, save_features
 
 NAMES = {1: "dog", 0: "cat", 2: "eel"}
 

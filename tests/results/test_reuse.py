@@ -7,10 +7,10 @@ import shutil
 import pytest
 import torch
 
-from evaluation.feature_store import forget_all
-from evaluation.protocols import evaluate_class_splits
-from evaluation.reuse import FeatureLoader, train_on_features
 from prompting.bundled import load_bundled_state_dict
+from results.feature_store import forget_all
+from results.protocols import evaluate_class_splits
+from results.reuse import FeatureLoader, train_on_features
 from tests.trainers.small_runs import VARIANTS, build, logits_of, registered, stir
 
 SPLITS = ("base", "new", "all")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification
-from evaluation.metrics import accuracy, auroc, harmonic_mean, openworld_auc
+from results.metrics import accuracy, auroc, harmonic_mean, openworld_auc
 
 OPEN_WORLD_METRICS = ("accuracy_all", "open_base", "open_new", "open_H", "auroc", "openworld_auc")
 

@@ -4,7 +4,7 @@ import sys
 import pytest
 
 from dassl.config import get_cfg_default
-from evaluation.trackers import check_trackers, flat_metrics, track_run, write_history
+from results.trackers import check_trackers, flat_metrics, track_run, write_history
 
 HISTORY = [{"epoch": 1, "loss": 1.5, "lr": 1e-05}, {"epoch": 2, "loss": 1.25, "lr": 0.002, "val_result": 75.0}]
 RECORD = {

@@ -17,10 +17,10 @@ import torch
 from dassl.config import cfg_default
 from dassl.engine import build_trainer
 from dassl.evaluation import EvaluatorBase, build_evaluator
-from evaluation.features import collecting, save_features
-from evaluation.metrics import accuracy
-from evaluation.openworld import OPEN_WORLD_METRICS, OpenWorld, num_base_classes
-from evaluation.reuse import testing_on_features
+from results.features import collecting, save_features
+from results.metrics import accuracy
+from results.openworld import OPEN_WORLD_METRICS, OpenWorld, num_base_classes
+from results.reuse import testing_on_features
 
 CLASS_SPLITS = ("base", "new", "all")
 # A confusion matrix of more classes would fill results.json and no plot could show it.

@@ -3,8 +3,7 @@
 The unpickler knows how to make tensors and plain containers. Everything else, such as the schedulers, optimisers and
 NumPy numbers in published checkpoints, is refused or becomes an :class:`Inert` placeholder; no name is imported.
 
-This file is in `prompting` and in `dassl/utils`, the same to the byte (`tests/test_your_fork.py`): each of the two is
-copied into other checkouts without the other.
+`CheckpointError` is what every reader of checkpoints raises.
 """
 
 from __future__ import annotations

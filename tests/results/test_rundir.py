@@ -7,10 +7,10 @@ import sys
 import pytest
 
 import train  # noqa: F401  declares all settings
+from common.folder_lock import LockedError, locked
 from dassl.config import get_cfg_default
 from dassl.engine.resume import FREE_OPTIONS, flatten
-from evaluation.rundir import RunDirError, begin_run, earlier_config, prepare_run_dir, remove_leftovers, run_dir
-from folder_lock import LockedError, locked
+from results.rundir import RunDirError, begin_run, earlier_config, prepare_run_dir, remove_leftovers, run_dir
 
 MODELS = ("prompt_learner",)
 RUN = (
@@ -160,7 +160,7 @@ def test_a_folder_without_a_run_loses_nothing(cfg, tmp_path):
 
 KILLED = """
 import os, sys
-from dassl.atomic import atomic_write
+from common.files import atomic_write
 writers = [atomic_write(path) for path in sys.argv[1:]]
 for writer in writers:
     writer.__enter__().write(b"half")

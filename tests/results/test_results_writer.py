@@ -8,10 +8,10 @@ import pytest
 import torch
 from yacs.config import CfgNode
 
-from evaluation import results as results_module
-from evaluation.results import collect_environment, git_state, peak_memory, write_results
 from reporting.runs import SCHEMA_VERSION, ResultsError, Run, read_results
 from reporting.schema import REQUIRED_KEYS
+from results import results as results_module
+from results.results import collect_environment, git_state, peak_memory, write_results
 
 
 @pytest.fixture

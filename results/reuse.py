@@ -29,9 +29,9 @@ from yacs.config import CfgNode
 
 from dassl.config import cfg_default
 from dassl.data import DatasetWrapper
-from evaluation.feature_store import FeatureStore, digest, image_keys
 from prompting.digest import tensors_digest
 from prompting.watch import shown
+from results.feature_store import FeatureStore, digest, image_keys
 
 FORMAT = 2  # of the features: raise it when the reader of images or the fast path computes something else
 # Names in INPUT.TRANSFORMS that make the same of an image every time.

@@ -5,8 +5,8 @@ import pytest
 from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
 from dataset_label import dataset_label
-from evaluation.record import describe_decoding, overrides_of, with_data_share
-from evaluation.rundir import RunDirError, prepare_run_dir, write_config
+from results.record import describe_decoding, overrides_of, with_data_share
+from results.rundir import RunDirError, prepare_run_dir, write_config
 
 
 @pytest.mark.parametrize(

@@ -8,9 +8,9 @@ import torch
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
-from evaluation import protocols
-from evaluation.openworld import OPEN_WORLD_METRICS, OpenWorld
-from evaluation.protocols import check_class_splits, class_splits_of, evaluate_class_splits
+from results import protocols
+from results.openworld import OPEN_WORLD_METRICS, OpenWorld
+from results.protocols import check_class_splits, class_splits_of, evaluate_class_splits
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 SPLIT_LABELS = {"all": range(5), "base": range(3), "new": range(3, 5)}
