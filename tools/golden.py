@@ -25,7 +25,7 @@ import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 VARIANTS = {
-    "CoOp/csc": ["TRAINER.COOP.CSC", "True"],
+    "CoOp/csc": ["TRAINER.COOP.CSC", "True", "TEST.CLASS_SPLITS", "('base',)"],
     "CoOp/middle": ["TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"],
     "CoOp/front": ["TRAINER.COOP.CLASS_TOKEN_POSITION", "front"],
     "VPT/shallow": ["TRAINER.VPT.PROMPT_DEPTH_VISION", "1"],
