@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from reporting.runs import ResultsError, Run, find_results, load_runs, read_results
-from reporting.schema import REQUIRED_KEYS
+from results.schema import REQUIRED_KEYS, ResultsError, Run, find_results, load_runs, read_results
 
 
 def rewrite(path, change):

@@ -4,9 +4,8 @@ import pytest
 
 from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
-from dataset_label import dataset_label
-from results.record import describe_decoding, overrides_of, with_data_share
-from results.rundir import RunDirError, prepare_run_dir, write_config
+from results.rundir import RunDirError, begin_run, prepare_run_dir
+from results.schema import dataset_label, describe_decoding, overrides_of
 
 
 @pytest.mark.parametrize(
@@ -18,15 +17,10 @@ def test_the_size_at_which_images_are_decoded_is_stated(factor, text):
     assert describe_decoding(DatasetWrapper(cfg, [])) == text
 
 
-def test_the_share_of_waiting_for_data():
-    assert with_data_share({"train": 8.0, "data": 2.0, "test": 1.0})["data_share"] == 0.25
-    assert "data_share" not in with_data_share({"test": 1.0})
-
-
 def test_a_run_goes_on_with_another_cache_but_not_with_another_decoding(tmp_path):
     cfg = get_cfg_default()
     cfg.OUTPUT_DIR = str(tmp_path)
-    write_config(cfg)
+    begin_run(cfg)
     cfg.DATALOADER.CACHE_MB = 0
     assert not prepare_run_dir(cfg)
     cfg.INPUT.JPEG_DRAFT = 1.0

@@ -8,10 +8,18 @@ import pytest
 import torch
 from yacs.config import CfgNode
 
-from reporting.runs import SCHEMA_VERSION, ResultsError, Run, read_results
-from reporting.schema import REQUIRED_KEYS
-from results import results as results_module
-from results.results import collect_environment, git_state, peak_memory, write_results
+from results import schema
+from results.schema import (
+    REQUIRED_KEYS,
+    SCHEMA_VERSION,
+    ResultsError,
+    Run,
+    collect_environment,
+    git_state,
+    peak_memory,
+    read_results,
+    write_results,
+)
 
 
 @pytest.fixture
@@ -104,7 +112,7 @@ def test_an_interrupted_write_leaves_the_older_file_and_no_other(record, tmp_pat
     def interrupted(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results_module.os, "replace", interrupted)
+    monkeypatch.setattr(schema.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_results(path, record | {"seed": 3})
     assert path.read_bytes() == before
@@ -123,7 +131,7 @@ def test_the_environment_names_versions_device_and_precision():
 
 
 def test_packages_that_are_not_installed_have_no_version(monkeypatch):
-    monkeypatch.setattr(results_module, "PACKAGES", ("no-such-package-here",))
+    monkeypatch.setattr(schema, "PACKAGES", ("no-such-package-here",))
     assert collect_environment("cpu", "fp32")["packages"] == {"no-such-package-here": None}
 
 
