@@ -53,8 +53,8 @@ def track_run(cfg: Any, record: Mapping[str, Any]) -> None:
     """
     history = record["history"]
     if history:
-        # a text file would turn the line ends into the system's own
-        with atomic_write(Path(cfg.OUTPUT_DIR) / "history.csv") as file:
+        path = Path(cfg.OUTPUT_DIR) / "history.csv"
+        with atomic_write(path) as file:  # a text file would turn the line ends into the system's own
             text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
             columns = list(dict.fromkeys(key for entry in history for key in entry))
             writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")

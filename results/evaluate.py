@@ -1,8 +1,7 @@
 """Tests a trained model on the class splits of a protocol, in one process.
 
-Class splits follow CoOp: classes sorted by label, the first ceil(n / 2) are base. Owns the configuration keys
-`TEST.CLASS_SPLITS` ... below. The printed lines are those of `trainer.test()`, so a log reads as Dassl's, one result
-block per class split.
+Class splits follow CoOp: classes sorted by label, the first ceil(n / 2) are base. The printed lines are those of
+`trainer.test()`, so a log reads as Dassl's, one result block per class split.
 """
 
 from __future__ import annotations
@@ -153,11 +152,21 @@ def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> tuple[dic
     seconds = time.perf_counter() - start
 
     labels, predictions = torch.cat(recorder.labels), torch.cat(recorder.predictions)
+    totals, corrects = Counter(labels.tolist()), Counter(labels[labels == predictions].tolist())
+    name_counts, per_class = Counter(names.values()), {}
+    for label, name in sorted(names.items()):
+        total, correct = totals[label], corrects[label]
+        # some label lists name two classes alike; neither may hide the other
+        per_class[name if name_counts[name] == 1 else f"{name} (label {label})"] = {
+            "total": total,
+            "correct": correct,
+            "accuracy": 100.0 * correct / total if total else None,
+        }
     metrics = {
         "accuracy": 100.0 * accuracy(predictions, labels),
         **{name: float(value) for name, value in recorder.results.items() if name not in OPEN_WORLD_METRICS},
         "num_images": labels.numel(),
-        "per_class": _per_class(labels, predictions, names),
+        "per_class": per_class,
     }
     if len(names) <= MAX_CLASSES_CONFUSED:  # counts by true class (row) and prediction (column)
         counts = torch.bincount(labels * len(names) + predictions, minlength=len(names) ** 2)
@@ -167,18 +176,6 @@ def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> tuple[dic
         numbers = {name: recorder.results[name] for name in OPEN_WORLD_METRICS}
         metrics["open_world"] = numbers | {"num_base_classes": num_base}
     return metrics, {} if collector is None else collector.arrays(labels, names)
-
-
-def _per_class(labels: torch.Tensor, predictions: torch.Tensor, names: Mapping[int, str]) -> dict[str, dict[str, Any]]:
-    totals, corrects = Counter(labels.tolist()), Counter(labels[labels == predictions].tolist())
-    name_counts = Counter(names.values())
-    result = {}
-    for label, name in sorted(names.items()):
-        # some label lists name two classes alike; neither may hide the other
-        key = name if name_counts[name] == 1 else f"{name} (label {label})"
-        total, correct = totals[label], corrects[label]
-        result[key] = {"total": total, "correct": correct, "accuracy": 100.0 * correct / total if total else None}
-    return result
 
 
 class _Recorder(EvaluatorBase):

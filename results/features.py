@@ -123,12 +123,7 @@ def _fits(loader: Any) -> bool:
 
 
 class FeatureLoader:
-    """A loader's batches in the same order, with image features in place of the images.
-
-    Args:
-        loader: of the images.
-        known: gives their features, when the first batch is asked for.
-    """
+    """A loader's batches in the same order, with features in place of images, computed when the first is asked for."""
 
     def __init__(self, loader: DataLoader, known: KnownFeatures) -> None:
         self.loader, self.known = loader, known
@@ -335,9 +330,24 @@ class FeatureStore:
         return table
 
     def _read(self, path: Path) -> Table:
-        _check_arrays(path)
-        with np.load(path, allow_pickle=False) as file:
-            context, images, features = file["context"], file["images"], file["features"]
+        """What a file holds, read only as far as its arrays' numbers lie there as they are.
+
+        NumPy itself would take memory for what a header states.
+        """
+        arrays = {}
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                    raise ValueError(f"{entry.filename} is compressed, which is not how features are kept")
+                with archive.open(entry) as file:
+                    if np.lib.format.read_magic(file) != (1, 0):
+                        raise ValueError(f"{entry.filename} is of another format version")
+                    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+                    if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+                        raise ValueError(f"{entry.filename} is not as large as it says")
+                    numbers = np.frombuffer(bytearray(file.read()), dtype)
+                    arrays[entry.filename] = numbers.reshape(shape, order="F" if fortran else "C")
+        context, images, features = (arrays[f"{name}.npy"] for name in ("context", "images", "features"))
         if context.tobytes() != self.context.encode():
             raise ValueError("it belongs to another folder")
         if features.dtype != np.float32 or features.ndim != 2 or images.shape != (len(features), KEY_BYTES):
@@ -345,24 +355,6 @@ class FeatureStore:
         if not np.isfinite(features).all():
             raise ValueError("a feature is infinite or NaN")
         return dict(zip((row.tobytes() for row in images), torch.from_numpy(features).unbind(0), strict=True))
-
-
-def _check_arrays(path: Path) -> None:
-    """Refuse a file that does not hold its arrays' numbers as they are: NumPy takes memory for what a header states.
-
-    Raises:
-        ValueError: an array is compressed, or is not as large as its header says.
-    """
-    with zipfile.ZipFile(path) as archive:
-        for entry in archive.infolist():
-            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                raise ValueError(f"{entry.filename} is compressed, which is not how features are kept")
-            with archive.open(entry) as file:
-                if np.lib.format.read_magic(file) != (1, 0):
-                    raise ValueError(f"{entry.filename} is of another format version")
-                shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-                if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
-                    raise ValueError(f"{entry.filename} is not as large as it says")
 
 
 def bound_size(folder: Path, max_bytes: int) -> None:
@@ -447,14 +439,9 @@ def save_features(folder: str | Path, splits: Mapping[str, Mapping[str, np.ndarr
 
     It holds, in half precision and L2-normalised, `<split>_images` (images, embed_dim) and `<split>_texts` (classes,
     embed_dim) of each class split, with `<split>_labels` (images,) and `<split>_classnames` (classes,).
-
-    Args:
-        folder: the run's output folder.
-        splits: class split -> arrays by name.
     """
     path = Path(folder) / FEATURES_FILE
+    named = {f"{split}_{name}": array for split, arrays in splits.items() for name, array in arrays.items()}
     with atomic_write(path) as file:
-        np.savez_compressed(
-            file, **{f"{split}_{name}": array for split, arrays in splits.items() for name, array in arrays.items()}
-        )
+        np.savez_compressed(file, **named)
     return path

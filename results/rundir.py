@@ -50,10 +50,6 @@ class RunDirError(ValueError):
 def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
     """Have the output folder to oneself, ready to be written to.
 
-    Args:
-        cfg: the run's configuration.
-        overwrite: see `prepare_run_dir`.
-
     Yields:
         True when the folder holds this very run, finished: there is nothing to do, and nothing was touched, but for a
         state to go on from that a killed process left.
@@ -72,9 +68,9 @@ def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
     lock = FolderLock(folder / RUN_LOCK)
     try:
         lock.acquire()
-    except LockedError:
-        raise
     except OSError as error:
+        if isinstance(error, LockedError):
+            raise
         raise RunDirError(
             f"cannot write to the output folder {folder} ({error.strerror}): choose another --output-dir"
         ) from error
@@ -88,14 +84,9 @@ def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
 
 
 def prepare_run_dir(cfg: Any, overwrite: bool = False) -> bool:
-    """See whether a run may use the output folder.
+    """See whether a run may use ``cfg.OUTPUT_DIR``; True when it holds this very run, finished.
 
-    Args:
-        cfg: the run's configuration; ``cfg.OUTPUT_DIR`` names the folder.
-        overwrite: whether an earlier run there may be finished, or of another config; see `begin_run`.
-
-    Returns:
-        True when the folder holds this very run, finished: there is nothing to do.
+    With ``overwrite`` an earlier run there may be finished, or of another config; see `begin_run`.
 
     Raises:
         RunDirError: the folder holds a run with another config (the first differing keys are named), or a file that
@@ -207,17 +198,14 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
-    """Remove the files that a folder's run has written, and the folders that are empty then; without a run, nothing.
+    """Remove what a folder's run has written but its logs, and folders that are empty then; without a run, nothing.
 
-    Args:
-        folder: its output folder; logs stay.
-        models: folders of the models whose checkpoints go.
+    ``models`` names the folders of the models whose checkpoints go.
     """
     earlier = earlier_config(folder)
     if earlier is None:
         return
-    below = dict.fromkeys(models, CHECKPOINTS)
-    below |= dict.fromkeys(SPLIT_FOLDERS, re.compile(re.escape(CONFUSION_FILE)))
+    below = dict.fromkeys(models, CHECKPOINTS) | dict.fromkeys(SPLIT_FOLDERS, re.compile(re.escape(CONFUSION_FILE)))
     settings = flatten(earlier)
     if "tensorboard" in settings.get("TRAIN.TRACKERS", ("tensorboard",)):
         below["tensorboard"] = EVENTS
@@ -240,11 +228,6 @@ def write_divergence(trainer: Any, cfg: Any, error: FloatingPointError) -> Path:
 
     The state of the last good epoch stays in the folder. The same command would come to the same end; with another
     learning rate, precision or seed it is another run, in another folder or with --overwrite.
-
-    Args:
-        trainer: that the error came from.
-        cfg: its configuration.
-        error: what it said.
     """
     path = Path(cfg.OUTPUT_DIR) / DIVERGED_FILE
     testing = getattr(trainer, "evaluating", "")

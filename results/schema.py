@@ -85,11 +85,7 @@ _PLACES = {".".join(path.split(".")[:depth]) for path in SCHEMA for depth in ran
 
 
 def validate_results(record: Any, where: str | Path) -> None:
-    """Check a results record against the schema.
-
-    Args:
-        record: what the JSON holds.
-        where: the path to name in the error.
+    """Check what a results.json holds against the schema; `where` is the path to name in the error.
 
     Raises:
         ResultsError: no JSON object, another schema version, an unfinished run, keys missing or of a wrong type.
@@ -188,7 +184,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Run:
-    """One finished run; the fields are those of its results.json that tell runs apart."""
+    """One finished run: its results.json, and what of it tells runs apart, fit to be printed."""
 
     path: Path
     record: Mapping[str, Any]
@@ -196,6 +192,7 @@ class Run:
     trainer: str
     setting: str
     dataset: str
+    source_dataset: str | None  # trained on, where the record tells it apart from the one tested on
     backbone: str
     seed: int
     shots: int
@@ -205,12 +202,11 @@ class Run:
     def read(cls, path: str | Path) -> Run:
         """Read and check the run's results.json; raises as `read_results` does."""
         record = read_results(path)
-        given = {field.name: record[field.name] for field in fields(cls) if field.name not in ("path", "record")}
-        # a user's images, which older records call "folder" or "csv", are named by where they lie
-        dataset = record["config"].get("DATASET", {})
-        named = dataset.get("LABEL") or Path(dataset.get("PATH", "").replace("\\", "/")).name
-        if named and record["dataset"].lower() in OWN_DATA:
-            given["dataset"] = named
+        given = {field.name: record.get(field.name) for field in fields(cls) if field.name not in ("path", "record")}
+        if given["dataset"].lower() in OWN_DATA:  # a user's images in an older record: named by where they lie
+            images = record["config"].get("DATASET", {})
+            place = Path(images.get("PATH", "").replace("\\", "/")).name
+            given["dataset"] = images.get("LABEL") or place or given["dataset"]
         # what reaches a terminal, a table or a page must not be obeyed there
         given = {key: printable(value) if isinstance(value, str) else value for key, value in given.items()}
         return cls(path=Path(path), record=record, **given)
@@ -235,25 +231,16 @@ class Run:
     @property
     def same_as(self) -> str:
         """What two copies of one run share: everything but where and when it ran."""
-        record, data = self.record, self.record["data"]
-        names = (
-            *("protocol", "trainer", "setting", "source_dataset", "backbone", "seed", "init_seed", "shots"),
-            *("train_classes", "selection_rule", "metrics"),
-        )
-        content = [self.dataset, *(record.get(name) for name in names)]
-        images = [data.get("split_sha256"), data.get("fewshot_sha256"), record["model"].get("backbone_sha256")]
-        return json.dumps([content, images, record["model"]["trainable_parameters"], self.settings], sort_keys=True)
+        record, data, model = self.record, self.record["data"], self.record["model"]
+        names = "protocol trainer setting source_dataset backbone seed init_seed shots train_classes selection_rule"
+        content = [self.dataset, record["metrics"], *(record.get(name) for name in names.split())]
+        images = [data.get("split_sha256"), data.get("fewshot_sha256"), model.get("backbone_sha256")]
+        return json.dumps([content, images, model["trainable_parameters"], self.settings], sort_keys=True)
 
     @property
     def demonstration(self) -> bool:
         """Whether the backbone is one of the small models that come with the repository."""
         return self.backbone.startswith("bundled:")
-
-    @property
-    def source_dataset(self) -> str | None:
-        """The data set trained on, where the record tells it apart from the one tested on."""
-        name = self.record.get("source_dataset")
-        return None if name is None else printable(name)
 
     def accuracy(self, split: str) -> float | None:
         """Accuracy in percent on a class split, None where the run did not test it."""
@@ -383,12 +370,7 @@ def deciding_settings(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def overrides_of(cfg: Any, files_cfg: Any) -> dict[str, Any]:
-    """The settings that the command line changed, of those that decide numbers and are told nowhere else.
-
-    Args:
-        cfg: the run's configuration.
-        files_cfg: the same without the command line: the defaults and the files.
-    """
+    """The deciding settings that the command line changed; `files_cfg` is the defaults and the files without it."""
     files, settings = (deciding_settings(plain(node, "config")) for node in (files_cfg, cfg))
     return {key: value for key, value in settings.items() if key not in files or files[key] != value}
 
@@ -411,7 +393,7 @@ def build_record(
     Args:
         trainer: any Dassl trainer; prompt trainers say more (gates, trained tensors).
         cfg: its configuration.
-        metrics: of every class split.
+        metrics: of every class split, as `results.evaluate.evaluate_class_splits` returns them.
         config_file: the trainer's config file, whose name is the setting's name unless ``TEST.SETTING`` gives one.
         overrides: see `overrides_of`.
         timing: seconds by phase; of those in `train`, `data` were spent waiting for the loader.
@@ -508,14 +490,9 @@ def describe_decoding(images: Any) -> str:
 
 
 def write_results(path: str | Path, results: Mapping[str, Any]) -> dict[str, Any]:
-    """Validate and write a run's results.
+    """Validate and write what `build_record` made; schema_version, status and finished_at are filled in.
 
-    Args:
-        path: where, normally <output folder>/results.json; an existing file is replaced in one step.
-        results: from `build_record`; schema_version, status and finished_at are filled in.
-
-    Returns:
-        The record as written.
+    An existing file is replaced in one step. Returns the record as written.
 
     Raises:
         ValueError: a value is no JSON (NaN and infinity included), named by its key.
@@ -547,7 +524,7 @@ def plain(value: Any, where: str) -> Any:
     if isinstance(value, Path):
         return str(value)
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{where} is {value}: a result that is not a number cannot be recorded")
+        raise ValueError(f"{where} is {value}: what is not a finite number cannot be recorded")
     if value is None or isinstance(value, str | bool | int | float):
         return value
     if hasattr(value, "tolist"):  # numpy and torch
@@ -559,12 +536,7 @@ def plain(value: Any, where: str) -> Any:
 
 
 def collect_environment(device: Any, precision: str) -> dict[str, Any]:
-    """What a run ran on: code revision, versions, device, threads, precision.
-
-    Args:
-        device: the device that the run computed on, or its name.
-        precision: fp32, fp16, bf16 or amp.
-    """
+    """What a run ran on: code revision, versions, device (a torch device or its name), threads, precision."""
     import torch
 
     def version(package: str) -> str | None:
