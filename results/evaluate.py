@@ -80,8 +80,8 @@ def evaluate_class_splits(
         trainer: the trainer, holding the weights to test.
         cfg: its configuration.
         splits: names out of `CLASS_SPLITS`.
-        model_dir: for a trainer without `set_class_split`: the folder to load the weights from; default the run's own,
-            that is `cfg.OUTPUT_DIR`, with the epoch that training ended at, or the best one where `TEST.FINAL_MODEL` is
+        model_dir: for a trainer without `set_class_split`: the folder to load the weights from; default
+            `cfg.OUTPUT_DIR`, with the epoch that training ended at, or the best one where `TEST.FINAL_MODEL` is
             "best_val".
         load_epoch: with `model_dir`: which epoch to load; default the best one, as in Dassl.
 
@@ -94,10 +94,6 @@ def evaluate_class_splits(
         ValueError: a split name is wrong, or base-to-new open-world metrics are not defined on this data.
     """
     splits, trained_on = check_class_splits(splits), cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
-    if not model_dir:
-        model_dir = cfg.OUTPUT_DIR
-        # a resumed run that had nothing left to train never enters an epoch: its start tells where it stands
-        load_epoch = None if cfg.TEST.FINAL_MODEL == "best_val" else max(trainer.epoch + 1, trainer.start_epoch)
     metrics, features, current = {}, {}, trained_on
     try:
         for split in splits:
@@ -106,8 +102,11 @@ def evaluate_class_splits(
                 current = split
                 trainer.set_class_split(split)
             elif split != trained_on:
+                if not model_dir and cfg.TEST.FINAL_MODEL != "best_val":
+                    # a resumed run that had nothing left to train never enters an epoch: its start tells where it is
+                    load_epoch = max(trainer.epoch + 1, trainer.start_epoch)
                 tested = build_trainer(_changed(cfg, "DATASET.SUBSAMPLE_CLASSES", split))
-                tested.load_model(model_dir, epoch=load_epoch)
+                tested.load_model(model_dir or cfg.OUTPUT_DIR, epoch=load_epoch)
             metrics[split], features[split] = _evaluate(tested, cfg, split, split == "all" and trained_on == "base")
     finally:
         if current != trained_on:
