@@ -37,7 +37,7 @@ RUN_FILES = (RESULTS_FILE, CONFIG_FILE, RESUME_NAME, DIVERGED_FILE, "history.csv
 MODEL_FOLDERS = ("prompt_learner", "MultiModalPromptLearner", "VLPromptLearner", "model")
 CHECKPOINTS = re.compile(r"model\.pth\.tar-[0-9]+|model-best\.pth\.tar|checkpoint")
 EVENTS = re.compile(r"events\.out\.tfevents\..+")
-SPLIT_FOLDERS = ("base", "new", "all")
+SPLIT_FOLDERS = dict.fromkeys(("base", "new", "all"), re.compile(re.escape(CONFUSION_FILE)))
 
 cfg_default.TRAIN.DETERMINISTIC = False  # CUDA only: slower, and an operation that cannot repeat itself is an error
 
@@ -191,10 +191,8 @@ def remove_leftovers(folder: Path) -> None:
     if earlier_config(folder) is not None:
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
     remove_dead_temporaries(folder, RUN_FILES.__contains__)
-    for name in MODEL_FOLDERS:
-        remove_dead_temporaries(folder / name, lambda target: CHECKPOINTS.fullmatch(target) is not None)
-    for name in SPLIT_FOLDERS:
-        remove_dead_temporaries(folder / name, CONFUSION_FILE.__eq__)
+    for name, names in (dict.fromkeys(MODEL_FOLDERS, CHECKPOINTS) | SPLIT_FOLDERS).items():
+        remove_dead_temporaries(folder / name, names.fullmatch)
 
 
 def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
@@ -205,13 +203,14 @@ def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
     earlier = earlier_config(folder)
     if earlier is None:
         return
-    below = dict.fromkeys(models, CHECKPOINTS) | dict.fromkeys(SPLIT_FOLDERS, re.compile(re.escape(CONFUSION_FILE)))
+    below = dict.fromkeys(models, CHECKPOINTS) | SPLIT_FOLDERS
     settings = flatten(earlier)
     if "tensorboard" in settings.get("TRAIN.TRACKERS", ("tensorboard",)):
         below["tensorboard"] = EVENTS
-    # What the run was not asked for is somebody else's.
-    asked = {"features.npz": settings.get("TEST.SAVE_FEATURES", True)}
-    asked[CONFUSION_FILE] = settings.get("TEST.COMPUTE_CMAT", True)
+    asked = {  # what the run was not asked for is somebody else's
+        "features.npz": settings.get("TEST.SAVE_FEATURES", True),
+        CONFUSION_FILE: settings.get("TEST.COMPUTE_CMAT", True),
+    }
     for name, names in below.items():
         if files := _files(folder / name, names):
             for path in files:
