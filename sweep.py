@@ -23,7 +23,7 @@ from pathlib import Path
 from common.commandline import add_debug, guarded
 from dassl.config.checks import MANY as MOST_SHOTS
 from dassl.config.checks import MOST_SEED
-from reporting.runs import ResultsError
+from results.schema import ResultsError
 from sweeping.claims import forget_dead_claim
 from sweeping.inline import InlineLauncher
 from sweeping.jobs import Job, Plan, Variation, build_queue, protocol_named, variations_of

@@ -88,15 +88,11 @@ from dassl.config import check_cfg, get_cfg_default
 from dassl.config.checks import MOST_SEED
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
-from dataset_label import dataset_label
-from results.determinism import determinism
-from results.divergence import write_divergence
-from results.protocols import class_splits_of, evaluate_class_splits
-from results.record import build_record, overrides_of
-from results.results import write_results
-from results.reuse import train_on_features
-from results.rundir import begin_run, clean_start, run_dir
-from results.trackers import check_trackers, track_run
+from extras.trackers import check_trackers, track_run
+from results.evaluate import class_splits_of, evaluate_class_splits
+from results.features import train_on_features
+from results.rundir import begin_run, clean_start, determinism, run_dir, write_divergence
+from results.schema import build_record, dataset_label, overrides_of, write_results
 from trainers.checks import RANGES
 from trainers.memory import raise_explained
 from trainers.together import join_trainer, run_together

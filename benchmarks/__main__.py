@@ -189,7 +189,7 @@ def count_kernels(args: argparse.Namespace, name: str, classes: int) -> dict[str
 
 def machine(args: argparse.Namespace) -> dict[str, Any]:
     """What the figures were measured on."""
-    from results.results import collect_environment
+    from results.schema import collect_environment
 
     environment = collect_environment(args.device, args.precision)
     return {**environment, "threads": args.threads, "cores": os.cpu_count(), "machine": platform.machine()}

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from benchmarks.setup import build_trainer, random_batch, random_clip
-from results.results import peak_rss_mib
+from results.schema import peak_rss_mib
 
 
 def training_memory(

@@ -30,8 +30,8 @@ from benchmarks.tables import print_lines
 from common.commandline import add_debug, guarded
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
-from results.feature_store import forget_all
-from results.protocols import evaluate_class_splits
+from results.evaluate import evaluate_class_splits
+from results.features import forget_all
 from sweeping.settings import REPOSITORY, setting_options
 
 SPLITS = ("base", "new", "all")

@@ -5,6 +5,6 @@
     python -m reporting plot base_new RUNS... -o plot.svg
     python -m reporting html RUNS... -o report.html
 
-runs.py reads, methods.py groups, layouts.py and blocks.py arrange, checks.py warns, formats.py and html_tables.py
+results.schema reads, methods.py groups, layouts.py and blocks.py arrange, checks.py warns, formats.py and html_tables
 write; published.json holds what others published. docs/reporting.md is the manual.
 """

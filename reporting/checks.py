@@ -10,7 +10,7 @@ from common.commandline import printable
 from reporting.layouts import Column
 from reporting.methods import Method
 from reporting.names import shots_text
-from reporting.runs import Run
+from results.schema import Run
 
 
 def print_warnings(warnings: Iterable[str]) -> None:

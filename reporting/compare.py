@@ -21,8 +21,8 @@ from reporting.layouts import PROTOCOLS, Metric
 from reporting.methods import Method, check_protocol, group_methods
 from reporting.names import dataset_order, shots_text
 from reporting.paired import LEAST_PAIRS, LEVEL, Pair, Paired, compare_pairs
-from reporting.runs import ResultsError, Run, load_runs
 from reporting.selection import of_protocol
+from results.schema import ResultsError, Run, load_runs
 
 NAME = "compare"
 HELP = "paired differences between two methods, with confidence interval and tests"

@@ -13,8 +13,8 @@ from functools import partial
 from typing import Literal
 
 from reporting.names import dataset_order, shots_text
-from reporting.runs import Run
 from reporting.statistics import harmonic_mean
+from results.schema import Run
 
 AVERAGE = "average"
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from common.commandline import printable
 from reporting.layouts import PROTOCOLS, Protocol
 from reporting.names import shots_text, trainer_order
-from reporting.runs import ResultsError, Run
+from results.schema import ResultsError, Run
 
 _NAMED_PER_PROTOCOL = 3
 _LONGEST = 60

@@ -15,8 +15,8 @@ from reporting.methods import check_protocol
 from reporting.plots import KINDS
 from reporting.plots.data import Options
 from reporting.plots.style import FILE_FORMATS, PlotError, render, style
-from reporting.runs import Run
 from reporting.selection import add_selection, selected_runs
+from results.schema import Run
 
 NAME = "plot"
 HELP = "a plot of runs, as PNG or SVG"

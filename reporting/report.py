@@ -19,9 +19,9 @@ from reporting.names import dataset_order, trainer_order
 from reporting.page import bullets, html_page, text
 from reporting.report_plots import Picture, pictures_of
 from reporting.report_runs import runs_html
-from reporting.runs import Run
 from reporting.selection import add_selection, selected_runs
 from reporting.table import build_table
+from results.schema import Run
 
 NAME = "html"
 HELP = "one self-contained page: tables, plots and every run"

@@ -14,7 +14,7 @@ from reporting.plots import KINDS
 from reporting.plots.data import arranged, datasets_of
 from reporting.plots.style import PlotError
 from reporting.plots.tsne import FEATURES_FILE
-from reporting.runs import Run
+from results.schema import Run
 
 OVERVIEWS = ("few_shot", "base_new", "gain", "radar", "seeds")
 MOST_MATRICES, MOST_TSNE = 12, 4

@@ -13,7 +13,7 @@ from reporting.html_tables import Filters, sortable
 from reporting.names import shots_text
 from reporting.page import text
 from reporting.reading import MISSING
-from reporting.runs import Run
+from results.schema import Run
 
 _HEADINGS = (
     ("Trainer", False),

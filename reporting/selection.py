@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from reporting.layouts import PROTOCOLS
 from reporting.names import canonical_dataset, shots_text
-from reporting.runs import ResultsError, Run, load_runs
+from results.schema import ResultsError, Run, load_runs
 
 
 def add_selection(parser: argparse.ArgumentParser) -> None:

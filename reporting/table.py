@@ -19,9 +19,9 @@ from reporting.files import check_target, write_file
 from reporting.formats import FORMATS
 from reporting.layouts import AVERAGE, PROTOCOLS, Column, Protocol, blocks_of, source_datasets
 from reporting.methods import Method, check_protocol, differing_between_columns, group_methods
-from reporting.runs import ResultsError, Run, load_runs
 from reporting.selection import of_protocol
 from reporting.statistics import Summary, average_over, harmonic_of_averages, summarise
+from results.schema import ResultsError, Run, load_runs
 
 NAME = "table"
 HELP = "one protocol's results as a table: mean and standard deviation over seeds"

@@ -1,27 +1,380 @@
-"""Keeps the image and text features of an evaluation in features.npz, for t-SNE plots and further study.
+"""Image features computed once and used for every class split, seed and method that needs the same ones.
 
-Owns the configuration key `TEST.SAVE_FEATURES`. For each class split the file holds `<split>_images` (images,
-embed_dim), `<split>_labels` (images,), `<split>_texts` (classes, embed_dim) and `<split>_classnames` (classes,).
-Features are L2-normalised and kept in half precision.
+Owns the configuration node `FEATURES` and the key `TEST.SAVE_FEATURES`. A trainer says by `image_features_follow` what
+its image features follow from:
+
+- "image" (CoOp, KgCoOp, ProDA, CoCoOp, zero-shot): nothing trained touches the image tower. They are kept for all runs
+  of this process and, with `FEATURES.FOLDER`, on disk. Validation uses them too, and so does training where the
+  configuration augments nothing.
+- "prompts" (MaPLe, PromptSRC, BMIP ...): they are the same for every class list as long as nothing is trained: base,
+  new and all classes are tested in one pass over the images.
+- "batch" (BMIP's official gate), and trainers that do not say: nothing is reused.
+
+Images that are not known yet are computed in the batches that the test itself would form, so the first pass is that of
+a run without reuse to the last bit. Known features met in other batches differ by the rounding of matrix products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import hashlib
+import math
+import os
+import tempfile
+import time
+import tokenize
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
+from yacs.config import CfgNode
 
+from common.files import atomic_write
 from dassl.config import cfg_default
-from dassl.utils import atomic_write
+from dassl.data import DatasetWrapper
+from prompting.digest import tensors_digest
+from prompting.watch import shown
 
 FEATURES_FILE = "features.npz"
+FORMAT = 2  # of the features: raise it when the reader of images or the fast path computes something else
+NOT_RANDOM = ("normalize", "instance_norm", "center_crop")  # in INPUT.TRANSFORMS: the same of an image every time
+PACKAGES = ("torch", "torchvision", "pillow")  # what else decides what a pixel and a matrix product come to
+KEY_BYTES = 16
+# A file changed just before it was read may change again within one tick of a coarse file system's clock.
+SETTLED_SECONDS = 2.0
+# What numpy and zipfile raise for files that are not, or not wholly, what was written; RuntimeError: a zip entry that
+# needs a password or a later version of the format; the last two: an array's header, which NumPy reads as Python.
+DAMAGED = (
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile),
+    *(SyntaxError, tokenize.TokenError),
+)
 
-cfg_default.TEST.SAVE_FEATURES = False
+cfg_default.TEST.SAVE_FEATURES = False  # keep an evaluation's image and text features, for t-SNE plots
+cfg_default.FEATURES = CfgNode(
+    {
+        "REUSE": True,  # compute image features once where they would be the same
+        "FOLDER": "",  # also keep them on disk, in this folder; "": in the process's memory only
+        "MAX_GIB": 2.0,  # most to keep, in memory and on disk each
+    }
+)
+
+
+# ---- What a trainer does with known features ----
+
+
+@contextmanager
+def testing_on_features(trainer: Any, cfg: Any) -> Iterator[None]:
+    """Let `trainer.test()` use known image features inside, where there can be any."""
+    known = _known_features(trainer, cfg)
+    loaders = {} if known is None else {name: getattr(trainer, name) for name in ("test_loader", "val_loader")}
+    for name, loader in loaders.items():
+        if _fits(loader):
+            setattr(trainer, name, FeatureLoader(loader, known))
+    try:
+        yield
+    finally:
+        for name, loader in loaders.items():
+            setattr(trainer, name, loader)
+
+
+def train_on_features(trainer: Any, cfg: Any) -> None:
+    """Let training validate on known image features, and train on them too where no image is augmented."""
+    known = _known_features(trainer, cfg)
+    if known is None or not known.frozen:
+        return
+    if _fits(trainer.val_loader):
+        trainer.val_loader = FeatureLoader(trainer.val_loader, known)
+    augments = any(name not in NOT_RANDOM for name in cfg.INPUT.TRANSFORMS)
+    if trainer.trains_on_features and not augments and _fits(trainer.train_loader_x):
+        print("No augmentation: training on image features that are computed once")
+        trainer.train_loader_x = FeatureLoader(trainer.train_loader_x, known)
+
+
+def _known_features(trainer: Any, cfg: Any) -> KnownFeatures | None:
+    """The source of a trainer's image features; made once. None where nothing may be reused."""
+    if not cfg.FEATURES.REUSE or getattr(trainer, "image_features_follow", "batch") == "batch":
+        return None
+    if not hasattr(trainer, "known_features"):
+        trainer.known_features = KnownFeatures(trainer, cfg)
+    return trainer.known_features
+
+
+def _fits(loader: Any) -> bool:
+    """Whether a loader's batches are images of known files, one view each, under a transform with a lasting name."""
+    dataset = getattr(loader, "dataset", None)
+    return (
+        isinstance(loader, DataLoader)
+        and loader.batch_sampler is not None
+        and type(dataset) is DatasetWrapper
+        and dataset.k_tfm == 1
+        and not dataset.return_img0
+        and dataset.transform is not None
+        and not isinstance(dataset.transform, list | tuple)
+        and " at 0x" not in repr(dataset.transform)
+    )
+
+
+class FeatureLoader:
+    """A loader's batches in the same order, with features in place of images, computed when the first is asked for."""
+
+    def __init__(self, loader: DataLoader, known: KnownFeatures) -> None:
+        self.loader, self.known = loader, known
+        self.dataset = loader.dataset
+
+    def __len__(self) -> int:
+        return len(self.loader)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start an epoch."""
+        if hasattr(self.loader, "set_epoch"):
+            self.loader.set_epoch(epoch)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        features, items = self.known.of(self.loader), self.dataset.data_source
+        for indices in self.loader.batch_sampler:
+            chosen = [items[index] for index in indices]
+            yield {
+                "img": features[indices],
+                "label": torch.tensor([item.label for item in chosen]),
+                "domain": torch.tensor([item.domain for item in chosen]),
+                "impath": [item.impath for item in chosen],
+                "index": torch.tensor(indices),
+            }
+
+
+class KnownFeatures:
+    """The image features of a trainer's model, computed where they are not known yet.
+
+    Args:
+        trainer: a trainer with `image_features_follow` "image" or "prompts".
+        cfg: its configuration.
+
+    Raises:
+        ValueError: `FEATURES.FOLDER` cannot be written to, or `FEATURES.MAX_GIB` is negative.
+    """
+
+    trained_context = ""  # of the trained prompts tested last, whichever trainer's
+
+    def __init__(self, trainer: Any, cfg: Any) -> None:
+        self.trainer, self.cfg = trainer, cfg
+        self.frozen = trainer.image_features_follow == "image"
+        self.tower = tensors_digest(trainer.model.image_encoder.state_dict())
+        self.folder = None
+        if self.frozen and cfg.FEATURES.FOLDER:
+            self.folder = Path(cfg.FEATURES.FOLDER).expanduser()
+            try:  # before anything is computed
+                self.folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=self.folder).close()
+            except OSError as error:
+                raise ValueError(
+                    f"FEATURES.FOLDER: cannot write to {self.folder} ({error.strerror}): name another folder, or '' "
+                    "for none"
+                ) from error
+        if cfg.FEATURES.MAX_GIB < 0:
+            raise ValueError(f"FEATURES.MAX_GIB is {cfg.FEATURES.MAX_GIB}: it must be 0 or more")
+
+    def of(self, loader: DataLoader) -> Tensor:
+        """Features of every image of a loader's data set, (images, embed_dim), on the CPU."""
+        dataset, learner = loader.dataset, self.trainer.model.prompt_learner
+        context = digest(
+            *(FORMAT, self.cfg.DATASET.NAME),
+            f"{dataset.draft_size} {dataset.exif_orientation} {dataset.transform!r}",
+            *(self.tower, None if self.frozen else (type(learner).__name__, tensors_digest(learner.state_dict()))),
+            type(self.trainer.model.image_encoder).__name__,
+            *(self.trainer.precision.name, self.trainer.device.type),
+            *map(version, PACKAGES),
+        )
+        store = FeatureStore(context, self.folder, int(self.cfg.FEATURES.MAX_GIB * 2**30))
+        if not self.frozen and context != KnownFeatures.trained_context:  # what was trained since will not come back
+            _memory.pop(KnownFeatures.trained_context, None)
+            KnownFeatures.trained_context = context
+        keys, settled = image_keys([item.impath for item in dataset.data_source])
+        known = store.find(keys)
+        missing = [index for index, key in enumerate(keys) if key not in known]
+        if missing:
+            computed = self._compute(loader, missing)
+            known |= {keys[index]: row for index, row in zip(missing, computed.unbind(0), strict=True)}
+            lasting = [position for position, index in enumerate(missing) if settled[index]]
+            store.add([keys[missing[position]] for position in lasting], computed[lasting])
+        print(f"Image features: {len(keys) - len(missing)} of {len(keys)} known, {len(missing)} computed")
+        return torch.stack([known[key] for key in keys])
+
+    @torch.no_grad()
+    def _compute(self, loader: DataLoader, indices: Sequence[int]) -> Tensor:
+        """Features of some images of a loader's data set.
+
+        Raises:
+            FloatingPointError: one is infinite or NaN; the images are named, and nothing is kept.
+        """
+        images = DataLoader(
+            Subset(loader.dataset, indices),
+            batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
+            num_workers=loader.num_workers,
+            pin_memory=loader.pin_memory,
+            generator=torch.Generator(),  # a loader draws a number for its workers: not from the run's generator
+        )
+        model, device = self.trainer.model, self.trainer.device
+        features = torch.cat([model.image_features(batch["img"].to(device)).float().cpu() for batch in images])
+        if not (finite := features.isfinite().all(dim=1)).all():
+            items = loader.dataset.data_source
+            broken = [items[index].impath for index, good in zip(indices, finite.tolist(), strict=True) if not good]
+            raise FloatingPointError(f"the image feature of {shown(broken)} is infinite or NaN")
+        return features
+
+
+# ---- What is known, in the memory of this process and, where a folder is given, on disk ----
+
+Table = dict[bytes, Tensor]  # features (embed_dim,) by image
+_memory: OrderedDict[str, Table] = OrderedDict()  # by context, the one used last at the end
+
+
+def digest(*parts: object) -> str:
+    """A name that follows from all parts."""
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+
+
+def image_keys(paths: Sequence[str]) -> tuple[list[bytes], list[bool]]:
+    """What tells each image file from any other and from itself before a change, and whether it has settled.
+
+    Reading every file to hash its content would cost as much as decoding it; a change that keeps both size and time
+    of modification (in nanoseconds) has to be made on purpose.
+    """
+    now, keys, settled = time.time(), [], []
+    for path in map(os.path.abspath, paths):
+        state = os.stat(path)
+        name = f"{path}\0{state.st_size}\0{state.st_mtime_ns}"
+        keys.append(hashlib.blake2b(os.fsencode(name), digest_size=KEY_BYTES).digest())
+        settled.append(state.st_mtime < now - SETTLED_SECONDS)
+    return keys, settled
+
+
+def forget_all() -> None:
+    """Drop everything that memory holds."""
+    _memory.clear()
+
+
+class FeatureStore:
+    """The features known in one context: all that they depend on beside the image; not on labels or class names.
+
+    On disk each computation adds one file, `<folder>/<context>/<images>.npz`, which never changes afterwards: processes
+    may write at the same time. The arrays are plain numbers (nothing in them can run), and the zip format's checksums
+    tell a damaged file, which is removed and computed anew.
+
+    Args:
+        context: from :func:`digest`.
+        folder: where they are kept on disk; None: in memory only.
+        max_bytes: of all contexts together, in memory and on disk each; the ones used longest ago go first.
+    """
+
+    def __init__(self, context: str, folder: Path | None, max_bytes: int) -> None:
+        self.context, self.max_bytes = context, max_bytes
+        self.root = folder
+        self.folder = None if folder is None else folder / context
+
+    def find(self, keys: Sequence[bytes]) -> Table:
+        """The features known of these images."""
+        table = _memory.get(self.context, {})
+        if self.folder is not None and any(key not in table for key in keys):
+            table = {**self._read_all(), **table}
+            self._remember(table)
+        if self.context in _memory:
+            _memory.move_to_end(self.context)
+        return {key: table[key] for key in keys if key in table}
+
+    def add(self, keys: Sequence[bytes], features: Tensor) -> None:
+        """Keep features, (images, embed_dim) in float32."""
+        if not keys:
+            return
+        self._remember({**_memory.get(self.context, {}), **dict(zip(keys, features.unbind(0), strict=True))})
+        if self.folder is None:
+            return
+        try:
+            with atomic_write(self.folder / f"{digest(*keys)}.npz") as file:
+                np.savez(
+                    file,
+                    context=np.frombuffer(self.context.encode(), np.uint8),
+                    images=np.frombuffer(b"".join(keys), np.uint8).reshape(-1, KEY_BYTES),
+                    features=features.numpy(),
+                )
+            bound_size(self.root, self.max_bytes)
+        except OSError as error:  # a full disk must not end a run that needs nothing from it
+            print(f"Image features: could not be kept in {self.folder} ({error})")
+
+    def _remember(self, table: Table) -> None:
+        _memory[self.context] = table
+        _memory.move_to_end(self.context)
+        sizes = [sum(row.numel() * row.element_size() for row in rows.values()) for rows in _memory.values()]
+        while sum(sizes) > self.max_bytes:
+            _memory.popitem(last=False)
+            del sizes[0]
+
+    def _read_all(self) -> Table:
+        table: Table = {}
+        for path in sorted(self.folder.glob("*.npz")):
+            try:
+                table.update(self._read(path))
+                os.utime(path)  # used: it goes last when room is made
+            except FileNotFoundError:
+                continue  # another process made room
+            except DAMAGED as error:
+                print(f"Image features: {path} is damaged ({error}): computed anew")
+                path.unlink(missing_ok=True)
+        return table
+
+    def _read(self, path: Path) -> Table:
+        """What a file holds, read only as far as its arrays' numbers lie there as they are.
+
+        NumPy itself would take memory for what a header states.
+        """
+        arrays = {}
+        with zipfile.ZipFile(path) as archive:
+            for entry in archive.infolist():
+                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                    raise ValueError(f"{entry.filename} is compressed, which is not how features are kept")
+                with archive.open(entry) as file:
+                    if np.lib.format.read_magic(file) != (1, 0):
+                        raise ValueError(f"{entry.filename} is of another format version")
+                    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+                    if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+                        raise ValueError(f"{entry.filename} is not as large as it says")
+                    numbers = np.frombuffer(bytearray(file.read()), dtype)
+                    arrays[entry.filename] = numbers.reshape(shape, order="F" if fortran else "C")
+        context, images, features = (arrays[f"{name}.npy"] for name in ("context", "images", "features"))
+        if context.tobytes() != self.context.encode():
+            raise ValueError("it belongs to another folder")
+        if features.dtype != np.float32 or features.ndim != 2 or images.shape != (len(features), KEY_BYTES):
+            raise ValueError("its arrays do not fit one another")
+        if not np.isfinite(features).all():
+            raise ValueError("a feature is infinite or NaN")
+        return dict(zip((row.tobytes() for row in images), torch.from_numpy(features).unbind(0), strict=True))
+
+
+def bound_size(folder: Path, max_bytes: int) -> None:
+    """Remove the feature files used longest ago until the rest fits; other files in the folder are left alone."""
+    found = []
+    for path in folder.glob(f"{'[0-9a-f]' * 32}/{'[0-9a-f]' * 32}.npz"):
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            continue  # another process made room
+        found.append((state.st_mtime_ns, state.st_size, path))
+    total = sum(size for _, size, _ in found)
+    for _, size, path in sorted(found):
+        if total <= max_bytes:
+            return
+        path.unlink(missing_ok=True)
+        total -= size
+
+
+# ---- features.npz of a run ----
 
 
 class FeatureCollector:
@@ -42,10 +395,10 @@ class FeatureCollector:
                 "set it to False"
             )
         self._model = model
-        self._images: list[torch.Tensor] = []
-        self._texts: torch.Tensor | None = None
+        self._images: list[Tensor] = []
+        self._texts: Tensor | None = None
 
-    def infer(self, images: torch.Tensor) -> torch.Tensor:
+    def infer(self, images: Tensor) -> Tensor:
         """Logits of a batch, its features kept; takes the place of the trainer's `model_inference`."""
         output = self._model.outputs(images)
         self._images.append(output.image_features.detach().half().cpu())
@@ -56,13 +409,8 @@ class FeatureCollector:
             self._texts = output.text_features.detach().float().cpu()
         return output.logits
 
-    def arrays(self, labels: torch.Tensor, lab2cname: Mapping[int, str]) -> dict[str, np.ndarray]:
-        """What the file holds of a class split.
-
-        Args:
-            labels: of the images, in the order in which they came.
-            lab2cname: class name by label.
-        """
+    def arrays(self, labels: Tensor, lab2cname: Mapping[int, str]) -> dict[str, np.ndarray]:
+        """What the file holds of a class split, given the labels in the order of the images, and names by label."""
         return {
             "images": torch.cat(self._images).numpy(),
             "labels": labels.numpy(),
@@ -89,9 +437,8 @@ def collecting(trainer: Any, wanted: bool) -> Iterator[FeatureCollector | None]:
 def save_features(folder: str | Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> Path:
     """Write features.npz in one step and return its path.
 
-    Args:
-        folder: the run's output folder.
-        splits: class split -> arrays by name.
+    It holds, in half precision and L2-normalised, `<split>_images` (images, embed_dim) and `<split>_texts` (classes,
+    embed_dim) of each class split, with `<split>_labels` (images,) and `<split>_classnames` (classes,).
     """
     path = Path(folder) / FEATURES_FILE
     named = {f"{split}_{name}": array for split, arrays in splits.items() for name, array in arrays.items()}

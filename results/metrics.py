@@ -13,11 +13,7 @@ import torch
 
 
 def accuracy(predictions: Any, labels: Any) -> float:
-    """Fraction of predictions that equal their label.
-
-    Args:
-        predictions: predicted class indices, shape (n,).
-        labels: true class indices, shape (n,).
+    """Fraction of predicted class indices, shape (n,), that equal their label, shape (n,).
 
     Raises:
         ValueError: the two differ in shape, or there is nothing to score.
@@ -41,7 +37,7 @@ def harmonic_mean(base: float, new: float) -> float:
 
 
 def auroc(scores_pos: Any, scores_neg: Any) -> float:
-    """Area under the ROC curve: P(positive scores above negative), a tie counting one half.
+    """Area under the ROC curve: P(positive score above negative), a tie counting one half.
 
     Args:
         scores_pos: scores of the positive samples, shape (n_pos,); larger means more positive.
@@ -77,19 +73,15 @@ def openworld_auc(base_scores: Any, base_correct: Any, new_scores: Any, new_corr
     Raises:
         ValueError: a side is empty, holds NaN, or has not as many flags as scores.
     """
-    base, base_ok = _scored_flags(base_scores, base_correct, "base")
-    new, new_ok = _scored_flags(new_scores, new_correct, "new")
-    right_new = np.sort(new[new_ok])
-    pairs_won = int(np.searchsorted(right_new, base[base_ok], side="left").sum())
-    return pairs_won / (base.size * new.size)
-
-
-def _scored_flags(scores: Any, correct: Any, side: str) -> tuple[np.ndarray, np.ndarray]:
-    scores = _scores(scores, f"{side}_scores")
-    flags = _vector(correct, f"{side}_correct").astype(bool)
-    if flags.shape != scores.shape:
-        raise ValueError(f"openworld_auc: {scores.size} {side}_scores but {flags.size} {side}_correct")
-    return scores, flags
+    right = []
+    for side, scores, correct in (("base", base_scores, base_correct), ("new", new_scores, new_correct)):
+        scores, flags = _scores(scores, f"{side}_scores"), _vector(correct, f"{side}_correct").astype(bool)
+        if flags.shape != scores.shape:
+            raise ValueError(f"openworld_auc: {scores.size} {side}_scores but {flags.size} {side}_correct")
+        right.append(scores[flags])
+    right_base, right_new = right
+    pairs_won = int(np.searchsorted(np.sort(right_new), right_base, side="left").sum())
+    return pairs_won / (len(base_scores) * len(new_scores))
 
 
 def _scores(values: Any, name: str) -> np.ndarray:
@@ -101,9 +93,8 @@ def _scores(values: Any, name: str) -> np.ndarray:
 
 def _vector(values: Any, name: str) -> np.ndarray:
     if isinstance(values, torch.Tensor):
-        # numpy knows no bfloat16
         values = values.detach().cpu()
-        values = values.double() if values.is_floating_point() else values
+        values = values.double() if values.is_floating_point() else values  # numpy knows no bfloat16
     array = np.asarray(values)
     if array.ndim != 1 or array.size == 0:
         raise ValueError(f"{name} must be a non-empty vector, got shape {array.shape}")

@@ -1,11 +1,15 @@
-"""A run's output folder: is it finished, does it belong to these settings, may it be written to.
+"""A run's output folder: whether it is finished, belongs to this config and may be written to; and how the run repeats.
 
-A run is finished when its results.json exists. A folder that was written with other settings is refused, so that
-nothing finished is overwritten and no half-trained run is continued with different settings by accident.
+A run is finished when its results.json exists. A folder that was written with another config is refused, so that
+nothing finished is overwritten and no half-trained run goes on with another config by accident. A run whose numbers
+were not finite leaves diverged.json in place of results.json.
+
+Owns the configuration key `TRAIN.DETERMINISTIC`.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -13,14 +17,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 
 from common.files import atomic_write, remove_dead_temporaries
 from common.folder_lock import RUN_LOCK, FolderLock, LockedError
 from common.free_options import flatten, is_free
+from dassl.config import cfg_default
 from dassl.config.yamlfile import read_yaml
 from dassl.engine.resume import RESUME_NAME
-from reporting.runs import RESULTS_FILE, ResultsError, read_results
+from results.schema import RESULTS_FILE, ResultsError, plain, read_results
 
 CONFIG_FILE = "config.yaml"
 DIVERGED_FILE = "diverged.json"
@@ -31,7 +37,9 @@ RUN_FILES = (RESULTS_FILE, CONFIG_FILE, RESUME_NAME, DIVERGED_FILE, "history.csv
 MODEL_FOLDERS = ("prompt_learner", "MultiModalPromptLearner", "VLPromptLearner", "model")
 CHECKPOINTS = re.compile(r"model\.pth\.tar-[0-9]+|model-best\.pth\.tar|checkpoint")
 EVENTS = re.compile(r"events\.out\.tfevents\..+")
-SPLIT_FOLDERS = ("base", "new", "all")
+SPLIT_FOLDERS = dict.fromkeys(("base", "new", "all"), re.compile(re.escape(CONFUSION_FILE)))
+
+cfg_default.TRAIN.DETERMINISTIC = False  # CUDA only: slower, and an operation that cannot repeat itself is an error
 
 
 class RunDirError(ValueError):
@@ -41,10 +49,6 @@ class RunDirError(ValueError):
 @contextmanager
 def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
     """Have the output folder to oneself, ready to be written to.
-
-    Args:
-        cfg: the run's configuration.
-        overwrite: see `prepare_run_dir`.
 
     Yields:
         True when the folder holds this very run, finished: there is nothing to do, and nothing was touched, but for a
@@ -64,9 +68,9 @@ def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
     lock = FolderLock(folder / RUN_LOCK)
     try:
         lock.acquire()
-    except LockedError:
-        raise
     except OSError as error:
+        if isinstance(error, LockedError):
+            raise
         raise RunDirError(
             f"cannot write to the output folder {folder} ({error.strerror}): choose another --output-dir"
         ) from error
@@ -80,35 +84,35 @@ def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
 
 
 def prepare_run_dir(cfg: Any, overwrite: bool = False) -> bool:
-    """See whether a run may use the output folder.
+    """See whether a run may use ``cfg.OUTPUT_DIR``; True when it holds this very run, finished.
 
-    Args:
-        cfg: the run's configuration; ``cfg.OUTPUT_DIR`` names the folder.
-        overwrite: whether an earlier run there may be finished, or of other settings; see `begin_run`.
-
-    Returns:
-        True when the folder holds this very run, finished: there is nothing to do.
+    With ``overwrite`` an earlier run there may be finished, or of another config; see `begin_run`.
 
     Raises:
-        RunDirError: the folder holds a run with other settings (the first differing keys are named), or a file that
+        RunDirError: the folder holds a run with another config (the first differing keys are named), or a file that
             this run would write over though no run has written it.
     """
     folder = Path(cfg.OUTPUT_DIR)
-    settings = flatten(plain_config(cfg))
-    if not overwrite and (folder / RESULTS_FILE).exists():
-        _require_same(flatten(read_results(folder / RESULTS_FILE)["config"]), settings, folder, "a finished run")
-        return True
-    earlier = earlier_config(folder)
+    finished = not overwrite and (folder / RESULTS_FILE).exists()
+    earlier = read_results(folder / RESULTS_FILE)["config"] if finished else earlier_config(folder)
     if earlier is None:
         _require_free(folder / name for name in RUN_FILES)
         _require_free(folder / split / CONFUSION_FILE for split in SPLIT_FOLDERS)
     elif not overwrite:
-        _require_same(flatten(earlier), settings, folder, "an unfinished run")
-    return False
+        then, now = flatten(earlier), flatten(plain(cfg, "config"))
+        keys = [key for key in now if key in then and not is_free(key, now) and then[key] != now[key]]
+        if keys:
+            named = ", ".join(f"{key} was {then[key]!r}, now {now[key]!r}" for key in keys[:3])
+            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            raise RunDirError(
+                f"{folder} holds {'a finished' if finished else 'an unfinished'} run with other settings "
+                f"({named}{more}): choose another --output-dir, or --overwrite to redo it"
+            )
+    return finished
 
 
 def begin_run(cfg: Any, models: Sequence[str] = (), overwrite: bool = False) -> None:
-    """Write config.yaml, once the run is known to be able to start.
+    """Write config.yaml, once the run is known to be able to start, so that a continuation can be held to it.
 
     Args:
         cfg: the run's configuration.
@@ -124,7 +128,8 @@ def begin_run(cfg: Any, models: Sequence[str] = (), overwrite: bool = False) -> 
     if earlier_config(folder) is None:
         _require_free(path for model in models for path in _files(folder / model, CHECKPOINTS))
         _require_free(path for path in (folder / name for name in (*models, "tensorboard")) if not path.is_dir())
-    write_config(cfg)
+    with atomic_write(folder / CONFIG_FILE, "w") as file:
+        file.write(yaml.safe_dump(plain(cfg, "config"), sort_keys=True))
 
 
 def earlier_config(folder: Path) -> dict[str, Any] | None:
@@ -165,31 +170,20 @@ def clean_start(output_dir: str) -> Iterator[None]:
     """
     folder = Path(output_dir)
     before = set(os.listdir(folder)) if folder.is_dir() else set()
-    made = [path for path in (folder, *folder.parents) if not path.exists()]
+    made = [path for path in (folder, *folder.parents) if not path.exists()]  # the innermost first
     try:
         yield
     except LockedError:  # the new logs are another run's
         raise
     except BaseException:
         if not (folder / CONFIG_FILE).exists():
-            _remove_start(folder, before, made)
+            for path in folder.glob("log.txt*"):
+                if path.name not in before:
+                    path.unlink(missing_ok=True)
+            for path in [path for path in folder.glob("*/") if path.name not in before] + made:
+                with suppress(OSError):  # it holds something, or another run has taken it
+                    path.rmdir()
         raise
-
-
-def _remove_start(folder: Path, before: set[str], made: list[Path]) -> None:
-    """Remove the new logs in a folder, then folders that are empty and new, the innermost first."""
-    for path in folder.glob("log.txt*"):
-        if path.name not in before:
-            path.unlink(missing_ok=True)
-    for path in [path for path in folder.glob("*/") if path.name not in before] + made:
-        with suppress(OSError):  # it holds something, or another run has taken it
-            path.rmdir()
-
-
-def write_config(cfg: Any) -> None:
-    """Write config.yaml, so that a continuation can be held to it."""
-    with atomic_write(Path(cfg.OUTPUT_DIR) / CONFIG_FILE, "w") as file:
-        file.write(yaml.safe_dump(plain_config(cfg), sort_keys=True))
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -197,30 +191,26 @@ def remove_leftovers(folder: Path) -> None:
     if earlier_config(folder) is not None:
         (folder / DIVERGED_FILE).unlink(missing_ok=True)
     remove_dead_temporaries(folder, RUN_FILES.__contains__)
-    for name in MODEL_FOLDERS:
-        remove_dead_temporaries(folder / name, lambda target: CHECKPOINTS.fullmatch(target) is not None)
-    for name in SPLIT_FOLDERS:
-        remove_dead_temporaries(folder / name, CONFUSION_FILE.__eq__)
+    for name, names in (dict.fromkeys(MODEL_FOLDERS, CHECKPOINTS) | SPLIT_FOLDERS).items():
+        remove_dead_temporaries(folder / name, names.fullmatch)
 
 
 def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
-    """Remove the files that a folder's run has written, and the folders that are empty then; without a run, nothing.
+    """Remove what a folder's run has written but its logs, and folders that are empty then; without a run, nothing.
 
-    Args:
-        folder: its output folder; logs stay.
-        models: folders of the models whose checkpoints go.
+    ``models`` names the folders of the models whose checkpoints go.
     """
     earlier = earlier_config(folder)
     if earlier is None:
         return
-    below = dict.fromkeys(models, CHECKPOINTS)
-    below |= dict.fromkeys(SPLIT_FOLDERS, re.compile(re.escape(CONFUSION_FILE)))
+    below = dict.fromkeys(models, CHECKPOINTS) | SPLIT_FOLDERS
     settings = flatten(earlier)
     if "tensorboard" in settings.get("TRAIN.TRACKERS", ("tensorboard",)):
         below["tensorboard"] = EVENTS
-    # What the run was not asked for is somebody else's.
-    asked = {"features.npz": settings.get("TEST.SAVE_FEATURES", True)}
-    asked[CONFUSION_FILE] = settings.get("TEST.COMPUTE_CMAT", True)
+    asked = {  # what the run was not asked for is somebody else's
+        "features.npz": settings.get("TEST.SAVE_FEATURES", True),
+        CONFUSION_FILE: settings.get("TEST.COMPUTE_CMAT", True),
+    }
     for name, names in below.items():
         if files := _files(folder / name, names):
             for path in files:
@@ -232,24 +222,47 @@ def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
             (folder / name).unlink(missing_ok=True)
 
 
-def plain_config(cfg: Any) -> dict[str, Any]:
-    """A configuration in plain dicts and lists, as JSON and YAML hold it."""
+def write_divergence(trainer: Any, cfg: Any, error: FloatingPointError) -> Path:
+    """Write what is known about the place where training or evaluation stopped to diverged.json; returns its path.
 
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        return [plain(item) for item in value] if isinstance(value, tuple | list) else value
+    The state of the last good epoch stays in the folder. The same command would come to the same end; with another
+    learning rate, precision or seed it is another run, in another folder or with --overwrite.
+    """
+    path = Path(cfg.OUTPUT_DIR) / DIVERGED_FILE
+    testing = getattr(trainer, "evaluating", "")
+    record = {
+        "status": "diverged",
+        "reason": str(error),
+        "during": f"evaluation ({testing})" if testing else "training",
+        "epoch": trainer.epoch + 1,
+        "batch": None if testing else getattr(trainer, "batch_idx", -1) + 1,
+        "images": trainer.batch_images() if hasattr(trainer, "batch_images") else [],
+        "finished_epochs": len(trainer.history),
+        "amp_skipped_steps": getattr(trainer, "skipped_steps", 0),
+        "history": trainer.history,
+        "config": plain(cfg, "config"),
+    }
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    return path
 
-    return plain(cfg)
 
+@contextmanager
+def determinism(cfg: Any) -> Iterator[None]:
+    """Set the flags that `TRAIN.DETERMINISTIC` stands for while the context lasts: CUDA repeats itself to the last bit.
 
-def _require_same(earlier: dict[str, Any], now: dict[str, Any], folder: Path, what: str) -> None:
-    """Both have the same value for every key that both know."""
-    keys = [key for key in now if key in earlier and not is_free(key, now) and earlier[key] != now[key]]
-    if keys:
-        named = ", ".join(f"{key} was {earlier[key]!r}, now {now[key]!r}" for key in keys[:3])
-        more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
-        raise RunDirError(
-            f"{folder} holds {what} with other settings ({named}{more}): "
-            "choose another --output-dir, or --overwrite to redo it"
-        )
+    Without it CUDA is free to choose the fastest convolutions by trying them out. A run on the CPU needs none. Either
+    way the same bits need the same machine, package versions and number of threads.
+    """
+    flags = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    if cfg.TRAIN.DETERMINISTIC:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+        torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = False
+    elif torch.cuda.is_available() and cfg.USE_CUDA:
+        torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.benchmark = flags[0]
+        torch.use_deterministic_algorithms(flags[1])

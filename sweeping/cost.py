@@ -24,7 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.setup import SIZES, build_trainer, random_batch, random_clip
 from common.commandline import add_debug, guarded
-from reporting.runs import RESULTS_FILE
+from results.schema import RESULTS_FILE
 from sweeping.settings import setting_options
 
 TRAIN_BATCH = 4

@@ -44,9 +44,9 @@ def check_pairs(pairs: Sequence[str]) -> None:
     import trainers  # noqa: F401
     from dassl.config import check_values, get_cfg_default
     from dassl.data.datasets import DATASET_REGISTRY
+    from extras.trackers import check_trackers
     from prompting.names import check_template
-    from results import determinism, features, protocols, reuse  # noqa: F401
-    from results.trackers import check_trackers
+    from results import evaluate, features, rundir  # noqa: F401
     from trainers.checks import RANGES
 
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):

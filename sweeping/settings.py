@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from dassl.config.yamlfile import YamlFileError, read_config
-from dataset_label import OWN_DATA, dataset_label
+from results.schema import OWN_DATA, dataset_label
 from sweeping.protocols import BUNDLED, BUNDLED_SOURCE, BUNDLED_TARGETS, PROTOCOLS, SETTING_SUFFIXES, Protocol
 
 REPOSITORY = Path(__file__).resolve().parent.parent

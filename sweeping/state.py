@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from common.files import atomic_write
-from reporting.runs import RESULTS_FILE, ResultsError, read_results
+from results.schema import RESULTS_FILE, ResultsError, read_results
 from sweeping.jobs import Job
 
 CONSOLE_FILE = "console.txt"

@@ -20,7 +20,7 @@ from datasets.import_selection import read_pickle
 from datasets.selection import SelectionError, load
 from datasets.splitfile import SplitFileError, check_classes, parse_entries
 from datasets.unpack import ArchiveError, Limits, is_archive, safe_name, unpack
-from reporting.runs import ResultsError, read_results
+from results.schema import ResultsError, read_results
 
 SMALL = settings(
     max_examples=40,

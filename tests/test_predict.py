@@ -205,11 +205,11 @@ def test_zero_top_is_refused(run, capsys):
     assert "must be at least 1" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("form", predict.WRITERS)
+@pytest.mark.parametrize("form", predict.FORMATS)
 def test_names_steer_no_terminal_and_are_no_formulas(form, capsys):
     names = ["=1+1", "\x1b[2Jcat", "\x9bdog\nline"]
     with commandline.printable_output():
-        predict.WRITERS[form]([predict.Prediction("@a.png", [(name, 0.25) for name in names])])
+        predict.write([predict.Prediction("@a.png", [(name, 0.25) for name in names])], form)
     out = capsys.readouterr().out
     assert all(character.isprintable() or character in "\r\n" for character in out)
     if form == "json":

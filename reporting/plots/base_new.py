@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from reporting.plots.data import Options, arranged, average_of, datasets_of, with_looks
 from reporting.plots.style import PlotError, panels, wrapped
-from reporting.runs import Run
 from reporting.statistics import Summary
+from results.schema import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

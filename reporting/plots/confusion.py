@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from reporting.names import shots_text, trainer_order
 from reporting.plots.data import Options, arranged, datasets_of, require_one_number_of_shots
 from reporting.plots.style import PlotError, panels, shortened, wrapped
-from reporting.runs import Run
+from results.schema import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from reporting.names import shots_text
 from reporting.plots.data import Options, arranged, datasets_of, with_looks
 from reporting.plots.epochs import by_epoch, explain_alone, is_number, line_with_band
 from reporting.plots.style import MARKERS, PlotError, at_most, legend_below, panels, wrapped
-from reporting.runs import Run
+from results.schema import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -10,8 +10,8 @@ from reporting.layouts import PROTOCOLS, Metric, Protocol
 from reporting.methods import Method, check_protocol, group_methods
 from reporting.names import dataset_order
 from reporting.plots.style import PlotError, looks, shortened
-from reporting.runs import Run
 from reporting.statistics import Summary, average_over, summarise
+from results.schema import Run
 
 
 @dataclass(frozen=True)

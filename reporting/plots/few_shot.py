@@ -9,8 +9,8 @@ from reporting.layouts import Metric
 from reporting.methods import Method
 from reporting.plots.data import Options, arranged, axis_label, chosen_metric, datasets_of, with_looks
 from reporting.plots.style import PlotError, legend_below, panels, wrapped
-from reporting.runs import Run
 from reporting.statistics import Summary, average_over, summarise
+from results.schema import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -20,7 +20,7 @@ from reporting.plots.data import (
     with_looks,
 )
 from reporting.plots.style import PlotError, panels, shortened, width_of, wrapped
-from reporting.runs import Run
+from results.schema import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from reporting.names import shots_text
 from reporting.plots.data import Options, arranged, datasets_of
 from reporting.plots.epochs import by_epoch, explain_alone, is_number, line_with_band
 from reporting.plots.style import DASHES, PlotError, at_most, panels, wrapped
-from reporting.runs import Run
+from results.schema import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,8 +17,8 @@ from reporting.plots.data import (
     with_looks,
 )
 from reporting.plots.style import PlotError, shortened, width_of
-from reporting.runs import Run
 from reporting.statistics import Summary
+from results.schema import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from reporting.names import shots_text
 from reporting.plots.data import Options
 from reporting.plots.style import COLOURS, MARKERS, PlotError, panels, shortened, wrapped
-from reporting.runs import Run
+from results.schema import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch.utils.tensorboard  # noqa: F401  what a run imports late
 
 import dassl.engine.simple
-import results.results
+import results.schema
 import sweep
 import train
 from datasets.download import DownloadOptions, download
@@ -34,7 +34,7 @@ def _begin(console: str) -> None:
     multiprocessing.set_start_method("fork", force=True)
     # descriptions of the machine and the checkout, made by programs that take longer than the run
     train.collect_env_info = str
-    results.results.git_state = lambda: (None, None)
+    results.schema.git_state = lambda: (None, None)
 
 
 def _end(status: int) -> None:

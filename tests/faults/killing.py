@@ -21,7 +21,7 @@ import pytest
 import yaml
 
 from dassl.utils import load_checkpoint
-from reporting.runs import read_results
+from results.schema import read_results
 from tests.faults.children import REPOSITORY, nothing, run
 
 SIGNALS = {"SIGKILL": signal.SIGKILL, "SIGTERM": signal.SIGTERM, "SIGUSR1": signal.SIGUSR1}

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from reporting.runs import read_results
-from results.feature_store import FeatureStore
+from results.features import FeatureStore
+from results.schema import read_results
 from tests.faults import children
 from tests.faults.children import REPOSITORY
 from tests.faults.killing import SECONDS, Victim, assert_sound, leftovers, outcome

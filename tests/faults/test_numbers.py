@@ -14,7 +14,7 @@ import train
 from common.folder_lock import locked
 from dassl.utils import load_checkpoint
 from prompting import PromptedCLIP
-from results.feature_store import forget_all
+from results.features import forget_all
 from tests.faults.killing import leftovers, outcome
 from tests.trainers.small_runs import build, data_root
 from trainers.base import PromptTrainer

@@ -36,8 +36,8 @@ with atheris.instrument_imports(
     from datasets.splitfile import SplitFileError, check_classes, parse_entries
     from datasets.unpack import ArchiveError, Limits, unpack
     from prompting.backbone import BackboneError, read_state_dict
-    from reporting.runs import ResultsError, read_results
-    from results.feature_store import DAMAGED, FeatureStore
+    from results.features import DAMAGED, FeatureStore
+    from results.schema import ResultsError, read_results
 
 
 import numpy as np

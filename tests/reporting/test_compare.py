@@ -10,7 +10,7 @@ from reporting.__main__ import main
 from reporting.compare import build_comparison, sentence
 from reporting.compare_formats import p_text
 from reporting.paired import LEAST_PAIRS, Pair, compare_pairs
-from reporting.runs import ResultsError, load_runs
+from results.schema import ResultsError, load_runs
 from tests.reporting.conftest import twin
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 import train
-from reporting.runs import Run
+from results.schema import Run
 from tests.reporting.coop_log import last_result
 from tests.test_train import arguments
 

@@ -8,7 +8,7 @@ import pytest
 
 from reporting.__main__ import main
 from reporting.report_plots import embedded
-from reporting.runs import load_runs
+from results.schema import load_runs
 from tests.reporting.browser import Browser, find_chromium
 from tests.reporting.conftest import RunFolder, twin
 

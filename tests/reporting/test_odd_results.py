@@ -7,7 +7,7 @@ import json
 import pytest
 
 from reporting.__main__ import main
-from reporting.runs import ResultsError, load_runs, read_results
+from results.schema import ResultsError, load_runs, read_results
 
 ODD = (None, True, "x", -1, 2**70, 10**400, 1e308, [[]], {"x": []}, {"\x1b[31m": "\x1b[31m"})
 COMMANDS = (

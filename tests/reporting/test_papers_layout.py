@@ -4,8 +4,8 @@ import pytest
 
 from reporting.__main__ import main
 from reporting.layouts import PROTOCOLS
-from reporting.runs import load_runs
 from reporting.table import build_table
+from results.schema import load_runs
 from sweeping.protocols import PROTOCOLS as SWEPT
 
 

@@ -13,8 +13,8 @@ from reporting.plot import draw_plot
 from reporting.plots import KINDS
 from reporting.plots.data import Options
 from reporting.plots.style import COLOURS, FAMILIES, PlotError, look, looks, style
-from reporting.runs import ResultsError, load_runs
 from reporting.selection import selected
+from results.schema import ResultsError, load_runs
 from tests.reporting.conftest import twin
 
 ROOT = Path(__file__).resolve().parents[2]

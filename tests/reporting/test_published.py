@@ -5,9 +5,9 @@ import pytest
 from reporting.__main__ import main
 from reporting.names import canonical_dataset, dataset_order
 from reporting.published import BMIP_AVERAGES_NOTE, PUBLISHED_FILE, load_published
-from reporting.runs import load_runs
 from reporting.statistics import harmonic_mean
 from reporting.table import build_table
+from results.schema import load_runs
 
 ELEVEN = [
     "ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft", "SUN397",

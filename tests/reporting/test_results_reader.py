@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from reporting.runs import ResultsError, Run, find_results, load_runs, read_results
-from reporting.schema import REQUIRED_KEYS
+from results.schema import REQUIRED_KEYS, ResultsError, Run, find_results, load_runs, read_results
 
 
 def rewrite(path, change):
@@ -107,7 +106,7 @@ def test_every_bad_file_is_named_at_once(runs):
 def test_reporting_imports_no_torch_and_none_of_the_training_code():
     code = (
         "import sys, reporting.__main__; "
-        "ours = {'torch', 'numpy', 'yacs', 'dassl.utils', 'evaluation', 'trainers', 'prompting', 'datasets'}; "
+        "ours = {'torch', 'numpy', 'yacs', 'dassl.utils', 'results.evaluate', 'trainers', 'prompting', 'datasets'}; "
         "sys.exit(str(ours & set(sys.modules)) if ours & set(sys.modules) else 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

@@ -1,7 +1,7 @@
 import pytest
 
-from reporting.runs import ResultsError, load_runs
 from reporting.table import build_table
+from results.schema import ResultsError, load_runs
 from tests.reporting.conftest import twin
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from reporting.__main__ import main
 from reporting.formats import FORMATS, escape_latex
-from reporting.runs import load_runs
 from reporting.table import build_table
+from results.schema import load_runs
 
 MARKDOWN = """\
 ## Base-to-new generalization

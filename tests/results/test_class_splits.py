@@ -8,9 +8,8 @@ import torch
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
-from results import protocols
-from results.openworld import OPEN_WORLD_METRICS, OpenWorld
-from results.protocols import check_class_splits, class_splits_of, evaluate_class_splits
+from results import evaluate
+from results.evaluate import OPEN_WORLD_METRICS, OpenWorld, check_class_splits, class_splits_of, evaluate_class_splits
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 SPLIT_LABELS = {"all": range(5), "base": range(3), "new": range(3, 5)}
@@ -140,7 +139,7 @@ def test_open_world_metrics_of_a_base_trained_run_only(kind, cfg):
 
 
 def test_no_confusion_matrix_of_many_classes(cfg, monkeypatch):
-    monkeypatch.setattr(protocols, "MOST_CLASSES_CONFUSED", 4)
+    monkeypatch.setattr(evaluate, "MAX_CLASSES_CONFUSED", 4)
     metrics = evaluate_class_splits(trained(ToyTrainer, cfg), cfg, ("base", "all"))
     assert ["confusion" in metrics[split] for split in ("base", "all")] == [True, False]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from prompting.digest import tensors_digest
-from results.feature_store import KEY_BYTES, FeatureStore, bound_size, digest, forget_all, image_keys
+from results.features import KEY_BYTES, FeatureStore, bound_size, digest, forget_all, image_keys
 
 GIB = 2**30
 

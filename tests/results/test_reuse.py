@@ -8,9 +8,8 @@ import pytest
 import torch
 
 from prompting.bundled import load_bundled_state_dict
-from results.feature_store import forget_all
-from results.protocols import evaluate_class_splits
-from results.reuse import FeatureLoader, train_on_features
+from results.evaluate import evaluate_class_splits
+from results.features import FeatureLoader, forget_all, train_on_features
 from tests.trainers.small_runs import VARIANTS, build, logits_of, registered, stir
 
 SPLITS = ("base", "new", "all")

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 import datasets  # noqa: F401  registers the data sets
-import results.protocols  # noqa: F401  registers TEST.CLASS_SPLITS
+import results.evaluate  # noqa: F401  registers TEST.CLASS_SPLITS
 import trainers  # noqa: F401  registers the trainers and their settings
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer

@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from prompting.lockstep import Lockstep, current_member
-from results.feature_store import forget_all
-from results.reuse import train_on_features
+from results.features import forget_all, train_on_features
 from tests.trainers.small_runs import build, first_batch, needing, stir, train_on, trained_tensors
 from trainers.together import join_trainer, run_together
 

@@ -1,3 +1,5 @@
+"""results.json: what is worked out for it, written and refused; tests/reporting reads it."""
+
 import json
 import subprocess
 import sys
@@ -8,10 +10,24 @@ import pytest
 import torch
 from yacs.config import CfgNode
 
-from reporting.runs import SCHEMA_VERSION, ResultsError, Run, read_results
-from reporting.schema import REQUIRED_KEYS
-from results import results as results_module
-from results.results import collect_environment, git_state, peak_memory, write_results
+from dassl.config import get_cfg_default
+from dassl.data import DatasetWrapper
+from results import schema
+from results.rundir import RunDirError, begin_run, prepare_run_dir
+from results.schema import (
+    REQUIRED_KEYS,
+    SCHEMA_VERSION,
+    ResultsError,
+    Run,
+    collect_environment,
+    dataset_label,
+    describe_decoding,
+    git_state,
+    overrides_of,
+    peak_memory,
+    read_results,
+    write_results,
+)
 
 
 @pytest.fixture
@@ -104,7 +120,7 @@ def test_an_interrupted_write_leaves_the_older_file_and_no_other(record, tmp_pat
     def interrupted(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(results_module.os, "replace", interrupted)
+    monkeypatch.setattr(schema.os, "replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_results(path, record | {"seed": 3})
     assert path.read_bytes() == before
@@ -123,7 +139,7 @@ def test_the_environment_names_versions_device_and_precision():
 
 
 def test_packages_that_are_not_installed_have_no_version(monkeypatch):
-    monkeypatch.setattr(results_module, "PACKAGES", ("no-such-package-here",))
+    monkeypatch.setattr(schema, "PACKAGES", ("no-such-package-here",))
     assert collect_environment("cpu", "fp32")["packages"] == {"no-such-package-here": None}
 
 
@@ -176,3 +192,72 @@ def test_peak_memory_is_in_mib():
     memory = peak_memory()
     assert 50 < memory["peak_rss_mib"] < 2**20
     assert (memory["peak_cuda_mib"] is None) == (not torch.cuda.is_available())
+
+
+@pytest.mark.parametrize(
+    ("factor", "text"), [(0.0, "full size"), (1.5, "JPEG at 1, 1/2, 1/4 or 1/8 size, at least 336x336")]
+)
+def test_the_size_at_which_images_are_decoded_is_stated(factor, text):
+    cfg = get_cfg_default()
+    cfg.INPUT.JPEG_DRAFT = factor
+    assert describe_decoding(DatasetWrapper(cfg, [])) == text
+
+
+def test_a_run_goes_on_with_another_cache_but_not_with_another_decoding(tmp_path):
+    cfg = get_cfg_default()
+    cfg.OUTPUT_DIR = str(tmp_path)
+    begin_run(cfg)
+    cfg.DATALOADER.CACHE_MB = 0
+    assert not prepare_run_dir(cfg)
+    cfg.INPUT.JPEG_DRAFT = 1.0
+    with pytest.raises(RunDirError, match=r"INPUT\.JPEG_DRAFT was 0\.0, now 1\.0"):
+        prepare_run_dir(cfg)
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ({"NAME": "folder", "PATH": "x/birds"}, "birds"),
+        ({"NAME": "Csv", "PATH": "x/birds.CSV"}, "birds"),
+        ({"NAME": "csv", "PATH": "x/birds.csv", "LABEL": "all-birds"}, "all-birds"),
+        ({"NAME": "folder", "PATH": "birds of\x1b[31m prey"}, "birds_of__31m_prey"),
+        ({"NAME": "folder", "PATH": "", "ROOT": "/data/birds"}, "birds"),
+        ({"NAME": "folder", "PATH": "/data/x/.."}, "data"),
+        ({"NAME": "folder", "PATH": "eurosat"}, "folder_eurosat"),
+        ({"NAME": "folder", "PATH": "digits"}, "folder_digits"),
+        ({"NAME": "folder", "PATH": "___"}, "folder"),
+        ({"NAME": "EuroSAT"}, "EuroSAT"),
+    ],
+)
+def test_the_name_of_a_data_set(settings, label):
+    assert dataset_label(settings) == label
+
+
+@pytest.mark.parametrize("label", ["a/b", "..", ".x", "a b", "a\x1b", "eurosat", "x" * 81])
+def test_a_label_that_cannot_be_a_folder_is_refused(label):
+    with pytest.raises(ValueError, match="DATASET.LABEL"):
+        dataset_label({"NAME": "folder", "PATH": "x", "LABEL": label})
+
+
+def test_images_that_are_turned_upright_are_stated():
+    cfg = get_cfg_default()
+    cfg.INPUT.EXIF_ORIENTATION = True
+    assert describe_decoding(DatasetWrapper(cfg, [])) == "full size, turned upright by EXIF"
+
+
+@pytest.mark.parametrize(
+    ("pairs", "changed"),
+    [
+        (["OPTIM.MAX_EPOCH", "3"], {"OPTIM.MAX_EPOCH": 3}),
+        (["INPUT.SIZE", "(32, 32)"], {"INPUT.SIZE": [32, 32]}),
+        (["OPTIM.MAX_EPOCH", "10"], {}),  # as it was
+        (["SEED", "3", "OUTPUT_DIR", "x", "RESUME", "x", "DATASET.ROOT", "x", "USE_CUDA", "False"], {}),
+        (["TRAINER.NAME", "CoOp", "MODEL.BACKBONE.NAME", "RN50"], {}),  # keys of the record
+        (["DATASET.NUM_SHOTS", "4", "TEST.FINAL_MODEL", "best_val"], {}),  # of the protocol
+        (["DATALOADER.NUM_WORKERS", "0", "DATALOADER.TEST.BATCH_SIZE", "8", "TRAIN.PRINT_FREQ", "5"], {}),
+    ],
+)
+def test_only_what_decides_numbers_counts_as_changed(pairs, changed):
+    cfg = get_cfg_default()
+    cfg.merge_from_list(pairs)
+    assert overrides_of(cfg, get_cfg_default()) == changed

@@ -1,0 +1,283 @@
+"""Tests a trained model on the class splits of a protocol, in one process.
+
+Class splits follow CoOp: classes sorted by label, the first ceil(n / 2) are base. The printed lines are those of
+`trainer.test()`, so a log reads as Dassl's, one result block per class split.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter, OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dassl.config import cfg_default
+from dassl.engine import build_trainer
+from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
+from results.features import collecting, save_features, testing_on_features
+from results.metrics import accuracy, auroc, harmonic_mean, openworld_auc
+
+CLASS_SPLITS = ("base", "new", "all")
+OPEN_WORLD_METRICS = ("accuracy_all", "open_base", "open_new", "open_H", "auroc", "openworld_auc")
+MAX_CLASSES_CONFUSED = 100  # a larger confusion matrix would fill results.json, and no plot could show it
+
+cfg_default.TEST.CLASS_SPLITS = ()  # for example ("base", "new", "all"); empty: the classes trained on
+# Protocol that a run belongs to, for the tables; empty: what its class splits amount to.
+cfg_default.TEST.PROTOCOL = ""
+# Registered name of the data set that the weights were trained on, in protocols that test on others; empty: this one.
+cfg_default.TEST.SOURCE_DATASET = ""
+# Name of the setting in the tables, where it is not the config file's: an ablation's, or one with a file per data set.
+cfg_default.TEST.SETTING = ""
+
+
+def num_base_classes(num_classes: int) -> int:
+    """Number of base classes among `num_classes`: the first ceil(n / 2) labels (CoOp's rule)."""
+    return math.ceil(num_classes / 2)
+
+
+def check_class_splits(splits: Sequence[str]) -> tuple[str, ...]:
+    """Return `splits` as a tuple, once every name is known and none comes twice.
+
+    Raises:
+        ValueError: not a sequence of names, an unknown name, or a repeated one.
+    """
+    choices = ", ".join(CLASS_SPLITS)
+    if isinstance(splits, str) or not all(isinstance(name, str) for name in splits):
+        raise ValueError(f"TEST.CLASS_SPLITS must be a tuple of names out of {choices}, got {splits!r}")
+    for name, count in Counter(splits).items():
+        if name not in CLASS_SPLITS:
+            raise ValueError(
+                f"unknown class split {name!r} in TEST.CLASS_SPLITS {tuple(splits)}; choose from {choices}"
+            )
+        if count > 1:
+            raise ValueError(f"class split {name!r} comes more than once in TEST.CLASS_SPLITS {tuple(splits)}")
+    return tuple(splits)
+
+
+def class_splits_of(cfg: Any) -> tuple[str, ...]:
+    """The class splits that a run is tested on: `TEST.CLASS_SPLITS`, by default the classes it trains on.
+
+    Raises:
+        ValueError: see `check_class_splits`.
+    """
+    return check_class_splits(cfg.TEST.CLASS_SPLITS) or (cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),)
+
+
+def evaluate_class_splits(
+    trainer: Any, cfg: Any, splits: Sequence[str], *, model_dir: str = "", load_epoch: int | None = None
+) -> dict[str, dict[str, Any]]:
+    """Test a trained model on each class split and return the numbers.
+
+    A trainer with a method `set_class_split(split)` is switched from split to split, and back to its training classes
+    at the end. Any other Dassl trainer is built anew for each split that it was not trained on and loads the trained
+    weights, as CoOp's scripts do in a second process (class-dependent tensors cannot be loaded).
+
+    Args:
+        trainer: the trainer, holding the weights to test.
+        cfg: its configuration.
+        splits: names out of `CLASS_SPLITS`.
+        model_dir: for a trainer without `set_class_split`: the folder to load the weights from; default
+            `cfg.OUTPUT_DIR`, with the epoch that training ended at, or the best one where `TEST.FINAL_MODEL` is
+            "best_val".
+        load_epoch: with `model_dir`: which epoch to load; default the best one, as in Dassl.
+
+    Returns:
+        For each split: accuracy, error_rate and macro_f1 in percent, num_images, num_classes, per_class, seconds; with
+        up to `MAX_CLASSES_CONFUSED` classes confusion, counts by true class and prediction; and for `all` after
+        training on `base` also open_world. With `TEST.SAVE_FEATURES` the features lie in features.npz.
+
+    Raises:
+        ValueError: a split name is wrong, or base-to-new open-world metrics are not defined on this data.
+    """
+    splits, trained_on = check_class_splits(splits), cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+    metrics, features, current = {}, {}, trained_on
+    try:
+        for split in splits:
+            tested = trainer
+            if hasattr(trainer, "set_class_split"):
+                current = split
+                trainer.set_class_split(split)
+            elif split != trained_on:
+                if not model_dir and cfg.TEST.FINAL_MODEL != "best_val":
+                    # a resumed run that had nothing left to train never enters an epoch: its start tells where it is
+                    load_epoch = max(trainer.epoch + 1, trainer.start_epoch)
+                tested = build_trainer(_changed(cfg, "DATASET.SUBSAMPLE_CLASSES", split))
+                tested.load_model(model_dir or cfg.OUTPUT_DIR, epoch=load_epoch)
+            metrics[split], features[split] = _evaluate(tested, cfg, split, split == "all" and trained_on == "base")
+    finally:
+        if current != trained_on:
+            trainer.set_class_split(trained_on)
+    if cfg.TEST.SAVE_FEATURES:
+        save_features(cfg.OUTPUT_DIR, features)
+    return metrics
+
+
+def _changed(cfg: Any, key: str, value: str) -> Any:
+    """The configuration with one value changed."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.merge_from_list([key, value])
+    cfg.freeze()
+    return cfg
+
+
+def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Test on one class split; returns its metrics, and its features where they are wanted."""
+    names: Mapping[int, str] = trainer.lab2cname
+    num_base = num_base_classes(len(names))
+    cfg_split = cfg
+    if cfg.TEST.COMPUTE_CMAT:  # every split has its confusion matrix: they may not overwrite one another
+        cfg_split = _changed(cfg, "OUTPUT_DIR", str(Path(cfg.OUTPUT_DIR) / split))
+        Path(cfg_split.OUTPUT_DIR).mkdir(parents=True, exist_ok=True)
+    if open_world and cfg.TEST.EVALUATOR not in ("Classification", "OpenWorld"):
+        print(f"Class split *{split}* is measured by OpenWorld in place of {cfg.TEST.EVALUATOR}")
+    # of the class names of this split; the trainer's evaluator knows the training classes
+    evaluator = OpenWorld(cfg_split, names, num_base) if open_world else build_evaluator(cfg_split, lab2cname=names)
+    recorder = _Recorder(evaluator, split)
+    print(f"Evaluate class split *{split}* ({len(names)} classes)")
+    before, trainer.evaluator = trainer.evaluator, recorder
+    start = time.perf_counter()
+    try:
+        with collecting(trainer, cfg.TEST.SAVE_FEATURES) as collector, testing_on_features(trainer, cfg):
+            trainer.test()
+    except FloatingPointError as error:
+        raise FloatingPointError(f"class split {split}: {error}") from error
+    finally:
+        trainer.evaluator = before
+    seconds = time.perf_counter() - start
+
+    labels, predictions = torch.cat(recorder.labels), torch.cat(recorder.predictions)
+    totals, corrects = Counter(labels.tolist()), Counter(labels[labels == predictions].tolist())
+    name_counts, per_class = Counter(names.values()), {}
+    for label, name in sorted(names.items()):
+        total, correct = totals[label], corrects[label]
+        # some label lists name two classes alike; neither may hide the other
+        per_class[name if name_counts[name] == 1 else f"{name} (label {label})"] = {
+            "total": total,
+            "correct": correct,
+            "accuracy": 100.0 * correct / total if total else None,
+        }
+    metrics = {
+        "accuracy": 100.0 * accuracy(predictions, labels),
+        **{name: float(value) for name, value in recorder.results.items() if name not in OPEN_WORLD_METRICS},
+        "num_images": labels.numel(),
+        "per_class": per_class,
+    }
+    if len(names) <= MAX_CLASSES_CONFUSED:  # counts by true class (row) and prediction (column)
+        counts = torch.bincount(labels * len(names) + predictions, minlength=len(names) ** 2)
+        metrics["confusion"] = counts.view(len(names), len(names)).tolist()
+    metrics |= {"num_classes": len(names), "seconds": seconds}
+    if open_world:
+        numbers = {name: recorder.results[name] for name in OPEN_WORLD_METRICS}
+        metrics["open_world"] = numbers | {"num_base_classes": num_base}
+    return metrics, {} if collector is None else collector.arrays(labels, names)
+
+
+class _Recorder(EvaluatorBase):
+    """Passes everything to another evaluator, keeping its results and every label and prediction."""
+
+    def __init__(self, evaluator: EvaluatorBase, split: str) -> None:
+        super().__init__(evaluator.cfg)
+        self.evaluator, self.split = evaluator, split
+        self.labels: list[torch.Tensor] = []
+        self.predictions: list[torch.Tensor] = []
+        self.results: Mapping[str, float] = {}
+
+    def reset(self) -> None:
+        self.evaluator.reset()
+        self.labels, self.predictions, self.results = [], [], {}
+
+    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        self.evaluator.process(mo, gt)
+        self.labels.append(gt.detach().cpu())
+        self.predictions.append(mo.detach().argmax(dim=1).cpu())
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        if not self.labels:
+            raise ValueError(f"class split {self.split!r} has no image to test on")
+        self.results = self.evaluator.evaluate()
+        # the keys become TensorBoard tags: without the split's name, the splits would draw one curve over another
+        return OrderedDict((f"{self.split}/{name}", value) for name, value in self.results.items())
+
+
+@EVALUATOR_REGISTRY.register()
+class OpenWorld(Classification):
+    """`Classification` that also reports open-world generalization: one softmax over base and new classes.
+
+    Args:
+        cfg: the run's configuration.
+        lab2cname: label -> class name.
+        num_base: labels below this number are base classes, the others new; may be set later as an attribute, before
+            the first batch. None means that the classes form a closed set: the evaluator behaves as `Classification`.
+    """
+
+    def __init__(
+        self, cfg: Any, lab2cname: Mapping[int, str] | None = None, num_base: int | None = None, **kwargs: Any
+    ) -> None:
+        super().__init__(cfg, lab2cname=lab2cname, **kwargs)
+        self.num_base = num_base
+        self._batches: list[tuple[torch.Tensor, ...]] = []
+
+    def reset(self) -> None:
+        """Forget all batches."""
+        super().reset()
+        self._batches = []
+
+    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+        """Take one batch: logits (batch, n_cls) over base and new classes, and labels (batch,).
+
+        Raises:
+            ValueError: there is no base class, or no new class among the logits.
+        """
+        super().process(mo, gt)
+        num_base = self.num_base
+        if num_base is None:
+            return
+        if num_base < 1:
+            raise ValueError(f"the open-world metrics need at least one base class, got num_base={num_base}")
+        if mo.shape[1] <= num_base:
+            raise ValueError(
+                f"open-world evaluation needs base and new classes: {mo.shape[1]} classes, {num_base} of them base, "
+                "leaves no new class"
+            )
+        # double, because probabilities near one tie in float32 and a tie does not count in OpenworldAUC
+        logits = mo.detach().cpu().double()
+        base_probability = logits.softmax(dim=1)[:, :num_base].amax(dim=1)
+        within_base = logits[:, :num_base].argmax(dim=1)
+        within_new = logits[:, num_base:].argmax(dim=1) + num_base
+        self._batches.append((gt.detach().cpu(), logits.argmax(dim=1), base_probability, within_base, within_new))
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        """Print and return Dassl's results, then the open-world ones, in percent.
+
+        Raises:
+            ValueError: the images seen are of one group only, or the logits hold NaN.
+        """
+        results = super().evaluate()
+        if self.num_base is None:
+            return results
+        if not self._batches:
+            raise ValueError("open-world evaluation saw no image since num_base was set")
+        labels, predicted, score, within_base, within_new = map(torch.cat, zip(*self._batches, strict=True))
+        base, new = labels < self.num_base, labels >= self.num_base
+        if not base.any() or not new.any():
+            raise ValueError(
+                "open-world evaluation needs images of base and of new classes, "
+                f"got {int(base.sum())} base and {int(new.sum())} new"
+            )
+        open_base, open_new = accuracy(predicted[base], labels[base]), accuracy(predicted[new], labels[new])
+        right_base, right_new = (within_base == labels)[base], (within_new == labels)[new]
+        values = (
+            *(accuracy(predicted, labels), open_base, open_new, harmonic_mean(open_base, open_new)),
+            auroc(score[base], score[new]),
+            openworld_auc(score[base], right_base, score[new], right_new),
+        )
+        open_world = {name: 100.0 * value for name, value in zip(OPEN_WORLD_METRICS, values, strict=True)}
+        print("=> open-world result")
+        print("\n".join(f"* {name}: {value:.1f}%" for name, value in open_world.items()))
+        results.update(open_world)
+        return results

@@ -1,0 +1,612 @@
+"""results.json, which a finished run leaves behind: built, written, read and checked here.
+
+A run writes it last and in one step, so its presence means that the run is finished. Importing this module needs the
+standard library only, for reporting starts without torch; what needs torch is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+import re
+import reprlib
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from common.commandline import printable
+from common.files import atomic_write
+from common.free_options import flatten, is_free
+
+RESULTS_FILE = "results.json"
+SCHEMA_VERSION = 1
+MAX_BYTES = 64 * 2**20  # a run on ImageNet takes under 1 MiB
+MAX_DEPTH = 32
+MAX_NUMBER = 3.5e38  # of a float32
+MAX_SEED = 2**63 - 1
+PACKAGES = ("torch", "torchvision", "numpy", "clip-anytorch", "yacs")  # whose versions are recorded
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class ResultsError(ValueError):
+    """A results.json, or a set of them, that cannot be used as it is; the message names the path."""
+
+
+# ---- The schema ----
+
+
+@dataclass(frozen=True)
+class Key:
+    """What a key of results.json must hold; a float may be a whole number, too."""
+
+    kind: type
+    optional: bool = False  # it may be missing
+    null: bool = False
+    least: float = -MAX_NUMBER
+    most: float = MAX_NUMBER
+
+
+# All that a reader takes from a results.json: a record that fits makes no reader fail. Paths are dotted; `*` stands for
+# every key of a table and every item of a list.
+_PATHS_OF = {
+    Key(str): "status protocol trainer setting dataset backbone train_classes selection_rule finished_at",
+    Key(str, optional=True): "config.DATASET.PATH config.DATASET.LABEL",
+    Key(str, optional=True, null=True): "source_dataset environment.git_revision environment.precision "
+    "data.split_sha256 data.fewshot_sha256 model.backbone_sha256",
+    Key(bool, optional=True, null=True): "environment.git_dirty",
+    Key(int): "schema_version",
+    Key(int, least=-MAX_SEED - 1, most=MAX_SEED): "seed init_seed",
+    Key(int, least=-1, most=10**9): "shots",
+    Key(int, least=0, most=10**15): "model.trainable_parameters",
+    Key(int, optional=True, least=0, most=10**9): "history.*.epoch gates.per_epoch.*.epoch",
+    Key(int, least=-(10**12), most=10**12): "metrics.*.confusion.*.*",
+    Key(float, least=0, most=100): "metrics.*.accuracy",
+    Key(float, null=True, least=0, most=100): "metrics.*.open_world.*",
+    Key(float, optional=True, null=True, least=0): "timing.total",
+    Key(dict): "config environment data model metrics timing memory history.* gates.per_epoch.*",
+    Key(dict, null=True): "gates",
+    Key(dict, optional=True): "overrides config.DATASET metrics.*.open_world metrics.*.per_class",
+    Key(list): "history metrics.*.confusion.*",
+    Key(list, optional=True, null=True): "gates.per_epoch metrics.*.confusion",
+}
+SCHEMA = {path: key for key, paths in _PATHS_OF.items() for path in paths.split()}
+REQUIRED_KEYS = tuple(path for path, key in SCHEMA.items() if "." not in path and not key.optional)
+# Further keys that must be there, as (table, ".", key); and all places that the schema knows.
+_REQUIRED = [path.rpartition(".") for path, key in SCHEMA.items() if not key.optional and re.search(r"\.\w+$", path)]
+_PLACES = {".".join(path.split(".")[:depth]) for path in SCHEMA for depth in range(1, path.count(".") + 2)}
+
+
+def validate_results(record: Any, where: str | Path) -> None:
+    """Check what a results.json holds against the schema; `where` is the path to name in the error.
+
+    Raises:
+        ResultsError: no JSON object, another schema version, an unfinished run, keys missing or of a wrong type.
+    """
+    if not isinstance(record, dict):
+        raise ResultsError(f"{where}: not the results of a run: expected a JSON object, got {type(record).__name__}")
+    version = record.get("schema_version")
+    if version is not None and version != SCHEMA_VERSION:
+        raise ResultsError(f"{where}: schema_version is {version!r}, this code reads {SCHEMA_VERSION}")
+    if problem := _problem_of(record):
+        raise ResultsError(f"{where}: {problem}")
+    if record["status"] != "finished":
+        raise ResultsError(f"{where}: status is {record['status']!r}: the run did not finish")
+
+
+def _problem_of(record: dict[str, Any]) -> str | None:
+    """The first thing that does not fit the schema, or that no format can hold; its key is named."""
+    if missing := [key for key in REQUIRED_KEYS if key not in record]:
+        return f"missing keys: {', '.join(missing)}"
+    stack: list[tuple[str, str | None, Any, int]] = [("", "", record, 0)]
+    while stack:
+        place, path, value, depth = stack.pop()  # path: in the schema; None where it says nothing
+        if depth > MAX_DEPTH:
+            return f"{place.split('.')[0]} is nested more than {MAX_DEPTH} deep"
+        if problem := _misfit(place, value, SCHEMA.get(path)):
+            return problem
+        for parent, _, name in _REQUIRED:
+            if parent == path and not (isinstance(value, dict) and name in value):
+                return _misfit(f"{place}.{name}", None, SCHEMA[f"{path}.{name}"])
+        items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+        for name, item in items:
+            if isinstance(name, str) and not _is_text(name):
+                return f"a key of {place or 'the record'} is no text: {ascii(name)[:60]}"
+            known = [part for part in (f"{path}.{name}".removeprefix("."), f"{path}.*") if part in _PLACES]
+            stack.append((f"{place}.{name}" if place else str(name), known[0] if known else None, item, depth + 1))
+    for split, metrics in record["metrics"].items():
+        matrix, names = metrics.get("confusion"), metrics.get("per_class")
+        if matrix is None:
+            continue
+        if not matrix or {len(matrix)} != set(map(len, matrix)) or (names and len(names) != len(matrix)):
+            return f"metrics.{split}.confusion should have a row and a column for each class"
+    return None
+
+
+def _misfit(place: str, value: Any, key: Key | None) -> str | None:
+    if key is not None and not (value is None and key.null):
+        kinds = (int, float) if key.kind is float else (key.kind,)
+        if not isinstance(value, kinds) or (isinstance(value, bool) and key.kind is not bool):
+            words = "a number" if "." in place and key.kind in (int, float) else key.kind.__name__
+            return f"{place} should be {words}{' or null' if key.null else ''}, is {reprlib.repr(value)}"
+        if key.kind in (int, float) and not key.least - 1e-6 <= value <= key.most + 1e-6:  # false for a NaN too
+            return f"{place} should be from {key.least:,} to {key.most:,}, is {reprlib.repr(value)}"
+    if isinstance(value, str) and not _is_text(value):
+        return f"{place} is no text: {ascii(value)[:60]}"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"{place} should be a number, is {value}"
+    if isinstance(value, int | float) and abs(value) > MAX_NUMBER and not place.startswith("config."):
+        return f"{place} should be a number up to {MAX_NUMBER}, is {reprlib.repr(value)}"
+    return None
+
+
+def _is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8; half of a surrogate pair cannot."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
+
+
+# ---- Reading ----
+
+
+def read_results(path: str | Path) -> dict[str, Any]:
+    """Read and check one results.json.
+
+    Raises:
+        FileNotFoundError: there is no such file: the run is not finished, or was never started.
+        ResultsError: the file is cut short or does not fit the schema.
+    """
+
+    def refuse(name: str) -> float:
+        raise ValueError(f"{name} is no number")
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; a run writes it last, so this run is not finished")
+    size = path.stat().st_size
+    if size > MAX_BYTES:
+        raise ResultsError(f"{path}: {size:,} bytes are no results of a run ({MAX_BYTES:,} at most): redo the run")
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
+    except ValueError as error:  # malformed JSON and malformed UTF-8 alike
+        raise ResultsError(f"{path}: not valid JSON ({error}); cut short or damaged: redo the run") from error
+    except RecursionError as error:
+        raise ResultsError(f"{path}: not valid JSON (nested too deeply): redo the run") from error
+    validate_results(record, path)
+    return record
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished run: its results.json, and what of it tells runs apart, fit to be printed."""
+
+    path: Path
+    record: Mapping[str, Any]
+    protocol: str
+    trainer: str
+    setting: str
+    dataset: str
+    source_dataset: str | None  # trained on, where the record tells it apart from the one tested on
+    backbone: str
+    seed: int
+    shots: int
+    selection_rule: str
+
+    @classmethod
+    def read(cls, path: str | Path) -> Run:
+        """Read and check the run's results.json; raises as `read_results` does."""
+        record = read_results(path)
+        given = {field.name: record.get(field.name) for field in fields(cls) if field.name not in ("path", "record")}
+        if given["dataset"].lower() in OWN_DATA:  # a user's images in an older record: named by where they lie
+            images = record["config"].get("DATASET", {})
+            place = Path(images.get("PATH", "").replace("\\", "/")).name
+            given["dataset"] = images.get("LABEL") or place or given["dataset"]
+        # what reaches a terminal, a table or a page must not be obeyed there
+        given = {key: printable(value) if isinstance(value, str) else value for key, value in given.items()}
+        return cls(path=Path(path), record=record, **given)
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether nothing was trained, so that no seed can change the numbers (zero-shot CLIP)."""
+        return self.record["model"]["trainable_parameters"] == 0
+
+    @cached_property
+    def settings(self) -> dict[str, Any]:
+        """The settings that decide the run's numbers, by dotted key."""
+        left_out = ("OPTIM.", "TRAIN.", "DATALOADER.", "DATASET.VAL_PERCENT") if self.deterministic else ()
+        settings = deciding_settings(self.record["config"])
+        return {key: value for key, value in settings.items() if not key.startswith(left_out)}
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What was changed on the command line against the setting's and the data set's files, as far as recorded."""
+        return {key: value for key, value in self.record.get("overrides", {}).items() if key in self.settings}
+
+    @property
+    def same_as(self) -> str:
+        """What two copies of one run share: everything but where and when it ran."""
+        record, data, model = self.record, self.record["data"], self.record["model"]
+        names = "protocol trainer setting source_dataset backbone seed init_seed shots train_classes selection_rule"
+        content = [self.dataset, record["metrics"], *(record.get(name) for name in names.split())]
+        images = [data.get("split_sha256"), data.get("fewshot_sha256"), model.get("backbone_sha256")]
+        return json.dumps([content, images, model["trainable_parameters"], self.settings], sort_keys=True)
+
+    @property
+    def demonstration(self) -> bool:
+        """Whether the backbone is one of the small models that come with the repository."""
+        return self.backbone.startswith("bundled:")
+
+    def accuracy(self, split: str) -> float | None:
+        """Accuracy in percent on a class split, None where the run did not test it."""
+        metrics = self.record["metrics"].get(split)
+        return None if metrics is None else float(metrics["accuracy"])
+
+    def open_world(self, name: str) -> float | None:
+        """An open-world metric of the `all` split in percent, None where the run has none."""
+        value = self.record["metrics"].get("all", {}).get("open_world", {}).get(name)
+        return None if value is None else float(value)
+
+
+def find_results(paths: Iterable[str | Path]) -> list[Path]:
+    """The results.json files under folders (searched recursively) and those named directly; each once.
+
+    Raises:
+        FileNotFoundError: a path does not exist, or a folder holds no finished run.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.exists():
+            raise FileNotFoundError(f"{path}: no such file or folder")
+        files = sorted(path.rglob(RESULTS_FILE)) if path.is_dir() else [path]
+        if not files:
+            raise FileNotFoundError(f"{path}: no {RESULTS_FILE} in this folder or below it, so no finished run")
+        for file in files:
+            found.setdefault(file.resolve(), file)
+    return list(found.values())
+
+
+def load_runs(paths: Iterable[str | Path]) -> list[Run]:
+    """Read all runs under the given folders and files; of copies of a run, the first counts, and a note says so.
+
+    Raises:
+        FileNotFoundError: see `find_results`.
+        ResultsError: names every file that cannot be used, not only the first.
+    """
+    runs, problems = [], []
+    for path in find_results(paths):
+        try:
+            runs.append(Run.read(path))
+        except ResultsError as error:
+            problems.append(str(error))
+    if problems:
+        raise ResultsError("\n".join(problems))
+    first: dict[str, Run] = {}
+    copies = [(run, kept) for run in runs if (kept := first.setdefault(run.same_as, run)) is not run]
+    if copies:
+        run, kept = copies[0]
+        more = f", and {len(copies) - 1} more" if len(copies) > 1 else ""
+        print(printable(f"note: counted once: {run.path} is the same run as {kept.path}{more}"), file=sys.stderr)
+    return list(first.values())
+
+
+# ---- Names and settings ----
+
+OWN_DATA = ("folder", "csv")  # DATASET.NAME of a user's images, in any case
+MAX_LABEL = 80
+BUNDLED = re.compile(r"digits|emoji(kinds|concepts)(fluent|flat|contrast)?")
+# The literature's data sets in its order, and how else they are written (without case and punctuation).
+DATASETS = (
+    *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397"),
+    *("dtd", "eurosat", "ucf101", "imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"),
+)
+_CANONICAL = {name.replace("_", ""): name for name in DATASETS} | {
+    **{"caltech": "caltech101", "pets": "oxford_pets", "oxfordiiitpet": "oxford_pets", "cars": "stanford_cars"},
+    **dict.fromkeys(("flowers", "flowers102", "oxfordflowers102"), "oxford_flowers"),
+    **{"food": "food101", "aircraft": "fgvc_aircraft", "sun": "sun397", "describabletextures": "dtd", "ucf": "ucf101"},
+}
+# Beside common.free_options: what decides no number, what another key of the record says, what the protocol sets.
+_NO_DIFFERENCE = {
+    *("VERSION", "SEED", "MODEL.INIT_SEED", "MODEL.BACKBONE.NAME", "TRAINER.NAME", "OPTIM.FUSED"),
+    *("TRAIN.CHECKPOINT_ACTIVATIONS", "TRAIN.FROZEN_LINEAR", "TRAIN.DETERMINISTIC"),
+    *(f"DATASET.{key}" for key in ("NAME", "PATH", "LABEL", "TEMPLATE", "NUM_SHOTS", "SUBSAMPLE_CLASSES")),
+    *("DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS"),
+}
+
+
+def canonical_dataset(name: str) -> str:
+    """One spelling per data set: OxfordPets, oxford_pets and Pets are oxford_pets; unknown names are lower-cased."""
+    return _CANONICAL.get(re.sub(r"[^a-z0-9]", "", name.lower()), name.lower())
+
+
+def dataset_label(settings: Mapping[str, Any], root: str = "") -> str:
+    """The data set's name in output paths, results.json and tables: letters, digits, and "._+-" within.
+
+    Published and bundled data sets go by DATASET.NAME. A user's images, whose NAME is folder or csv, go by
+    DATASET.LABEL, else by the last part of DATASET.PATH.
+
+    Args:
+        settings: the section DATASET of a configuration, or what a data set's file has of it.
+        root: the data root, where the settings do not have it; of use where DATASET.PATH is empty.
+
+    Raises:
+        ValueError: DATASET.LABEL cannot be part of a path, or is a published data set's name.
+    """
+
+    def safe(text: str) -> str:  # as one part of a path that no terminal or shell obeys
+        text = "".join(character if character.isalnum() or character in "._+-" else "_" for character in text)
+        return text.strip("._+-" if text.strip("._+-") else text)[:MAX_LABEL]
+
+    def is_taken(label: str) -> bool:  # "flowers" is OxfordFlowers
+        letters = re.sub(r"[^a-z]", "", label.lower())
+        return canonical_dataset(label) in DATASETS or BUNDLED.fullmatch(letters) is not None
+
+    name, label = str(settings["NAME"]), str(settings.get("LABEL") or "")
+    if label and label != safe(label):
+        raise ValueError(f"DATASET.LABEL is {label!r}: use letters, digits and . _ + - within, {MAX_LABEL} at most")
+    if label and name.lower() in OWN_DATA and is_taken(label):
+        raise ValueError(f"DATASET.LABEL is {label!r}, as tables call a published or bundled data set: take another")
+    if label or name.lower() not in OWN_DATA:
+        return label or name
+    folders = (str(settings.get("ROOT") or root), str(settings.get("PATH") or ""))
+    place = os.path.abspath(os.path.join(*map(os.path.expanduser, folders)))
+    label = safe(re.sub(r"\.csv$", "", os.path.basename(place), flags=re.IGNORECASE))
+    return f"{name}_{label}" if is_taken(label) else label or name
+
+
+def deciding_settings(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that decide a run's numbers and are told nowhere else in its record, by dotted key."""
+    flat = flatten(config)
+    return {
+        key: value
+        for key, value in flat.items()
+        if not (key in _NO_DIFFERENCE or key.startswith("TEST.") or is_free(key, flat))
+    }
+
+
+def overrides_of(cfg: Any, files_cfg: Any) -> dict[str, Any]:
+    """The deciding settings that the command line changed; `files_cfg` is the defaults and the files without it."""
+    files, settings = (deciding_settings(plain(node, "config")) for node in (files_cfg, cfg))
+    return {key: value for key, value in settings.items() if key not in files or files[key] != value}
+
+
+# ---- Building and writing ----
+
+
+def build_record(
+    trainer: Any,
+    cfg: Any,
+    metrics: Mapping[str, Any],
+    *,
+    config_file: str,
+    overrides: Mapping[str, Any],
+    timing: Mapping[str, Any],
+    eval_only: bool,
+) -> dict[str, Any]:
+    """The content of results.json, without what `write_results` fills in.
+
+    Args:
+        trainer: any Dassl trainer; prompt trainers say more (gates, trained tensors).
+        cfg: its configuration.
+        metrics: of every class split, as `results.evaluate.evaluate_class_splits` returns them.
+        config_file: the trainer's config file, whose name is the setting's name unless ``TEST.SETTING`` gives one.
+        overrides: see `overrides_of`.
+        timing: seconds by phase; of those in `train`, `data` were spent waiting for the loader.
+        eval_only: whether the weights were loaded rather than trained here.
+    """
+    import torch
+
+    train_classes = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+    protocol = "few_shot"
+    if train_classes == "base":
+        protocol = "open_world" if "all" in metrics else "base_to_new"
+    selection_rule = "last epoch"  # never on test data
+    if cfg.TEST.FINAL_MODEL == "best_val":
+        selection_rule = "best epoch on the few-shot validation set"
+        if cfg.TRAIN.get("PATIENCE", 0):
+            selection_rule += f", stopping after {cfg.TRAIN.PATIENCE} epochs without gain"
+    precision = getattr(trainer, "precision", None)  # shown as what it computed in and, if other, what was asked for
+    exact = not hasattr(trainer, "is_exact") or trainer.is_exact()
+    repeatable = trainer.device.type == "cpu" or torch.are_deterministic_algorithms_enabled()
+    dm, dataset = trainer.dm, trainer.dm.dataset
+    split_path, on_device = getattr(dataset, "split_path", None), getattr(dm.train_loader_x, "on_device", None)
+    trained = {
+        f"{model}.{name}": list(tensor.shape)
+        for model in trainer.get_model_names()
+        for name, tensor in trainer._models[model].named_parameters()
+        if tensor.requires_grad
+    }
+    waited = timing["data"] / timing["train"] if timing.get("train") and "data" in timing else None
+    return {
+        "protocol": cfg.TEST.PROTOCOL or protocol,
+        "trainer": cfg.TRAINER.NAME,
+        "setting": cfg.TEST.SETTING or (Path(config_file).stem if config_file else "defaults"),
+        "dataset": dataset_label(cfg.DATASET),
+        **({"source_dataset": cfg.TEST.SOURCE_DATASET} if cfg.TEST.SOURCE_DATASET else {}),
+        "backbone": cfg.MODEL.BACKBONE.NAME,
+        "seed": cfg.SEED,
+        "init_seed": cfg.MODEL.INIT_SEED if cfg.MODEL.get("INIT_SEED", -1) >= 0 else cfg.SEED,
+        "shots": cfg.DATASET.NUM_SHOTS,
+        "train_classes": train_classes,
+        "selection_rule": selection_rule,
+        "eval_only": eval_only,
+        "config": plain(cfg, "config"),
+        "overrides": dict(overrides),
+        "environment": {
+            **collect_environment(trainer.device, str(precision) if hasattr(precision, "name") else "fp32"),
+            **({"frozen_linear": trainer.linear_kernels} if hasattr(trainer, "linear_kernels") else {}),
+            "determinism": {
+                "bit_identical": cfg.SEED >= 0 and repeatable and exact,  # the same command here gives the same bits
+                "seeded": cfg.SEED >= 0,
+                "resumed_exactly": exact,
+                "deterministic_algorithms": torch.are_deterministic_algorithms_enabled(),
+                "cudnn_benchmark": torch.backends.cudnn.benchmark,
+                "cublas_workspace": os.environ.get("CUBLAS_WORKSPACE_CONFIG"),
+                "loader_workers": cfg.DATALOADER.NUM_WORKERS,
+            },
+        },
+        "numerics": {
+            "diverged": False,
+            "amp_skipped_steps": getattr(trainer, "skipped_steps", 0),
+            **({"zero_norm": trainer.zero_norm} if getattr(trainer, "zero_norm", None) else {}),
+        },
+        "data": {
+            "split_file": os.path.basename(split_path) if split_path else None,
+            "split_sha256": getattr(dataset, "split_sha256", None),
+            "fewshot_sha256": getattr(dataset, "fewshot_sha256", None),
+            "num_train": 0 if getattr(dataset, "test_only", False) else len(dataset.train_x or []),
+            "num_val": len(dataset.val or []),
+            "num_test": len(dataset.test or []),
+            "classnames": list(dataset.classnames),
+            "image_decoding": describe_decoding(dm.test_loader.dataset),
+            "transform_train": str(dm.train_loader_x.dataset.transform),
+            "transform_train_done_by": f"loader (crops), {on_device.device.type} (the rest)" if on_device else "loader",
+            "transform_test": str(dm.test_loader.dataset.transform),
+        },
+        "model": {
+            "trainable_parameters": sum(map(math.prod, trained.values())),
+            "trainable_tensors": trained,
+            "backbone_sha256": getattr(trainer, "backbone_sha256", None),
+        },
+        "metrics": dict(metrics),
+        "history": list(getattr(trainer, "history", [])),
+        "gates": {"per_epoch": trainer.gates} if getattr(trainer, "gates", None) else None,
+        "notes": dict(getattr(trainer, "notes", {})),
+        "timing": {**timing, **({} if waited is None else {"data_share": waited})},
+        "memory": peak_memory(),
+    }
+
+
+def describe_decoding(images: Any) -> str:
+    """How image files were decoded, size and orientation: part of the exact transform."""
+    least = getattr(images, "draft_size", None)
+    size = f"JPEG at 1, 1/2, 1/4 or 1/8 size, at least {least[0]}x{least[1]}" if least else "full size"
+    return f"{size}, turned upright by EXIF" if getattr(images, "exif_orientation", False) else size
+
+
+def write_results(path: str | Path, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Validate and write what `build_record` made; schema_version, status and finished_at are filled in.
+
+    An existing file is replaced in one step. Returns the record as written.
+
+    Raises:
+        ValueError: a value is no JSON (NaN and infinity included), named by its key.
+        ResultsError: a key is missing or of a wrong type.
+    """
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    fixed = {"schema_version": SCHEMA_VERSION, "status": "finished"}
+    record = plain(fixed | dict(results) | fixed | {"finished_at": results.get("finished_at", now)}, where="results")
+    validate_results(record, path)
+    text = json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False)
+    # A list of whole numbers (a matrix's row) takes one line. No string can hold the line break looked for here: JSON
+    # escapes it.
+    text = re.sub(r"\[\n[\s\d,-]+\]", lambda match: f"[{' '.join(match[0][1:-1].split())}]", text)
+    with atomic_write(path, "w") as file:
+        file.write(text + "\n")
+    return record
+
+
+def plain(value: Any, where: str) -> Any:
+    """A value in JSON's own types: configuration nodes, tuples, paths, numpy values and tensors become such.
+
+    Raises:
+        ValueError: it, or something in it, has no such form; named by its dotted place under ``where``.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{where}.{key}") for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{where}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where} is {value}: what is not a finite number cannot be recorded")
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    if hasattr(value, "tolist"):  # numpy and torch
+        return plain(value.tolist(), where)
+    raise ValueError(f"{where} is a {type(value).__name__}, which JSON cannot hold")
+
+
+# ---- What only the running process knows ----
+
+
+def collect_environment(device: Any, precision: str) -> dict[str, Any]:
+    """What a run ran on: code revision, versions, device (a torch device or its name), threads, precision."""
+    import torch
+
+    def version(package: str) -> str | None:
+        try:
+            return metadata.version(package)
+        except metadata.PackageNotFoundError:
+            return None
+
+    device_name = platform.processor() or platform.machine()
+    cpu_info = Path("/proc/cpuinfo")
+    if torch.device(device).type == "cuda":
+        device_name = torch.cuda.get_device_name(device)
+    elif cpu_info.is_file():
+        lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
+        models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        device_name = next(models, device_name)
+    revision, dirty = git_state()
+    return {
+        "git_revision": revision,
+        "git_dirty": dirty,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: version(name) for name in PACKAGES},
+        "device": str(device),
+        "device_name": device_name,
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+    }
+
+
+def git_state(folder: Path = REPOSITORY) -> tuple[str | None, bool | None]:
+    """Revision of the code in `folder` and whether tracked files differ from it; (None, None) outside a checkout."""
+    # git's own variables (set inside hooks) would point it at another repository
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
+
+    def git(*arguments: str) -> str | None:
+        command = ["git", "-C", str(folder), *arguments]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    top = git("rev-parse", "--show-toplevel")
+    # a copy without its own .git inside somebody else's repository must not claim that one's revision
+    if top is None or Path(top).resolve() != folder.resolve():
+        return None, None
+    status = git("status", "--porcelain", "--untracked-files=no")
+    return git("rev-parse", "HEAD"), None if status is None else bool(status)
+
+
+def peak_memory() -> dict[str, float | None]:
+    """Peak memory of this process so far in MiB: resident (None on Windows) and CUDA (None without CUDA)."""
+    import torch
+
+    cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
+    return {"peak_rss_mib": peak_rss_mib(), "peak_cuda_mib": cuda}
+
+
+def peak_rss_mib() -> float | None:
+    """Peak resident memory of this process so far in MiB; None on Windows."""
+    status = Path("/proc/self/status")
+    if status.is_file():
+        # Linux hands ru_maxrss on to a new program, which so begins with the peak of the one that started it
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+    if sys.platform == "win32":
+        return None
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
