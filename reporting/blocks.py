@@ -1,12 +1,13 @@
-"""What a table is made of before it takes a format: blocks of rows under a heading, and the two ways to turn them."""
+"""What a table is made of, blocks of rows under a heading, and how it reads in each format."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from reporting.formats import MISSING, Document, Grid, Line, Number
 from reporting.methods import Method
-from reporting.statistics import Summary
+from reporting.stats import Summary
 
 
 @dataclass(frozen=True)
@@ -15,26 +16,30 @@ class Row:
 
     Args:
         method: whose.
-        cells: one per column; None where no run has the number.
+        cells: by the block's columns; None where no run has the number.
         source: where the numbers were published; empty for measured ones.
         source_number: the source's number in the legend; 0 for measured ones.
     """
 
     method: Method
-    cells: tuple[Summary | None, ...]
+    cells: Mapping[str, Summary | None]
     source: str = ""
     source_number: int = 0
 
     @property
-    def seeds(self) -> tuple[int, ...]:
+    def present(self) -> list[Summary]:
+        """The cells that hold a number."""
+        return [cell for cell in self.cells.values() if cell is not None]
+
+    @property
+    def seeds(self) -> list[int]:
         """Every seed that entered a cell."""
-        return tuple(sorted({seed for cell in self.cells if cell is not None for seed in cell.seeds}))
+        return sorted({seed for cell in self.present for seed in cell.seeds})
 
     @property
     def deterministic(self) -> bool:
         """Whether no cell depends on a seed."""
-        present = [cell for cell in self.cells if cell is not None]
-        return bool(present) and all(cell.deterministic for cell in present)
+        return bool(self.present) and all(cell.deterministic for cell in self.present)
 
 
 @dataclass(frozen=True)
@@ -43,38 +48,35 @@ class Block:
 
     Args:
         title: the heading.
-        keys: the columns' names in csv and json.
-        labels: the columns' headings.
+        columns: each column's name in csv and json, and its heading.
         rows: the same methods in the same order in every block of a table.
         dataset: the data set that the block is about; None for averages and for blocks about several.
-        key: of the one column of every data set that the block has turned; empty for other blocks.
+        key: the column that the block has of every data set, in the papers' layout; empty for other blocks.
     """
 
     title: str
-    keys: tuple[str, ...]
-    labels: tuple[str, ...]
+    columns: Mapping[str, str]
     rows: tuple[Row, ...]
     dataset: str | None = None
     key: str = ""
+
+    def with_columns(self, keys: Iterable[str]) -> Block:
+        """The block with these of its columns only, in this order."""
+        keys = list(keys)
+        rows = tuple(replace(row, cells={key: row.cells[key] for key in keys}) for row in self.rows)
+        return replace(self, columns={key: self.columns[key] for key in keys}, rows=rows)
 
     def for_reading(self) -> Block:
         """The block without published rows that have nothing to say in it.
 
         Missing measured numbers stay visible, but not where only published numbers have a place.
         """
-        rows = [row for row in self.rows if not row.source or any(cell is not None for cell in row.cells)]
-        if all(cell is None for row in rows if not row.source for cell in row.cells):
-            published = [row for row in rows if row.source]
-            rows = published or rows
-        columns = range(len(self.keys))
-        if rows and all(row.source for row in rows):
-            columns = [column for column in columns if any(row.cells[column] is not None for row in rows)]
-        return replace(
-            self,
-            keys=tuple(self.keys[column] for column in columns),
-            labels=tuple(self.labels[column] for column in columns),
-            rows=tuple(replace(row, cells=tuple(row.cells[column] for column in columns)) for row in rows),
-        )
+        published = [row for row in self.rows if row.source and row.present]
+        measured = [row for row in self.rows if not row.source]
+        if any(row.present for row in measured) or not published:
+            return replace(self, rows=(*measured, *published))
+        filled = [key for key in self.columns if any(row.cells[key] is not None for row in published)]
+        return replace(self, rows=tuple(published)).with_columns(filled)
 
 
 @dataclass(frozen=True)
@@ -88,38 +90,120 @@ class Table:
     warnings: tuple[str, ...]
 
 
-def chosen_columns(blocks: Sequence[Block], keys: Sequence[str]) -> list[Block]:
-    """The blocks with these of their columns only, in this order."""
-    return [
-        replace(
-            block,
-            keys=tuple(keys),
-            labels=tuple(block.labels[block.keys.index(key)] for key in keys),
-            rows=tuple(
-                replace(row, cells=tuple(row.cells[block.keys.index(key)] for key in keys)) for row in block.rows
-            ),
-        )
-        for block in blocks
-    ]
+def document(table: Table, digits: int = 2) -> Document:
+    """The table for the writers of `formats`, rounded to so many decimals for reading."""
+    grids = []
+    for block in map(Block.for_reading, table.blocks):
+        best = _best(block, digits)
+        lines = []
+        for row in block.rows:
+            numbers = [
+                Number(
+                    cell_text(cell, len(row.seeds), digits),
+                    None if cell is None else cell.mean,
+                    cell is not None and not row.source and round(cell.mean, digits) == best[key],
+                )
+                for key, cell in row.cells.items()
+            ]
+            names = (row.method.label, seeds_text(row))
+            lines.append(Line(names, numbers, row.method.trainer, published=bool(row.source)))
+        headings = ["Method", "Seeds", *block.columns.values()]
+        # where the data sets are columns, a column goes with its data set
+        columns = () if block.dataset is not None else tuple(block.columns)
+        grids.append(Grid(block.title, headings, 2, lines, block.dataset or "", columns))
+    content = {
+        "protocol": table.protocol,
+        "title": table.title,
+        "blocks": [
+            {
+                "title": _block_name(table, block),
+                "columns": list(block.columns),
+                "rows": [_json_row(row) for row in block.rows],
+            }
+            for block in table.blocks
+        ],
+        "legend": list(table.legend),
+        "warnings": list(table.warnings),
+    }
+    return Document(table.title, grids, table.legend, table.warnings, _csv_records(table), content, explain_best=True)
 
 
-def turned(blocks: Sequence[Block]) -> list[Block]:
-    """One block per column in place of one per data set, the data sets as columns: the papers' layout.
-
-    Args:
-        blocks: blocks with the same columns and the same methods.
-    """
-    return [
-        Block(
-            label,
-            tuple(block.title for block in blocks),
-            tuple(block.title for block in blocks),
-            tuple(_turned_row(blocks, row, column) for row in range(len(blocks[0].rows))),
-            key=key,
-        )
-        for column, (key, label) in enumerate(zip(blocks[0].keys, blocks[0].labels, strict=True))
-    ]
+def _best(block: Block, digits: int) -> dict[str, float | None]:
+    """Each column's largest measured mean as it is shown; None where fewer than two rows have a number."""
+    best = {}
+    for key in block.columns:
+        cells = [row.cells[key] for row in block.rows if not row.source]
+        means = [round(cell.mean, digits) for cell in cells if cell is not None]
+        best[key] = max(means) if len(means) > 1 else None
+    return best
 
 
-def _turned_row(blocks: Sequence[Block], row: int, column: int) -> Row:
-    return replace(blocks[0].rows[row], cells=tuple(block.rows[row].cells[column] for block in blocks))
+def cell_text(cell: Summary | None, seeds_in_row: int, digits: int) -> str:
+    """A number for reading: mean, deviation if there is one, and the number of seeds where some are missing."""
+    if cell is None:
+        return MISSING
+    spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
+    fewer = "" if cell.n == seeds_in_row or cell.deterministic else f" (n={cell.n})"
+    return f"{cell.mean:.{digits}f}{spread}{fewer}"
+
+
+def seeds_text(row: Row) -> str:
+    """Which seeds a row's numbers are from, or which footnote names their source."""
+    if row.source:
+        return f"published [{row.source_number}]"
+    if not row.seeds:
+        return MISSING
+    listed = "deterministic" if row.deterministic else ", ".join(map(str, row.seeds))
+    return f"{listed} (n={len(row.seeds)})"
+
+
+def _block_name(table: Table, block: Block) -> str:
+    """A block in csv and json: "16" where a heading says "16 shots"."""
+    return block.key if block.key and table.protocol == "few_shot" else block.title
+
+
+def _csv_records(table: Table) -> list[list[object]]:
+    """One line per number, with a column per seed, below the head."""
+    seeds = sorted({seed for block in table.blocks for row in block.rows for seed in row.seeds})
+    facts = ("protocol", "block", "method", "trainer", "setting", "backbone", "shots", "selection_rule", "source")
+    records: list[list[object]] = [[*facts, "column", "n", "mean", "std", *(f"seed_{seed}" for seed in seeds)]]
+    for block in table.blocks:
+        for row in block.rows:
+            method = row.method
+            for key, cell in row.cells.items():
+                # in a few-shot table, the number of shots is a column's name, or a block's in the papers' layout
+                places = (block.key, key) if table.protocol == "few_shot" else ()
+                shots = next((place for place in places if place.isdigit()), method.shots)
+                record = [table.protocol, _block_name(table, block)]
+                record += [method.label, method.trainer, method.setting, method.backbone]
+                record += [shots, method.selection_rule, row.source, key]
+                record += [0, None, None] if cell is None else [None if row.source else cell.n, cell.mean, cell.std]
+                records.append([*record, *(None if cell is None else cell.values.get(seed) for seed in seeds)])
+    return records
+
+
+def _json_row(row: Row) -> dict[str, object]:
+    method = row.method
+    cells = {
+        key: cell
+        and {
+            "mean": cell.mean,
+            "std": cell.std,
+            "n": cell.n,
+            "seeds": list(cell.seeds),
+            "values": {str(seed): value for seed, value in cell.values.items()},
+        }
+        for key, cell in row.cells.items()
+    }
+    return {
+        "method": method.label,
+        "trainer": method.trainer,
+        "setting": method.setting,
+        "backbone": method.backbone,
+        "shots": method.shots,
+        "selection_rule": method.selection_rule,
+        "seeds": row.seeds,
+        "deterministic": row.deterministic,
+        "source": row.source or None,
+        "cells": cells,
+    }

@@ -1,32 +1,18 @@
-"""The `compare` sub-command: is one method better than another, on the same data sets and seeds?
-
-python -m reporting compare MaPLe BMIP output/open_world
-python -m reporting compare BMIP/setting_a BMIP/setting_b output/open_world --format json
-"""
+"""Is one method better than another, on the same data sets, shots and seeds?"""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
 from common.commandline import printable
-from reporting.checks import comparability, print_warnings
-from reporting.compare_formats import FORMATS, p_text
-from reporting.files import check_target, write_file
-from reporting.layouts import PROTOCOLS, Metric
-from reporting.methods import Method, check_protocol, group_methods
+from reporting import formats
+from reporting.formats import MISSING, Document, Grid, Number
+from reporting.methods import PROTOCOLS, Method, Metric, check_protocol, comparability, group_methods
 from reporting.names import dataset_order, shots_text
-from reporting.paired import LEAST_PAIRS, LEVEL, Pair, Paired, compare_pairs
-from reporting.runs import ResultsError, Run, load_runs
-from reporting.selection import of_protocol
-
-NAME = "compare"
-HELP = "paired differences between two methods, with confidence interval and tests"
-
+from reporting.runs import ResultsError, Run
+from reporting.stats import LEVEL, MIN_PAIRS, Pair, Paired, compare_pairs
 
 _IN_WORDS = {
     "base": "on base classes",
@@ -52,6 +38,16 @@ class Line:
     label: str
     result: Paired
     sentence: str
+
+    @property
+    def numbers(self) -> list[float | None]:
+        """Mean of the first and the second, mean difference, interval's ends, n, p-values."""
+        pairs, interval = self.result.pairs, self.result.interval
+        means = [sum(values) / len(pairs) for values in ([p.first for p in pairs], [p.second for p in pairs])]
+        return [
+            *(*means, interval.mean, interval.low, interval.high, interval.n),
+            *(self.result.p_t, self.result.p_signed_rank),
+        ]
 
 
 @dataclass(frozen=True)
@@ -85,16 +81,18 @@ def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name
     one, other = _method(methods, first), _method(methods, second)
     if one is other:
         raise ResultsError(f"{first!r} and {second!r} are the same method: {one.label}")
-    lines = []
-    for metric in protocol.metrics:
-        if metric.of_run is not None:
-            lines += _lines(metric, one, other)
+    metrics = [metric for metric in protocol.metrics if metric.of_run is not None]
+    lines = [line for metric in metrics for line in _lines(metric, one, other)]
     if not lines:
         raise ResultsError(
             f"{one.label} and {other.label} share no data set, shots and seed (the first: {_places(one)}; the second: "
             f"{_places(other)})"
         )
-    warnings = [*_unpaired(one, other), *comparability([*one.runs, *other.runs]), *_different_rules(one, other)]
+    warnings = [*_unpaired(one, other), *comparability([*one.runs, *other.runs])]
+    trained = [method for method in (one, other) if not method.deterministic]
+    if len({method.selection_rule for method in trained}) > 1:
+        listed = "; ".join(f"{method.label}: {method.selection_rule}" for method in trained)
+        warnings.append(f"the two choose their weights by different rules ({listed}), which is part of the difference")
     return Comparison(
         protocol_name,
         f"{other.label} against {one.label}: {protocol.title}",
@@ -116,6 +114,30 @@ def _method(methods: Sequence[Method], name: str) -> Method:
     raise ResultsError(f"{name!r} {what}: {listed}")
 
 
+def _lines(metric: Metric, one: Method, other: Method) -> Iterable[Line]:
+    by_shots: dict[int, list[Pair]] = defaultdict(list)
+    for pair in _pairs(metric, one, other):
+        by_shots[pair.shots].append(pair)
+    for shots, pairs in sorted(by_shots.items()):
+        several = len(by_shots) > 1
+        label = f"{metric.label}, {shots_text(shots)}" if several else metric.label
+        where = _IN_WORDS.get(metric.key, f"in {metric.label}") + (f" with {shots_text(shots)}" if several else "")
+        result = compare_pairs(pairs)
+        yield Line(metric.key, label, result, sentence(result, where, one.label, other.label))
+
+
+def _pairs(metric: Metric, one: Method, other: Method) -> Iterable[Pair]:
+    first, second = _values(one, metric), _values(other, metric)
+    keys = {*first, *second}
+    if not (one.deterministic and other.deterministic):
+        keys = {key for key in keys if key[2] is not None}
+    for key in sorted(keys, key=lambda key: (dataset_order(key[0]), key[1] or 0, key[2] or 0)):
+        dataset, shots, seed = key
+        left, right = (values.get(key, values.get((dataset, None, None))) for values in (first, second))
+        if left is not None and right is not None:
+            yield Pair(dataset, shots or 0, seed, left, right)
+
+
 def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int | None], float]:
     """The metric by data set, shots and seed; a method that trains nothing has one number for all shots and seeds."""
     values = {}
@@ -125,35 +147,6 @@ def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int |
             key = (run.dataset, None, None) if method.deterministic else (run.dataset, run.shots, run.seed)
             values[key] = value
     return values
-
-
-def _pairs(metric: Metric, one: Method, other: Method) -> list[Pair]:
-    first, second = _values(one, metric), _values(other, metric)
-    keys = {*first, *second}
-    if not (one.deterministic and other.deterministic):
-        keys = {key for key in keys if key[2] is not None}
-    pairs = []
-    for key in sorted(keys, key=lambda key: (dataset_order(key[0]), key[1] or 0, key[2] or 0)):
-        dataset, shots, seed = key
-        left, right = (values.get(key, values.get((dataset, None, None))) for values in (first, second))
-        if left is not None and right is not None:
-            pairs.append(Pair(dataset, shots or 0, seed, left, right))
-    return pairs
-
-
-def _lines(metric: Metric, one: Method, other: Method) -> list[Line]:
-    by_shots: dict[int, list[Pair]] = defaultdict(list)
-    for pair in _pairs(metric, one, other):
-        by_shots[pair.shots].append(pair)
-    lines = []
-    for shots, pairs in sorted(by_shots.items()):
-        label = f"{metric.label}, {shots_text(shots)}" if len(by_shots) > 1 else metric.label
-        result = compare_pairs(pairs)
-        where = _IN_WORDS.get(metric.key, f"in {metric.label}") + (
-            f" with {shots_text(shots)}" if len(by_shots) > 1 else ""
-        )
-        lines.append(Line(metric.key, label, result, sentence(result, where, one.label, other.label)))
-    return lines
 
 
 def sentence(result: Paired, where: str, first: str, second: str) -> str:
@@ -193,12 +186,17 @@ def sentence(result: Paired, where: str, first: str, second: str) -> str:
     said = "this shows no difference at the 5 % level"
     if below:
         said = f"only the {below[0]} is below the 5 % level, so that no difference is claimed"
-    few = f" (the signed-rank test needs {LEAST_PAIRS} pairs to get there)" if interval.n < LEAST_PAIRS else ""
+    few = f" (the signed-rank test needs {MIN_PAIRS} pairs to get there)" if interval.n < MIN_PAIRS else ""
     return f"{measured} {tests}: {said}{few}."
 
 
 def _points(value: float) -> str:
     return f"{value:+.1f}" if round(value, 1) else "0.0"
+
+
+def p_text(value: float) -> str:
+    """A p-value, not rounded to the level itself nor to 0."""
+    return f"{value:.3g}" if value >= 1e-4 else f"{value:.0e}"
 
 
 def _reach(result: Paired) -> str:
@@ -212,26 +210,24 @@ def _reach(result: Paired) -> str:
     return f" It is about these {over.n} data sets, not about data sets in general{ends}."
 
 
-def _legend(lines: Sequence[Line], one: Method, other: Method) -> list[str]:
-    legend = [
+def _legend(lines: Sequence[Line], one: Method, other: Method) -> Iterable[str]:
+    yield (
         f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
         "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
-        "claimed only where both are below 5 %; where none is, the two need not be equal.",
-    ]
+        "claimed only where both are below 5 %; where none is, the two need not be equal."
+    )
     if one.deterministic != other.deterministic:
         fixed = one if one.deterministic else other
-        legend.append(f"{fixed.label} trains nothing: its number stands for every seed.")
+        yield f"{fixed.label} trains nothing: its number stands for every seed."
     if len(lines) > 1:
-        legend.append(
+        yield (
             f"{len(lines)} comparisons are made here: about one in twenty of equal methods comes below the 5 % level "
             "by chance."
         )
-    return legend
 
 
-def _unpaired(one: Method, other: Method) -> list[str]:
+def _unpaired(one: Method, other: Method) -> Iterable[str]:
     """Runs of one method only, which enter nothing."""
-    warnings = []
     for method, counterpart in ((one, other), (other, one)):
         if method.deterministic:
             continue
@@ -240,19 +236,10 @@ def _unpaired(one: Method, other: Method) -> list[str]:
         for run in method.runs:
             paired = run.dataset in places if counterpart.deterministic else (run.dataset, run.shots, run.seed) in there
             if not paired:
-                warnings.append(
+                yield (
                     f"left out: {method.label} on {run.dataset}, {shots_text(run.shots)}, seed {run.seed} has no "
                     f"counterpart of {counterpart.label} ({run.path})"
                 )
-    return warnings
-
-
-def _different_rules(one: Method, other: Method) -> list[str]:
-    trained = [method for method in (one, other) if not method.deterministic]
-    if len({method.selection_rule for method in trained}) < 2:
-        return []
-    listed = "; ".join(f"{method.label}: {method.selection_rule}" for method in trained)
-    return [f"the two choose their weights by different rules ({listed}), which is part of the difference"]
 
 
 def _places(method: Method) -> str:
@@ -261,34 +248,51 @@ def _places(method: Method) -> str:
     return "; ".join(listed) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the sub-command's arguments."""
-    parser.add_argument("first", metavar="A", help="trainer, or trainer/setting")
-    parser.add_argument("second", metavar="B", help="trainer, or trainer/setting")
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
-    parser.add_argument(
-        "--protocol", choices=sorted(PROTOCOLS), help="only its runs; default: the one that all runs share"
+def document(comparison: Comparison) -> Document:
+    """The comparison for the writers of `formats`."""
+    names = [comparison.first, comparison.second]
+    headings = ["Metric", *names, "Difference", "95 % from", "to", "n", "p (t)", "p (signed rank)"]
+    shown = [".2f", ".2f", "+.2f", "+.2f", "+.2f", "d", None, None]  # None: a p-value
+    facts = ["protocol", "first", "second", "metric", "label", "n", "mean_first", "mean_second", "difference"]
+    records = [[*facts, "low", "high", "p_t", "p_signed_rank", "claim"]]
+    rows, metrics = [], []
+    for line in comparison.lines:
+        result = line.result
+        cells = [
+            Number(MISSING if value is None else f"{value:{style}}" if style else p_text(value), value)
+            for value, style in zip(line.numbers, shown, strict=True)
+        ]
+        rows.append(formats.Line([line.label], cells))
+        *differences, n, p_t, p_rank = line.numbers
+        record = [comparison.protocol, *names, line.key, line.label, n, *differences, p_t, p_rank, result.claim]
+        records.append(record)
+        metrics.append(
+            {
+                "metric": line.key,
+                "label": line.label,
+                "sentence": line.sentence,
+                "claim": result.claim,
+                "difference": asdict(result.interval),
+                "difference_over_datasets": None if result.by_dataset is None else asdict(result.by_dataset),
+                "p_t": result.p_t,
+                "p_signed_rank": result.p_signed_rank,
+                "pairs": [asdict(pair) | {"difference": pair.difference} for pair in result.pairs],
+            }
+        )
+    content = {
+        "protocol": comparison.protocol,
+        "first": comparison.first,
+        "second": comparison.second,
+        "metrics": metrics,
+        "legend": list(comparison.legend),
+        "warnings": list(comparison.warnings),
+    }
+    return Document(
+        comparison.title,
+        [Grid(comparison.title, headings, 1, rows)],
+        comparison.legend,
+        comparison.warnings,
+        records,
+        content,
+        lead=[line.sentence for line in comparison.lines],
     )
-    parser.add_argument("--format", choices=sorted(FORMATS), default="md")
-    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write there instead of to the terminal")
-    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Compare and write the result out.
-
-    Raises:
-        ValueError: unusable runs or arguments.
-        OSError: a file cannot be read or written.
-    """
-    if arguments.output is not None:
-        check_target(arguments.output, arguments.force)
-    runs = of_protocol(load_runs(arguments.runs), arguments.protocol)
-    comparison = build_comparison(runs, arguments.first, arguments.second, arguments.protocol)
-    content = FORMATS[arguments.format](comparison)
-    if arguments.format == "csv" or arguments.output is not None:
-        print_warnings(comparison.warnings)
-    if arguments.output is None:
-        sys.stdout.write(content)
-    else:
-        write_file(arguments.output, content, arguments.force)

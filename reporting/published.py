@@ -1,23 +1,28 @@
 """Numbers that others published, with where they stand; read from published.json.
 
-They are shown beside measured ones and never enter an average of measured ones. Which values of a method are the
-authors' own and which come from another group's runs (`rerun`) is kept apart, as is how each source was read.
+They are shown as rows of their own, below the measured ones, and never enter an average of measured ones. Which values
+of a method are the authors' own and which come from another group's runs (`rerun`) is kept apart, as is how each source
+was read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from reporting.names import canonical_dataset
-from reporting.statistics import Summary, harmonic_mean, summarise
+from reporting.blocks import Block, Row
+from reporting.methods import Method, Protocol
+from reporting.names import canonical_dataset, trainer_order
+from reporting.stats import Summary, harmonic_mean, summarise
 
+CHOICES = ("measured", "all")
+AVERAGE = "average"
+BACKBONE, SHOTS = "ViT-B/16", 16
 PUBLISHED_FILE = Path(__file__).with_name("published.json")
-AVERAGE_KEY = "average"
 # The official README states three averages that do not fit together.
 BMIP_AVERAGES_NOTE = (
     "BMIP's README states base 83.47, new 76.69 and H 79.04, but the harmonic mean of 83.47 and 76.69 is 79.94. Either "
@@ -43,7 +48,7 @@ class Source:
 
     def __str__(self) -> str:
         """For a footnote."""
-        place = " ".join(part for part in (self.url, self.file, f"({self.revision})" if self.revision else "") if part)
+        place = " ".join(filter(None, (self.url, self.file, f"({self.revision})" if self.revision else "")))
         return f"{self.title}{', ' + place if place else ''} ({self.read})"
 
 
@@ -78,32 +83,31 @@ class Entry:
         """Method and variant."""
         return f"{self.method} ({self.variant})" if self.variant else self.method
 
+    @property
+    def footnote(self) -> str:
+        """Source, and what a reader must know about these numbers."""
+        confidence = "" if self.confidence == "high" else f"confidence {self.confidence}"
+        return "; ".join(filter(None, (str(self.source), self.note, confidence)))
+
     def value(self, metric: str, dataset: str) -> Summary | None:
         """The number of a metric on a data set, under any spelling of its name, or None."""
         return self.values.get(metric, {}).get(canonical_dataset(dataset))
 
     def average(self, metric: str) -> Summary | None:
         """The published average of a metric, or None; "average_H" is computed from every data set's base and new."""
-        return self._average_of_h() if metric == "average_H" else self.values.get(metric, {}).get(AVERAGE_KEY)
-
-    def _average_of_h(self) -> Summary | None:
-        base, new = (self.values.get(metric, {}) for metric in ("base", "new"))
-        known = (base.keys() & new.keys()) - {AVERAGE_KEY}
+        if metric != "average_H":
+            return self.values.get(metric, {}).get(AVERAGE)
+        base, new = (self.values.get(part, {}) for part in ("base", "new"))
+        known = (base.keys() & new.keys()) - {AVERAGE}
         if not known or len(known) != self.average_over:
             return None
         return Summary(fmean(harmonic_mean(base[name].mean, new[name].mean) for name in known), None, (), {})
 
-    @property
-    def footnote(self) -> str:
-        """Source, and what a reader must know about these numbers."""
-        confidence = "" if self.confidence == "high" else f"confidence {self.confidence}"
-        return "; ".join(part for part in (str(self.source), self.note, confidence) if part)
-
 
 @cache
-def load_published(path: Path = PUBLISHED_FILE) -> tuple[Entry, ...]:
+def load_published() -> tuple[Entry, ...]:
     """All published numbers, in the file's order."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))
     sources = {key: Source(**source) for key, source in content["sources"].items()}
     entries = [_entry(raw, sources) for raw in content["entries"]]
     return (*entries, *(_seed_study(raw, sources) for raw in content["seed_studies"]))
@@ -115,9 +119,8 @@ def _entry(raw: Mapping, sources: Mapping[str, Source]) -> Entry:
         for metric, number in zip(raw["metrics"], numbers, strict=True):
             if number is not None:
                 metrics[metric][dataset] = Summary(number, None, (), {})
-    kept = {key: raw[key] for key in ("variant", "average_over", "rerun", "note") if key in raw}
-    given = {key: raw[key] for key in ("protocol", "method", "trainer", "confidence")}
-    return Entry(**given, **kept, source=sources[raw["source"]], values=metrics)
+    given = {key: value for key, value in raw.items() if key != "metrics"}
+    return Entry(**given | {"source": sources[raw["source"]], "values": metrics})
 
 
 def _seed_study(raw: Mapping, sources: Mapping[str, Source]) -> Entry:
@@ -131,3 +134,103 @@ def _seed_study(raw: Mapping, sources: Mapping[str, Source]) -> Entry:
     given = {key: raw[key] for key in ("protocol", "method", "trainer", "confidence", "note")}
     variant = f"authors' logs, {inits} initialisations x {len(raw['seeds'])} seeds"
     return Entry(**given, variant=variant, source=sources[raw["source"]], values=values, count=count)
+
+
+def with_published(
+    blocks: Sequence[Block], name: str, protocol: Protocol, *, datasets: Collection[str], choice: str
+) -> tuple[list[Block], list[str]]:
+    """Append a row per published entry to every block.
+
+    Published averages are over the literature's data sets. Where the table's data sets are others, its average has no
+    published counterpart and the published averages get a block, or a column, of their own.
+
+    Args:
+        blocks: a table's blocks, one per data set and their average, or one with the data sets as columns.
+        name: the protocol's name.
+        protocol: the protocol.
+        datasets: the data sets that the table averages over.
+        choice: "measured" for the table's methods and BMIP as their authors published them, "all" for every entry.
+
+    Returns:
+        The blocks with the rows, and lines for the legend: sources, and what to know.
+    """
+    entries = _chosen(name, protocol, {row.method.trainer for row in blocks[0].rows}, choice)
+    if not entries:
+        return list(blocks), ["Published values: none are known for these methods in this protocol."]
+    same_average = {canonical_dataset(dataset) for dataset in datasets} == _averaged(entries)
+    if not same_average:
+        blocks = _with_place_for_averages(blocks, protocol, entries)
+
+    def value(entry: Entry, metric: str, place: str) -> Summary | None:
+        """An entry's number at a data set, at the table's own average, or at the published one."""
+        if place.startswith("published average") or (place.startswith(AVERAGE) and same_average):
+            return entry.average(metric)
+        return None if place.startswith(AVERAGE) else entry.value(metric, place)
+
+    def cells(entry: Entry, block: Block) -> dict[str, Summary | None]:
+        if protocol.columns_by == "metric":
+            return {key: value(entry, key, block.dataset or block.title) for key in block.columns}
+        return {key: value(entry, protocol.metrics[0].key, key) for key in block.columns}
+
+    per_entry = [(entry, [cells(entry, block) for block in blocks]) for entry in entries]
+    shown = [(entry, per_block) for entry, per_block in per_entry if any(any(row.values()) for row in per_block)]
+    numbers: dict[str, int] = {}  # of the footnotes
+    for entry, _ in shown:
+        numbers.setdefault(entry.footnote, len(numbers) + 1)
+    with_rows = []
+    for index, block in enumerate(blocks):
+        rows = [_row(entry, per_block[index], numbers[entry.footnote]) for entry, per_block in shown]
+        with_rows.append(replace(block, rows=(*block.rows, *rows)))
+    return with_rows, _legend([entry for entry, _ in shown], numbers)
+
+
+def _chosen(name: str, protocol: Protocol, trainers: Collection[str], choice: str) -> list[Entry]:
+    # an open-world table has the base-to-new numbers too
+    protocols = {name, "base_to_new"} if name == "open_world" else {name}
+    if protocol.columns_by == "shots":
+        return []
+    entries = [entry for entry in load_published() if entry.protocol in protocols]
+    if choice == "measured":
+        entries = [entry for entry in entries if not entry.rerun and entry.trainer in {*trainers, "BMIP"}]
+    return sorted(entries, key=lambda entry: trainer_order(entry.trainer or entry.method))
+
+
+def _averaged(entries: Sequence[Entry]) -> set[str]:
+    """The data sets that published averages are over: those of an entry that has them all."""
+    for entry in entries:
+        datasets = set(next(iter(entry.values.values()))) - {AVERAGE}
+        targets = datasets if len(datasets) == entry.average_over else datasets - {"imagenet"}
+        if len(targets) == entry.average_over:
+            return targets
+    return set()
+
+
+def _with_place_for_averages(blocks: Sequence[Block], protocol: Protocol, entries: Sequence[Entry]) -> list[Block]:
+    """A further block, or column, for published averages that are over other data sets than the table's."""
+    counts = [entry.average_over for entry in entries if entry.average_over]
+    if not counts:
+        return list(blocks)
+    title = f"published average over {counts[0]} data sets"
+    if protocol.columns_by == "dataset":
+        (block,) = blocks
+        rows = tuple(replace(row, cells={**row.cells, title: None}) for row in block.rows)
+        return [replace(block, columns={**block.columns, title: title}, rows=rows)]
+    empty = tuple(replace(row, cells=dict.fromkeys(row.cells)) for row in blocks[0].rows)
+    return [*blocks, replace(blocks[0], title=title, rows=empty, dataset=None)]
+
+
+def _row(entry: Entry, cells: Mapping[str, Summary | None], number: int) -> Row:
+    method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, SHOTS, ())
+    return Row(method, cells, source=entry.footnote, source_number=number)
+
+
+def _legend(entries: Sequence[Entry], numbers: Mapping[str, int]) -> list[str]:
+    lines = [
+        f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in "
+        "brackets. They enter no average of measured numbers."
+    ]
+    if any(entry.average("average_H") is not None for entry in entries):
+        lines.append(AVERAGE_H_NOTE)
+    if any(entry.method == "BMIP" and entry.average_over for entry in entries):
+        lines.append(BMIP_AVERAGES_NOTE)
+    return [*lines, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]

@@ -1,31 +1,54 @@
-"""The `table` sub-command: one protocol's results as a table, mean and spread over seeds.
+"""One protocol's results as a table: mean and spread over seeds, with what a reader must be told.
 
-python -m reporting table --protocol open_world output/open_world
-python -m reporting table --published --format latex --output table.tex output/base_to_new
+`open_world` and `base_to_new` have one block per data set with one column per metric, `few_shot` one block per data
+set with one column per number of shots, the other protocols one block with one column per data set.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 
 from common.commandline import printable
-from reporting import published_rows
-from reporting.blocks import Block, Row, Table, chosen_columns, turned
-from reporting.checks import print_warnings, warnings_about
-from reporting.files import check_target, write_file
-from reporting.formats import FORMATS
-from reporting.layouts import AVERAGE, PROTOCOLS, Column, Protocol, blocks_of, source_datasets
-from reporting.methods import Method, check_protocol, differing_between_columns, group_methods
-from reporting.runs import ResultsError, Run, load_runs
-from reporting.selection import of_protocol
-from reporting.statistics import Summary, average_over, harmonic_of_averages, summarise
+from reporting.blocks import Block, Row, Table
+from reporting.methods import (
+    PROTOCOLS,
+    Method,
+    Metric,
+    Protocol,
+    check_protocol,
+    comparability,
+    differing_settings,
+    group_methods,
+)
+from reporting.names import dataset_order, shots_text
+from reporting.published import AVERAGE, with_published
+from reporting.runs import ResultsError, Run
+from reporting.stats import Summary, average_over, harmonic_of_averages, summarise
 
-NAME = "table"
-HELP = "one protocol's results as a table: mean and standard deviation over seeds"
-_MAX_KEYS = 5
+MAX_KEYS = 5  # settings that a row's columns differ in, named in the legend
+_COUNTING = (
+    "All numbers in percent; mean ± sample standard deviation (n - 1) over the seeds listed; one seed (n=1): no "
+    "deviation. deterministic: nothing is trained, every seed gives the same number.",
+    'A "-" stands where no finished run has the number; (n=k) in a cell: fewer seeds than its row lists.',
+)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of a block: which metric, of which data set, and of which number of shots (None: any)."""
+
+    key: str
+    label: str
+    metric: Metric
+    dataset: str
+    shots: int | None = None
+
+    def covers(self, run: Run) -> bool:
+        """Whether the run belongs into this column."""
+        # zero-shot runs use no shots: their number stands for every number of shots
+        return self.dataset == run.dataset and (self.shots in (None, run.shots) or run.deterministic)
 
 
 def build_table(
@@ -43,7 +66,7 @@ def build_table(
         protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
         group: "dataset" for a block per data set, "metric" for the papers' layout: a block per metric (few-shot: per
             number of shots) with the data sets as columns; where the data sets are columns anyway it changes nothing.
-        published: which published rows to add, one of `published_rows.CHOICES`; None for none.
+        published: which published rows to add, one of `published.CHOICES`; None for none.
         metrics: keys or labels of the metrics to show, in this order; none for all.
 
     Raises:
@@ -53,33 +76,26 @@ def build_table(
     protocol = PROTOCOLS[protocol_name]
     chosen = _chosen_metrics(protocol, metrics)
     methods = group_methods(runs, protocol)
-    columns_by_title = blocks_of(protocol, runs)
-    by_dataset = protocol.columns_by != "dataset"
-    blocks = [_block(title, columns, methods, by_dataset) for title, columns in columns_by_title.items()]
-    sources = source_datasets(runs)
-    if not by_dataset:
+    sources = {run.source_dataset for run in runs} - {None}
+    per_block = _columns(protocol, runs, sources)
+    blocks = [_block(protocol, title, columns, methods) for title, columns in per_block.items()]
+    if protocol.columns_by == "dataset":
         blocks = [_with_average_column(blocks[0], sources)]
     elif len(blocks) > 1:
-        blocks.append(_average_block(blocks, next(iter(columns_by_title.values())), methods))
-    legend = [*_counting_legend(), *protocol.legend, *_runs_legend(runs, methods, protocol)]
+        blocks.append(_average_block(protocol, blocks))
+    legend = [*_COUNTING, *protocol.legend, *_runs_legend(runs, methods, protocol, sources)]
     if published is not None:
         targets = {run.dataset for run in runs} - sources
-        blocks, notes = published_rows.with_published(
-            blocks, protocol_name, protocol, datasets=targets, choice=published
-        )
+        blocks, notes = with_published(blocks, protocol_name, protocol, datasets=targets, choice=published)
         legend += notes
+    columns = [column for block in per_block.values() for column in block]
     if protocol.columns_by == "metric":
-        blocks = chosen_columns(blocks, chosen)
-        needed = {
-            *chosen,
-            *(key for metric in protocol.metrics if metric.key in chosen for key in metric.harmonic_of or ()),
-        }
-        columns_by_title = {
-            title: [column for column in columns if column.key in needed] for title, columns in columns_by_title.items()
-        }
-    if group == "metric" and by_dataset:
-        blocks = turned(blocks)
-    warnings = warnings_about(methods, columns_by_title)
+        blocks = [block.with_columns(chosen) for block in blocks]
+        entering = {key for metric in protocol.metrics if metric.key in chosen for key in metric.harmonic_of or ()}
+        columns = [column for column in columns if column.key in entering.union(chosen)]
+    if group == "metric" and protocol.columns_by != "dataset":
+        blocks = _turned(blocks)
+    warnings = _warnings(methods, columns)
     return Table(
         protocol_name, protocol.title, tuple(blocks), tuple(map(printable, legend)), tuple(map(printable, warnings))
     )
@@ -96,133 +112,161 @@ def _chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(keys[name.lower()] for name in names)) or [metric.key for metric in protocol.metrics]
 
 
-def _block(title: str, columns: Sequence[Column], methods: Sequence[Method], by_dataset: bool) -> Block:
+def _columns(protocol: Protocol, runs: Sequence[Run], sources: set[str]) -> dict[str, list[Column]]:
+    """The columns under each block's title, but for averages over data sets."""
+    datasets = sorted({run.dataset for run in runs}, key=dataset_order)
+    first = protocol.metrics[0]
+    if protocol.columns_by == "dataset":
+        datasets.sort(key=lambda name: name not in sources)
+        labels = {name: f"{name} (source)" if name in sources else name for name in datasets}
+        return {protocol.title: [Column(name, label, first, name) for name, label in labels.items()]}
+    if protocol.columns_by == "metric":
+        return {
+            name: [Column(metric.key, metric.label, metric, name) for metric in protocol.metrics] for name in datasets
+        }
+    shots = sorted({run.shots for run in runs})
+    return {name: [Column(str(count), shots_text(count), first, name, count) for count in shots] for name in datasets}
+
+
+def _block(protocol: Protocol, title: str, columns: Sequence[Column], methods: Sequence[Method]) -> Block:
     rows = []
     for method in methods:
-        cells = [_cell([run for run in method.runs if column.covers(run)], column) for column in columns]
-        rows.append(Row(method, tuple(_with_harmonic_means(columns, cells))))
-    keys, labels = tuple(column.key for column in columns), tuple(column.label for column in columns)
-    return Block(title, keys, labels, tuple(rows), title if by_dataset else None)
+        cells = {}
+        for column in columns:
+            runs = [run for run in method.runs if column.covers(run)]
+            read = column.metric.of_run or (lambda run: None)
+            values = {run.seed: value for run in runs if (value := read(run)) is not None}
+            cells[column.key] = summarise(values, deterministic=all(run.deterministic for run in runs))
+        rows.append(Row(method, _with_harmonic_means(protocol, cells)))
+    dataset = None if protocol.columns_by == "dataset" else title
+    return Block(title, {column.key: column.label for column in columns}, tuple(rows), dataset)
 
 
-def _cell(runs: Sequence[Run], column: Column) -> Summary | None:
-    read = column.metric.of_run
-    if read is None:
-        return None
-    values = {run.seed: value for run in runs if (value := read(run)) is not None}
-    return summarise(values, deterministic=all(run.deterministic for run in runs))
-
-
-def _with_harmonic_means(columns: Sequence[Column], cells: Sequence[Summary | None]) -> list[Summary | None]:
+def _with_harmonic_means(protocol: Protocol, cells: dict[str, Summary | None]) -> dict[str, Summary | None]:
     """Fill the columns that are computed from the averages of two others."""
-    by_key = {column.key: cell for column, cell in zip(columns, cells, strict=True)}
-    return [
-        harmonic_of_averages(*(by_key[key] for key in column.metric.harmonic_of)) if column.metric.harmonic_of else cell
-        for column, cell in zip(columns, cells, strict=True)
-    ]
+    for metric in protocol.metrics:
+        if metric.harmonic_of:
+            cells[metric.key] = harmonic_of_averages(*(cells[key] for key in metric.harmonic_of))
+    return cells
 
 
-def _average_block(blocks: Sequence[Block], columns: Sequence[Column], methods: Sequence[Method]) -> Block:
+def _average_block(protocol: Protocol, blocks: Sequence[Block]) -> Block:
+    computed = [metric.key for metric in protocol.metrics if metric.harmonic_of]
     rows = []
-    for index, method in enumerate(methods):
-        per_column = zip(columns, *(block.rows[index].cells for block in blocks), strict=True)
-        cells = [None if column.metric.harmonic_of else average_over(cells) for column, *cells in per_column]
-        rows.append(Row(method, tuple(_with_harmonic_means(columns, cells))))
-    return Block(f"{AVERAGE} over {len(blocks)} data sets", blocks[0].keys, blocks[0].labels, tuple(rows))
+    for same in zip(*(block.rows for block in blocks), strict=True):
+        cells = {
+            key: None if key in computed else average_over([row.cells[key] for row in same])
+            for key in blocks[0].columns
+        }
+        rows.append(Row(same[0].method, _with_harmonic_means(protocol, cells)))
+    return Block(f"{AVERAGE} over {len(blocks)} data sets", blocks[0].columns, tuple(rows))
 
 
 def _with_average_column(block: Block, sources: set[str]) -> Block:
     """Append the average over the target data sets, when there are several."""
-    targets = [index for index, key in enumerate(block.keys) if key not in sources]
+    targets = [key for key in block.columns if key not in sources]
     if len(targets) < 2:
         return block
-    rows = tuple(
-        Row(row.method, (*row.cells, average_over([row.cells[index] for index in targets]))) for row in block.rows
-    )
-    return Block(block.title, (*block.keys, AVERAGE), (*block.labels, AVERAGE), rows)
+    key = AVERAGE if AVERAGE not in block.columns else f"{AVERAGE} over {len(targets)} data sets"
+    rows = [
+        replace(row, cells={**row.cells, key: average_over([row.cells[one] for one in targets])}) for row in block.rows
+    ]
+    return replace(block, columns={**block.columns, key: AVERAGE}, rows=tuple(rows))
 
 
-def _counting_legend() -> tuple[str, ...]:
-    return (
-        "All numbers in percent; mean ± sample standard deviation (n - 1) over the seeds listed; one seed (n=1): no "
-        "deviation. deterministic: nothing is trained, every seed gives the same number.",
-        'A "-" stands where no finished run has the number; (n=k) in a cell: fewer seeds than its row lists.',
-    )
+def _turned(blocks: Sequence[Block]) -> list[Block]:
+    """One block per column in place of one per data set, the data sets as columns: the papers' layout."""
+    titles = {block.title: block.title for block in blocks}
+    turned = []
+    for key, label in blocks[0].columns.items():
+        rows = [
+            replace(same[0], cells={title: row.cells[key] for title, row in zip(titles, same, strict=True)})
+            for same in zip(*(block.rows for block in blocks), strict=True)
+        ]
+        turned.append(Block(label, titles, tuple(rows), key=key))
+    return turned
 
 
-def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], protocol: Protocol) -> list[str]:
-    lines = []
+def _runs_legend(
+    runs: Sequence[Run], methods: Sequence[Method], protocol: Protocol, sources: set[str]
+) -> Iterable[str]:
     if len({run.dataset for run in runs}) > 1:
-        lines.append(
+        yield (
             "average: each seed's average over the data sets first, over the seeds that all of them have"
-            + (", source data sets left out." if source_datasets(runs) else ".")
+            f"{', source data sets left out' if sources else ''}."
         )
-    lines.append(f"Backbone: {', '.join(sorted({run.backbone for run in runs}))}.")
+    yield f"Backbone: {', '.join(sorted({run.backbone for run in runs}))}."
     if any(run.demonstration for run in runs):
-        lines.append("A bundled backbone is a small demonstration model: not comparable with any published number.")
+        yield "A bundled backbone is a small demonstration model: not comparable with any published number."
     trained = [method for method in methods if not method.deterministic]
     if trained and protocol.columns_by != "shots":
-        lines.append(f"Shots per class: {', '.join(map(str, sorted({method.shots for method in trained})))}.")
+        yield f"Shots per class: {', '.join(map(str, sorted({method.shots for method in trained})))}."
     for method in methods:
-        keys = sorted(differing_between_columns(method))
+        keys = sorted(differing_settings(method.runs))
         if keys:
-            more = f" and {len(keys) - _MAX_KEYS} more" if len(keys) > _MAX_KEYS else ""
-            lines.append(f"{method.label}: the columns' runs differ in {', '.join(keys[:_MAX_KEYS])}{more}.")
-        changed = {f"{key} {value}": None for run in method.runs for key, value in run.overrides.items()}
+            more = f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else ""
+            yield f"{method.label}: the columns' runs differ in {', '.join(keys[:MAX_KEYS])}{more}."
+        changed = dict.fromkeys(f"{key} {value}" for run in method.runs for key, value in run.overrides.items())
         if changed:
-            lines.append(f"{method.label}: changed: {', '.join(changed)}.")
+            yield f"{method.label}: changed: {', '.join(changed)}."
     rules = {method.selection_rule for method in trained}
     if len(rules) == 1:
-        lines.append(f"Selection rule: {rules.pop()}.")
+        yield f"Selection rule: {rules.pop()}."
     elif rules:
-        lines.append(f"Selection rules: {'; '.join(f'{method.label}: {method.selection_rule}' for method in trained)}.")
-    return lines
+        yield f"Selection rules: {'; '.join(f'{method.label}: {method.selection_rule}' for method in trained)}."
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the sub-command's arguments."""
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
-    parser.add_argument(
-        "--protocol", choices=sorted(PROTOCOLS), help="only its runs; default: the one that all runs share"
-    )
-    parser.add_argument(
-        "--group",
-        choices=("dataset", "metric"),
-        help="a block per data set, or per metric with the data sets as columns, as papers have it "
-        "(default: metric where there are several data sets)",
-    )
-    published_rows.add_published(parser)
-    parser.add_argument(
-        "--metrics",
-        metavar="KEY,KEY",
-        help="only these metrics, in this order, such as base,new,H (default: all of the protocol's)",
-    )
-    parser.add_argument("--format", choices=sorted(FORMATS), default="md")
-    parser.add_argument("--digits", type=int, default=2, help="decimals in md, latex and html (default: %(default)s)")
-    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write there instead of to the terminal")
-    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
+def _warnings(methods: Sequence[Method], columns: Sequence[Column]) -> Iterable[str]:
+    """What a reader must be told about a table's runs, each warning naming the paths it is about."""
+    yield from _missing_seeds(methods, columns)
+    yield from _missing_numbers(methods, columns)
+    for method in methods:
+        first_with: dict[str, Run] = {}
+        for run in method.runs:
+            first_with.setdefault(run.selection_rule, run)
+        if len(first_with) > 1:
+            listed = "; ".join(f"{rule}: {run.path}" for rule, run in sorted(first_with.items()))
+            yield f"{method.label} mixes selection rules ({listed})"
+        if method.deterministic:
+            yield from _unsteady(method, columns)
+    yield from comparability([run for method in methods for run in method.runs])
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Build the table and write it out.
+def _missing_seeds(methods: Sequence[Method], columns: Sequence[Column]) -> Iterable[str]:
+    # columns of one data set and number of shots are fed by the same runs: say it once
+    for column in {(column.dataset, column.shots): column for column in columns}.values():
+        found = [(method, [run for run in method.runs if column.covers(run)]) for method in methods]
+        # a method that trains nothing needs no second seed
+        expected = {run.seed for method, runs in found if not method.deterministic for run in runs}
+        place = column.dataset if column.shots is None else f"{column.dataset}, {shots_text(column.shots)}"
+        for method, runs in found:
+            if not runs:
+                yield f"{method.label} has no run on {place}"
+            elif not method.deterministic and (missing := expected - {run.seed for run in runs}):
+                there = sorted(run.seed for run in runs)
+                yield (
+                    f"{method.label} on {place}: other rows have seed {', '.join(map(str, sorted(missing)))}, this one "
+                    f"only {', '.join(map(str, there))} (beside {runs[0].path.parent})"
+                )
 
-    Raises:
-        ValueError: unusable runs or arguments.
-        OSError: a file cannot be read or written.
-    """
-    if not 0 <= arguments.digits <= 10:
-        raise ValueError(f"--digits must be between 0 and 10, got {arguments.digits}")
-    if arguments.output is not None:
-        check_target(arguments.output, arguments.force)
-    runs = of_protocol(load_runs(arguments.runs), arguments.protocol)
-    group = arguments.group or ("metric" if len({run.dataset for run in runs}) > 1 else "dataset")
-    metrics = () if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")]
-    table = build_table(runs, arguments.protocol, group=group, published=arguments.published, metrics=metrics)
-    text = FORMATS[arguments.format](table, arguments.digits)
-    # csv has no place for them, and a file is not looked at while it is written
-    if arguments.format == "csv" or arguments.output is not None:
-        print_warnings(table.warnings)
-    if arguments.output is None:
-        sys.stdout.write(text)
-    else:
-        write_file(arguments.output, text, arguments.force)
+
+def _missing_numbers(methods: Sequence[Method], columns: Sequence[Column]) -> Iterable[str]:
+    lacking: dict[str, list[Run]] = defaultdict(list)
+    for run in (run for method in methods for run in method.runs):
+        expected = [column.metric for column in columns if column.covers(run) and column.metric.of_run]
+        labels = [metric.label for metric in expected if metric.of_run(run) is None]
+        if labels:
+            lacking[", ".join(labels)].append(run)
+    for labels, runs in lacking.items():
+        yield f"{runs[0].path}{f' and {len(runs) - 1} more hold' if len(runs) > 1 else ' holds'} no {labels}"
+
+
+def _unsteady(method: Method, columns: Sequence[Column]) -> Iterable[str]:
+    """Numbers of a method that trains nothing which differ all the same."""
+    metrics = {column.metric.label: column.metric.of_run for column in columns if column.metric.of_run}
+    for dataset in sorted({run.dataset for run in method.runs}):
+        runs = [run for run in method.runs if run.dataset == dataset]
+        differing = [label for label, read in metrics.items() if len(set(map(read, runs))) > 1]
+        if differing:
+            paths = ", ".join(str(run.path) for run in runs)
+            yield f"{method.label} trains nothing, yet {', '.join(differing)} differ on {dataset} between {paths}"

@@ -9,12 +9,10 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from reporting.__main__ import main
-from reporting.plot import draw_plot
-from reporting.plots import KINDS
-from reporting.plots.data import Options
-from reporting.plots.style import COLOURS, FAMILIES, PlotError, look, looks, style
+from reporting.methods import selected
+from reporting.plot_style import COLOURS, FAMILIES, PlotError, look, looks, style
+from reporting.plots import KINDS, Options, draw_plot
 from reporting.runs import ResultsError, load_runs
-from reporting.selection import selected
 from tests.reporting.conftest import twin
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -1,4 +1,4 @@
-"""Paired differences between two methods: mean, confidence interval, tests, and what they allow to be said.
+"""Means and spreads over seeds and data sets, and paired differences between two methods.
 
 The interval and the t-test take the differences as normal; Wilcoxon's signed-rank test does not, but with fewer than
 six pairs it cannot come below 5 %. A difference is claimed only where both tests are below 5 %.
@@ -8,14 +8,88 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 CONFIDENCE = 0.95
 LEVEL = 0.05
 # Two-sided, exact: the least p-value of n pairs is 2 / 2^n, which 5 pairs leave at 6.25 %.
-LEAST_PAIRS = 6
-MOST_EXACT = 60
+MIN_PAIRS = 6
+MAX_EXACT = 60
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One number of a table with what it was made from.
+
+    Args:
+        mean: the number itself.
+        std: sample standard deviation (n - 1) over seeds; None for one seed, for seedless methods and for numbers
+            that are computed from means.
+        seeds: the seeds that entered.
+        values: each seed's value; empty for numbers that are computed from means.
+        deterministic: no seed can change the number.
+    """
+
+    mean: float
+    std: float | None
+    seeds: tuple[int, ...]
+    values: Mapping[int, float]
+    deterministic: bool = False
+
+    @property
+    def n(self) -> int:
+        """How many seeds entered."""
+        return len(self.seeds)
+
+
+def summarise(values: Mapping[int, float], deterministic: bool = False) -> Summary | None:
+    """Mean and sample standard deviation over seeds (seed -> value); None when there is no value.
+
+    Values of a deterministic method that differ all the same are given their spread like any others.
+    """
+    if not values:
+        return None
+    values = dict(sorted(values.items()))
+    numbers = list(values.values())
+    deterministic = deterministic and len(set(numbers)) == 1
+    mean = numbers[0] if deterministic else statistics.fmean(numbers)
+    std = statistics.stdev(numbers) if len(numbers) > 1 and not deterministic else None
+    return Summary(mean, std, tuple(values), values, deterministic)
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """2ab / (a + b), and 0 when both are 0."""
+    total = first + second
+    return 2.0 * first * second / total if total > 0 else 0.0
+
+
+def harmonic_of_averages(first: Summary | None, second: Summary | None) -> Summary | None:
+    """Harmonic mean of two averages, each taken over the seeds that both have; None when they share none."""
+    if first is None or second is None:
+        return None
+    seeds = tuple(seed for seed in first.seeds if seed in second.values)
+    if not seeds:
+        return None
+    averages = (statistics.fmean(side.values[seed] for seed in seeds) for side in (first, second))
+    return Summary(harmonic_mean(*averages), None, seeds, {}, first.deterministic and second.deterministic)
+
+
+def average_over(summaries: Sequence[Summary | None]) -> Summary | None:
+    """Average over data sets: each seed's average first, then mean and spread over seeds.
+
+    Only seeds that every data set has can enter; a deterministic number stands for any seed. None when a data set has
+    no number, or the data sets share no seed.
+    """
+    if not summaries or any(summary is None for summary in summaries):
+        return None
+    varying = [summary for summary in summaries if not summary.deterministic]
+    seeds = set.intersection(*(set(summary.seeds) for summary in varying)) if varying else set(summaries[0].seeds)
+    values = {
+        seed: statistics.fmean(cell.mean if cell.deterministic else cell.values[seed] for cell in summaries)
+        for seed in seeds
+    }
+    return summarise(values, deterministic=not varying)
 
 
 @dataclass(frozen=True)
@@ -71,19 +145,12 @@ class Paired:
     def claim(self) -> bool:
         """Whether a difference can be claimed: both tests below 5 %, the interval on one side of 0."""
         tests = (self.p_t, self.p_signed_rank)
-        enough = self.interval.n >= LEAST_PAIRS
+        enough = self.interval.n >= MIN_PAIRS
         return enough and self.interval.excludes_zero and all(p is not None and p < LEVEL for p in tests)
 
 
 def compare_pairs(pairs: Sequence[Pair]) -> Paired:
-    """Interval and tests of the differences.
-
-    Args:
-        pairs: at least one.
-
-    Raises:
-        ValueError: there is no pair.
-    """
+    """Interval and tests of the differences of at least one pair; needs scipy."""
     if not pairs:
         raise ValueError("nothing to compare: there is no pair")
     differences = [pair.difference for pair in pairs]
@@ -130,7 +197,7 @@ def _p_signed_rank(differences: Sequence[float]) -> float | None:
     kept = [rounded for difference in differences if (rounded := round(difference, 9))]
     if not kept:
         return 1.0
-    if len(kept) > MOST_EXACT:
+    if len(kept) > MAX_EXACT:
         return float(stats.wilcoxon(kept, method="asymptotic").pvalue)
     doubled_ranks = [round(2 * rank) for rank in stats.rankdata([abs(value) for value in kept])]
     positive = sum(rank for rank, value in zip(doubled_ranks, kept, strict=True) if value > 0)
