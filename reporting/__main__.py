@@ -20,6 +20,7 @@ from reporting import compare, plots, report, table
 from reporting.blocks import document
 from reporting.formats import FORMATS, Document
 from reporting.methods import PROTOCOLS, check_protocol, of_protocol, selected
+from reporting.plot_style import FILE_FORMATS
 from reporting.runs import Run, load_runs
 
 TABLE = "one protocol's results as a table: mean and standard deviation over seeds"
@@ -35,8 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    command = _command(commands, "table", TABLE, run_table)
-    _add_runs(command)
+    command = _command(commands, "table", run_table, TABLE)
+    _add_files(command)
     _add_protocol(command)
     command.add_argument(
         "--group",
@@ -52,30 +53,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
     command.add_argument("--digits", type=int, default=2, help="decimals in md, latex and html (default: %(default)s)")
-    _add_output(command, "write there instead of to the terminal")
 
-    command = _command(commands, "compare", COMPARE, run_compare)
+    command = _command(commands, "compare", run_compare, COMPARE)
     command.add_argument("first", metavar="A", help="trainer, or trainer/setting")
     command.add_argument("second", metavar="B", help="trainer, or trainer/setting")
-    _add_runs(command)
+    _add_files(command)
     _add_protocol(command)
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
-    _add_output(command, "write there instead of to the terminal")
 
-    command = _command(commands, "plot", PLOT, run_plot)
+    command = _command(commands, "plot", run_plot, PLOT)
     command.epilog = "kinds: " + "; ".join(f"{name}: {kind.help}" for name, kind in plots.KINDS.items())
     command.add_argument("kind", choices=sorted(plots.KINDS), metavar="KIND", help=", ".join(sorted(plots.KINDS)))
-    _add_runs(command)
-    _add_output(command, "ends in .png or .svg", required=True)
+    _add_files(command, "ends in .png or .svg", required=True)
     command.add_argument("--metric", default="", help="which number (default: H, or accuracy over all classes)")
     command.add_argument("--baseline", default="", help="gain: over which trainer (default: ZeroshotCLIP)")
     command.add_argument("--split", default="", help="confusion, tsne: which class split (default: all)")
     command.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG (default: %(default)s)")
     _add_selection(command)
 
-    command = _command(commands, "html", HTML, run_html)
-    _add_runs(command)
-    _add_output(command, "the page", required=True)
+    command = _command(commands, "html", run_html, HTML)
+    _add_files(command, "the page", required=True)
     command.add_argument("--title", default="Results", help="the page's heading (default: %(default)s)")
     _add_published(command)
     _add_selection(command)
@@ -87,24 +84,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(
-    commands: argparse._SubParsersAction, name: str, words: str, run: Callable[[argparse.Namespace], None]
+    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], None], words: str
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=words, description=words)
     parser.set_defaults(run=run)
     return parser
 
 
-def _add_runs(parser: argparse.ArgumentParser) -> None:
+def _add_files(
+    parser: argparse.ArgumentParser, output: str = "write there instead of to the terminal", required: bool = False
+) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
-
-
-def _add_output(parser: argparse.ArgumentParser, words: str, required: bool = False) -> None:
-    parser.add_argument("--output", "-o", type=Path, required=required, metavar="FILE", help=words)
+    parser.add_argument("--output", "-o", type=Path, required=required, metavar="FILE", help=output)
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
 
 
-def _add_protocol(parser: argparse.ArgumentParser) -> None:
-    words = "only its runs; default: the one that all runs share"
+def _add_protocol(
+    parser: argparse.ArgumentParser, words: str = "only its runs; default: the one that all runs share"
+) -> None:
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help=words)
 
 
@@ -127,7 +124,7 @@ def _add_published(parser: argparse.ArgumentParser) -> None:
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     """Choices among the runs; all but the protocol may come several times."""
-    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help="only runs of this protocol")
+    _add_protocol(parser, "only runs of this protocol")
     parser.add_argument(
         "--trainer", action="append", default=[], metavar="NAME", help="only this trainer, or trainer/setting"
     )
@@ -159,11 +156,10 @@ def run_compare(args: argparse.Namespace) -> None:
 def run_plot(args: argparse.Namespace) -> None:
     """Draw the plot and write it."""
     file_format = args.output.suffix.lower().removeprefix(".")
-    if file_format not in plots.FILE_FORMATS:
-        endings = " or ".join(f".{name}" for name in plots.FILE_FORMATS)
-        raise plots.PlotError(f"{args.output}: the name must end in {endings}")
+    if file_format not in FILE_FORMATS:
+        raise ValueError(f"{args.output}: the name must end in {' or '.join(f'.{name}' for name in FILE_FORMATS)}")
     if not 10 <= args.dpi <= 1200:
-        raise plots.PlotError(f"--dpi must be between 10 and 1200, got {args.dpi}")
+        raise ValueError(f"--dpi must be between 10 and 1200, got {args.dpi}")
     _check_target(args)
     runs = _selected_runs(args)
     check_protocol(runs, None)  # before matplotlib is imported

@@ -12,19 +12,12 @@ from reporting.stats import Summary
 
 @dataclass(frozen=True)
 class Row:
-    """A method's numbers in one block.
-
-    Args:
-        method: whose.
-        cells: by the block's columns; None where no run has the number.
-        source: where the numbers were published; empty for measured ones.
-        source_number: the source's number in the legend; 0 for measured ones.
-    """
+    """A method's numbers in one block."""
 
     method: Method
-    cells: Mapping[str, Summary | None]
-    source: str = ""
-    source_number: int = 0
+    cells: Mapping[str, Summary | None]  # by the block's columns; None where no run has the number
+    source: str = ""  # where the numbers were published; empty for measured ones
+    source_number: int = 0  # in the legend
 
     @property
     def present(self) -> list[Summary]:
@@ -44,21 +37,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Block:
-    """Rows under one heading.
-
-    Args:
-        title: the heading.
-        columns: each column's name in csv and json, and its heading.
-        rows: the same methods in the same order in every block of a table.
-        dataset: the data set that the block is about; None for averages and for blocks about several.
-        key: the column that the block has of every data set, in the papers' layout; empty for other blocks.
-    """
+    """Rows under one heading."""
 
     title: str
-    columns: Mapping[str, str]
-    rows: tuple[Row, ...]
-    dataset: str | None = None
-    key: str = ""
+    columns: Mapping[str, str]  # each column's name in csv and json, and its heading
+    rows: tuple[Row, ...]  # the same methods in the same order in every block of a table
+    dataset: str | None = None  # that the block is about; None for averages and for blocks about several
+    key: str = ""  # in the papers' layout, the column that the block has of every data set
 
     def with_columns(self, keys: Iterable[str]) -> Block:
         """The block with these of its columns only, in this order."""
@@ -94,57 +79,38 @@ def document(table: Table, digits: int = 2) -> Document:
     """The table for the writers of `formats`, rounded to so many decimals for reading."""
     grids = []
     for block in map(Block.for_reading, table.blocks):
-        best = _best(block, digits)
+        best = {}  # each column's largest measured mean as it is shown, where two rows or more have one
+        for key in block.columns:
+            measured = [row.cells[key] for row in block.rows if not row.source]
+            means = [round(cell.mean, digits) for cell in measured if cell is not None]
+            best[key] = max(means) if len(means) > 1 else None
         lines = []
         for row in block.rows:
-            numbers = [
-                Number(
-                    cell_text(cell, len(row.seeds), digits),
-                    None if cell is None else cell.mean,
-                    cell is not None and not row.source and round(cell.mean, digits) == best[key],
-                )
-                for key, cell in row.cells.items()
-            ]
+            numbers = [_number(cell, row, digits, best[key]) for key, cell in row.cells.items()]
             names = (row.method.label, seeds_text(row))
             lines.append(Line(names, numbers, row.method.trainer, published=bool(row.source)))
         headings = ["Method", "Seeds", *block.columns.values()]
         # where the data sets are columns, a column goes with its data set
         columns = () if block.dataset is not None else tuple(block.columns)
         grids.append(Grid(block.title, headings, 2, lines, block.dataset or "", columns))
-    content = {
-        "protocol": table.protocol,
-        "title": table.title,
-        "blocks": [
-            {
-                "title": _block_name(table, block),
-                "columns": list(block.columns),
-                "rows": [_json_row(row) for row in block.rows],
-            }
-            for block in table.blocks
-        ],
-        "legend": list(table.legend),
-        "warnings": list(table.warnings),
-    }
-    return Document(table.title, grids, table.legend, table.warnings, _csv_records(table), content, explain_best=True)
+    blocks = [
+        {"title": _block_name(table, block), "columns": [*block.columns], "rows": [*map(_json_row, block.rows)]}
+        for block in table.blocks
+    ]
+    content = {"protocol": table.protocol, "title": table.title, "blocks": blocks}
+    content |= {"legend": table.legend, "warnings": table.warnings}
+    records = _csv_records(table)
+    return Document(table.title, grids, table.legend, table.warnings, records, content, explain_best=True)
 
 
-def _best(block: Block, digits: int) -> dict[str, float | None]:
-    """Each column's largest measured mean as it is shown; None where fewer than two rows have a number."""
-    best = {}
-    for key in block.columns:
-        cells = [row.cells[key] for row in block.rows if not row.source]
-        means = [round(cell.mean, digits) for cell in cells if cell is not None]
-        best[key] = max(means) if len(means) > 1 else None
-    return best
-
-
-def cell_text(cell: Summary | None, seeds_in_row: int, digits: int) -> str:
+def _number(cell: Summary | None, row: Row, digits: int, best: float | None) -> Number:
     """A number for reading: mean, deviation if there is one, and the number of seeds where some are missing."""
     if cell is None:
-        return MISSING
+        return Number()
     spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
-    fewer = "" if cell.n == seeds_in_row or cell.deterministic else f" (n={cell.n})"
-    return f"{cell.mean:.{digits}f}{spread}{fewer}"
+    fewer = "" if cell.n == len(row.seeds) or cell.deterministic else f" (n={cell.n})"
+    leads = not row.source and round(cell.mean, digits) == best
+    return Number(f"{cell.mean:.{digits}f}{spread}{fewer}", cell.mean, leads)
 
 
 def seeds_text(row: Row) -> str:
@@ -168,42 +134,27 @@ def _csv_records(table: Table) -> list[list[object]]:
     facts = ("protocol", "block", "method", "trainer", "setting", "backbone", "shots", "selection_rule", "source")
     records: list[list[object]] = [[*facts, "column", "n", "mean", "std", *(f"seed_{seed}" for seed in seeds)]]
     for block in table.blocks:
-        for row in block.rows:
-            method = row.method
-            for key, cell in row.cells.items():
-                # in a few-shot table, the number of shots is a column's name, or a block's in the papers' layout
-                places = (block.key, key) if table.protocol == "few_shot" else ()
-                shots = next((place for place in places if place.isdigit()), method.shots)
-                record = [table.protocol, _block_name(table, block)]
-                record += [method.label, method.trainer, method.setting, method.backbone]
-                record += [shots, method.selection_rule, row.source, key]
-                record += [0, None, None] if cell is None else [None if row.source else cell.n, cell.mean, cell.std]
-                records.append([*record, *(None if cell is None else cell.values.get(seed) for seed in seeds)])
+        for row, key in ((row, key) for row in block.rows for key in block.columns):
+            method, cell = row.method, row.cells[key]
+            # in a few-shot table, the number of shots is a column's name, or a block's in the papers' layout
+            places = (block.key, key) if table.protocol == "few_shot" else ()
+            shots = next((place for place in places if place.isdigit()), method.shots)
+            record = [table.protocol, _block_name(table, block), method.label, method.trainer, method.setting]
+            record += [method.backbone, shots, method.selection_rule, row.source, key]
+            record += [0, None, None] if cell is None else [None if row.source else cell.n, cell.mean, cell.std]
+            records.append([*record, *(None if cell is None else cell.values.get(seed) for seed in seeds)])
     return records
 
 
 def _json_row(row: Row) -> dict[str, object]:
     method = row.method
-    cells = {
-        key: cell
-        and {
-            "mean": cell.mean,
-            "std": cell.std,
-            "n": cell.n,
-            "seeds": list(cell.seeds),
-            "values": {str(seed): value for seed, value in cell.values.items()},
-        }
-        for key, cell in row.cells.items()
-    }
-    return {
-        "method": method.label,
-        "trainer": method.trainer,
-        "setting": method.setting,
-        "backbone": method.backbone,
-        "shots": method.shots,
-        "selection_rule": method.selection_rule,
-        "seeds": row.seeds,
-        "deterministic": row.deterministic,
-        "source": row.source or None,
-        "cells": cells,
-    }
+    facts = {"method": method.label}
+    facts |= {name: getattr(method, name) for name in ("trainer", "setting", "backbone", "shots", "selection_rule")}
+    facts |= {"seeds": row.seeds, "deterministic": row.deterministic, "source": row.source or None}
+    return facts | {"cells": {key: _json_cell(cell) for key, cell in row.cells.items()}}
+
+
+def _json_cell(cell: Summary | None) -> dict[str, object] | None:
+    if cell is None:
+        return None
+    return {"mean": cell.mean, "std": cell.std, "n": cell.n, "seeds": cell.seeds, "values": cell.values}

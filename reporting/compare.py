@@ -25,29 +25,20 @@ _IN_WORDS = {
 
 @dataclass(frozen=True)
 class Line:
-    """One metric's comparison.
+    """One metric's comparison."""
 
-    Args:
-        key: the metric's name in csv and json.
-        label: its name for reading, with the shots where there are several.
-        result: what the pairs say.
-        sentence: the same in words.
-    """
-
-    key: str
-    label: str
+    key: str  # the metric's name in csv and json
+    label: str  # for reading, with the shots where there are several
     result: Paired
-    sentence: str
+    sentence: str  # the result in words
 
     @property
     def numbers(self) -> list[float | None]:
         """Mean of the first and the second, mean difference, interval's ends, n, p-values."""
         pairs, interval = self.result.pairs, self.result.interval
-        means = [sum(values) / len(pairs) for values in ([p.first for p in pairs], [p.second for p in pairs])]
-        return [
-            *(*means, interval.mean, interval.low, interval.high, interval.n),
-            *(self.result.p_t, self.result.p_signed_rank),
-        ]
+        means = [sum(pair.first for pair in pairs) / len(pairs), sum(pair.second for pair in pairs) / len(pairs)]
+        tests = [self.result.p_t, self.result.p_signed_rank]
+        return [*means, interval.mean, interval.low, interval.high, interval.n, *tests]
 
 
 @dataclass(frozen=True)
@@ -93,15 +84,9 @@ def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name
     if len({method.selection_rule for method in trained}) > 1:
         listed = "; ".join(f"{method.label}: {method.selection_rule}" for method in trained)
         warnings.append(f"the two choose their weights by different rules ({listed}), which is part of the difference")
-    return Comparison(
-        protocol_name,
-        f"{other.label} against {one.label}: {protocol.title}",
-        one.label,
-        other.label,
-        tuple(lines),
-        tuple(_legend(lines, one, other)),
-        tuple(map(printable, warnings)),
-    )
+    title = f"{other.label} against {one.label}: {protocol.title}"
+    legend, warnings = tuple(_legend(lines, one, other)), tuple(map(printable, warnings))
+    return Comparison(protocol_name, title, one.label, other.label, tuple(lines), legend, warnings)
 
 
 def _method(methods: Sequence[Method], name: str) -> Method:
@@ -150,14 +135,7 @@ def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int |
 
 
 def sentence(result: Paired, where: str, first: str, second: str) -> str:
-    """What was measured, then what the pairs allow to be said; never more.
-
-    Args:
-        result: of the pairs.
-        where: such as "on new classes".
-        first: the method that is subtracted.
-        second: the method that is spoken of.
-    """
+    """What was measured, then what the pairs allow to be said, never more; of `second`, from which `first` is taken."""
     interval, differences = result.interval, [round(pair.difference, 9) for pair in result.pairs]
     one_dataset = len({pair.dataset for pair in result.pairs}) == 1
     unit = "seed" if one_dataset and result.pairs[0].seed is not None else "pair"
@@ -220,10 +198,8 @@ def _legend(lines: Sequence[Line], one: Method, other: Method) -> Iterable[str]:
         fixed = one if one.deterministic else other
         yield f"{fixed.label} trains nothing: its number stands for every seed."
     if len(lines) > 1:
-        yield (
-            f"{len(lines)} comparisons are made here: about one in twenty of equal methods comes below the 5 % level "
-            "by chance."
-        )
+        chance = "about one in twenty of equal methods comes below the 5 % level by chance"
+        yield f"{len(lines)} comparisons are made here: {chance}."
 
 
 def _unpaired(one: Method, other: Method) -> Iterable[str]:
@@ -231,30 +207,30 @@ def _unpaired(one: Method, other: Method) -> Iterable[str]:
     for method, counterpart in ((one, other), (other, one)):
         if method.deterministic:
             continue
-        there = {(run.dataset, run.shots, run.seed) for run in counterpart.runs}
-        places = {run.dataset for run in counterpart.runs}
+        there = {_place(run) for run in counterpart.runs}
+        datasets = {run.dataset for run in counterpart.runs}
         for run in method.runs:
-            paired = run.dataset in places if counterpart.deterministic else (run.dataset, run.shots, run.seed) in there
-            if not paired:
-                yield (
-                    f"left out: {method.label} on {run.dataset}, {shots_text(run.shots)}, seed {run.seed} has no "
-                    f"counterpart of {counterpart.label} ({run.path})"
-                )
+            if not (run.dataset in datasets if counterpart.deterministic else _place(run) in there):
+                lonely = f"{method.label} on {_place(run)}"
+                yield f"left out: {lonely} has no counterpart of {counterpart.label} ({run.path})"
+
+
+def _place(run: Run) -> str:
+    return f"{run.dataset}, {shots_text(run.shots)}, seed {run.seed}"
 
 
 def _places(method: Method) -> str:
-    places = sorted({(run.dataset, run.shots, run.seed) for run in method.runs})
-    listed = [f"{dataset}, {shots_text(shots)}, seed {seed}" for dataset, shots, seed in places[:3]]
-    return "; ".join(listed) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+    runs = sorted(method.runs, key=lambda run: (run.dataset, run.shots, run.seed))
+    return "; ".join(map(_place, runs[:3])) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
 
 
 def document(comparison: Comparison) -> Document:
     """The comparison for the writers of `formats`."""
-    names = [comparison.first, comparison.second]
+    names, facts = [comparison.first, comparison.second], ["protocol", "first", "second"]
     headings = ["Metric", *names, "Difference", "95 % from", "to", "n", "p (t)", "p (signed rank)"]
     shown = [".2f", ".2f", "+.2f", "+.2f", "+.2f", "d", None, None]  # None: a p-value
-    facts = ["protocol", "first", "second", "metric", "label", "n", "mean_first", "mean_second", "difference"]
-    records = [[*facts, "low", "high", "p_t", "p_signed_rank", "claim"]]
+    columns = ["n", "mean_first", "mean_second", "difference", "low", "high", "p_t", "p_signed_rank", "claim"]
+    records = [[*facts, "metric", "label", *columns]]
     rows, metrics = [], []
     for line in comparison.lines:
         result = line.result
@@ -266,33 +242,13 @@ def document(comparison: Comparison) -> Document:
         *differences, n, p_t, p_rank = line.numbers
         record = [comparison.protocol, *names, line.key, line.label, n, *differences, p_t, p_rank, result.claim]
         records.append(record)
-        metrics.append(
-            {
-                "metric": line.key,
-                "label": line.label,
-                "sentence": line.sentence,
-                "claim": result.claim,
-                "difference": asdict(result.interval),
-                "difference_over_datasets": None if result.by_dataset is None else asdict(result.by_dataset),
-                "p_t": result.p_t,
-                "p_signed_rank": result.p_signed_rank,
-                "pairs": [asdict(pair) | {"difference": pair.difference} for pair in result.pairs],
-            }
-        )
-    content = {
-        "protocol": comparison.protocol,
-        "first": comparison.first,
-        "second": comparison.second,
-        "metrics": metrics,
-        "legend": list(comparison.legend),
-        "warnings": list(comparison.warnings),
-    }
-    return Document(
-        comparison.title,
-        [Grid(comparison.title, headings, 1, rows)],
-        comparison.legend,
-        comparison.warnings,
-        records,
-        content,
-        lead=[line.sentence for line in comparison.lines],
-    )
+        content = {"metric": line.key, "label": line.label, "sentence": line.sentence, "claim": result.claim}
+        content |= {"difference": asdict(result.interval)}
+        content |= {"difference_over_datasets": result.by_dataset and asdict(result.by_dataset)}
+        content |= {"p_t": result.p_t, "p_signed_rank": result.p_signed_rank}
+        metrics.append(content | {"pairs": [asdict(pair) | {"difference": pair.difference} for pair in result.pairs]})
+    grids, lead = [Grid(comparison.title, headings, 1, rows)], [line.sentence for line in comparison.lines]
+    notes, warnings = comparison.legend, comparison.warnings
+    content = {fact: getattr(comparison, fact) for fact in facts}
+    content |= {"metrics": metrics, "legend": notes, "warnings": warnings}
+    return Document(comparison.title, grids, notes, warnings, records, content, lead)

@@ -24,23 +24,10 @@ MISSING = "-"
 LATEX_PACKAGES = r"% needs \usepackage{booktabs} in the preamble"
 _FOLDER = Path(__file__).parent
 _LATEX_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "&": r"\&",
-    "%": r"\%",
-    "$": r"\$",
-    "#": r"\#",
-    "_": r"\_",
-    "{": r"\{",
-    "}": r"\}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "±": r"$\pm$",
-    # after the end of a line, these would be read as its options
-    "[": "{[}",
-    "*": "{*}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    **{"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"},
+    **{"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$"},
+    **{"[": "{[}", "*": "{*}"},  # after the end of a line, these would be read as its options
     "\n": " ",  # an empty line would end a caption
 }
 
@@ -66,48 +53,28 @@ class Line:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table for reading.
+    """A table for reading."""
 
-    Args:
-        title: its heading; the document's own title is not repeated.
-        headings: of all columns.
-        names: how many columns, from the left, hold names and no numbers.
-        lines: its rows.
-        dataset: the data set that it is about, if one.
-        columns: the data set of each column of numbers, where there are several; "" for other columns.
-    """
-
-    title: str
+    title: str  # the document's own title is not repeated
     headings: Sequence[str]
-    names: int
+    names: int  # how many columns, from the left, hold names and no numbers
     lines: Sequence[Line]
-    dataset: str = ""
-    columns: Sequence[str] = ()
+    dataset: str = ""  # that it is about, if one
+    columns: Sequence[str] = ()  # what each column of numbers is about, where the data sets are columns
 
 
 @dataclass(frozen=True)
 class Document:
-    """What a table or a comparison hands to the writers, all of it plain text.
-
-    Args:
-        title: its heading.
-        grids: for reading.
-        notes: how to read them.
-        warnings: what a reader must be told.
-        lead: sentences above the grids.
-        explain_best: whether LaTeX's bold numbers need a note.
-        records: the lines of the csv, its head first; text in them is a name, never a formula.
-        content: of the json.
-    """
+    """What a table or a comparison hands to the writers, all of it plain text."""
 
     title: str
     grids: Sequence[Grid]
-    notes: Sequence[str]
+    notes: Sequence[str]  # how to read them
     warnings: Sequence[str]
-    records: Sequence[Sequence[Any]]
-    content: Mapping[str, Any]
-    lead: Sequence[str] = ()
-    explain_best: bool = False
+    records: Sequence[Sequence[Any]]  # the lines of the csv, its head first; text in them is a name, never a formula
+    content: Mapping[str, Any]  # of the json
+    lead: Sequence[str] = ()  # sentences above the grids
+    explain_best: bool = False  # whether LaTeX's bold numbers need a note
 
 
 def to_markdown(document: Document) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Literal
 
 from common.commandline import printable
@@ -19,38 +18,23 @@ MAX_LABEL = 60  # characters of a setting in a row's name
 
 @dataclass(frozen=True)
 class Metric:
-    """A number of a run, or the harmonic mean of two averages.
+    """A number of a run, or the harmonic mean of two averages."""
 
-    Args:
-        key: its name in csv and json.
-        label: its column heading.
-        of_run: reads it from a run in percent, None where the run has not got it.
-        harmonic_of: instead of `of_run`, the keys of the two metrics whose averages it is the harmonic mean of.
-    """
-
-    key: str
-    label: str
-    of_run: Callable[[Run], float | None] | None = None
-    harmonic_of: tuple[str, str] | None = None
+    key: str  # in csv and json
+    label: str  # in headings
+    of_run: Callable[[Run], float | None] | None = None  # in percent; None where the run has not got it
+    harmonic_of: tuple[str, str] | None = None  # instead of `of_run`: the keys of the two averaged metrics
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """A protocol's table.
-
-    Args:
-        title: in words.
-        columns_by: what the columns of a block are; there is one block per data set, unless they are the columns.
-        metrics: its metrics; where columns are shots or data sets there is one.
-        legend: what the columns mean.
-        also_reads: other protocols whose runs hold everything this table needs.
-    """
+    """A protocol's table: a block per data set, unless the data sets are the columns."""
 
     title: str
     columns_by: Literal["metric", "shots", "dataset"]
-    metrics: tuple[Metric, ...]
-    legend: tuple[str, ...]
-    also_reads: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...]  # a single one where columns are shots or data sets
+    legend: tuple[str, ...]  # what the columns mean
+    also_reads: tuple[str, ...] = ()  # other protocols whose runs hold everything this table needs
 
 
 def _run_harmonic_mean(run: Run) -> float | None:
@@ -58,26 +42,19 @@ def _run_harmonic_mean(run: Run) -> float | None:
     return None if base is None or new is None else harmonic_mean(base, new)
 
 
-def _split(name: str) -> Metric:
-    return Metric(name, name, lambda run: run.accuracy(name))
-
-
-def _open_world(key: str, label: str) -> Metric:
-    return Metric(key, label, lambda run: run.open_world(key))
-
-
+_ALL = Metric("all", "all", lambda run: run.accuracy("all"))
 _BASE_NEW = (
-    _split("base"),
-    _split("new"),
+    Metric("base", "base", lambda run: run.accuracy("base")),
+    Metric("new", "new", lambda run: run.accuracy("new")),
     Metric("H", "H", harmonic_of=("base", "new")),
     Metric("average_H", "avg H", _run_harmonic_mean),
 )
 _OPEN_WORLD = (
     *_BASE_NEW,
-    _split("all"),
-    _open_world("open_H", "open-H"),
-    _open_world("auroc", "AUROC"),
-    _open_world("openworld_auc", "OpenworldAUC"),
+    _ALL,
+    Metric("open_H", "open-H", lambda run: run.open_world("open_H")),
+    Metric("auroc", "AUROC", lambda run: run.open_world("auroc")),
+    Metric("openworld_auc", "OpenworldAUC", lambda run: run.open_world("openworld_auc")),
 )
 _BASE_NEW_LEGEND = (
     "base, new: accuracy on the base (new) classes' test images among the base (new) classes; trained on base.",
@@ -90,7 +67,6 @@ _OPEN_WORLD_LEGEND = (
     "AUROC: base against new images by the largest base-class probability. OpenworldAUC (Hua et al., ICML 2025): the "
     "share of base-new image pairs that are ranked rightly with both images classified rightly in their own group.",
 )
-_BY_DATASET = partial(Protocol, columns_by="dataset", metrics=(_split("all"),))
 _PER_DATASET = "Accuracy over all classes of each data set"
 
 PROTOCOLS: Mapping[str, Protocol] = {
@@ -101,14 +77,13 @@ PROTOCOLS: Mapping[str, Protocol] = {
         "Base-to-new generalization", "metric", _BASE_NEW, _BASE_NEW_LEGEND, also_reads=("open_world",)
     ),
     "few_shot": Protocol(
-        "Few-shot classification",
-        "shots",
-        (_split("all"),),
-        ("Columns: shots per class. Accuracy over all classes.",),
+        "Few-shot classification", "shots", (_ALL,), ("Columns: shots per class. Accuracy over all classes.",)
     ),
-    "cross_dataset": _BY_DATASET("Cross-dataset transfer", legend=(f"{_PER_DATASET}.",)),
-    "domain_generalization": _BY_DATASET("Domain generalization", legend=(f"{_PER_DATASET}.",)),
-    "zero_shot": _BY_DATASET("Zero-shot classification", legend=(f"{_PER_DATASET}, with hand-written prompts.",)),
+    "cross_dataset": Protocol("Cross-dataset transfer", "dataset", (_ALL,), (f"{_PER_DATASET}.",)),
+    "domain_generalization": Protocol("Domain generalization", "dataset", (_ALL,), (f"{_PER_DATASET}.",)),
+    "zero_shot": Protocol(
+        "Zero-shot classification", "dataset", (_ALL,), (f"{_PER_DATASET}, with hand-written prompts.",)
+    ),
 }
 
 
@@ -241,22 +216,18 @@ def _refuse_duplicates(methods: Iterable[Method]) -> None:
 
 def comparability(runs: Sequence[Run]) -> list[str]:
     """Warnings about what keeps runs from being compared: other images, other weights, a demonstration model."""
+    first_with: dict[str, dict[str | None, Run]] = defaultdict(dict)  # each content under one name
+    for run in runs:
+        said = f"runs on {run.dataset} use different split files"
+        first_with[said].setdefault(run.record["data"].get("split_sha256"), run)
+    for run in runs:
+        said = f"runs have different weights for the backbone {run.backbone}"
+        first_with[said].setdefault(run.record["model"].get("backbone_sha256"), run)
     warnings = []
-    for what, key, content in (
-        ("runs on {} use different split files", "dataset", lambda run: run.record["data"].get("split_sha256")),
-        (
-            "runs have different weights for the backbone {}",
-            "backbone",
-            lambda run: run.record["model"].get("backbone_sha256"),
-        ),
-    ):
-        first_with: dict[str, dict[str, Run]] = defaultdict(dict)
-        for run in runs:
-            if content(run) is not None:
-                first_with[getattr(run, key)].setdefault(content(run), run)
-        for name, by_content in first_with.items():
-            if len(by_content) > 1:
-                warnings.append(f"{what.format(name)}: {', '.join(str(run.path) for run in by_content.values())}")
+    for said, by_content in first_with.items():
+        paths = [str(run.path) for content, run in by_content.items() if content is not None]
+        if len(paths) > 1:
+            warnings.append(f"{said}: {', '.join(paths)}")
     first_of = {run.demonstration: run for run in reversed(runs)}
     if len(first_of) > 1:
         warnings.append(

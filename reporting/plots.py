@@ -18,7 +18,6 @@ from reporting.names import dataset_order, shots_text, trainer_order
 from reporting.plot_style import (
     COLOURS,
     DASHES,
-    FILE_FORMATS,
     MARKERS,
     PlotError,
     at_most,
@@ -39,8 +38,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy import ndarray
 
-__all__ = ["FILE_FORMATS", "KINDS", "Kind", "Options", "PlotError", "arranged", "datasets_of", "draw_plot"]
-
 FEATURES_FILE = "features.npz"
 MAX_CURVE_DATASETS, MAX_GATE_ROWS = 4, 6
 MAX_NAMED_CLASSES, MAX_NUMBERED_CLASSES = 40, 12  # of a confusion matrix, so that names and numbers can be read
@@ -49,17 +46,11 @@ MAX_IMAGES, MAX_LISTED_CLASSES = 2000, 30  # of t-SNE
 
 @dataclass(frozen=True)
 class Options:
-    """What a reader may choose; empty: the plot's own choice.
+    """What a reader may choose; empty: what suits the plot."""
 
-    Args:
-        metric: key of a metric of the protocol.
-        baseline: the trainer that gains are over.
-        split: class split, for confusion matrices and features.
-    """
-
-    metric: str = ""
-    baseline: str = ""
-    split: str = ""
+    metric: str = ""  # key of one of the protocol's
+    baseline: str = ""  # the trainer that gains are over
+    split: str = ""  # class split, for confusion matrices and features
 
 
 class Kind(NamedTuple):
@@ -161,7 +152,16 @@ def few_shot(runs: Sequence[Run], options: Options) -> Figure:
                 point = average_over(summaries) if len(summaries) > 1 else summaries[0]
                 if point is not None:
                     points[count] = point
-            _few_shot_curve(panel, method, points, look)
+            if method.deterministic and points:
+                # no shots: a level that the curves are to be compared with
+                level = next(iter(points.values())).mean
+                panel.axhline(level, color=look["color"], linestyle=look["linestyle"], label=method.label)
+                continue
+            means = [point.mean for point in points.values()]
+            panel.plot(list(points), means, label=method.label, markersize=4, linewidth=1.4, **look)
+            low = [point.mean - (point.std or 0.0) for point in points.values()]
+            high = [point.mean + (point.std or 0.0) for point in points.values()]
+            panel.fill_between(list(points), low, high, color=look["color"], alpha=0.15, linewidth=0)
         panel.set_xscale("log", base=2)
         panel.set_xticks(shots, [str(count) for count in shots])
         panel.minorticks_off()
@@ -169,19 +169,6 @@ def few_shot(runs: Sequence[Run], options: Options) -> Figure:
         panel.set(title=wrapped(panel, title), xlabel="shots per class", ylabel=_axis_label(metric))
     legend_below(figure, axes)
     return figure
-
-
-def _few_shot_curve(panel: Axes, method: Method, points: Mapping[int, Summary], look: dict[str, Any]) -> None:
-    if method.deterministic and points:
-        # no shots: a level that the curves are to be compared with
-        level = next(iter(points.values())).mean
-        panel.axhline(level, color=look["color"], linestyle=look["linestyle"], label=method.label)
-        return
-    shots, means = list(points), [point.mean for point in points.values()]
-    panel.plot(shots, means, label=method.label, markersize=4, linewidth=1.4, **look)
-    low = [point.mean - (point.std or 0.0) for point in points.values()]
-    high = [point.mean + (point.std or 0.0) for point in points.values()]
-    panel.fill_between(shots, low, high, color=look["color"], alpha=0.15, linewidth=0)
 
 
 def base_new(runs: Sequence[Run], options: Options) -> Figure:
@@ -235,19 +222,12 @@ def _lines_of_equal_h(panel: Axes, apart: int = 5, steps: int = 200) -> None:
     panel.set_ylim(bottom, top)
 
 
-@dataclass(frozen=True)
-class Gain:
+class Gain(NamedTuple):
     """A method's gain on one data set, in points; `std` is None without two seeds that both have."""
 
     mean: float
-    std: float | None
-    counted: str
-
-    @property
-    def text(self) -> str:
-        """For reading, beside the bar."""
-        spread = "" if self.std is None else f" ± {self.std:.1f}"
-        return f"{self.mean:+.1f}{spread}{self.counted and f' ({self.counted})'}"
+    std: float | None = None
+    counted: str = ""
 
 
 def gain(runs: Sequence[Run], options: Options) -> Figure:
@@ -289,7 +269,7 @@ def _gain(method: Method, baseline: Method, dataset: str, metric: Metric) -> Gai
     if own is None or base is None:
         return None
     if own.deterministic and base.deterministic:
-        return Gain(own.mean - base.mean, None, "")
+        return Gain(own.mean - base.mean)
     differences = []
     for seed in sorted({*own.seeds, *base.seeds}):
         # a deterministic number stands for every seed
@@ -308,9 +288,11 @@ def _gain_bars(panel: Axes, gains: Mapping[str, Gain], colour: str) -> None:
     for position, gain in zip(positions, gains.values(), strict=True):
         if gain.std is not None:
             panel.errorbar(gain.mean, position, xerr=gain.std, color="black", linewidth=1.0, capsize=2.5)
+        spread = "" if gain.std is None else f" ± {gain.std:.1f}"
+        text = f"{gain.mean:+.1f}{spread}{gain.counted and f' ({gain.counted})'}"
         # a column of its own at the right, where no bar comes and the figure makes room
         place = {"transform": panel.get_yaxis_transform(), "ha": "left", "va": "center", "fontsize": 8}
-        panel.text(1.02, position, gain.text, **place)
+        panel.text(1.02, position, text, **place)
     panel.set_yticks(positions, [shortened(name) for name in gains])
     # a lone bar must not fill its panel
     panel.set_ylim(max(len(gains) - 0.5, 0.9), min(-0.5, len(gains) - 1.9))

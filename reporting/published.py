@@ -54,29 +54,19 @@ class Source:
 
 @dataclass(frozen=True)
 class Entry:
-    """One method's published numbers from one source.
-
-    Args:
-        protocol: base_to_new, open_world, cross_dataset or domain_generalization.
-        method: its name in the source; `variant` says what sets it apart from the method as published.
-        trainer: its name here, None where there is no such trainer.
-        values: metric -> canonical data set (or "average") -> number with its spread, where one is known.
-        average_over: how many data sets "average" is over; None without one.
-        rerun: whether others than the method's authors ran it.
-        count: how many runs the numbers are from, where that is not the usual three seeds.
-    """
+    """One method's published numbers from one source."""
 
     protocol: str
-    method: str
-    trainer: str | None
+    method: str  # its name in the source
+    trainer: str | None  # its name here, if there is such a trainer
     source: Source
     confidence: str
-    values: Mapping[str, Mapping[str, Summary]]
-    variant: str = ""
-    average_over: int | None = None
-    rerun: bool = False
+    values: Mapping[str, Mapping[str, Summary]]  # metric -> canonical data set, or "average"
+    variant: str = ""  # what sets it apart from the method as published
+    average_over: int | None = None  # how many data sets "average" is over
+    rerun: bool = False  # whether others than the method's authors ran it
     note: str = ""
-    count: int | None = None
+    count: int | None = None  # how many runs the numbers are from, where that is not the usual three seeds
 
     @property
     def label(self) -> str:
@@ -109,31 +99,26 @@ def load_published() -> tuple[Entry, ...]:
     """All published numbers, in the file's order."""
     content = json.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))
     sources = {key: Source(**source) for key, source in content["sources"].items()}
-    entries = [_entry(raw, sources) for raw in content["entries"]]
-    return (*entries, *(_seed_study(raw, sources) for raw in content["seed_studies"]))
-
-
-def _entry(raw: Mapping, sources: Mapping[str, Source]) -> Entry:
-    metrics: dict[str, dict[str, Summary]] = {metric: {} for metric in raw["metrics"]}
-    for dataset, numbers in raw["values"].items():
-        for metric, number in zip(raw["metrics"], numbers, strict=True):
-            if number is not None:
-                metrics[metric][dataset] = Summary(number, None, (), {})
-    given = {key: value for key, value in raw.items() if key != "metrics"}
-    return Entry(**given | {"source": sources[raw["source"]], "values": metrics})
-
-
-def _seed_study(raw: Mapping, sources: Mapping[str, Source]) -> Entry:
-    """Many runs of one method on one data set: their mean and spread."""
-    values, count = {}, 0
-    for metric, by_init in raw["values"].items():
-        numbers = [number for seeds in by_init.values() for number in seeds]
-        summary, count = summarise(dict(enumerate(numbers))), len(numbers)
-        values[metric] = {raw["dataset"]: Summary(summary.mean, summary.std, (), {})}
-    inits = len(next(iter(raw["values"].values())))
-    given = {key: raw[key] for key in ("protocol", "method", "trainer", "confidence", "note")}
-    variant = f"authors' logs, {inits} initialisations x {len(raw['seeds'])} seeds"
-    return Entry(**given, variant=variant, source=sources[raw["source"]], values=values, count=count)
+    entries = []
+    for raw in content["entries"]:
+        metrics = raw.pop("metrics")
+        values: dict[str, dict[str, Summary]] = {metric: {} for metric in metrics}
+        for dataset, numbers in raw["values"].items():
+            for metric, number in zip(metrics, numbers, strict=True):
+                if number is not None:
+                    values[metric][dataset] = Summary(number, None, (), {})
+        entries.append(Entry(**raw | {"source": sources[raw["source"]], "values": values}))
+    # many runs of one method on one data set: their mean and spread
+    for raw in content["seed_studies"]:
+        dataset, seeds, values = raw.pop("dataset"), raw.pop("seeds"), {}
+        for metric, by_init in raw["values"].items():
+            numbers = [number for of_init in by_init.values() for number in of_init]
+            summary = summarise(dict(enumerate(numbers)))
+            values[metric] = {dataset: Summary(summary.mean, summary.std, (), {})}
+            variant = f"authors' logs, {len(by_init)} initialisations x {len(seeds)} seeds"
+            facts = {"source": sources[raw["source"]], "variant": variant, "count": len(numbers)}
+        entries.append(Entry(**raw | facts | {"values": values}))
+    return tuple(entries)
 
 
 def with_published(
@@ -146,9 +131,8 @@ def with_published(
 
     Args:
         blocks: a table's blocks, one per data set and their average, or one with the data sets as columns.
-        name: the protocol's name.
-        protocol: the protocol.
-        datasets: the data sets that the table averages over.
+        name: of the protocol.
+        datasets: those that the table averages over.
         choice: "measured" for the table's methods and BMIP as their authors published them, "all" for every entry.
 
     Returns:
@@ -162,7 +146,7 @@ def with_published(
         blocks = _with_place_for_averages(blocks, protocol, entries)
 
     def value(entry: Entry, metric: str, place: str) -> Summary | None:
-        """An entry's number at a data set, at the table's own average, or at the published one."""
+        """An entry's number at a data set, at the table's average, or at the published one."""
         if place.startswith("published average") or (place.startswith(AVERAGE) and same_average):
             return entry.average(metric)
         return None if place.startswith(AVERAGE) else entry.value(metric, place)
@@ -177,11 +161,21 @@ def with_published(
     numbers: dict[str, int] = {}  # of the footnotes
     for entry, _ in shown:
         numbers.setdefault(entry.footnote, len(numbers) + 1)
-    with_rows = []
-    for index, block in enumerate(blocks):
-        rows = [_row(entry, per_block[index], numbers[entry.footnote]) for entry, per_block in shown]
-        with_rows.append(replace(block, rows=(*block.rows, *rows)))
-    return with_rows, _legend([entry for entry, _ in shown], numbers)
+    rows: list[list[Row]] = [list(block.rows) for block in blocks]
+    for entry, per_block in shown:
+        method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, SHOTS, ())
+        for index, row in enumerate(per_block):
+            rows[index].append(Row(method, row, entry.footnote, numbers[entry.footnote]))
+    blocks = [replace(block, rows=tuple(below)) for block, below in zip(blocks, rows, strict=True)]
+    legend = [
+        f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in "
+        "brackets. They enter no average of measured numbers."
+    ]
+    if any(entry.average("average_H") is not None for entry, _ in shown):
+        legend.append(AVERAGE_H_NOTE)
+    if any(entry.method == "BMIP" and entry.average_over for entry, _ in shown):
+        legend.append(BMIP_AVERAGES_NOTE)
+    return blocks, [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]
 
 
 def _chosen(name: str, protocol: Protocol, trainers: Collection[str], choice: str) -> list[Entry]:
@@ -217,20 +211,3 @@ def _with_place_for_averages(blocks: Sequence[Block], protocol: Protocol, entrie
         return [replace(block, columns={**block.columns, title: title}, rows=rows)]
     empty = tuple(replace(row, cells=dict.fromkeys(row.cells)) for row in blocks[0].rows)
     return [*blocks, replace(blocks[0], title=title, rows=empty, dataset=None)]
-
-
-def _row(entry: Entry, cells: Mapping[str, Summary | None], number: int) -> Row:
-    method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, SHOTS, ())
-    return Row(method, cells, source=entry.footnote, source_number=number)
-
-
-def _legend(entries: Sequence[Entry], numbers: Mapping[str, int]) -> list[str]:
-    lines = [
-        f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in "
-        "brackets. They enter no average of measured numbers."
-    ]
-    if any(entry.average("average_H") is not None for entry in entries):
-        lines.append(AVERAGE_H_NOTE)
-    if any(entry.method == "BMIP" and entry.average_over for entry in entries):
-        lines.append(BMIP_AVERAGES_NOTE)
-    return [*lines, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]

@@ -22,20 +22,15 @@ MAX_EXACT = 60
 class Summary:
     """One number of a table with what it was made from.
 
-    Args:
-        mean: the number itself.
-        std: sample standard deviation (n - 1) over seeds; None for one seed, for seedless methods and for numbers
-            that are computed from means.
-        seeds: the seeds that entered.
-        values: each seed's value; empty for numbers that are computed from means.
-        deterministic: no seed can change the number.
+    `std` is the sample standard deviation (n - 1) over seeds, None for one seed and for deterministic methods. Numbers
+    that are computed from means have neither `std` nor `values`.
     """
 
     mean: float
     std: float | None
-    seeds: tuple[int, ...]
-    values: Mapping[int, float]
-    deterministic: bool = False
+    seeds: tuple[int, ...]  # those that entered
+    values: Mapping[int, float]  # by seed
+    deterministic: bool = False  # no seed can change the number
 
     @property
     def n(self) -> int:
@@ -125,28 +120,19 @@ class Interval:
 
 @dataclass(frozen=True)
 class Paired:
-    """What the pairs of one metric say.
-
-    Args:
-        pairs: one per data set, shots and seed.
-        interval: of the differences.
-        p_t: two-sided paired t-test; None where it cannot be computed.
-        p_signed_rank: two-sided Wilcoxon signed-rank test; None where it cannot be computed.
-        by_dataset: the interval over the data sets' mean differences; None with one data set.
-    """
+    """What the pairs of one metric say; both tests are two-sided, and None where they cannot be computed."""
 
     pairs: tuple[Pair, ...]
-    interval: Interval
-    p_t: float | None
-    p_signed_rank: float | None
-    by_dataset: Interval | None
+    interval: Interval  # of the differences
+    p_t: float | None  # paired t-test
+    p_signed_rank: float | None  # Wilcoxon's
+    by_dataset: Interval | None  # over the data sets' mean differences; None with one data set
 
     @property
     def claim(self) -> bool:
         """Whether a difference can be claimed: both tests below 5 %, the interval on one side of 0."""
-        tests = (self.p_t, self.p_signed_rank)
-        enough = self.interval.n >= MIN_PAIRS
-        return enough and self.interval.excludes_zero and all(p is not None and p < LEVEL for p in tests)
+        both = all(p is not None and p < LEVEL for p in (self.p_t, self.p_signed_rank))
+        return both and self.interval.n >= MIN_PAIRS and self.interval.excludes_zero
 
 
 def compare_pairs(pairs: Sequence[Pair]) -> Paired:
@@ -158,13 +144,8 @@ def compare_pairs(pairs: Sequence[Pair]) -> Paired:
     for pair in pairs:
         by_dataset.setdefault(pair.dataset, []).append(pair.difference)
     means = [statistics.fmean(values) for values in by_dataset.values()]
-    return Paired(
-        tuple(pairs),
-        t_interval(differences),
-        _p_t(differences),
-        _p_signed_rank(differences),
-        t_interval(means) if len(means) > 1 else None,
-    )
+    over = t_interval(means) if len(means) > 1 else None
+    return Paired(tuple(pairs), t_interval(differences), _p_t(differences), _p_signed_rank(differences), over)
 
 
 def t_interval(differences: Sequence[float]) -> Interval:

@@ -37,13 +37,13 @@ _COUNTING = (
 
 @dataclass(frozen=True)
 class Column:
-    """A column of a block: which metric, of which data set, and of which number of shots (None: any)."""
+    """A column of a block."""
 
     key: str
     label: str
     metric: Metric
     dataset: str
-    shots: int | None = None
+    shots: int | None = None  # None: any
 
     def covers(self, run: Run) -> bool:
         """Whether the run belongs into this column."""
@@ -95,10 +95,8 @@ def build_table(
         columns = [column for column in columns if column.key in entering.union(chosen)]
     if group == "metric" and protocol.columns_by != "dataset":
         blocks = _turned(blocks)
-    warnings = _warnings(methods, columns)
-    return Table(
-        protocol_name, protocol.title, tuple(blocks), tuple(map(printable, legend)), tuple(map(printable, warnings))
-    )
+    legend, warnings = tuple(map(printable, legend)), tuple(map(printable, _warnings(methods, columns)))
+    return Table(protocol_name, protocol.title, tuple(blocks), legend, warnings)
 
 
 def _chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[str]:
@@ -154,10 +152,8 @@ def _average_block(protocol: Protocol, blocks: Sequence[Block]) -> Block:
     computed = [metric.key for metric in protocol.metrics if metric.harmonic_of]
     rows = []
     for same in zip(*(block.rows for block in blocks), strict=True):
-        cells = {
-            key: None if key in computed else average_over([row.cells[key] for row in same])
-            for key in blocks[0].columns
-        }
+        per_column = {key: [row.cells[key] for row in same] for key in blocks[0].columns}
+        cells = {key: None if key in computed else average_over(cells) for key, cells in per_column.items()}
         rows.append(Row(same[0].method, _with_harmonic_means(protocol, cells)))
     return Block(f"{AVERAGE} over {len(blocks)} data sets", blocks[0].columns, tuple(rows))
 
