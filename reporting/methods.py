@@ -10,7 +10,7 @@ from typing import Literal
 from common.commandline import printable
 from reporting.names import canonical_dataset, shots_text, trainer_order
 from reporting.runs import ResultsError, Run
-from reporting.stats import harmonic_mean
+from reporting.stats import Summary, harmonic_mean, summarise
 
 MAX_NAMED = 3  # runs of each foreign protocol
 MAX_LABEL = 60  # characters of a setting in a row's name
@@ -108,13 +108,20 @@ class Method:
         """The rule that chose the deployed weights, or several of them."""
         return " / ".join(sorted({run.selection_rule for run in self.runs}))
 
+    def runs_on(self, dataset: str, shots: int | None = None) -> list[Run]:
+        """Its runs on a data set with so many shots (None: any); zero-shot runs stand for every number of shots."""
+        there = [run for run in self.runs if run.dataset == dataset]
+        return [run for run in there if shots in (None, run.shots) or run.deterministic]
+
+    def summary(self, metric: Metric, dataset: str, shots: int | None = None) -> Summary | None:
+        """The metric's values by seed; None without any."""
+        runs = self.runs_on(dataset, shots)
+        values = {run.seed: value for run in runs if (value := metric.of_run(run)) is not None}
+        return summarise(values, deterministic=all(run.deterministic for run in runs))
+
 
 def check_protocol(runs: Sequence[Run], name: str | None) -> str:
-    """The protocol of the table: the given one, or the one that all runs share.
-
-    Raises:
-        ResultsError: unknown name, or runs of other protocols among them, named with their paths.
-    """
+    """The given protocol, or the one that all runs share; runs of others are a ResultsError that names their paths."""
     by_protocol: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_protocol[run.protocol].append(run)
@@ -238,11 +245,7 @@ def comparability(runs: Sequence[Run]) -> list[str]:
 
 
 def of_protocol(runs: Sequence[Run], name: str | None) -> Sequence[Run]:
-    """The runs of a protocol, or where there is none, of another one that holds all its numbers; all for None.
-
-    Raises:
-        ResultsError: there is none.
-    """
+    """The runs of a protocol, or where there is none, of another one that holds all its numbers; all for None."""
     if name is None:
         return runs
     for accepted in (name, *PROTOCOLS[name].also_reads):
@@ -259,11 +262,7 @@ def selected(
     shots: Sequence[int] = (),
     protocol: str | None = None,
 ) -> list[Run]:
-    """The runs that fit every choice; no choice fits all.
-
-    Raises:
-        ResultsError: a choice fits no run at all, or all together fit none.
-    """
+    """The runs that fit every choice; a choice that fits no run, or all together, are a ResultsError."""
     runs = of_protocol(runs, protocol)
     for count in shots:
         if not any(run.shots == count for run in runs):

@@ -185,7 +185,5 @@ def shortened(text: str, length: int = 28) -> str:
 def at_most(items: Sequence[Any], limit: int, what: str) -> None:
     """Refuse more panels than can be read."""
     if len(items) > limit:
-        raise PlotError(
-            f"{len(items)} {what} are too many for one plot (at most {limit}): choose with --trainer, --dataset, "
-            "--shots"
-        )
+        said = f"{len(items)} {what} are too many for one plot (at most {limit})"
+        raise PlotError(f"{said}: choose with --trainer, --dataset, --shots")

@@ -31,7 +31,7 @@ from reporting.plot_style import (
     wrapped,
 )
 from reporting.runs import Run
-from reporting.stats import Summary, average_over, summarise
+from reporting.stats import average_over
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -122,14 +122,6 @@ def _axis_label(metric: Metric) -> str:
     return f"{names.get(metric.key, metric.label)} (%)"
 
 
-def _summary(method: Method, dataset: str, metric: Metric, shots: int | None = None) -> Summary | None:
-    """A method's values on a data set by seed, at one number of shots if given; None without any."""
-    runs = [run for run in method.runs if run.dataset == dataset]
-    runs = [run for run in runs if shots in (None, run.shots) or run.deterministic]
-    values = {run.seed: value for run in runs if (value := metric.of_run(run)) is not None}
-    return summarise(values, deterministic=method.deterministic)
-
-
 # Accuracy
 
 
@@ -148,7 +140,7 @@ def few_shot(runs: Sequence[Run], options: Options) -> Figure:
         for method, look in _with_looks(methods):
             points = {}
             for count in shots:
-                summaries = [_summary(method, dataset, metric, count) for dataset in group]
+                summaries = [method.summary(metric, dataset, count) for dataset in group]
                 point = average_over(summaries) if len(summaries) > 1 else summaries[0]
                 if point is not None:
                     points[count] = point
@@ -179,7 +171,7 @@ def base_new(runs: Sequence[Run], options: Options) -> Figure:
         raise PlotError(f"base against new needs runs that were tested on base and new classes, not {protocol.title}")
     datasets = datasets_of(runs)
     averages = [
-        [average_over([_summary(method, dataset, metrics[key]) for dataset in datasets]) for key in ("base", "new")]
+        [average_over([method.summary(metrics[key], dataset) for dataset in datasets]) for key in ("base", "new")]
         for method in methods
     ]
     if all(None in average for average in averages):
@@ -265,7 +257,7 @@ def _baseline(methods: Sequence[Method], name: str) -> Method:
 
 
 def _gain(method: Method, baseline: Method, dataset: str, metric: Metric) -> Gain | None:
-    own, base = _summary(method, dataset, metric), _summary(baseline, dataset, metric)
+    own, base = method.summary(metric, dataset), baseline.summary(metric, dataset)
     if own is None or base is None:
         return None
     if own.deterministic and base.deterministic:
@@ -311,7 +303,7 @@ def radar(runs: Sequence[Run], options: Options) -> Figure:
         raise PlotError(f"a radar needs at least three data sets, there are {len(datasets)}: {', '.join(datasets)}")
     rows, names = [], []
     for method in methods:
-        cells = [_summary(method, dataset, metric) for dataset in datasets]
+        cells = [method.summary(metric, dataset) for dataset in datasets]
         lacking = cells.count(None)
         rows.append([] if lacking else [cell.mean for cell in cells])
         said = f": not drawn, lacks {lacking} data set{'s' if lacking > 1 else ''}" if lacking else ""
@@ -361,7 +353,7 @@ def seeds(runs: Sequence[Run], options: Options) -> Figure:
     for panel, dataset in zip(axes, datasets, strict=True):
         names = []
         for index, (method, look) in enumerate(_with_looks(methods)):
-            summary = _summary(method, dataset, metric)
+            summary = method.summary(metric, dataset)
             values = list(summary.values.values()) if summary is not None else []
             names.append(f"{shortened(method.label)}\nn={len(values)}")
             if not values:

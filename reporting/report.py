@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from reporting.blocks import document
 from reporting.formats import MISSING, Number, html_page
-from reporting.methods import PROTOCOLS, Method, check_protocol
+from reporting.methods import PROTOCOLS, check_protocol
 from reporting.names import dataset_order, shots_text, trainer_order
 from reporting.plots import FEATURES_FILE, KINDS, PlotError, arranged, datasets_of, draw_plot
 from reporting.runs import Run
 from reporting.table import build_table
 
 OVERVIEWS = ("few_shot", "base_new", "gain", "radar", "seeds")
-MAX_UNFOLDED, MAX_MATRICES, MAX_TSNE = 6, 12, 4
+MAX_UNFOLDED = 6  # plots of single data sets and methods
+MAX_OF_KIND = {"confusion": 12, "tsne": 4}
 WIDE = 500  # points; from here on a phone scrolls a plot rather than shrinking it
 # What differs between the runs of one configuration, or says nothing about it.
 _NO_CONFIGURATION = ("SEED", "OUTPUT_DIR", "RESUME")
 
 
-@dataclass(frozen=True)
-class Picture:
+class Picture(NamedTuple):
     """A drawn plot and what it is about; `overview` when it is about all runs."""
 
     caption: str
@@ -65,15 +65,10 @@ def build_report(
         warnings += table.warnings
         pictures, left_out = pictures_of(group, f"{name}-")
         sections.append({"name": name, "document": document(table, digits), "pictures": pictures, "left_out": left_out})
-    ordered = sorted(
-        runs,
-        key=lambda run: (
-            *(run.protocol, trainer_order(run.trainer), run.setting),
-            *(dataset_order(run.dataset), run.shots, run.seed),
-        ),
-    )
+    runs = sorted(runs, key=lambda run: (run.setting, dataset_order(run.dataset), run.shots, run.seed))
+    runs.sort(key=lambda run: (run.protocol, trainer_order(run.trainer)))
     configurations: dict[str, list[Run]] = {}
-    for run in ordered:
+    for run in runs:
         config = {key: value for key, value in run.record["config"].items() if key not in _NO_CONFIGURATION}
         text = json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False)
         configurations.setdefault(text, []).append(run)
@@ -81,34 +76,31 @@ def build_report(
     newest = max(run.record["finished_at"] for run in runs)
     page = html_page(
         title,
-        marks=_Marks(trainers, datasets),
+        marks=_marks({"trainer": trainers, "dataset": datasets}),
         lead=f"{len(runs)} runs, {len(trainers)} trainers, {len(datasets)} data sets; the newest finished {newest}.",
         demonstration=any(run.demonstration for run in runs),
         trainers=trainers,
         datasets=datasets,
         sections=sections,
         max_unfolded=MAX_UNFOLDED,
-        rows=[_row(run, target) | {"configuration": numbers[run.path]} for run in ordered],
+        rows=[_row(run, target) | {"configuration": numbers[run.path]} for run in runs],
         configurations=[_configuration(text, group) for text, group in configurations.items()],
     )
     return page, warnings
 
 
-class _Marks:
-    """Attributes of an element for the page's filters, which know trainers and data sets by numbers: names may hold
-    any character."""
+def _marks(known: Mapping[str, Sequence[str]]) -> Callable[..., str]:
+    """Makes attributes for the page's filters, which know trainers and data sets by number: names hold anything."""
+    from markupsafe import Markup
 
-    def __init__(self, trainers: Sequence[str], datasets: Sequence[str]) -> None:
-        self.numbers = {"trainer": trainers, "dataset": datasets}
-
-    def __call__(self, trainers: Collection[str] = (), datasets: Collection[str] = ()) -> str:
-        from markupsafe import Markup
-
-        marks = ""
+    def marks(trainers: Collection[str] = (), datasets: Collection[str] = ()) -> str:
+        attributes = ""
         for kind, names in (("trainer", trainers), ("dataset", datasets)):
-            numbers = [str(self.numbers[kind].index(name)) for name in names if name in self.numbers[kind]]
-            marks += f' data-{kind}="{" ".join(numbers)}"' if numbers else ""
-        return Markup(marks)
+            numbers = [str(known[kind].index(name)) for name in names if name in known[kind]]
+            attributes += f' data-{kind}="{" ".join(numbers)}"' if numbers else ""
+        return Markup(attributes)
+
+    return marks
 
 
 def _row(run: Run, target: Path) -> dict[str, Any]:
@@ -122,7 +114,7 @@ def _row(run: Run, target: Path) -> dict[str, Any]:
     return {
         "run": run,
         "numbers": [Number() if value is None else Number(f"{value:{style}}", value) for value, style in numbers],
-        "facts": [environment.get("precision", MISSING), code, record["finished_at"]],
+        "facts": [environment.get("precision") or MISSING, code, record["finished_at"]],
         "links": list(_links(run, target)),
     }
 
@@ -138,35 +130,35 @@ def _links(run: Run, target: Path) -> Iterable[tuple[str, str]]:
 
 
 def _configuration(text: str, runs: Sequence[Run]) -> dict[str, Any]:
-    seeds = ", ".join(map(str, sorted({run.seed for run in runs})))
-    run = runs[0]
-    return {
-        "title": f"{run.trainer}, {run.setting}, {run.dataset}, {shots_text(run.shots)}, seeds {seeds}",
-        "text": text,
-        "trainers": sorted({run.trainer for run in runs}),
-        "datasets": sorted({run.dataset for run in runs}),
-    }
+    run, seeds = runs[0], ", ".join(map(str, sorted({run.seed for run in runs})))
+    title = f"{run.trainer}, {run.setting}, {run.dataset}, {shots_text(run.shots)}, seeds {seeds}"
+    trainers, datasets = sorted({run.trainer for run in runs}), sorted({run.dataset for run in runs})
+    return {"title": title, "text": text, "trainers": trainers, "datasets": datasets}
 
 
 def pictures_of(runs: Sequence[Run], prefix: str) -> tuple[list[Picture], list[str]]:
     """Every plot that runs of one protocol can fill, and lines about those that they cannot.
 
-    Args:
-        runs: of one protocol.
-        prefix: makes the SVGs' inner names unique in the page.
+    `prefix` makes the SVGs' inner names unique in the page.
     """
+    wanted = list(_wanted(runs))
     pictures: list[Picture] = []
-    left_out: dict[str, None] = {}  # in order, each once
-    for kind, caption, subset in _wanted(runs, left_out):
+    left_out: list[str] = []
+    for kind, limit in MAX_OF_KIND.items():
+        places = [place for place in wanted if place[0] == kind]
+        if len(places) > limit:
+            left_out.append(f"{kind}: {len(places) - limit} of {len(places)}, to keep the page small")
+            wanted = [place for place in wanted if place not in places[limit:]]
+    for kind, caption, subset in wanted:
         try:
             content = draw_plot(kind, subset, "svg").decode("utf-8")
         except PlotError as error:
-            left_out[f"{kind}: {error}"] = None
+            left_out.append(f"{kind}: {error}")
             continue
         svg = embedded(content, f"{prefix}{len(pictures)}", caption)
         trainers = list(dict.fromkeys(run.trainer for run in subset))
         pictures.append(Picture(caption, svg, trainers, datasets_of(subset), kind in OVERVIEWS))
-    return pictures, list(left_out)
+    return pictures, list(dict.fromkeys(left_out))
 
 
 def embedded(svg: str, prefix: str, label: str) -> str:
@@ -186,7 +178,7 @@ def embedded(svg: str, prefix: str, label: str) -> str:
     return Markup(f"{head}{wide} {described}>{rest}".strip())
 
 
-def _wanted(runs: Sequence[Run], left_out: dict[str, None]) -> Iterable[tuple[str, str, Sequence[Run]]]:
+def _wanted(runs: Sequence[Run]) -> Iterable[tuple[str, str, Sequence[Run]]]:
     """Kind, caption and runs of each plot to try."""
     protocol, methods = arranged(runs)
     for kind in OVERVIEWS:
@@ -194,41 +186,23 @@ def _wanted(runs: Sequence[Run], left_out: dict[str, None]) -> Iterable[tuple[st
             caption = KINDS[kind].help
             yield kind, f"{caption[0].upper()}{caption[1:]}", runs
     for dataset in datasets_of(runs):
-        subset = [run for run in runs if run.dataset == dataset]
-        yield "curves", f"{dataset}: {KINDS['curves'].help}", subset
+        yield "curves", f"{dataset}: {KINDS['curves'].help}", [run for run in runs if run.dataset == dataset]
         for method in methods:
             there = [run for run in method.runs if run.dataset == dataset]
             if any(run.record["gates"] for run in there):
                 yield "gates", f"{method.label} on {dataset}: {KINDS['gates'].help}", there
-    yield from _few("confusion", list(_matrices(methods)), MAX_MATRICES, left_out)
+    for method, dataset in itertools.product(methods, datasets_of(runs)):
+        there = [run for run in method.runs if run.dataset == dataset]
+        # shots are one more thing that tells few-shot runs apart: the most shots stand for the method
+        there = [run for run in there if run.shots == max(run.shots for run in there)]
+        if any("confusion" in metrics for run in there for metrics in run.record["metrics"].values()):
+            several = method.shots is None and not method.deterministic
+            where = f"{dataset}, {shots_text(there[0].shots)}" if several else dataset
+            yield "confusion", f"{method.label} on {where}: confusion matrix", there
     with_features: dict[tuple[str, str, str], Run] = {}
     for run in runs:
         if run.path.with_name(FEATURES_FILE).is_file():
             with_features.setdefault((run.trainer, run.setting, run.dataset), run)
-    yield from _few("tsne", [(_tsne_caption(run), [run]) for run in with_features.values()], MAX_TSNE, left_out)
-
-
-def _few(
-    kind: str, places: Sequence[tuple[str, Sequence[Run]]], limit: int, left_out: dict[str, None]
-) -> Iterable[tuple[str, str, Sequence[Run]]]:
-    if len(places) > limit:
-        left_out[f"{kind}: {len(places) - limit} of {len(places)}, to keep the page small"] = None
-    for caption, runs in places[:limit]:
-        yield kind, caption, runs
-
-
-def _tsne_caption(run: Run) -> str:
-    shots = "" if run.deterministic else f", {shots_text(run.shots)}"
-    return f"{run.trainer} on {run.dataset}{shots}, seed {run.seed}: t-SNE of image and text features"
-
-
-def _matrices(methods: Sequence[Method]) -> Iterable[tuple[str, Sequence[Run]]]:
-    for method in methods:
-        for dataset in datasets_of(method.runs):
-            subset = [run for run in method.runs if run.dataset == dataset]
-            # shots are one more thing that tells few-shot runs apart: the most shots stand for the method
-            subset = [run for run in subset if run.shots == max(run.shots for run in subset)]
-            if any("confusion" in metrics for run in subset for metrics in run.record["metrics"].values()):
-                several = method.shots is None and not method.deterministic
-                where = f"{dataset}, {shots_text(subset[0].shots)}" if several else dataset
-                yield f"{method.label} on {where}: confusion matrix", subset
+    for run in with_features.values():
+        where = f"{run.dataset}{'' if run.deterministic else f', {shots_text(run.shots)}'}, seed {run.seed}"
+        yield "tsne", f"{run.trainer} on {where}: t-SNE of image and text features", [run]

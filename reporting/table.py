@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from common.commandline import printable
 from reporting.blocks import Block, Row, Table
@@ -25,7 +26,7 @@ from reporting.methods import (
 from reporting.names import dataset_order, shots_text
 from reporting.published import AVERAGE, with_published
 from reporting.runs import ResultsError, Run
-from reporting.stats import Summary, average_over, harmonic_of_averages, summarise
+from reporting.stats import Summary, average_over, harmonic_of_averages
 
 MAX_KEYS = 5  # settings that a row's columns differ in, named in the legend
 _COUNTING = (
@@ -35,8 +36,7 @@ _COUNTING = (
 )
 
 
-@dataclass(frozen=True)
-class Column:
+class Column(NamedTuple):
     """A column of a block."""
 
     key: str
@@ -44,11 +44,6 @@ class Column:
     metric: Metric
     dataset: str
     shots: int | None = None  # None: any
-
-    def covers(self, run: Run) -> bool:
-        """Whether the run belongs into this column."""
-        # zero-shot runs use no shots: their number stands for every number of shots
-        return self.dataset == run.dataset and (self.shots in (None, run.shots) or run.deterministic)
 
 
 def build_table(
@@ -129,12 +124,10 @@ def _columns(protocol: Protocol, runs: Sequence[Run], sources: set[str]) -> dict
 def _block(protocol: Protocol, title: str, columns: Sequence[Column], methods: Sequence[Method]) -> Block:
     rows = []
     for method in methods:
-        cells = {}
-        for column in columns:
-            runs = [run for run in method.runs if column.covers(run)]
-            read = column.metric.of_run or (lambda run: None)
-            values = {run.seed: value for run in runs if (value := read(run)) is not None}
-            cells[column.key] = summarise(values, deterministic=all(run.deterministic for run in runs))
+        cells = {
+            column.key: method.summary(column.metric, column.dataset, column.shots) if column.metric.of_run else None
+            for column in columns
+        }
         rows.append(Row(method, _with_harmonic_means(protocol, cells)))
     dataset = None if protocol.columns_by == "dataset" else title
     return Block(title, {column.key: column.label for column in columns}, tuple(rows), dataset)
@@ -231,7 +224,7 @@ def _warnings(methods: Sequence[Method], columns: Sequence[Column]) -> Iterable[
 def _missing_seeds(methods: Sequence[Method], columns: Sequence[Column]) -> Iterable[str]:
     # columns of one data set and number of shots are fed by the same runs: say it once
     for column in {(column.dataset, column.shots): column for column in columns}.values():
-        found = [(method, [run for run in method.runs if column.covers(run)]) for method in methods]
+        found = [(method, method.runs_on(column.dataset, column.shots)) for method in methods]
         # a method that trains nothing needs no second seed
         expected = {run.seed for method, runs in found if not method.deterministic for run in runs}
         place = column.dataset if column.shots is None else f"{column.dataset}, {shots_text(column.shots)}"
@@ -249,8 +242,10 @@ def _missing_seeds(methods: Sequence[Method], columns: Sequence[Column]) -> Iter
 def _missing_numbers(methods: Sequence[Method], columns: Sequence[Column]) -> Iterable[str]:
     lacking: dict[str, list[Run]] = defaultdict(list)
     for run in (run for method in methods for run in method.runs):
-        expected = [column.metric for column in columns if column.covers(run) and column.metric.of_run]
-        labels = [metric.label for metric in expected if metric.of_run(run) is None]
+        # zero-shot runs stand for every number of shots
+        there = [column for column in columns if column.dataset == run.dataset and column.metric.of_run]
+        there = [column.metric for column in there if column.shots in (None, run.shots) or run.deterministic]
+        labels = [metric.label for metric in there if metric.of_run(run) is None]
         if labels:
             lacking[", ".join(labels)].append(run)
     for labels, runs in lacking.items():
