@@ -23,11 +23,6 @@ from reporting.methods import PROTOCOLS, check_protocol, of_protocol, selected
 from reporting.plot_style import FILE_FORMATS
 from reporting.runs import Run, load_runs
 
-TABLE = "one protocol's results as a table: mean and standard deviation over seeds"
-COMPARE = "paired differences between two methods, with confidence interval and tests"
-PLOT = "a plot of runs, as PNG or SVG"
-HTML = "one self-contained page: tables, plots and every run"
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one sub-command; returns the exit status (2: unusable input, the reason on stderr)."""
@@ -36,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    command = _command(commands, "table", run_table, TABLE)
+    command = _command(
+        commands, "table", "one protocol's results as a table: mean and standard deviation over seeds", run_table
+    )
     _add_files(command)
     _add_protocol(command)
     command.add_argument(
@@ -54,14 +51,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
     command.add_argument("--digits", type=int, default=2, help="decimals in md, latex and html (default: %(default)s)")
 
-    command = _command(commands, "compare", run_compare, COMPARE)
+    command = _command(
+        commands, "compare", "paired differences between two methods, with confidence interval and tests", run_compare
+    )
     command.add_argument("first", metavar="A", help="trainer, or trainer/setting")
     command.add_argument("second", metavar="B", help="trainer, or trainer/setting")
     _add_files(command)
     _add_protocol(command)
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
 
-    command = _command(commands, "plot", run_plot, PLOT)
+    command = _command(commands, "plot", "a plot of runs, as PNG or SVG", run_plot)
     command.epilog = "kinds: " + "; ".join(f"{name}: {kind.help}" for name, kind in plots.KINDS.items())
     command.add_argument("kind", choices=sorted(plots.KINDS), metavar="KIND", help=", ".join(sorted(plots.KINDS)))
     _add_files(command, "ends in .png or .svg", required=True)
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG (default: %(default)s)")
     _add_selection(command)
 
-    command = _command(commands, "html", run_html, HTML)
+    command = _command(commands, "html", "one self-contained page: tables, plots and every run", run_html)
     _add_files(command, "the page", required=True)
     command.add_argument("--title", default="Results", help="the page's heading (default: %(default)s)")
     _add_published(command)
@@ -84,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _command(
-    commands: argparse._SubParsersAction, name: str, run: Callable[[argparse.Namespace], None], words: str
+    commands: argparse._SubParsersAction, name: str, words: str, run: Callable[[argparse.Namespace], None]
 ) -> argparse.ArgumentParser:
     parser = commands.add_parser(name, help=words, description=words)
     parser.set_defaults(run=run)

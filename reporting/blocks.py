@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from reporting.formats import MISSING, Document, Grid, Line, Number
 from reporting.methods import Method
@@ -15,7 +16,7 @@ class Row:
     """A method's numbers in one block."""
 
     method: Method
-    cells: Mapping[str, Summary | None]  # by the block's columns; None where no run has the number
+    cells: Mapping[Any, Summary | None]  # by the block's columns; None where no run has the number
     source: str = ""  # where the numbers were published; empty for measured ones
     source_number: int = 0  # in the legend
 

@@ -193,10 +193,6 @@ def to_json(document: Document) -> str:
     return json.dumps(document.content, indent=2, ensure_ascii=False) + "\n"
 
 
-FORMATS: Mapping[str, Callable[[Document], str]] = {
-    "md": to_markdown,
-    "latex": to_latex,
-    "html": to_html,
-    "csv": to_csv,
-    "json": to_json,
-}
+FORMATS: Mapping[str, Callable[[Document], str]] = dict(
+    md=to_markdown, latex=to_latex, html=to_html, csv=to_csv, json=to_json
+)

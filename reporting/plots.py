@@ -10,6 +10,7 @@ import random
 import zipfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -138,12 +139,8 @@ def few_shot(runs: Sequence[Run], options: Options) -> Figure:
     figure, axes = panels(len(groups))
     for panel, group in zip(axes, groups, strict=True):
         for method, look in _with_looks(methods):
-            points = {}
-            for count in shots:
-                summaries = [method.summary(metric, dataset, count) for dataset in group]
-                point = average_over(summaries) if len(summaries) > 1 else summaries[0]
-                if point is not None:
-                    points[count] = point
+            points = {n: average_over([method.summary(metric, dataset, n) for dataset in group]) for n in shots}
+            points = {count: point for count, point in points.items() if point is not None}
             if method.deterministic and points:
                 # no shots: a level that the curves are to be compared with
                 level = next(iter(points.values())).mean
@@ -445,7 +442,7 @@ def curves(runs: Sequence[Run], options: Options) -> Figure:
     datasets = datasets_of(trained)
     at_most(datasets, MAX_CURVE_DATASETS, "data sets")
     shots = sorted({run.shots for run in trained})
-    places = [(dataset, quantity) for dataset in datasets for quantity in quantities]
+    places = list(product(datasets, quantities))
     figure, axes = panels(len(places), columns=len(quantities))
     alone = False
     for panel, (dataset, quantity) in zip(axes, places, strict=True):
@@ -473,58 +470,46 @@ def curves(runs: Sequence[Run], options: Options) -> Figure:
 
 def gates(runs: Sequence[Run], options: Options) -> Figure:
     """One row per method, data set and number of shots, one panel per modality, one line per layer; band over seeds."""
+    import matplotlib as mpl
+
     _, methods = arranged(runs)
     groups = {}
     for method in methods:
-        gated = [run for run in method.runs if _gate_keys([_gate_history(run)])]
+        gated = [run for run in method.runs if (run.record["gates"] or {}).get("per_epoch")]
         several = len({run.shots for run in gated}) > 1
-        for dataset in datasets_of(gated):
-            for shots in sorted({run.shots for run in gated if run.dataset == dataset}):
-                title = f"{method.label}, {dataset}" + (f", {shots_text(shots)}" if several else "")
-                groups[title] = [_gate_history(run) for run in gated if (run.dataset, run.shots) == (dataset, shots)]
+        for dataset, shots in product(datasets_of(gated), sorted({run.shots for run in gated})):
+            title = f"{method.label}, {dataset}" + (f", {shots_text(shots)}" if several else "")
+            layers = _gate_layers([run for run in gated if (run.dataset, run.shots) == (dataset, shots)])
+            groups |= {title: layers} if layers else {}
     if not groups:
         raise PlotError("no run recorded gates: only BMIP and its combinations with the gate aggregator have them")
     at_most(groups, MAX_GATE_ROWS, "methods, data sets and numbers of shots")
-    towers = sorted({key.split("/")[0] for group in groups.values() for key in _gate_keys(group)}, reverse=True)
-    places = [(title, tower) for title in groups for tower in towers]
+    towers = sorted({tower for layers in groups.values() for tower, _ in layers}, reverse=True)
+    places = list(product(groups, towers))
     figure, axes = panels(len(places), columns=len(towers), size=(4.4, 3.0))
     for panel, (title, tower) in zip(axes, places, strict=True):
-        _gate_layers(panel, groups[title], tower)
+        layers = {layer: seeds for (other, layer), seeds in groups[title].items() if other == tower}
+        alone = False
+        for index, (layer, seeds) in enumerate(layers.items()):
+            # layers have an order: viridis without its palest end keeps it visible to everybody
+            colour = mpl.colormaps["viridis"](0.85 * index / max(len(layers) - 1, 1))
+            look = {"color": colour, "linestyle": DASHES[index % len(DASHES)]}
+            alone |= _line_with_band(panel, seeds, f"layer {layer}", look)
+        if alone:
+            _explain_thin_lines(panel)
+        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
         panel.set(title=wrapped(panel, f"{title}: {tower}"), xlabel="epoch", ylabel="weight of the own prompt")
         panel.set_ylim(-0.02, 1.02)
     return figure
 
 
-def _gate_history(run: Run) -> list[dict[str, Any]]:
-    return (run.record["gates"] or {}).get("per_epoch") or []
-
-
-def _gate_keys(histories: Sequence[Sequence[Mapping[str, Any]]]) -> list[str]:
-    """Every "tower/layer" of the histories, by tower and layer."""
-    entries = [item for history in histories for entry in history for item in entry.items()]
-
-    def order(key: str) -> tuple[str, int, str]:
-        tower, layer = key.split("/", 1)
-        return tower, int(layer) if layer.isdigit() else -1, key
-
-    return sorted({key for key, value in entries if "/" in key and _is_number(value)}, key=order)
-
-
-def _gate_layers(panel: Axes, histories: Sequence[Sequence[Mapping[str, Any]]], tower: str) -> None:
-    import matplotlib as mpl
-
-    keys = [key for key in _gate_keys(histories) if key.split("/")[0] == tower]
-    alone = False
-    for index, key in enumerate(keys):
-        # layers have an order: viridis without its palest end keeps it visible to everybody
-        colour = mpl.colormaps["viridis"](0.85 * index / max(len(keys) - 1, 1))
-        values = _by_epoch(histories, key)
-        if values:
-            look = {"color": colour, "linestyle": DASHES[index % len(DASHES)]}
-            alone |= _line_with_band(panel, values, f"layer {key.split('/', 1)[1]}", look)
-    if alone:
-        _explain_thin_lines(panel)
-    panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
+def _gate_layers(runs: Sequence[Run]) -> dict[tuple[str, str], list[dict[int, float]]]:
+    """Every tower's layers in order, each with its weights by epoch for every seed that has them."""
+    histories = [run.record["gates"]["per_epoch"] for run in runs]
+    keys = {key for history in histories for entry in history for key in entry if "/" in key}
+    layers = {tuple(key.split("/", 1)): _by_epoch(histories, key) for key in keys}
+    order = sorted(layers, key=lambda place: (place[0], int(place[1]) if place[1].isdecimal() else -1, place[1]))
+    return {place: layers[place] for place in order if layers[place]}
 
 
 # One method, one run

@@ -14,7 +14,7 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from reporting.blocks import Block, Row
+from reporting.blocks import Row
 from reporting.methods import Method, Protocol
 from reporting.names import canonical_dataset, trainer_order
 from reporting.stats import Summary, harmonic_mean, summarise
@@ -122,60 +122,55 @@ def load_published() -> tuple[Entry, ...]:
 
 
 def with_published(
-    blocks: Sequence[Block], name: str, protocol: Protocol, *, datasets: Collection[str], choice: str
-) -> tuple[list[Block], list[str]]:
-    """Append a row per published entry to every block.
+    rows: Sequence[Row], places: Sequence[str], name: str, protocol: Protocol, targets: Collection[str], choice: str
+) -> tuple[list[Row], list[str], list[str]]:
+    """Add a row per published entry.
 
     Published averages are over the literature's data sets. Where the table's data sets are others, its average has no
-    published counterpart and the published averages get a block, or a column, of their own.
+    published counterpart and the published averages get a place of their own.
 
     Args:
-        blocks: a table's blocks, one per data set and their average, or one with the data sets as columns.
+        rows: the measured ones, their cells by place, a data set or an average, and metric.
+        places: all of them.
         name: of the protocol.
-        datasets: those that the table averages over.
+        protocol: the protocol.
+        targets: the data sets that the table averages over.
         choice: "measured" for the table's methods and BMIP as their authors published them, "all" for every entry.
 
     Returns:
-        The blocks with the rows, and lines for the legend: sources, and what to know.
+        Rows, places, and lines for the legend: sources, and what to know.
     """
-    entries = _chosen(name, protocol, {row.method.trainer for row in blocks[0].rows}, choice)
+    entries = _chosen(name, protocol, {row.method.trainer for row in rows}, choice)
     if not entries:
-        return list(blocks), ["Published values: none are known for these methods in this protocol."]
-    same_average = {canonical_dataset(dataset) for dataset in datasets} == _averaged(entries)
-    if not same_average:
-        blocks = _with_place_for_averages(blocks, protocol, entries)
+        return [*rows], [*places], ["Published values: none are known for these methods in this protocol."]
+    same_average = {canonical_dataset(dataset) for dataset in targets} == _averaged(entries)
+    averages = [entry.average_over for entry in entries if entry.average_over]
+    apart = f"published average over {averages[0]} data sets" if averages and not same_average else ""
+    keys = [metric.key for metric in protocol.metrics]
+    if apart:
+        places = [*places, apart]
+        rows = [replace(row, cells={**row.cells, **{(apart, key): None for key in keys}}) for row in rows]
 
-    def value(entry: Entry, metric: str, place: str) -> Summary | None:
-        """An entry's number at a data set, at the table's average, or at the published one."""
-        if place.startswith("published average") or (place.startswith(AVERAGE) and same_average):
+    def value(entry: Entry, place: str, metric: str) -> Summary | None:
+        if place == apart or (place.startswith(AVERAGE) and same_average):
             return entry.average(metric)
         return None if place.startswith(AVERAGE) else entry.value(metric, place)
 
-    def cells(entry: Entry, block: Block) -> dict[str, Summary | None]:
-        if protocol.columns_by == "metric":
-            return {key: value(entry, key, block.dataset or block.title) for key in block.columns}
-        return {key: value(entry, protocol.metrics[0].key, key) for key in block.columns}
-
-    per_entry = [(entry, [cells(entry, block) for block in blocks]) for entry in entries]
-    shown = [(entry, per_block) for entry, per_block in per_entry if any(any(row.values()) for row in per_block)]
-    numbers: dict[str, int] = {}  # of the footnotes
-    for entry, _ in shown:
-        numbers.setdefault(entry.footnote, len(numbers) + 1)
-    rows: list[list[Row]] = [list(block.rows) for block in blocks]
-    for entry, per_block in shown:
-        method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, SHOTS, ())
-        for index, row in enumerate(per_block):
-            rows[index].append(Row(method, row, entry.footnote, numbers[entry.footnote]))
-    blocks = [replace(block, rows=tuple(below)) for block, below in zip(blocks, rows, strict=True)]
+    shown, numbers = [], {}  # numbers of the footnotes
+    for entry in entries:
+        cells = {(place, key): value(entry, place, key) for place in places for key in keys}
+        if any(cells.values()):
+            shown.append(entry)
+            number = numbers.setdefault(entry.footnote, len(numbers) + 1)
+            method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, SHOTS, ())
+            rows = [*rows, Row(method, cells, entry.footnote, number)]
     legend = [
         f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in "
         "brackets. They enter no average of measured numbers."
     ]
-    if any(entry.average("average_H") is not None for entry, _ in shown):
-        legend.append(AVERAGE_H_NOTE)
-    if any(entry.method == "BMIP" and entry.average_over for entry, _ in shown):
-        legend.append(BMIP_AVERAGES_NOTE)
-    return blocks, [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]
+    legend += [AVERAGE_H_NOTE] if any(entry.average("average_H") for entry in shown) else []
+    legend += [BMIP_AVERAGES_NOTE] if any(entry.method == "BMIP" and entry.average_over for entry in shown) else []
+    return [*rows], [*places], [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]
 
 
 def _chosen(name: str, protocol: Protocol, trainers: Collection[str], choice: str) -> list[Entry]:
@@ -197,17 +192,3 @@ def _averaged(entries: Sequence[Entry]) -> set[str]:
         if len(targets) == entry.average_over:
             return targets
     return set()
-
-
-def _with_place_for_averages(blocks: Sequence[Block], protocol: Protocol, entries: Sequence[Entry]) -> list[Block]:
-    """A further block, or column, for published averages that are over other data sets than the table's."""
-    counts = [entry.average_over for entry in entries if entry.average_over]
-    if not counts:
-        return list(blocks)
-    title = f"published average over {counts[0]} data sets"
-    if protocol.columns_by == "dataset":
-        (block,) = blocks
-        rows = tuple(replace(row, cells={**row.cells, title: None}) for row in block.rows)
-        return [replace(block, columns={**block.columns, title: title}, rows=rows)]
-    empty = tuple(replace(row, cells=dict.fromkeys(row.cells)) for row in blocks[0].rows)
-    return [*blocks, replace(blocks[0], title=title, rows=empty, dataset=None)]
