@@ -5,7 +5,7 @@
     python -m reporting plot base_new RUNS... -o plot.svg
     python -m reporting html RUNS... -o report.html
 
-methods.py groups runs, table.py and published.py arrange them in blocks.py's rows, compare.py pairs two methods,
-formats.py writes; plots.py draws, report.py puts everything on a page. published.json holds what others published.
+methods.py groups runs, table.py arranges them and published.py's numbers, compare.py pairs two methods, formats.py
+writes either; plots.py draws, report.py puts everything on a page. published.json holds what others published.
 docs/reporting.md is the manual.
 """

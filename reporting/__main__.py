@@ -17,7 +17,6 @@ from pathlib import Path
 from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
 from reporting import compare, plots, report, table
-from reporting.blocks import document
 from reporting.formats import FORMATS, Document
 from reporting.methods import PROTOCOLS, check_protocol, of_protocol, selected
 from reporting.plot_style import FILE_FORMATS
@@ -141,7 +140,7 @@ def run_table(args: argparse.Namespace) -> None:
     group = args.group or ("metric" if len({run.dataset for run in runs}) > 1 else "dataset")
     metrics = () if args.metrics is None else [name.strip() for name in args.metrics.split(",")]
     built = table.build_table(runs, args.protocol, group=group, published=args.published, metrics=metrics)
-    _write_document(args, document(built, args.digits))
+    _write_document(args, table.document(built, args.digits))
 
 
 def run_compare(args: argparse.Namespace) -> None:

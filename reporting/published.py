@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from reporting.blocks import Row
-from reporting.methods import Method, Protocol
 from reporting.names import canonical_dataset, trainer_order
 from reporting.stats import Summary, harmonic_mean, summarise
 
@@ -121,70 +119,23 @@ def load_published() -> tuple[Entry, ...]:
     return tuple(entries)
 
 
-def with_published(
-    rows: Sequence[Row], places: Sequence[str], name: str, protocol: Protocol, targets: Collection[str], choice: str
-) -> tuple[list[Row], list[str], list[str]]:
-    """Add a row per published entry.
-
-    Published averages are over the literature's data sets. Where the table's data sets are others, its average has no
-    published counterpart and the published averages get a place of their own.
+def chosen_entries(protocol: str, trainers: Collection[str], choice: str) -> list[Entry]:
+    """The entries of a protocol in the methods' order.
 
     Args:
-        rows: the measured ones, their cells by place, a data set or an average, and metric.
-        places: all of them.
-        name: of the protocol.
-        protocol: the protocol.
-        targets: the data sets that the table averages over.
-        choice: "measured" for the table's methods and BMIP as their authors published them, "all" for every entry.
-
-    Returns:
-        Rows, places, and lines for the legend: sources, and what to know.
+        protocol: its name.
+        trainers: the table's.
+        choice: "measured" for these and BMIP as their authors published them, "all" for every entry.
     """
-    entries = _chosen(name, protocol, {row.method.trainer for row in rows}, choice)
-    if not entries:
-        return [*rows], [*places], ["Published values: none are known for these methods in this protocol."]
-    same_average = {canonical_dataset(dataset) for dataset in targets} == _averaged(entries)
-    averages = [entry.average_over for entry in entries if entry.average_over]
-    apart = f"published average over {averages[0]} data sets" if averages and not same_average else ""
-    keys = [metric.key for metric in protocol.metrics]
-    if apart:
-        places = [*places, apart]
-        rows = [replace(row, cells={**row.cells, **{(apart, key): None for key in keys}}) for row in rows]
-
-    def value(entry: Entry, place: str, metric: str) -> Summary | None:
-        if place == apart or (place.startswith(AVERAGE) and same_average):
-            return entry.average(metric)
-        return None if place.startswith(AVERAGE) else entry.value(metric, place)
-
-    shown, numbers = [], {}  # numbers of the footnotes
-    for entry in entries:
-        cells = {(place, key): value(entry, place, key) for place in places for key in keys}
-        if any(cells.values()):
-            shown.append(entry)
-            number = numbers.setdefault(entry.footnote, len(numbers) + 1)
-            method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, SHOTS, ())
-            rows = [*rows, Row(method, cells, entry.footnote, number)]
-    legend = [
-        f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in "
-        "brackets. They enter no average of measured numbers."
-    ]
-    legend += [AVERAGE_H_NOTE] if any(entry.average("average_H") for entry in shown) else []
-    legend += [BMIP_AVERAGES_NOTE] if any(entry.method == "BMIP" and entry.average_over for entry in shown) else []
-    return [*rows], [*places], [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]
-
-
-def _chosen(name: str, protocol: Protocol, trainers: Collection[str], choice: str) -> list[Entry]:
     # an open-world table has the base-to-new numbers too
-    protocols = {name, "base_to_new"} if name == "open_world" else {name}
-    if protocol.columns_by == "shots":
-        return []
+    protocols = {protocol, "base_to_new"} if protocol == "open_world" else {protocol}
     entries = [entry for entry in load_published() if entry.protocol in protocols]
     if choice == "measured":
         entries = [entry for entry in entries if not entry.rerun and entry.trainer in {*trainers, "BMIP"}]
     return sorted(entries, key=lambda entry: trainer_order(entry.trainer or entry.method))
 
 
-def _averaged(entries: Sequence[Entry]) -> set[str]:
+def averaged_datasets(entries: Sequence[Entry]) -> set[str]:
     """The data sets that published averages are over: those of an entry that has them all."""
     for entry in entries:
         datasets = set(next(iter(entry.values.values()))) - {AVERAGE}

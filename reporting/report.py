@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from reporting.blocks import document
 from reporting.formats import MISSING, Number, html_page
 from reporting.methods import PROTOCOLS, check_protocol
 from reporting.names import dataset_order, shots_text, trainer_order
 from reporting.plots import FEATURES_FILE, KINDS, PlotError, arranged, datasets_of, draw_plot
 from reporting.runs import Run
-from reporting.table import build_table
+from reporting.table import build_table, document
 
 OVERVIEWS = ("few_shot", "base_new", "gain", "radar", "seeds")
 MAX_UNFOLDED = 6  # plots of single data sets and methods

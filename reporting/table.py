@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import product
+from typing import Any
 
 from common.commandline import printable
-from reporting.blocks import Block, Row, Table
+from reporting.formats import MISSING, Document, Grid, Line, Number
 from reporting.methods import (
     PROTOCOLS,
     Method,
@@ -23,8 +24,17 @@ from reporting.methods import (
     differing_settings,
     group_methods,
 )
-from reporting.names import dataset_order, shots_text
-from reporting.published import AVERAGE, with_published
+from reporting.names import canonical_dataset, dataset_order, shots_text
+from reporting.published import (
+    AVERAGE,
+    AVERAGE_H_NOTE,
+    BACKBONE,
+    BMIP_AVERAGES_NOTE,
+    SHOTS,
+    Entry,
+    averaged_datasets,
+    chosen_entries,
+)
 from reporting.runs import ResultsError, Run
 from reporting.stats import Summary, average_over, harmonic_of_averages
 
@@ -34,6 +44,71 @@ _COUNTING = (
     "deviation. deterministic: nothing is trained, every seed gives the same number.",
     'A "-" stands where no finished run has the number; (n=k) in a cell: fewer seeds than its row lists.',
 )
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's numbers in one block."""
+
+    method: Method
+    cells: Mapping[Any, Summary | None]  # by the block's columns; None where no run has the number
+    source: str = ""  # where the numbers were published; empty for measured ones
+    source_number: int = 0  # in the legend
+
+    @property
+    def present(self) -> list[Summary]:
+        """The cells that hold a number."""
+        return [cell for cell in self.cells.values() if cell is not None]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed that entered a cell."""
+        return sorted({seed for cell in self.present for seed in cell.seeds})
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether no cell depends on a seed."""
+        return bool(self.present) and all(cell.deterministic for cell in self.present)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows under one heading."""
+
+    title: str
+    columns: Mapping[str, str]  # each column's name in csv and json, and its heading
+    rows: tuple[Row, ...]  # the same methods in the same order in every block of a table
+    dataset: str | None = None  # that the block is about; None for averages and for blocks about several
+    key: str = ""  # in the papers' layout, the column that the block has of every data set
+
+    def with_columns(self, keys: Iterable[str]) -> Block:
+        """The block with these of its columns only, in this order."""
+        keys = list(keys)
+        rows = tuple(replace(row, cells={key: row.cells[key] for key in keys}) for row in self.rows)
+        return replace(self, columns={key: self.columns[key] for key in keys}, rows=rows)
+
+    def for_reading(self) -> Block:
+        """The block without published rows that have nothing to say in it.
+
+        Missing measured numbers stay visible, but not where only published numbers have a place.
+        """
+        published = [row for row in self.rows if row.source and row.present]
+        measured = [row for row in self.rows if not row.source]
+        if any(row.present for row in measured) or not published:
+            return replace(self, rows=(*measured, *published))
+        filled = [key for key in self.columns if any(row.cells[key] is not None for row in published)]
+        return replace(self, rows=tuple(published)).with_columns(filled)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before it takes a format."""
+
+    protocol: str
+    title: str
+    blocks: tuple[Block, ...]
+    legend: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def build_table(
@@ -89,7 +164,9 @@ def build_table(
         rows.append(Row(method, cells))
     legend = [*_COUNTING, *protocol.legend, *_runs_legend(runs, methods, protocol, sources)]
     if published is not None:
-        rows, places, notes = with_published(rows, places, protocol_name, protocol, targets, published)
+        entries = chosen_entries(protocol_name, {method.trainer for method in methods}, published)
+        metric_keys = [metric.key for metric in protocol.metrics]
+        rows, places, notes = _with_published(rows, places, metric_keys, targets, entries)
         legend += notes
 
     def block(title: str, columns: Mapping[str, str], cell: Callable[[str], tuple[str, str]], **what: str) -> Block:
@@ -122,6 +199,45 @@ def _chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[Metric]:
         choices = ", ".join(metric.key for metric in protocol.metrics)
         raise ResultsError(f"no metric {unknown[0]!r} in {protocol.title}; choose from {choices}")
     return list(dict.fromkeys(known[name.lower()] for name in names)) or list(protocol.metrics)
+
+
+def _with_published(
+    rows: Sequence[Row], places: Sequence[str], keys: Sequence[str], targets: Sequence[str], entries: Sequence[Entry]
+) -> tuple[list[Row], list[str], list[str]]:
+    """Add a row per published entry; returns rows, places, and lines for the legend: sources, and what to know.
+
+    Published averages are over the literature's data sets. Where the table's data sets, `targets`, are others, its
+    average has no published counterpart and the published averages get a place of their own.
+    """
+    if not entries:
+        return [*rows], [*places], ["Published values: none are known for these methods in this protocol."]
+    same_average = set(map(canonical_dataset, targets)) == averaged_datasets(entries)
+    averages = [entry.average_over for entry in entries if entry.average_over]
+    apart = f"published average over {averages[0]} data sets" if averages and not same_average else ""
+    if apart:
+        places = [*places, apart]
+        rows = [replace(row, cells={**row.cells, **{(apart, key): None for key in keys}}) for row in rows]
+
+    def value(entry: Entry, place: str, metric: str) -> Summary | None:
+        if place == apart or (place.startswith(AVERAGE) and same_average):
+            return entry.average(metric)
+        return None if place.startswith(AVERAGE) else entry.value(metric, place)
+
+    shown, numbers = [], {}  # numbers of the footnotes
+    for entry in entries:
+        cells = {(place, key): value(entry, place, key) for place in places for key in keys}
+        if any(cells.values()):
+            shown.append(entry)
+            number = numbers.setdefault(entry.footnote, len(numbers) + 1)
+            method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, SHOTS, ())
+            rows = [*rows, Row(method, cells, entry.footnote, number)]
+    legend = [
+        f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in "
+        "brackets. They enter no average of measured numbers."
+    ]
+    legend += [AVERAGE_H_NOTE] if any(entry.average("average_H") for entry in shown) else []
+    legend += [BMIP_AVERAGES_NOTE] if any(entry.method == "BMIP" and entry.average_over for entry in shown) else []
+    return [*rows], [*places], [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]
 
 
 def _runs_legend(
@@ -192,3 +308,88 @@ def _warnings(
                 paths = ", ".join(str(run.path) for run in runs)
                 yield f"{method.label} trains nothing, yet {', '.join(differing)} differ on {dataset} between {paths}"
     yield from comparability([run for method in methods for run in method.runs])
+
+
+def document(table: Table, digits: int = 2) -> Document:
+    """The table for the writers of `formats`, rounded to so many decimals for reading."""
+    grids = []
+    for block in map(Block.for_reading, table.blocks):
+        best = {}  # each column's largest measured mean as it is shown, where two rows or more have one
+        for key in block.columns:
+            measured = [row.cells[key] for row in block.rows if not row.source]
+            means = [round(cell.mean, digits) for cell in measured if cell is not None]
+            best[key] = max(means) if len(means) > 1 else None
+        lines = []
+        for row in block.rows:
+            numbers = [_number(cell, row, digits, best[key]) for key, cell in row.cells.items()]
+            names = (row.method.label, seeds_text(row))
+            lines.append(Line(names, numbers, row.method.trainer, published=bool(row.source)))
+        headings = ["Method", "Seeds", *block.columns.values()]
+        # where the data sets are columns, a column goes with its data set
+        columns = () if block.dataset is not None else tuple(block.columns)
+        grids.append(Grid(block.title, headings, 2, lines, block.dataset or "", columns))
+    blocks = [
+        {"title": _block_name(table, block), "columns": [*block.columns], "rows": [*map(_json_row, block.rows)]}
+        for block in table.blocks
+    ]
+    content = {"protocol": table.protocol, "title": table.title, "blocks": blocks}
+    content |= {"legend": table.legend, "warnings": table.warnings}
+    records = _csv_records(table)
+    return Document(table.title, grids, table.legend, table.warnings, records, content, explain_best=True)
+
+
+def _number(cell: Summary | None, row: Row, digits: int, best: float | None) -> Number:
+    """A number for reading: mean, deviation if there is one, and the number of seeds where some are missing."""
+    if cell is None:
+        return Number()
+    spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
+    fewer = "" if cell.n == len(row.seeds) or cell.deterministic else f" (n={cell.n})"
+    leads = not row.source and round(cell.mean, digits) == best
+    return Number(f"{cell.mean:.{digits}f}{spread}{fewer}", cell.mean, leads)
+
+
+def seeds_text(row: Row) -> str:
+    """Which seeds a row's numbers are from, or which footnote names their source."""
+    if row.source:
+        return f"published [{row.source_number}]"
+    if not row.seeds:
+        return MISSING
+    listed = "deterministic" if row.deterministic else ", ".join(map(str, row.seeds))
+    return f"{listed} (n={len(row.seeds)})"
+
+
+def _block_name(table: Table, block: Block) -> str:
+    """A block in csv and json: "16" where a heading says "16 shots"."""
+    return block.key if block.key and table.protocol == "few_shot" else block.title
+
+
+def _csv_records(table: Table) -> list[list[object]]:
+    """One line per number, with a column per seed, below the head."""
+    seeds = sorted({seed for block in table.blocks for row in block.rows for seed in row.seeds})
+    facts = ("protocol", "block", "method", "trainer", "setting", "backbone", "shots", "selection_rule", "source")
+    records: list[list[object]] = [[*facts, "column", "n", "mean", "std", *(f"seed_{seed}" for seed in seeds)]]
+    for block in table.blocks:
+        for row, key in ((row, key) for row in block.rows for key in block.columns):
+            method, cell = row.method, row.cells[key]
+            # in a few-shot table, the number of shots is a column's name, or a block's in the papers' layout
+            places = (block.key, key) if table.protocol == "few_shot" else ()
+            shots = next((place for place in places if place.isdigit()), method.shots)
+            record = [table.protocol, _block_name(table, block), method.label, method.trainer, method.setting]
+            record += [method.backbone, shots, method.selection_rule, row.source, key]
+            record += [0, None, None] if cell is None else [None if row.source else cell.n, cell.mean, cell.std]
+            records.append([*record, *(None if cell is None else cell.values.get(seed) for seed in seeds)])
+    return records
+
+
+def _json_row(row: Row) -> dict[str, object]:
+    method = row.method
+    facts = {"method": method.label}
+    facts |= {name: getattr(method, name) for name in ("trainer", "setting", "backbone", "shots", "selection_rule")}
+    facts |= {"seeds": row.seeds, "deterministic": row.deterministic, "source": row.source or None}
+    return facts | {"cells": {key: _json_cell(cell) for key, cell in row.cells.items()}}
+
+
+def _json_cell(cell: Summary | None) -> dict[str, object] | None:
+    if cell is None:
+        return None
+    return {"mean": cell.mean, "std": cell.std, "n": cell.n, "seeds": cell.seeds, "values": cell.values}

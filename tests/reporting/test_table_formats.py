@@ -10,10 +10,9 @@ import subprocess
 import pytest
 
 from reporting.__main__ import main
-from reporting.blocks import document
 from reporting.formats import FORMATS, escape_latex
 from reporting.runs import load_runs
-from reporting.table import build_table
+from reporting.table import build_table, document
 
 MARKDOWN = """\
 ## Base-to-new generalization
