@@ -7,8 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 from common.commandline import printable
-from reporting import formats
-from reporting.formats import MISSING, Document, Grid, Number
+from reporting.formats import MISSING, Document, Grid, Line, Number
 from reporting.methods import PROTOCOLS, Method, Metric, check_protocol, comparability, group_methods
 from reporting.names import dataset_order, shots_text
 from reporting.runs import ResultsError, Run
@@ -24,7 +23,7 @@ _IN_WORDS = {
 
 
 @dataclass(frozen=True)
-class Line:
+class MetricLine:
     """One metric's comparison."""
 
     key: str  # the metric's name in csv and json
@@ -49,7 +48,7 @@ class Comparison:
     title: str
     first: str
     second: str
-    lines: tuple[Line, ...]
+    lines: tuple[MetricLine, ...]
     legend: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -99,7 +98,7 @@ def _method(methods: Sequence[Method], name: str) -> Method:
     raise ResultsError(f"{name!r} {what}: {listed}")
 
 
-def _lines(metric: Metric, one: Method, other: Method) -> Iterable[Line]:
+def _lines(metric: Metric, one: Method, other: Method) -> Iterable[MetricLine]:
     by_shots: dict[int, list[Pair]] = defaultdict(list)
     for pair in _pairs(metric, one, other):
         by_shots[pair.shots].append(pair)
@@ -108,7 +107,7 @@ def _lines(metric: Metric, one: Method, other: Method) -> Iterable[Line]:
         label = f"{metric.label}, {shots_text(shots)}" if several else metric.label
         where = _IN_WORDS.get(metric.key, f"in {metric.label}") + (f" with {shots_text(shots)}" if several else "")
         result = compare_pairs(pairs)
-        yield Line(metric.key, label, result, sentence(result, where, one.label, other.label))
+        yield MetricLine(metric.key, label, result, sentence(result, where, one.label, other.label))
 
 
 def _pairs(metric: Metric, one: Method, other: Method) -> Iterable[Pair]:
@@ -188,7 +187,7 @@ def _reach(result: Paired) -> str:
     return f" It is about these {over.n} data sets, not about data sets in general{ends}."
 
 
-def _legend(lines: Sequence[Line], one: Method, other: Method) -> Iterable[str]:
+def _legend(lines: Sequence[MetricLine], one: Method, other: Method) -> Iterable[str]:
     yield (
         f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
         "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
@@ -238,7 +237,7 @@ def document(comparison: Comparison) -> Document:
             Number(MISSING if value is None else f"{value:{style}}" if style else p_text(value), value)
             for value, style in zip(line.numbers, shown, strict=True)
         ]
-        rows.append(formats.Line([line.label], cells))
+        rows.append(Line([line.label], cells))
         *differences, n, p_t, p_rank = line.numbers
         record = [comparison.protocol, *names, line.key, line.label, n, *differences, p_t, p_rank, result.claim]
         records.append(record)

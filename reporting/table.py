@@ -7,7 +7,7 @@ set with one column per number of shots, the other protocols one block with one 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
@@ -51,7 +51,7 @@ class Row:
     """A method's numbers in one block."""
 
     method: Method
-    cells: Mapping[Any, Summary | None]  # by the block's columns; None where no run has the number
+    cells: Mapping[Any, Summary | None]  # by the block's columns, None where no run has the number
     source: str = ""  # where the numbers were published; empty for measured ones
     source_number: int = 0  # in the legend
 
@@ -162,27 +162,28 @@ def build_table(
             else:
                 cells[place, key] = average_over([cells[name, key] for name in targets])
         rows.append(Row(method, cells))
-    legend = [*_COUNTING, *protocol.legend, *_runs_legend(runs, methods, protocol, sources)]
+    legend = [*_COUNTING, *protocol.legend, *_runs_legend(runs, methods, by_shots, sources)]
     if published is not None:
-        entries = chosen_entries(protocol_name, {method.trainer for method in methods}, published)
+        trainers = {method.trainer for method in methods}
+        entries = [] if by_shots else chosen_entries(protocol_name, trainers, published)
         metric_keys = [metric.key for metric in protocol.metrics]
         rows, places, notes = _with_published(rows, places, metric_keys, targets, entries)
         legend += notes
 
-    def block(title: str, columns: Mapping[str, str], cell: Callable[[str], tuple[str, str]], **what: str) -> Block:
-        cut = [replace(row, cells={column: row.cells[cell(column)] for column in columns}) for row in rows]
-        return Block(title, columns, tuple(cut), **what)
+    def across(key: str) -> tuple[Row, ...]:
+        return tuple(replace(row, cells={place: row.cells[place, key] for place in places}) for row in rows)
+
+    def within(place: str) -> tuple[Row, ...]:
+        return tuple(replace(row, cells={key: row.cells[place, key] for key in keys}) for row in rows)
 
     if by_dataset:
-        (key,) = keys
         labels = {place: f"{place} (source)" if place in sources else place for place in places}
-        blocks = [block(protocol.title, labels, lambda place: (place, key))]
+        blocks = [Block(protocol.title, labels, across(key)) for key in keys]
     elif group == "metric":
-        columns = {place: place for place in places}
-        blocks = [block(keys[key], columns, lambda place, key=key: (place, key), key=key) for key in keys]
+        labels = {place: place for place in places}
+        blocks = [Block(label, labels, across(key), key=key) for key, label in keys.items()]
     else:
-        about = {place: place if place in datasets else None for place in places}
-        blocks = [block(place, keys, lambda key, place=place: (place, key), dataset=about[place]) for place in places]
+        blocks = [Block(place, keys, within(place), place if place in datasets else None) for place in places]
     entering = {metric.key for metric in chosen}.union(*(metric.harmonic_of or () for metric in chosen))
     read = [metric for metric in protocol.metrics if metric.key in entering and metric.of_run]
     warnings = _warnings(methods, read, list(product(datasets, shots)))
@@ -213,8 +214,8 @@ def _with_published(
         return [*rows], [*places], ["Published values: none are known for these methods in this protocol."]
     same_average = set(map(canonical_dataset, targets)) == averaged_datasets(entries)
     averages = [entry.average_over for entry in entries if entry.average_over]
-    apart = f"published average over {averages[0]} data sets" if averages and not same_average else ""
-    if apart:
+    apart = f"published average over {averages[0]} data sets" if averages and not same_average else None
+    if apart is not None:
         places = [*places, apart]
         rows = [replace(row, cells={**row.cells, **{(apart, key): None for key in keys}}) for row in rows]
 
@@ -240,19 +241,15 @@ def _with_published(
     return [*rows], [*places], [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]
 
 
-def _runs_legend(
-    runs: Sequence[Run], methods: Sequence[Method], protocol: Protocol, sources: set[str]
-) -> Iterable[str]:
+def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], by_shots: bool, sources: set[str]) -> Iterable[str]:
     if len({run.dataset for run in runs}) > 1:
-        yield (
-            "average: each seed's average over the data sets first, over the seeds that all of them have"
-            f"{', source data sets left out' if sources else ''}."
-        )
+        how = "each seed's average over the data sets first, over the seeds that all of them have"
+        yield f"average: {how}{', source data sets left out' if sources else ''}."
     yield f"Backbone: {', '.join(sorted({run.backbone for run in runs}))}."
     if any(run.demonstration for run in runs):
         yield "A bundled backbone is a small demonstration model: not comparable with any published number."
     trained = [method for method in methods if not method.deterministic]
-    if trained and protocol.columns_by != "shots":
+    if trained and not by_shots:
         yield f"Shots per class: {', '.join(map(str, sorted({method.shots for method in trained})))}."
     for method in methods:
         keys = sorted(differing_settings(method.runs))
