@@ -5,6 +5,7 @@
     python -m reporting plot base_new RUNS... -o plot.svg
     python -m reporting html RUNS... -o report.html
 
-results.schema reads, methods.py groups, layouts.py and blocks.py arrange, checks.py warns, formats.py and html_tables
-write; published.json holds what others published. docs/reporting.md is the manual.
+methods.py groups runs, table.py arranges them and published.py's numbers, compare.py pairs two methods, formats.py
+writes either; plots.py draws, report.py puts everything on a page. published.json holds what others published.
+docs/reporting.md is the manual.
 """

@@ -1,23 +1,26 @@
 """Command line of the reporting package.
 
-    python -m reporting table --protocol open_world RUNS...
-    python -m reporting compare MaPLe BMIP RUNS...
-    python -m reporting plot base_new RUNS... -o plot.svg
-    python -m reporting html RUNS... -o report.html
-
-A sub-command is a module with NAME, HELP, add_arguments(parser) and run(arguments), named in COMMANDS.
+python -m reporting table --protocol open_world output/open_world
+python -m reporting table --published --format latex --output table.tex output/base_to_new
+python -m reporting compare BMIP/setting_a BMIP/setting_b output/open_world --format json
+python -m reporting plot confusion output/open_world --trainer BMIP --dataset EuroSAT -o confusion.png
+python -m reporting html output -o report.html
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 
-from common.commandline import add_debug, guarded
-from reporting import compare, plot, report, table
-
-COMMANDS = (table, compare, plot, report)
+from common.commandline import add_debug, guarded, printable
+from common.files import atomic_write
+from reporting import compare, plots, report, table
+from reporting.formats import FORMATS, Document
+from reporting.methods import PROTOCOLS, check_protocol, of_protocol, selected
+from reporting.plot_style import FILE_FORMATS
+from results.schema import Run, load_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,14 +28,184 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m reporting", description="Tables, comparisons, plots and reports of finished runs."
     )
-    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        subparser = subparsers.add_parser(command.NAME, help=command.HELP, description=command.HELP)
-        command.add_arguments(subparser)
-        add_debug(subparser)
-        subparser.set_defaults(run=command.run)
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    command = _command(
+        commands, "table", "one protocol's results as a table: mean and standard deviation over seeds", run_table
+    )
+    _add_files(command)
+    _add_protocol(command)
+    command.add_argument(
+        "--group",
+        choices=("dataset", "metric"),
+        help="a block per data set, or per metric with the data sets as columns, as papers have it "
+        "(default: metric where there are several data sets)",
+    )
+    _add_published(command)
+    command.add_argument(
+        "--metrics",
+        metavar="KEY,KEY",
+        help="only these metrics, in this order, such as base,new,H (default: all of the protocol's)",
+    )
+    command.add_argument("--format", choices=sorted(FORMATS), default="md")
+    command.add_argument("--digits", type=int, default=2, help="decimals in md, latex and html (default: %(default)s)")
+
+    command = _command(
+        commands, "compare", "paired differences between two methods, with confidence interval and tests", run_compare
+    )
+    command.add_argument("first", metavar="A", help="trainer, or trainer/setting")
+    command.add_argument("second", metavar="B", help="trainer, or trainer/setting")
+    _add_files(command)
+    _add_protocol(command)
+    command.add_argument("--format", choices=sorted(FORMATS), default="md")
+
+    command = _command(commands, "plot", "a plot of runs, as PNG or SVG", run_plot)
+    command.epilog = "kinds: " + "; ".join(f"{name}: {kind.help}" for name, kind in plots.KINDS.items())
+    command.add_argument("kind", choices=sorted(plots.KINDS), metavar="KIND", help=", ".join(sorted(plots.KINDS)))
+    _add_files(command, "ends in .png or .svg", required=True)
+    command.add_argument("--metric", default="", help="which number (default: H, or accuracy over all classes)")
+    command.add_argument("--baseline", default="", help="gain: over which trainer (default: ZeroshotCLIP)")
+    command.add_argument("--split", default="", help="confusion, tsne: which class split (default: all)")
+    command.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG (default: %(default)s)")
+    _add_selection(command)
+
+    command = _command(commands, "html", "one self-contained page: tables, plots and every run", run_html)
+    _add_files(command, "the page", required=True)
+    command.add_argument("--title", default="Results", help="the page's heading (default: %(default)s)")
+    _add_published(command)
+    _add_selection(command)
+
+    for command in commands.choices.values():
+        add_debug(command)
     parsed = parser.parse_args(arguments)
     return guarded(parsed.run, parsed)
+
+
+def _command(
+    commands: argparse._SubParsersAction, name: str, words: str, run: Callable[[argparse.Namespace], None]
+) -> argparse.ArgumentParser:
+    parser = commands.add_parser(name, help=words, description=words)
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_files(
+    parser: argparse.ArgumentParser, output: str = "write there instead of to the terminal", required: bool = False
+) -> None:
+    parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
+    parser.add_argument("--output", "-o", type=Path, required=required, metavar="FILE", help=output)
+    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
+
+
+def _add_protocol(
+    parser: argparse.ArgumentParser, words: str = "only its runs; default: the one that all runs share"
+) -> None:
+    parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help=words)
+
+
+def _add_published(parser: argparse.ArgumentParser) -> None:
+    """`published` becomes one of `published.CHOICES`, or stays None."""
+    parser.add_argument(
+        "--published",
+        action="store_const",
+        const="measured",
+        help="add published numbers of the methods in the table, and of BMIP, from their authors",
+    )
+    parser.add_argument(
+        "--published-all",
+        action="store_const",
+        const="all",
+        dest="published",
+        help="add every published number that is known, other methods' and other groups' runs included",
+    )
+
+
+def _add_selection(parser: argparse.ArgumentParser) -> None:
+    """Choices among the runs; all but the protocol may come several times."""
+    _add_protocol(parser, "only runs of this protocol")
+    parser.add_argument(
+        "--trainer", action="append", default=[], metavar="NAME", help="only this trainer, or trainer/setting"
+    )
+    parser.add_argument("--dataset", action="append", default=[], metavar="NAME", help="only this data set")
+    parser.add_argument("--shots", action="append", default=[], type=int, metavar="N", help="only this number of shots")
+    parser.add_argument("--seed", action="append", default=[], type=int, metavar="N", help="only this seed")
+
+
+def run_table(args: argparse.Namespace) -> None:
+    """Build the table and write it out."""
+    if not 0 <= args.digits <= 10:
+        raise ValueError(f"--digits must be between 0 and 10, got {args.digits}")
+    _check_target(args)
+    runs = of_protocol(load_runs(args.runs), args.protocol)
+    group = args.group or ("metric" if len({run.dataset for run in runs}) > 1 else "dataset")
+    metrics = () if args.metrics is None else [name.strip() for name in args.metrics.split(",")]
+    built = table.build_table(runs, args.protocol, group=group, published=args.published, metrics=metrics)
+    _write_document(args, table.document(built, args.digits))
+
+
+def run_compare(args: argparse.Namespace) -> None:
+    """Compare two methods and write the result out."""
+    _check_target(args)
+    runs = of_protocol(load_runs(args.runs), args.protocol)
+    comparison = compare.build_comparison(runs, args.first, args.second, args.protocol)
+    _write_document(args, compare.document(comparison))
+
+
+def run_plot(args: argparse.Namespace) -> None:
+    """Draw the plot and write it."""
+    file_format = args.output.suffix.lower().removeprefix(".")
+    if file_format not in FILE_FORMATS:
+        raise ValueError(f"{args.output}: the name must end in {' or '.join(f'.{name}' for name in FILE_FORMATS)}")
+    if not 10 <= args.dpi <= 1200:
+        raise ValueError(f"--dpi must be between 10 and 1200, got {args.dpi}")
+    _check_target(args)
+    runs = _selected_runs(args)
+    check_protocol(runs, None)  # before matplotlib is imported
+    options = plots.Options(args.metric, args.baseline, args.split)
+    _write_file(args, plots.draw_plot(args.kind, runs, file_format, options, args.dpi))
+
+
+def run_html(args: argparse.Namespace) -> None:
+    """Build the page and write it."""
+    _check_target(args)
+    page, warnings = report.build_report(_selected_runs(args), args.output, title=args.title, published=args.published)
+    _print_warnings(warnings)
+    _write_file(args, page.encode("utf-8"))
+
+
+def _selected_runs(args: argparse.Namespace) -> list[Run]:
+    return selected(load_runs(args.runs), args.trainer, args.dataset, args.seed, args.shots, protocol=args.protocol)
+
+
+def _check_target(args: argparse.Namespace) -> None:
+    """Refuse a path that is taken, before any work is done."""
+    path: Path | None = args.output
+    if path is not None and path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    if path is not None and path.exists() and not args.force:
+        raise FileExistsError(f"{path} exists already: choose another name, or --force to replace it")
+
+
+def _write_document(args: argparse.Namespace, content: Document) -> None:
+    text = FORMATS[args.format](content)
+    # csv has no place for warnings, and a file is not looked at while it is written
+    if args.format == "csv" or args.output is not None:
+        _print_warnings(content.warnings)
+    if args.output is None:
+        sys.stdout.write(text)
+    else:
+        _write_file(args, text.encode("utf-8"))
+
+
+def _write_file(args: argparse.Namespace, content: bytes) -> None:
+    _check_target(args)
+    with atomic_write(args.output, replace=args.force) as file:
+        file.write(content)
+
+
+def _print_warnings(warnings: Iterable[str]) -> None:
+    """Warnings on stderr, one a line; names and paths in them come from files."""
+    sys.stderr.writelines(f"warning: {printable(warning)}\n" for warning in warnings)
 
 
 if __name__ == "__main__":

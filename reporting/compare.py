@@ -1,32 +1,17 @@
-"""The `compare` sub-command: is one method better than another, on the same data sets and seeds?
-
-python -m reporting compare MaPLe BMIP output/open_world
-python -m reporting compare BMIP/setting_a BMIP/setting_b output/open_world --format json
-"""
+"""Is one method better than another, on the same data sets, shots and seeds?"""
 
 from __future__ import annotations
 
-import argparse
-import sys
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
 from common.commandline import printable
-from reporting.checks import comparability, print_warnings
-from reporting.compare_formats import FORMATS, p_text
-from reporting.files import check_target, write_file
-from reporting.layouts import PROTOCOLS, Metric
-from reporting.methods import Method, check_protocol, group_methods
+from reporting.formats import MISSING, Document, Grid, Line, Number
+from reporting.methods import PROTOCOLS, Method, Metric, check_protocol, comparability, group_methods
 from reporting.names import dataset_order, shots_text
-from reporting.paired import LEAST_PAIRS, LEVEL, Pair, Paired, compare_pairs
-from reporting.selection import of_protocol
-from results.schema import ResultsError, Run, load_runs
-
-NAME = "compare"
-HELP = "paired differences between two methods, with confidence interval and tests"
-
+from reporting.stats import LEVEL, MIN_PAIRS, Pair, Paired, compare_pairs
+from results.schema import ResultsError, Run
 
 _IN_WORDS = {
     "base": "on base classes",
@@ -38,20 +23,21 @@ _IN_WORDS = {
 
 
 @dataclass(frozen=True)
-class Line:
-    """One metric's comparison.
+class MetricLine:
+    """One metric's comparison."""
 
-    Args:
-        key: the metric's name in csv and json.
-        label: its name for reading, with the shots where there are several.
-        result: what the pairs say.
-        sentence: the same in words.
-    """
-
-    key: str
-    label: str
+    key: str  # the metric's name in csv and json
+    label: str  # for reading, with the shots where there are several
     result: Paired
-    sentence: str
+    sentence: str  # the result in words
+
+    @property
+    def numbers(self) -> list[float | None]:
+        """Mean of the first and the second, mean difference, interval's ends, n, p-values."""
+        pairs, interval = self.result.pairs, self.result.interval
+        means = [sum(pair.first for pair in pairs) / len(pairs), sum(pair.second for pair in pairs) / len(pairs)]
+        tests = [self.result.p_t, self.result.p_signed_rank]
+        return [*means, interval.mean, interval.low, interval.high, interval.n, *tests]
 
 
 @dataclass(frozen=True)
@@ -62,7 +48,7 @@ class Comparison:
     title: str
     first: str
     second: str
-    lines: tuple[Line, ...]
+    lines: tuple[MetricLine, ...]
     legend: tuple[str, ...]
     warnings: tuple[str, ...]
 
@@ -85,25 +71,21 @@ def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name
     one, other = _method(methods, first), _method(methods, second)
     if one is other:
         raise ResultsError(f"{first!r} and {second!r} are the same method: {one.label}")
-    lines = []
-    for metric in protocol.metrics:
-        if metric.of_run is not None:
-            lines += _lines(metric, one, other)
+    metrics = [metric for metric in protocol.metrics if metric.of_run is not None]
+    lines = [line for metric in metrics for line in _lines(metric, one, other)]
     if not lines:
         raise ResultsError(
             f"{one.label} and {other.label} share no data set, shots and seed (the first: {_places(one)}; the second: "
             f"{_places(other)})"
         )
-    warnings = [*_unpaired(one, other), *comparability([*one.runs, *other.runs]), *_different_rules(one, other)]
-    return Comparison(
-        protocol_name,
-        f"{other.label} against {one.label}: {protocol.title}",
-        one.label,
-        other.label,
-        tuple(lines),
-        tuple(_legend(lines, one, other)),
-        tuple(map(printable, warnings)),
-    )
+    warnings = [*_unpaired(one, other), *comparability([*one.runs, *other.runs])]
+    trained = [method for method in (one, other) if not method.deterministic]
+    if len({method.selection_rule for method in trained}) > 1:
+        listed = "; ".join(f"{method.label}: {method.selection_rule}" for method in trained)
+        warnings.append(f"the two choose their weights by different rules ({listed}), which is part of the difference")
+    title = f"{other.label} against {one.label}: {protocol.title}"
+    legend, warnings = tuple(_legend(lines, one, other)), tuple(map(printable, warnings))
+    return Comparison(protocol_name, title, one.label, other.label, tuple(lines), legend, warnings)
 
 
 def _method(methods: Sequence[Method], name: str) -> Method:
@@ -114,6 +96,30 @@ def _method(methods: Sequence[Method], name: str) -> Method:
     what = "fits several methods" if found else "fits no method"
     listed = "; ".join(f"{method.trainer}/{method.setting} ({method.label})" for method in found or methods)
     raise ResultsError(f"{name!r} {what}: {listed}")
+
+
+def _lines(metric: Metric, one: Method, other: Method) -> Iterable[MetricLine]:
+    by_shots: dict[int, list[Pair]] = defaultdict(list)
+    for pair in _pairs(metric, one, other):
+        by_shots[pair.shots].append(pair)
+    for shots, pairs in sorted(by_shots.items()):
+        several = len(by_shots) > 1
+        label = f"{metric.label}, {shots_text(shots)}" if several else metric.label
+        where = _IN_WORDS.get(metric.key, f"in {metric.label}") + (f" with {shots_text(shots)}" if several else "")
+        result = compare_pairs(pairs)
+        yield MetricLine(metric.key, label, result, sentence(result, where, one.label, other.label))
+
+
+def _pairs(metric: Metric, one: Method, other: Method) -> Iterable[Pair]:
+    first, second = _values(one, metric), _values(other, metric)
+    keys = {*first, *second}
+    if not (one.deterministic and other.deterministic):
+        keys = {key for key in keys if key[2] is not None}
+    for key in sorted(keys, key=lambda key: (dataset_order(key[0]), key[1] or 0, key[2] or 0)):
+        dataset, shots, seed = key
+        left, right = (values.get(key, values.get((dataset, None, None))) for values in (first, second))
+        if left is not None and right is not None:
+            yield Pair(dataset, shots or 0, seed, left, right)
 
 
 def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int | None], float]:
@@ -127,44 +133,8 @@ def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int |
     return values
 
 
-def _pairs(metric: Metric, one: Method, other: Method) -> list[Pair]:
-    first, second = _values(one, metric), _values(other, metric)
-    keys = {*first, *second}
-    if not (one.deterministic and other.deterministic):
-        keys = {key for key in keys if key[2] is not None}
-    pairs = []
-    for key in sorted(keys, key=lambda key: (dataset_order(key[0]), key[1] or 0, key[2] or 0)):
-        dataset, shots, seed = key
-        left, right = (values.get(key, values.get((dataset, None, None))) for values in (first, second))
-        if left is not None and right is not None:
-            pairs.append(Pair(dataset, shots or 0, seed, left, right))
-    return pairs
-
-
-def _lines(metric: Metric, one: Method, other: Method) -> list[Line]:
-    by_shots: dict[int, list[Pair]] = defaultdict(list)
-    for pair in _pairs(metric, one, other):
-        by_shots[pair.shots].append(pair)
-    lines = []
-    for shots, pairs in sorted(by_shots.items()):
-        label = f"{metric.label}, {shots_text(shots)}" if len(by_shots) > 1 else metric.label
-        result = compare_pairs(pairs)
-        where = _IN_WORDS.get(metric.key, f"in {metric.label}") + (
-            f" with {shots_text(shots)}" if len(by_shots) > 1 else ""
-        )
-        lines.append(Line(metric.key, label, result, sentence(result, where, one.label, other.label)))
-    return lines
-
-
 def sentence(result: Paired, where: str, first: str, second: str) -> str:
-    """What was measured, then what the pairs allow to be said; never more.
-
-    Args:
-        result: of the pairs.
-        where: such as "on new classes".
-        first: the method that is subtracted.
-        second: the method that is spoken of.
-    """
+    """What was measured, then what the pairs allow to be said, never more; of `second`, from which `first` is taken."""
     interval, differences = result.interval, [round(pair.difference, 9) for pair in result.pairs]
     one_dataset = len({pair.dataset for pair in result.pairs}) == 1
     unit = "seed" if one_dataset and result.pairs[0].seed is not None else "pair"
@@ -193,12 +163,17 @@ def sentence(result: Paired, where: str, first: str, second: str) -> str:
     said = "this shows no difference at the 5 % level"
     if below:
         said = f"only the {below[0]} is below the 5 % level, so that no difference is claimed"
-    few = f" (the signed-rank test needs {LEAST_PAIRS} pairs to get there)" if interval.n < LEAST_PAIRS else ""
+    few = f" (the signed-rank test needs {MIN_PAIRS} pairs to get there)" if interval.n < MIN_PAIRS else ""
     return f"{measured} {tests}: {said}{few}."
 
 
 def _points(value: float) -> str:
     return f"{value:+.1f}" if round(value, 1) else "0.0"
+
+
+def p_text(value: float) -> str:
+    """A p-value, not rounded to the level itself nor to 0."""
+    return f"{value:.3g}" if value >= 1e-4 else f"{value:.0e}"
 
 
 def _reach(result: Paired) -> str:
@@ -212,83 +187,67 @@ def _reach(result: Paired) -> str:
     return f" It is about these {over.n} data sets, not about data sets in general{ends}."
 
 
-def _legend(lines: Sequence[Line], one: Method, other: Method) -> list[str]:
-    legend = [
+def _legend(lines: Sequence[MetricLine], one: Method, other: Method) -> Iterable[str]:
+    yield (
         f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
         "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
-        "claimed only where both are below 5 %; where none is, the two need not be equal.",
-    ]
+        "claimed only where both are below 5 %; where none is, the two need not be equal."
+    )
     if one.deterministic != other.deterministic:
         fixed = one if one.deterministic else other
-        legend.append(f"{fixed.label} trains nothing: its number stands for every seed.")
+        yield f"{fixed.label} trains nothing: its number stands for every seed."
     if len(lines) > 1:
-        legend.append(
-            f"{len(lines)} comparisons are made here: about one in twenty of equal methods comes below the 5 % level "
-            "by chance."
-        )
-    return legend
+        chance = "about one in twenty of equal methods comes below the 5 % level by chance"
+        yield f"{len(lines)} comparisons are made here: {chance}."
 
 
-def _unpaired(one: Method, other: Method) -> list[str]:
+def _unpaired(one: Method, other: Method) -> Iterable[str]:
     """Runs of one method only, which enter nothing."""
-    warnings = []
     for method, counterpart in ((one, other), (other, one)):
         if method.deterministic:
             continue
-        there = {(run.dataset, run.shots, run.seed) for run in counterpart.runs}
-        places = {run.dataset for run in counterpart.runs}
+        there = {_place(run) for run in counterpart.runs}
+        datasets = {run.dataset for run in counterpart.runs}
         for run in method.runs:
-            paired = run.dataset in places if counterpart.deterministic else (run.dataset, run.shots, run.seed) in there
-            if not paired:
-                warnings.append(
-                    f"left out: {method.label} on {run.dataset}, {shots_text(run.shots)}, seed {run.seed} has no "
-                    f"counterpart of {counterpart.label} ({run.path})"
-                )
-    return warnings
+            if not (run.dataset in datasets if counterpart.deterministic else _place(run) in there):
+                lonely = f"{method.label} on {_place(run)}"
+                yield f"left out: {lonely} has no counterpart of {counterpart.label} ({run.path})"
 
 
-def _different_rules(one: Method, other: Method) -> list[str]:
-    trained = [method for method in (one, other) if not method.deterministic]
-    if len({method.selection_rule for method in trained}) < 2:
-        return []
-    listed = "; ".join(f"{method.label}: {method.selection_rule}" for method in trained)
-    return [f"the two choose their weights by different rules ({listed}), which is part of the difference"]
+def _place(run: Run) -> str:
+    return f"{run.dataset}, {shots_text(run.shots)}, seed {run.seed}"
 
 
 def _places(method: Method) -> str:
-    places = sorted({(run.dataset, run.shots, run.seed) for run in method.runs})
-    listed = [f"{dataset}, {shots_text(shots)}, seed {seed}" for dataset, shots, seed in places[:3]]
-    return "; ".join(listed) + (f" and {len(places) - 3} more" if len(places) > 3 else "")
+    runs = sorted(method.runs, key=lambda run: (run.dataset, run.shots, run.seed))
+    return "; ".join(map(_place, runs[:3])) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the sub-command's arguments."""
-    parser.add_argument("first", metavar="A", help="trainer, or trainer/setting")
-    parser.add_argument("second", metavar="B", help="trainer, or trainer/setting")
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
-    parser.add_argument(
-        "--protocol", choices=sorted(PROTOCOLS), help="only its runs; default: the one that all runs share"
-    )
-    parser.add_argument("--format", choices=sorted(FORMATS), default="md")
-    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write there instead of to the terminal")
-    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
-
-
-def run(arguments: argparse.Namespace) -> None:
-    """Compare and write the result out.
-
-    Raises:
-        ValueError: unusable runs or arguments.
-        OSError: a file cannot be read or written.
-    """
-    if arguments.output is not None:
-        check_target(arguments.output, arguments.force)
-    runs = of_protocol(load_runs(arguments.runs), arguments.protocol)
-    comparison = build_comparison(runs, arguments.first, arguments.second, arguments.protocol)
-    content = FORMATS[arguments.format](comparison)
-    if arguments.format == "csv" or arguments.output is not None:
-        print_warnings(comparison.warnings)
-    if arguments.output is None:
-        sys.stdout.write(content)
-    else:
-        write_file(arguments.output, content, arguments.force)
+def document(comparison: Comparison) -> Document:
+    """The comparison for the writers of `formats`."""
+    names, facts = [comparison.first, comparison.second], ["protocol", "first", "second"]
+    headings = ["Metric", *names, "Difference", "95 % from", "to", "n", "p (t)", "p (signed rank)"]
+    shown = [".2f", ".2f", "+.2f", "+.2f", "+.2f", "d", None, None]  # None: a p-value
+    columns = ["n", "mean_first", "mean_second", "difference", "low", "high", "p_t", "p_signed_rank", "claim"]
+    records = [[*facts, "metric", "label", *columns]]
+    rows, metrics = [], []
+    for line in comparison.lines:
+        result = line.result
+        cells = [
+            Number(MISSING if value is None else f"{value:{style}}" if style else p_text(value), value)
+            for value, style in zip(line.numbers, shown, strict=True)
+        ]
+        rows.append(Line([line.label], cells))
+        *differences, n, p_t, p_rank = line.numbers
+        record = [comparison.protocol, *names, line.key, line.label, n, *differences, p_t, p_rank, result.claim]
+        records.append(record)
+        content = {"metric": line.key, "label": line.label, "sentence": line.sentence, "claim": result.claim}
+        content |= {"difference": asdict(result.interval)}
+        content |= {"difference_over_datasets": result.by_dataset and asdict(result.by_dataset)}
+        content |= {"p_t": result.p_t, "p_signed_rank": result.p_signed_rank}
+        metrics.append(content | {"pairs": [asdict(pair) | {"difference": pair.difference} for pair in result.pairs]})
+    grids, lead = [Grid(comparison.title, headings, 1, rows)], [line.sentence for line in comparison.lines]
+    notes, warnings = comparison.legend, comparison.warnings
+    content = {fact: getattr(comparison, fact) for fact in facts}
+    content |= {"metrics": metrics, "legend": notes, "warnings": warnings}
+    return Document(comparison.title, grids, notes, warnings, records, content, lead)

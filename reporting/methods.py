@@ -1,18 +1,90 @@
-"""Groups runs into methods, the rows of a table, and refuses runs that cannot stand in one table."""
+"""What runs are about: each protocol's metrics, the methods that are a table's rows, and the choice among runs."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from common.commandline import printable
-from reporting.layouts import PROTOCOLS, Protocol
-from reporting.names import shots_text, trainer_order
+from reporting.names import canonical_dataset, shots_text, trainer_order
+from reporting.stats import Summary, harmonic_mean, summarise
 from results.schema import ResultsError, Run
 
-_NAMED_PER_PROTOCOL = 3
-_LONGEST = 60
+MAX_NAMED = 3  # runs of each foreign protocol
+MAX_LABEL = 60  # characters of a setting in a row's name
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A number of a run, or the harmonic mean of two averages."""
+
+    key: str  # in csv and json
+    label: str  # in headings
+    of_run: Callable[[Run], float | None] | None = None  # in percent; None where the run has not got it
+    harmonic_of: tuple[str, str] | None = None  # instead of `of_run`: the keys of the two averaged metrics
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A protocol's table: a block per data set, unless the data sets are the columns."""
+
+    title: str
+    columns_by: Literal["metric", "shots", "dataset"]
+    metrics: tuple[Metric, ...]  # a single one where columns are shots or data sets
+    legend: tuple[str, ...]  # what the columns mean
+    also_reads: tuple[str, ...] = ()  # other protocols whose runs hold everything this table needs
+
+
+def _run_harmonic_mean(run: Run) -> float | None:
+    base, new = run.accuracy("base"), run.accuracy("new")
+    return None if base is None or new is None else harmonic_mean(base, new)
+
+
+_ALL = Metric("all", "all", lambda run: run.accuracy("all"))
+_BASE_NEW = (
+    Metric("base", "base", lambda run: run.accuracy("base")),
+    Metric("new", "new", lambda run: run.accuracy("new")),
+    Metric("H", "H", harmonic_of=("base", "new")),
+    Metric("average_H", "avg H", _run_harmonic_mean),
+)
+_OPEN_WORLD = (
+    *_BASE_NEW,
+    _ALL,
+    Metric("open_H", "open-H", lambda run: run.open_world("open_H")),
+    Metric("auroc", "AUROC", lambda run: run.open_world("auroc")),
+    Metric("openworld_auc", "OpenworldAUC", lambda run: run.open_world("openworld_auc")),
+)
+_BASE_NEW_LEGEND = (
+    "base, new: accuracy on the base (new) classes' test images among the base (new) classes; trained on base.",
+    "H: harmonic mean of the average base and the average new accuracy (the literature's convention, no deviation). "
+    "avg H: average of each run's own H. The two conventions differ.",
+)
+_OPEN_WORLD_LEGEND = (
+    "all: accuracy over base and new test images with one softmax over all classes. open-H: harmonic mean of the base "
+    "images' and the new images' accuracy there, average of each run's own.",
+    "AUROC: base against new images by the largest base-class probability. OpenworldAUC (Hua et al., ICML 2025): the "
+    "share of base-new image pairs that are ranked rightly with both images classified rightly in their own group.",
+)
+_PER_DATASET = "Accuracy over all classes of each data set"
+
+PROTOCOLS: Mapping[str, Protocol] = {
+    "open_world": Protocol(
+        "Open-world generalization", "metric", _OPEN_WORLD, (*_BASE_NEW_LEGEND, *_OPEN_WORLD_LEGEND)
+    ),
+    "base_to_new": Protocol(
+        "Base-to-new generalization", "metric", _BASE_NEW, _BASE_NEW_LEGEND, also_reads=("open_world",)
+    ),
+    "few_shot": Protocol(
+        "Few-shot classification", "shots", (_ALL,), ("Columns: shots per class. Accuracy over all classes.",)
+    ),
+    "cross_dataset": Protocol("Cross-dataset transfer", "dataset", (_ALL,), (f"{_PER_DATASET}.",)),
+    "domain_generalization": Protocol("Domain generalization", "dataset", (_ALL,), (f"{_PER_DATASET}.",)),
+    "zero_shot": Protocol(
+        "Zero-shot classification", "dataset", (_ALL,), (f"{_PER_DATASET}, with hand-written prompts.",)
+    ),
+}
 
 
 @dataclass(frozen=True)
@@ -36,13 +108,20 @@ class Method:
         """The rule that chose the deployed weights, or several of them."""
         return " / ".join(sorted({run.selection_rule for run in self.runs}))
 
+    def runs_on(self, dataset: str, shots: int | None = None) -> list[Run]:
+        """Its runs on a data set with so many shots (None: any); zero-shot runs stand for every number of shots."""
+        there = [run for run in self.runs if run.dataset == dataset]
+        return [run for run in there if shots in (None, run.shots) or run.deterministic]
+
+    def summary(self, metric: Metric, dataset: str, shots: int | None = None) -> Summary | None:
+        """The metric's values by seed; None without any."""
+        runs = self.runs_on(dataset, shots)
+        values = {run.seed: value for run in runs if (value := metric.of_run(run)) is not None}
+        return summarise(values, deterministic=all(run.deterministic for run in runs))
+
 
 def check_protocol(runs: Sequence[Run], name: str | None) -> str:
-    """The protocol of the table: the given one, or the one that all runs share.
-
-    Raises:
-        ResultsError: unknown name, or runs of other protocols among them, named with their paths.
-    """
+    """The given protocol, or the one that all runs share; runs of others are a ResultsError that names their paths."""
     by_protocol: dict[str, list[Run]] = defaultdict(list)
     for run in runs:
         by_protocol[run.protocol].append(run)
@@ -62,12 +141,12 @@ def check_protocol(runs: Sequence[Run], name: str | None) -> str:
     return name
 
 
-def _listing(by_protocol: dict[str, list[Run]]) -> str:
+def _listing(by_protocol: Mapping[str, Sequence[Run]]) -> str:
     lines = []
     for protocol, runs in sorted(by_protocol.items()):
-        lines += [f"  {protocol}: {run.path}" for run in runs[:_NAMED_PER_PROTOCOL]]
-        if len(runs) > _NAMED_PER_PROTOCOL:
-            lines.append(f"  {protocol}: and {len(runs) - _NAMED_PER_PROTOCOL} more")
+        lines += [f"  {protocol}: {run.path}" for run in runs[:MAX_NAMED]]
+        if len(runs) > MAX_NAMED:
+            lines.append(f"  {protocol}: and {len(runs) - MAX_NAMED} more")
     return "\n".join(lines)
 
 
@@ -92,38 +171,30 @@ def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
         details = [setting] if len({other[1] for other in keys if other[0] == trainer}) > 1 else []
         details += [backbone] if several_backbones else []
         details += [shots_text(shots)] if several_shots and key in trained else []
-        for changes, same in by_settings(groups[key]):
+        for changes, same in _by_settings(groups[key]):
             named = ", ".join([*details, *changes])
             label = f"{trainer} ({named})" if named else trainer
             methods.append(Method(label, trainer, setting, backbone, shots, tuple(same)))
-    _refuse_duplicates(method.runs for method in methods)
+    _refuse_duplicates(methods)
     return methods
 
 
-def by_settings(runs: Sequence[Run]) -> list[tuple[list[str], list[Run]]]:
+def _by_settings(runs: Sequence[Run]) -> list[tuple[list[str], list[Run]]]:
     """Runs apart by the settings in which those of one column differ, each part with these settings in words."""
-    keys = sorted(
-        set.union(*(_differing([run for run in runs if _place(run) == place]) for place in map(_place, runs)))
-    )
+    columns: dict[tuple[str, int], list[Run]] = defaultdict(list)
+    for run in runs:
+        columns[run.dataset, run.shots].append(run)
+    keys = sorted(set.union(*map(differing_settings, columns.values())))
     parts: dict[tuple[str, ...], list[Run]] = defaultdict(list)
     for run in runs:
         parts[tuple(f"{key} {run.settings.get(key)}" for key in keys)].append(run)
-    words = [[printable(text)[:_LONGEST] for text in changes] for changes in parts]
+    words = [[printable(text)[:MAX_LABEL] for text in changes] for changes in parts]
     # long values may begin alike: a number keeps two rows from having one name
     named = [[*text, f"no. {number}"] if words.count(text) > 1 else text for number, text in enumerate(words, 1)]
     return sorted(zip(named, parts.values(), strict=True), key=lambda part: part[0])
 
 
-def differing_between_columns(method: Method) -> set[str]:
-    """Settings that a row's columns do not share."""
-    return _differing(method.runs)
-
-
-def _place(run: Run) -> tuple[str, int]:
-    return run.dataset, run.shots
-
-
-def _differing(runs: Sequence[Run]) -> set[str]:
+def differing_settings(runs: Sequence[Run]) -> set[str]:
     """Settings that decide the numbers and that some runs have otherwise.
 
     A key that one of the runs does not know is none: another version of the code wrote it.
@@ -132,11 +203,11 @@ def _differing(runs: Sequence[Run]) -> set[str]:
     return {key for key in known if any(run.settings[key] != runs[0].settings[key] for run in runs)}
 
 
-def _refuse_duplicates(groups: Iterable[Sequence[Run]]) -> None:
+def _refuse_duplicates(methods: Iterable[Method]) -> None:
     pairs = []
-    for runs in groups:
+    for method in methods:
         seen: dict[tuple[str, int, int], Run] = {}
-        for run in runs:
+        for run in method.runs:
             first = seen.setdefault((run.dataset, run.shots, run.seed), run)
             if first is not run:
                 pairs.append((first, run))
@@ -148,3 +219,80 @@ def _refuse_duplicates(groups: Iterable[Sequence[Run]]) -> None:
             f"have different numbers: {first.path} and {run.path}{more}\n"
             "keep one of each, name the folder of one experiment only, or give them different settings"
         )
+
+
+def comparability(runs: Sequence[Run]) -> list[str]:
+    """Warnings about what keeps runs from being compared: other images, other weights, a demonstration model."""
+    first_with: dict[str, dict[str | None, Run]] = defaultdict(dict)  # each content under one name
+    for run in runs:
+        said = f"runs on {run.dataset} use different split files"
+        first_with[said].setdefault(run.record["data"].get("split_sha256"), run)
+    for run in runs:
+        said = f"runs have different weights for the backbone {run.backbone}"
+        first_with[said].setdefault(run.record["model"].get("backbone_sha256"), run)
+    warnings = []
+    for said, by_content in first_with.items():
+        paths = [str(run.path) for content, run in by_content.items() if content is not None]
+        if len(paths) > 1:
+            warnings.append(f"{said}: {', '.join(paths)}")
+    first_of = {run.demonstration: run for run in reversed(runs)}
+    if len(first_of) > 1:
+        warnings.append(
+            "the bundled demonstration model stands beside other backbones, with which it cannot be compared: "
+            f"{first_of[True].path}, {first_of[False].path}"
+        )
+    return warnings
+
+
+def of_protocol(runs: Sequence[Run], name: str | None) -> Sequence[Run]:
+    """The runs of a protocol, or where there is none, of another one that holds all its numbers; all for None."""
+    if name is None:
+        return runs
+    for accepted in (name, *PROTOCOLS[name].also_reads):
+        if kept := [run for run in runs if run.protocol == accepted]:
+            return kept
+    raise ResultsError(f"no run of protocol {name}; there are: {_listed(run.protocol for run in runs)}")
+
+
+def selected(
+    runs: Sequence[Run],
+    trainers: Sequence[str],
+    datasets: Sequence[str],
+    seeds: Sequence[int],
+    shots: Sequence[int] = (),
+    protocol: str | None = None,
+) -> list[Run]:
+    """The runs that fit every choice; a choice that fits no run, or all together, are a ResultsError."""
+    runs = of_protocol(runs, protocol)
+    for count in shots:
+        if not any(run.shots == count for run in runs):
+            there = ", ".join(map(str, sorted({run.shots for run in runs})))
+            raise ResultsError(f"no run with {shots_text(count)}; there are: {there}")
+    for trainer in trainers:
+        if not any(trainer in _names_of(run) for run in runs):
+            raise ResultsError(f"no run of trainer {trainer!r}; there are: {_listed(run.trainer for run in runs)}")
+    wanted = {canonical_dataset(name): name for name in datasets}
+    for canonical, name in wanted.items():
+        if not any(canonical_dataset(run.dataset) == canonical for run in runs):
+            raise ResultsError(f"no run on data set {name!r}; there are: {_listed(run.dataset for run in runs)}")
+    kept = [
+        run
+        for run in runs
+        if (not trainers or _names_of(run) & set(trainers))
+        and (not wanted or canonical_dataset(run.dataset) in wanted)
+        and (not seeds or run.seed in seeds)
+        # zero-shot runs use no shots: they stand beside any number
+        and (not shots or run.shots in shots or run.deterministic)
+    ]
+    if not kept:
+        raise ResultsError("no run fits --trainer, --dataset and --seed (and --shots) together")
+    return kept
+
+
+def _names_of(run: Run) -> set[str]:
+    """The two names that a run's method can be chosen by."""
+    return {run.trainer, f"{run.trainer}/{run.setting}"}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(set(names)))

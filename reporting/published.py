@@ -1,23 +1,26 @@
 """Numbers that others published, with where they stand; read from published.json.
 
-They are shown beside measured ones and never enter an average of measured ones. Which values of a method are the
-authors' own and which come from another group's runs (`rerun`) is kept apart, as is how each source was read.
+They are shown as rows of their own, below the measured ones, and never enter an average of measured ones. Which values
+of a method are the authors' own and which come from another group's runs (`rerun`) is kept apart, as is how each source
+was read.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from reporting.names import canonical_dataset
-from reporting.statistics import Summary, harmonic_mean, summarise
+from reporting.names import canonical_dataset, trainer_order
+from reporting.stats import Summary, harmonic_mean, summarise
 
+CHOICES = ("measured", "all")
+AVERAGE = "average"
+BACKBONE, SHOTS = "ViT-B/16", 16
 PUBLISHED_FILE = Path(__file__).with_name("published.json")
-AVERAGE_KEY = "average"
 # The official README states three averages that do not fit together.
 BMIP_AVERAGES_NOTE = (
     "BMIP's README states base 83.47, new 76.69 and H 79.04, but the harmonic mean of 83.47 and 76.69 is 79.94. Either "
@@ -43,40 +46,36 @@ class Source:
 
     def __str__(self) -> str:
         """For a footnote."""
-        place = " ".join(part for part in (self.url, self.file, f"({self.revision})" if self.revision else "") if part)
+        place = " ".join(filter(None, (self.url, self.file, f"({self.revision})" if self.revision else "")))
         return f"{self.title}{', ' + place if place else ''} ({self.read})"
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One method's published numbers from one source.
-
-    Args:
-        protocol: base_to_new, open_world, cross_dataset or domain_generalization.
-        method: its name in the source; `variant` says what sets it apart from the method as published.
-        trainer: its name here, None where there is no such trainer.
-        values: metric -> canonical data set (or "average") -> number with its spread, where one is known.
-        average_over: how many data sets "average" is over; None without one.
-        rerun: whether others than the method's authors ran it.
-        count: how many runs the numbers are from, where that is not the usual three seeds.
-    """
+    """One method's published numbers from one source."""
 
     protocol: str
-    method: str
-    trainer: str | None
+    method: str  # its name in the source
+    trainer: str | None  # its name here, if there is such a trainer
     source: Source
     confidence: str
-    values: Mapping[str, Mapping[str, Summary]]
-    variant: str = ""
-    average_over: int | None = None
-    rerun: bool = False
+    values: Mapping[str, Mapping[str, Summary]]  # metric -> canonical data set, or "average"
+    variant: str = ""  # what sets it apart from the method as published
+    average_over: int | None = None  # how many data sets "average" is over
+    rerun: bool = False  # whether others than the method's authors ran it
     note: str = ""
-    count: int | None = None
+    count: int | None = None  # how many runs the numbers are from, where that is not the usual three seeds
 
     @property
     def label(self) -> str:
         """Method and variant."""
         return f"{self.method} ({self.variant})" if self.variant else self.method
+
+    @property
+    def footnote(self) -> str:
+        """Source, and what a reader must know about these numbers."""
+        confidence = "" if self.confidence == "high" else f"confidence {self.confidence}"
+        return "; ".join(filter(None, (str(self.source), self.note, confidence)))
 
     def value(self, metric: str, dataset: str) -> Summary | None:
         """The number of a metric on a data set, under any spelling of its name, or None."""
@@ -84,50 +83,63 @@ class Entry:
 
     def average(self, metric: str) -> Summary | None:
         """The published average of a metric, or None; "average_H" is computed from every data set's base and new."""
-        return self._average_of_h() if metric == "average_H" else self.values.get(metric, {}).get(AVERAGE_KEY)
-
-    def _average_of_h(self) -> Summary | None:
-        base, new = (self.values.get(metric, {}) for metric in ("base", "new"))
-        known = (base.keys() & new.keys()) - {AVERAGE_KEY}
+        if metric != "average_H":
+            return self.values.get(metric, {}).get(AVERAGE)
+        base, new = (self.values.get(part, {}) for part in ("base", "new"))
+        known = (base.keys() & new.keys()) - {AVERAGE}
         if not known or len(known) != self.average_over:
             return None
         return Summary(fmean(harmonic_mean(base[name].mean, new[name].mean) for name in known), None, (), {})
 
-    @property
-    def footnote(self) -> str:
-        """Source, and what a reader must know about these numbers."""
-        confidence = "" if self.confidence == "high" else f"confidence {self.confidence}"
-        return "; ".join(part for part in (str(self.source), self.note, confidence) if part)
-
 
 @cache
-def load_published(path: Path = PUBLISHED_FILE) -> tuple[Entry, ...]:
+def load_published() -> tuple[Entry, ...]:
     """All published numbers, in the file's order."""
-    content = json.loads(path.read_text(encoding="utf-8"))
+    content = json.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))
     sources = {key: Source(**source) for key, source in content["sources"].items()}
-    entries = [_entry(raw, sources) for raw in content["entries"]]
-    return (*entries, *(_seed_study(raw, sources) for raw in content["seed_studies"]))
+    entries = []
+    for raw in content["entries"]:
+        metrics = raw.pop("metrics")
+        values: dict[str, dict[str, Summary]] = {metric: {} for metric in metrics}
+        for dataset, numbers in raw["values"].items():
+            for metric, number in zip(metrics, numbers, strict=True):
+                if number is not None:
+                    values[metric][dataset] = Summary(number, None, (), {})
+        entries.append(Entry(**raw | {"source": sources[raw["source"]], "values": values}))
+    # many runs of one method on one data set: their mean and spread
+    for raw in content["seed_studies"]:
+        dataset, seeds, values = raw.pop("dataset"), raw.pop("seeds"), {}
+        for metric, by_init in raw["values"].items():
+            numbers = [number for of_init in by_init.values() for number in of_init]
+            summary = summarise(dict(enumerate(numbers)))
+            values[metric] = {dataset: Summary(summary.mean, summary.std, (), {})}
+            variant = f"authors' logs, {len(by_init)} initialisations x {len(seeds)} seeds"
+            facts = {"source": sources[raw["source"]], "variant": variant, "count": len(numbers)}
+        entries.append(Entry(**raw | facts | {"values": values}))
+    return tuple(entries)
 
 
-def _entry(raw: Mapping, sources: Mapping[str, Source]) -> Entry:
-    metrics: dict[str, dict[str, Summary]] = {metric: {} for metric in raw["metrics"]}
-    for dataset, numbers in raw["values"].items():
-        for metric, number in zip(raw["metrics"], numbers, strict=True):
-            if number is not None:
-                metrics[metric][dataset] = Summary(number, None, (), {})
-    kept = {key: raw[key] for key in ("variant", "average_over", "rerun", "note") if key in raw}
-    given = {key: raw[key] for key in ("protocol", "method", "trainer", "confidence")}
-    return Entry(**given, **kept, source=sources[raw["source"]], values=metrics)
+def chosen_entries(protocol: str, trainers: Collection[str], choice: str) -> list[Entry]:
+    """The entries of a protocol in the methods' order.
+
+    Args:
+        protocol: its name.
+        trainers: the table's.
+        choice: "measured" for these and BMIP as their authors published them, "all" for every entry.
+    """
+    # an open-world table has the base-to-new numbers too
+    protocols = {protocol, "base_to_new"} if protocol == "open_world" else {protocol}
+    entries = [entry for entry in load_published() if entry.protocol in protocols]
+    if choice == "measured":
+        entries = [entry for entry in entries if not entry.rerun and entry.trainer in {*trainers, "BMIP"}]
+    return sorted(entries, key=lambda entry: trainer_order(entry.trainer or entry.method))
 
 
-def _seed_study(raw: Mapping, sources: Mapping[str, Source]) -> Entry:
-    """Many runs of one method on one data set: their mean and spread."""
-    values, count = {}, 0
-    for metric, by_init in raw["values"].items():
-        numbers = [number for seeds in by_init.values() for number in seeds]
-        summary, count = summarise(dict(enumerate(numbers))), len(numbers)
-        values[metric] = {raw["dataset"]: Summary(summary.mean, summary.std, (), {})}
-    inits = len(next(iter(raw["values"].values())))
-    given = {key: raw[key] for key in ("protocol", "method", "trainer", "confidence", "note")}
-    variant = f"authors' logs, {inits} initialisations x {len(raw['seeds'])} seeds"
-    return Entry(**given, variant=variant, source=sources[raw["source"]], values=values, count=count)
+def averaged_datasets(entries: Sequence[Entry]) -> set[str]:
+    """The data sets that published averages are over: those of an entry that has them all."""
+    for entry in entries:
+        datasets = set(next(iter(entry.values.values()))) - {AVERAGE}
+        targets = datasets if len(datasets) == entry.average_over else datasets - {"imagenet"}
+        if len(targets) == entry.average_over:
+            return targets
+    return set()

@@ -1,31 +1,39 @@
-"""The `html` sub-command: everything about a set of runs on one page that needs nothing but a browser.
-
-python -m reporting html output -o report.html
-"""
+"""Everything about a set of runs on one page that needs nothing but a browser: tables, plots, runs, configurations."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Sequence
+import itertools
+import json
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import quote
 
-from reporting import published_rows
-from reporting.checks import print_warnings
-from reporting.files import check_target, write_file
-from reporting.html_tables import Filters, table_html
-from reporting.layouts import PROTOCOLS
-from reporting.methods import check_protocol
-from reporting.names import dataset_order, trainer_order
-from reporting.page import bullets, html_page, text
-from reporting.report_plots import Picture, pictures_of
-from reporting.report_runs import runs_html
-from reporting.selection import add_selection, selected_runs
-from reporting.table import build_table
+from reporting.formats import MISSING, Number, html_page
+from reporting.methods import PROTOCOLS, check_protocol
+from reporting.names import dataset_order, shots_text, trainer_order
+from reporting.plots import FEATURES_FILE, KINDS, PlotError, arranged, datasets_of, draw_plot
+from reporting.table import build_table, document
 from results.schema import Run
 
-NAME = "html"
-HELP = "one self-contained page: tables, plots and every run"
-_MOST_UNFOLDED = 6
+OVERVIEWS = ("few_shot", "base_new", "gain", "radar", "seeds")
+MAX_UNFOLDED = 6  # plots of single data sets and methods
+MAX_OF_KIND = {"confusion": 12, "tsne": 4}
+WIDE = 500  # points; from here on a phone scrolls a plot rather than shrinking it
+# What differs between the runs of one configuration, or says nothing about it.
+_NO_CONFIGURATION = ("SEED", "OUTPUT_DIR", "RESUME")
+
+
+class Picture(NamedTuple):
+    """A drawn plot and what it is about; `overview` when it is about all runs."""
+
+    caption: str
+    svg: str
+    trainers: Sequence[str]
+    datasets: Sequence[str]
+    overview: bool
 
 
 def build_report(
@@ -37,135 +45,163 @@ def build_report(
         runs: of any protocols; each protocol gets tables and plots of its own.
         target: where the page will lie, for links to the runs' files.
         title: the page's heading.
-        published: which published rows to show, one of `published_rows.CHOICES`; None for none.
+        published: which published rows to show, one of `published.CHOICES`; None for none.
         digits: decimals.
 
     Raises:
         ResultsError: a protocol that no table is known for, or two runs with nothing to tell them apart.
     """
     trainers = sorted({run.trainer for run in runs}, key=trainer_order)
-    datasets = sorted({run.dataset for run in runs}, key=dataset_order)
-    filters = Filters.of(trainers, datasets)
-    warnings: list[str] = []
-    sections = []
-    for name, group in _by_protocol(runs).items():
-        layout = "metric" if len({run.dataset for run in group}) > 1 else "dataset"
+    datasets = datasets_of(runs)
+    known = [*PROTOCOLS, *sorted({run.protocol for run in runs} - PROTOCOLS.keys())]
+    groups = {name: group for name in known if (group := [run for run in runs if run.protocol == name])}
+    for name, group in groups.items():
+        check_protocol(group, name)
+    sections, warnings = [], []
+    for name, group in groups.items():
+        layout = "metric" if len(datasets_of(group)) > 1 else "dataset"
         table = build_table(group, name, group=layout, published=published)
         warnings += table.warnings
         pictures, left_out = pictures_of(group, f"{name}-")
-        parts = [table_html(table, digits, filters), _figures(pictures, filters)]
-        if left_out:
-            parts.append(
-                f'<details class="notes"><summary>Plots that these runs do not fill</summary>{bullets(left_out)}'
-                "</details>"
-            )
-        sections.append(f'<section id="{text(name)}"><h2>{text(table.title)}</h2>\n{chr(10).join(parts)}\n</section>')
-    body = "\n".join(
-        [
-            f"<header><h1>{text(title)}</h1>\n{_lead(runs, trainers, datasets)}</header>",
-            _filters(trainers, datasets),
-            "<main>",
-            *sections,
-            f'<section id="all-runs"><h2>Runs</h2>\n{runs_html(_ordered(runs), filters, target)}</section>',
-            "</main>",
-        ]
-    )
-    return html_page(title, body), warnings
-
-
-def _by_protocol(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs of each protocol, in the order of `PROTOCOLS`; a protocol that none is known for is refused."""
-    names = {run.protocol for run in runs}
-    groups = {name: [run for run in runs if run.protocol == name] for name in [*PROTOCOLS, *sorted(names)]}
-    groups = {name: group for name, group in groups.items() if group}
-    for name, group in groups.items():
-        check_protocol(group, name)
-    return groups
-
-
-def _ordered(runs: Sequence[Run]) -> list[Run]:
-    return sorted(
-        runs,
-        key=lambda run: (
-            run.protocol,
-            trainer_order(run.trainer),
-            run.setting,
-            dataset_order(run.dataset),
-            run.shots,
-            run.seed,
-        ),
-    )
-
-
-def _lead(runs: Sequence[Run], trainers: Sequence[str], datasets: Sequence[str]) -> str:
+        sections.append({"name": name, "document": document(table, digits), "pictures": pictures, "left_out": left_out})
+    runs = sorted(runs, key=lambda run: (run.setting, dataset_order(run.dataset), run.shots, run.seed))
+    runs.sort(key=lambda run: (run.protocol, trainer_order(run.trainer)))
+    configurations: dict[str, list[Run]] = {}
+    for run in runs:
+        config = {key: value for key, value in run.record["config"].items() if key not in _NO_CONFIGURATION}
+        text = json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False)
+        configurations.setdefault(text, []).append(run)
+    numbers = {run.path: number for number, group in enumerate(configurations.values(), 1) for run in group}
     newest = max(run.record["finished_at"] for run in runs)
-    counts = f"{len(runs)} runs, {len(trainers)} trainers, {len(datasets)} data sets; the newest finished {newest}"
-    lead = f'<p class="lead">{text(counts)}.</p>'
-    if any(run.demonstration for run in runs):
-        lead += (
-            '\n<p class="banner">Some runs use a bundled backbone, a small demonstration model: their numbers are not '
-            "comparable with any published number.</p>"
-        )
-    return lead
-
-
-def _filters(trainers: Sequence[str], datasets: Sequence[str]) -> str:
-    groups = []
-    for kind, title, names in (("trainer", "Trainers", trainers), ("dataset", "Data sets", datasets)):
-        boxes = "".join(
-            f'<label><input type="checkbox" name="{kind}" value="{index}" checked>{text(name)}</label>'
-            for index, name in enumerate(names)
-        )
-        both = "".join(
-            f'<button type="button" data-all="{kind}" data-tick="{tick}">{word}</button>'
-            for tick, word in ((1, "all"), (0, "none"))
-        )
-        groups.append(f"<fieldset><legend>{title}</legend>{boxes}{both}</fieldset>")
-    return (
-        '<details class="filters"><summary>Filter: <output>all runs shown</output></summary>\n'
-        + "\n".join(groups)
-        + '\n<p class="notes">Averages and plots are over everything, whatever is ticked; a plot is hidden when '
-        "nothing of it is ticked.</p></details>"
+    page = html_page(
+        title,
+        marks=_marks({"trainer": trainers, "dataset": datasets}),
+        lead=f"{len(runs)} runs, {len(trainers)} trainers, {len(datasets)} data sets; the newest finished {newest}.",
+        demonstration=any(run.demonstration for run in runs),
+        trainers=trainers,
+        datasets=datasets,
+        sections=sections,
+        max_unfolded=MAX_UNFOLDED,
+        rows=[_row(run, target) | {"configuration": numbers[run.path]} for run in runs],
+        configurations=[_configuration(text, group) for text, group in configurations.items()],
     )
+    return page, warnings
 
 
-def _figures(pictures: Sequence[Picture], filters: Filters) -> str:
-    """The plots about all runs, then those about a part of them, folded away where they are many."""
-    overview = [_figure(picture, filters) for picture in pictures if picture.overview]
-    parts = [_figure(picture, filters) for picture in pictures if not picture.overview]
-    if not parts:
-        return "\n".join(overview)
-    state = " open" if len(parts) <= _MOST_UNFOLDED else ""
-    folded = f'<details class="more"{state}><summary>{len(parts)} plots of single data sets and methods</summary>'
-    return "\n".join([*overview, folded, *parts, "</details>"])
+def _marks(known: Mapping[str, Sequence[str]]) -> Callable[..., str]:
+    """Makes attributes for the page's filters, which know trainers and data sets by number: names hold anything."""
+    from markupsafe import Markup
+
+    def marks(trainers: Collection[str] = (), datasets: Collection[str] = ()) -> str:
+        attributes = ""
+        for kind, names in (("trainer", trainers), ("dataset", datasets)):
+            numbers = [str(known[kind].index(name)) for name in names if name in known[kind]]
+            attributes += f' data-{kind}="{" ".join(numbers)}"' if numbers else ""
+        return Markup(attributes)
+
+    return marks
 
 
-def _figure(picture: Picture, filters: Filters) -> str:
-    return (
-        f"<figure{filters.marks(picture.trainers, picture.datasets)}><figcaption>{text(picture.caption)}</figcaption>"
-        f'<div class="scroll">{picture.svg}</div></figure>'
-    )
+def _row(run: Run, target: Path) -> dict[str, Any]:
+    """A run in the list of all runs."""
+    record, environment = run.record, run.record["environment"]
+    revision = environment.get("git_revision")
+    code = f"{revision[:10]}{' +changes' if environment.get('git_dirty') else ''}" if revision else MISSING
+    numbers = [(run.shots, "d"), (run.seed, "d")]
+    numbers += [(run.accuracy(split), ".2f") for split in ("base", "new", "all")]
+    numbers += [(record["model"]["trainable_parameters"], ",d"), (record["timing"].get("total"), ".0f")]
+    return {
+        "run": run,
+        "numbers": [Number() if value is None else Number(f"{value:{style}}", value) for value, style in numbers],
+        "facts": [environment.get("precision") or MISSING, code, record["finished_at"]],
+        "links": list(_links(run, target)),
+    }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the sub-command's arguments."""
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
-    parser.add_argument("--output", "-o", type=Path, required=True, metavar="FILE", help="the page")
-    parser.add_argument("--title", default="Results", help="the page's heading (default: %(default)s)")
-    published_rows.add_published(parser)
-    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
-    add_selection(parser)
+def _links(run: Run, target: Path) -> Iterable[tuple[str, str]]:
+    """Links to the run's files, as they lie from the page."""
+    for name in ("results.json", "config.yaml", "log.txt"):
+        file = run.path if name == "results.json" else run.path.with_name(name)
+        if file.is_file():
+            relative = Path(os.path.relpath(file.resolve(), target.resolve().parent))
+            # quoted, a colon included: no folder's name can become a scheme such as javascript:
+            yield name, quote(relative.as_posix(), safe="/")
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Build the page and write it.
+def _configuration(text: str, runs: Sequence[Run]) -> dict[str, Any]:
+    run, seeds = runs[0], ", ".join(map(str, sorted({run.seed for run in runs})))
+    title = f"{run.trainer}, {run.setting}, {run.dataset}, {shots_text(run.shots)}, seeds {seeds}"
+    trainers, datasets = sorted({run.trainer for run in runs}), sorted({run.dataset for run in runs})
+    return {"title": title, "text": text, "trainers": trainers, "datasets": datasets}
 
-    Raises:
-        ValueError: unusable runs or arguments.
-        OSError: a file cannot be read or written.
+
+def pictures_of(runs: Sequence[Run], prefix: str) -> tuple[list[Picture], list[str]]:
+    """Every plot that runs of one protocol can fill, and lines about those that they cannot.
+
+    `prefix` makes the SVGs' inner names unique in the page.
     """
-    check_target(arguments.output, arguments.force)
-    runs = selected_runs(arguments)
-    page, warnings = build_report(runs, arguments.output, title=arguments.title, published=arguments.published)
-    print_warnings(warnings)
-    write_file(arguments.output, page, arguments.force)
+    wanted = list(_wanted(runs))
+    pictures: list[Picture] = []
+    left_out: list[str] = []
+    for kind, limit in MAX_OF_KIND.items():
+        places = [place for place in wanted if place[0] == kind]
+        if len(places) > limit:
+            left_out.append(f"{kind}: {len(places) - limit} of {len(places)}, to keep the page small")
+            wanted = [place for place in wanted if place not in places[limit:]]
+    for kind, caption, subset in wanted:
+        try:
+            content = draw_plot(kind, subset, "svg").decode("utf-8")
+        except PlotError as error:
+            left_out.append(f"{kind}: {error}")
+            continue
+        svg = embedded(content, f"{prefix}{len(pictures)}", caption)
+        trainers = list(dict.fromkeys(run.trainer for run in subset))
+        pictures.append(Picture(caption, svg, trainers, datasets_of(subset), kind in OVERVIEWS))
+    return pictures, list(dict.fromkeys(left_out))
+
+
+def embedded(svg: str, prefix: str, label: str) -> str:
+    """An SVG file as part of a page: without its XML head, its inner names its own, described for screen readers."""
+    from markupsafe import Markup, escape
+
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r'(\bid=")', rf"\g<1>{prefix}-", svg)
+    svg = re.sub(r'(href="#|url\(#)', rf"\g<1>{prefix}-", svg)
+    # no title or creator of its own
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    head, rest = svg.split(">", 1)
+    width = float(re.search(r'width="([\d.]+)pt"', head)[1])
+    head = re.sub(r'\s(width|height)="[^"]*"', "", head)
+    wide = ' class="wide"' if width > WIDE else ""
+    described = f'role="img" aria-label="{escape(label)}" style="max-width:{width:.0f}pt"'
+    return Markup(f"{head}{wide} {described}>{rest}".strip())
+
+
+def _wanted(runs: Sequence[Run]) -> Iterable[tuple[str, str, Sequence[Run]]]:
+    """Kind, caption and runs of each plot to try."""
+    protocol, methods = arranged(runs)
+    for kind in OVERVIEWS:
+        if (kind == "few_shot") == (protocol.columns_by == "shots"):
+            caption = KINDS[kind].help
+            yield kind, f"{caption[0].upper()}{caption[1:]}", runs
+    for dataset in datasets_of(runs):
+        yield "curves", f"{dataset}: {KINDS['curves'].help}", [run for run in runs if run.dataset == dataset]
+        for method in methods:
+            there = [run for run in method.runs if run.dataset == dataset]
+            if any(run.record["gates"] for run in there):
+                yield "gates", f"{method.label} on {dataset}: {KINDS['gates'].help}", there
+    for method, dataset in itertools.product(methods, datasets_of(runs)):
+        there = [run for run in method.runs if run.dataset == dataset]
+        # shots are one more thing that tells few-shot runs apart: the most shots stand for the method
+        there = [run for run in there if run.shots == max(run.shots for run in there)]
+        if any("confusion" in metrics for run in there for metrics in run.record["metrics"].values()):
+            several = method.shots is None and not method.deterministic
+            where = f"{dataset}, {shots_text(there[0].shots)}" if several else dataset
+            yield "confusion", f"{method.label} on {where}: confusion matrix", there
+    with_features: dict[tuple[str, str, str], Run] = {}
+    for run in runs:
+        if run.path.with_name(FEATURES_FILE).is_file():
+            with_features.setdefault((run.trainer, run.setting, run.dataset), run)
+    for run in with_features.values():
+        where = f"{run.dataset}{'' if run.deterministic else f', {shots_text(run.shots)}'}, seed {run.seed}"
+        yield "tsne", f"{run.trainer} on {where}: t-SNE of image and text features", [run]

@@ -1,31 +1,114 @@
-"""The `table` sub-command: one protocol's results as a table, mean and spread over seeds.
+"""One protocol's results as a table: mean and spread over seeds, with what a reader must be told.
 
-python -m reporting table --protocol open_world output/open_world
-python -m reporting table --published --format latex --output table.tex output/base_to_new
+`open_world` and `base_to_new` have one block per data set with one column per metric, `few_shot` one block per data
+set with one column per number of shots, the other protocols one block with one column per data set.
 """
 
 from __future__ import annotations
 
-import argparse
-import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
 
 from common.commandline import printable
-from reporting import published_rows
-from reporting.blocks import Block, Row, Table, chosen_columns, turned
-from reporting.checks import print_warnings, warnings_about
-from reporting.files import check_target, write_file
-from reporting.formats import FORMATS
-from reporting.layouts import AVERAGE, PROTOCOLS, Column, Protocol, blocks_of, source_datasets
-from reporting.methods import Method, check_protocol, differing_between_columns, group_methods
-from reporting.selection import of_protocol
-from reporting.statistics import Summary, average_over, harmonic_of_averages, summarise
-from results.schema import ResultsError, Run, load_runs
+from reporting.formats import MISSING, Document, Grid, Line, Number
+from reporting.methods import (
+    PROTOCOLS,
+    Method,
+    Metric,
+    Protocol,
+    check_protocol,
+    comparability,
+    differing_settings,
+    group_methods,
+)
+from reporting.names import canonical_dataset, dataset_order, shots_text
+from reporting.published import (
+    AVERAGE,
+    AVERAGE_H_NOTE,
+    BACKBONE,
+    BMIP_AVERAGES_NOTE,
+    SHOTS,
+    Entry,
+    averaged_datasets,
+    chosen_entries,
+)
+from reporting.stats import Summary, average_over, harmonic_of_averages
+from results.schema import ResultsError, Run
 
-NAME = "table"
-HELP = "one protocol's results as a table: mean and standard deviation over seeds"
-_MAX_KEYS = 5
+MAX_KEYS = 5  # settings that a row's columns differ in, named in the legend
+_COUNTING = (
+    "All numbers in percent; mean ± sample standard deviation (n - 1) over the seeds listed; one seed (n=1): no "
+    "deviation. deterministic: nothing is trained, every seed gives the same number.",
+    'A "-" stands where no finished run has the number; (n=k) in a cell: fewer seeds than its row lists.',
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """A method's numbers in one block."""
+
+    method: Method
+    cells: Mapping[Any, Summary | None]  # by the block's columns, None where no run has the number
+    source: str = ""  # where the numbers were published; empty for measured ones
+    source_number: int = 0  # in the legend
+
+    @property
+    def present(self) -> list[Summary]:
+        """The cells that hold a number."""
+        return [cell for cell in self.cells.values() if cell is not None]
+
+    @property
+    def seeds(self) -> list[int]:
+        """Every seed that entered a cell."""
+        return sorted({seed for cell in self.present for seed in cell.seeds})
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether no cell depends on a seed."""
+        return bool(self.present) and all(cell.deterministic for cell in self.present)
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows under one heading."""
+
+    title: str
+    columns: Mapping[str, str]  # each column's name in csv and json, and its heading
+    rows: tuple[Row, ...]  # the same methods in the same order in every block of a table
+    dataset: str | None = None  # that the block is about; None for averages and for blocks about several
+    key: str = ""  # in the papers' layout, the column that the block has of every data set
+
+    def with_columns(self, keys: Iterable[str]) -> Block:
+        """The block with these of its columns only, in this order."""
+        keys = list(keys)
+        rows = tuple(replace(row, cells={key: row.cells[key] for key in keys}) for row in self.rows)
+        return replace(self, columns={key: self.columns[key] for key in keys}, rows=rows)
+
+    def for_reading(self) -> Block:
+        """The block without published rows that have nothing to say in it.
+
+        Missing measured numbers stay visible, but not where only published numbers have a place.
+        """
+        published = [row for row in self.rows if row.source and row.present]
+        measured = [row for row in self.rows if not row.source]
+        if any(row.present for row in measured) or not published:
+            return replace(self, rows=(*measured, *published))
+        filled = [key for key in self.columns if any(row.cells[key] is not None for row in published)]
+        return replace(self, rows=tuple(published)).with_columns(filled)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table before it takes a format."""
+
+    protocol: str
+    title: str
+    blocks: tuple[Block, ...]
+    legend: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def build_table(
@@ -43,7 +126,7 @@ def build_table(
         protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
         group: "dataset" for a block per data set, "metric" for the papers' layout: a block per metric (few-shot: per
             number of shots) with the data sets as columns; where the data sets are columns anyway it changes nothing.
-        published: which published rows to add, one of `published_rows.CHOICES`; None for none.
+        published: which published rows to add, one of `published.CHOICES`; None for none.
         metrics: keys or labels of the metrics to show, in this order; none for all.
 
     Raises:
@@ -53,176 +136,257 @@ def build_table(
     protocol = PROTOCOLS[protocol_name]
     chosen = _chosen_metrics(protocol, metrics)
     methods = group_methods(runs, protocol)
-    columns_by_title = blocks_of(protocol, runs)
-    by_dataset = protocol.columns_by != "dataset"
-    blocks = [_block(title, columns, methods, by_dataset) for title, columns in columns_by_title.items()]
-    sources = source_datasets(runs)
-    if not by_dataset:
-        blocks = [_with_average_column(blocks[0], sources)]
-    elif len(blocks) > 1:
-        blocks.append(_average_block(blocks, next(iter(columns_by_title.values())), methods))
-    legend = [*_counting_legend(), *protocol.legend, *_runs_legend(runs, methods, protocol)]
+    by_dataset, by_shots = protocol.columns_by == "dataset", protocol.columns_by == "shots"
+    sources = {run.source_dataset for run in runs} - {None}
+    datasets = sorted({run.dataset for run in runs}, key=dataset_order)
+    datasets.sort(key=lambda name: by_dataset and name not in sources)
+    shots = sorted({run.shots for run in runs}) if by_shots else [None]
+
+    # a number stands at a place, which is a data set or an average over them, under a metric or a number of shots
+    keys = {metric.key: metric.label for metric in chosen}
+    if by_shots:
+        keys = {str(count): shots_text(count) for count in shots}
+    places, targets = list(datasets), [name for name in datasets if not (by_dataset and name in sources)]
+    if len(targets) > 1:
+        short = by_dataset and AVERAGE not in datasets
+        places.append(AVERAGE if short else f"{AVERAGE} over {len(targets)} data sets")
+    rows = []
+    for method in methods:
+        cells: dict[tuple[str, str], Summary | None] = {}
+        for place, metric, count in product(places, protocol.metrics, shots):
+            key = str(count) if by_shots else metric.key
+            if metric.harmonic_of:
+                cells[place, key] = harmonic_of_averages(*(cells[place, part] for part in metric.harmonic_of))
+            elif place in datasets:
+                cells[place, key] = method.summary(metric, place, count)
+            else:
+                cells[place, key] = average_over([cells[name, key] for name in targets])
+        rows.append(Row(method, cells))
+    legend = [*_COUNTING, *protocol.legend, *_runs_legend(runs, methods, by_shots, sources)]
     if published is not None:
-        targets = {run.dataset for run in runs} - sources
-        blocks, notes = published_rows.with_published(
-            blocks, protocol_name, protocol, datasets=targets, choice=published
-        )
+        trainers = {method.trainer for method in methods}
+        entries = [] if by_shots else chosen_entries(protocol_name, trainers, published)
+        metric_keys = [metric.key for metric in protocol.metrics]
+        rows, places, notes = _with_published(rows, places, metric_keys, targets, entries)
         legend += notes
-    if protocol.columns_by == "metric":
-        blocks = chosen_columns(blocks, chosen)
-        needed = {
-            *chosen,
-            *(key for metric in protocol.metrics if metric.key in chosen for key in metric.harmonic_of or ()),
-        }
-        columns_by_title = {
-            title: [column for column in columns if column.key in needed] for title, columns in columns_by_title.items()
-        }
-    if group == "metric" and by_dataset:
-        blocks = turned(blocks)
-    warnings = warnings_about(methods, columns_by_title)
-    return Table(
-        protocol_name, protocol.title, tuple(blocks), tuple(map(printable, legend)), tuple(map(printable, warnings))
-    )
+
+    def across(key: str) -> tuple[Row, ...]:
+        return tuple(replace(row, cells={place: row.cells[place, key] for place in places}) for row in rows)
+
+    def within(place: str) -> tuple[Row, ...]:
+        return tuple(replace(row, cells={key: row.cells[place, key] for key in keys}) for row in rows)
+
+    if by_dataset:
+        labels = {place: f"{place} (source)" if place in sources else place for place in places}
+        blocks = [Block(protocol.title, labels, across(key)) for key in keys]
+    elif group == "metric":
+        labels = {place: place for place in places}
+        blocks = [Block(label, labels, across(key), key=key) for key, label in keys.items()]
+    else:
+        blocks = [Block(place, keys, within(place), place if place in datasets else None) for place in places]
+    entering = {metric.key for metric in chosen}.union(*(metric.harmonic_of or () for metric in chosen))
+    read = [metric for metric in protocol.metrics if metric.key in entering and metric.of_run]
+    warnings = _warnings(methods, read, list(product(datasets, shots)))
+    legend, warnings = tuple(map(printable, legend)), tuple(map(printable, warnings))
+    return Table(protocol_name, protocol.title, tuple(blocks), legend, warnings)
 
 
-def _chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[str]:
-    """Keys of the metrics that these names, keys or labels, stand for; all of them for no name."""
-    keys = {metric.label.lower(): metric.key for metric in protocol.metrics}
-    keys |= {metric.key.lower(): metric.key for metric in protocol.metrics}
-    unknown = [name for name in names if name.lower() not in keys]
+def _chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[Metric]:
+    """The metrics that these names, keys or labels, stand for; all of them for no name."""
+    known = {metric.label.lower(): metric for metric in protocol.metrics}
+    known |= {metric.key.lower(): metric for metric in protocol.metrics}
+    unknown = [name for name in names if name.lower() not in known]
     if unknown:
-        known = ", ".join(metric.key for metric in protocol.metrics)
-        raise ResultsError(f"no metric {unknown[0]!r} in {protocol.title}; choose from {known}")
-    return list(dict.fromkeys(keys[name.lower()] for name in names)) or [metric.key for metric in protocol.metrics]
+        choices = ", ".join(metric.key for metric in protocol.metrics)
+        raise ResultsError(f"no metric {unknown[0]!r} in {protocol.title}; choose from {choices}")
+    return list(dict.fromkeys(known[name.lower()] for name in names)) or list(protocol.metrics)
 
 
-def _block(title: str, columns: Sequence[Column], methods: Sequence[Method], by_dataset: bool) -> Block:
-    rows = []
-    for method in methods:
-        cells = [_cell([run for run in method.runs if column.covers(run)], column) for column in columns]
-        rows.append(Row(method, tuple(_with_harmonic_means(columns, cells))))
-    keys, labels = tuple(column.key for column in columns), tuple(column.label for column in columns)
-    return Block(title, keys, labels, tuple(rows), title if by_dataset else None)
+def _with_published(
+    rows: Sequence[Row], places: Sequence[str], keys: Sequence[str], targets: Sequence[str], entries: Sequence[Entry]
+) -> tuple[list[Row], list[str], list[str]]:
+    """Add a row per published entry; returns rows, places, and lines for the legend: sources, and what to know.
 
+    Published averages are over the literature's data sets. Where the table's data sets, `targets`, are others, its
+    average has no published counterpart and the published averages get a place of their own.
+    """
+    if not entries:
+        return [*rows], [*places], ["Published values: none are known for these methods in this protocol."]
+    same_average = set(map(canonical_dataset, targets)) == averaged_datasets(entries)
+    averages = [entry.average_over for entry in entries if entry.average_over]
+    apart = f"published average over {averages[0]} data sets" if averages and not same_average else None
+    if apart is not None:
+        places = [*places, apart]
+        rows = [replace(row, cells={**row.cells, **{(apart, key): None for key in keys}}) for row in rows]
 
-def _cell(runs: Sequence[Run], column: Column) -> Summary | None:
-    read = column.metric.of_run
-    if read is None:
-        return None
-    values = {run.seed: value for run in runs if (value := read(run)) is not None}
-    return summarise(values, deterministic=all(run.deterministic for run in runs))
+    def value(entry: Entry, place: str, metric: str) -> Summary | None:
+        if place == apart or (place.startswith(AVERAGE) and same_average):
+            return entry.average(metric)
+        return None if place.startswith(AVERAGE) else entry.value(metric, place)
 
-
-def _with_harmonic_means(columns: Sequence[Column], cells: Sequence[Summary | None]) -> list[Summary | None]:
-    """Fill the columns that are computed from the averages of two others."""
-    by_key = {column.key: cell for column, cell in zip(columns, cells, strict=True)}
-    return [
-        harmonic_of_averages(*(by_key[key] for key in column.metric.harmonic_of)) if column.metric.harmonic_of else cell
-        for column, cell in zip(columns, cells, strict=True)
+    shown, numbers = [], {}  # numbers of the footnotes
+    for entry in entries:
+        cells = {(place, key): value(entry, place, key) for place in places for key in keys}
+        if any(cells.values()):
+            shown.append(entry)
+            number = numbers.setdefault(entry.footnote, len(numbers) + 1)
+            method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, SHOTS, ())
+            rows = [*rows, Row(method, cells, entry.footnote, number)]
+    legend = [
+        f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in "
+        "brackets. They enter no average of measured numbers."
     ]
+    legend += [AVERAGE_H_NOTE] if any(entry.average("average_H") for entry in shown) else []
+    legend += [BMIP_AVERAGES_NOTE] if any(entry.method == "BMIP" and entry.average_over for entry in shown) else []
+    return [*rows], [*places], [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]
 
 
-def _average_block(blocks: Sequence[Block], columns: Sequence[Column], methods: Sequence[Method]) -> Block:
-    rows = []
-    for index, method in enumerate(methods):
-        per_column = zip(columns, *(block.rows[index].cells for block in blocks), strict=True)
-        cells = [None if column.metric.harmonic_of else average_over(cells) for column, *cells in per_column]
-        rows.append(Row(method, tuple(_with_harmonic_means(columns, cells))))
-    return Block(f"{AVERAGE} over {len(blocks)} data sets", blocks[0].keys, blocks[0].labels, tuple(rows))
-
-
-def _with_average_column(block: Block, sources: set[str]) -> Block:
-    """Append the average over the target data sets, when there are several."""
-    targets = [index for index, key in enumerate(block.keys) if key not in sources]
-    if len(targets) < 2:
-        return block
-    rows = tuple(
-        Row(row.method, (*row.cells, average_over([row.cells[index] for index in targets]))) for row in block.rows
-    )
-    return Block(block.title, (*block.keys, AVERAGE), (*block.labels, AVERAGE), rows)
-
-
-def _counting_legend() -> tuple[str, ...]:
-    return (
-        "All numbers in percent; mean ± sample standard deviation (n - 1) over the seeds listed; one seed (n=1): no "
-        "deviation. deterministic: nothing is trained, every seed gives the same number.",
-        'A "-" stands where no finished run has the number; (n=k) in a cell: fewer seeds than its row lists.',
-    )
-
-
-def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], protocol: Protocol) -> list[str]:
-    lines = []
+def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], by_shots: bool, sources: set[str]) -> Iterable[str]:
     if len({run.dataset for run in runs}) > 1:
-        lines.append(
-            "average: each seed's average over the data sets first, over the seeds that all of them have"
-            + (", source data sets left out." if source_datasets(runs) else ".")
-        )
-    lines.append(f"Backbone: {', '.join(sorted({run.backbone for run in runs}))}.")
+        how = "each seed's average over the data sets first, over the seeds that all of them have"
+        yield f"average: {how}{', source data sets left out' if sources else ''}."
+    yield f"Backbone: {', '.join(sorted({run.backbone for run in runs}))}."
     if any(run.demonstration for run in runs):
-        lines.append("A bundled backbone is a small demonstration model: not comparable with any published number.")
+        yield "A bundled backbone is a small demonstration model: not comparable with any published number."
     trained = [method for method in methods if not method.deterministic]
-    if trained and protocol.columns_by != "shots":
-        lines.append(f"Shots per class: {', '.join(map(str, sorted({method.shots for method in trained})))}.")
+    if trained and not by_shots:
+        yield f"Shots per class: {', '.join(map(str, sorted({method.shots for method in trained})))}."
     for method in methods:
-        keys = sorted(differing_between_columns(method))
+        keys = sorted(differing_settings(method.runs))
         if keys:
-            more = f" and {len(keys) - _MAX_KEYS} more" if len(keys) > _MAX_KEYS else ""
-            lines.append(f"{method.label}: the columns' runs differ in {', '.join(keys[:_MAX_KEYS])}{more}.")
-        changed = {f"{key} {value}": None for run in method.runs for key, value in run.overrides.items()}
+            more = f" and {len(keys) - MAX_KEYS} more" if len(keys) > MAX_KEYS else ""
+            yield f"{method.label}: the columns' runs differ in {', '.join(keys[:MAX_KEYS])}{more}."
+        changed = dict.fromkeys(f"{key} {value}" for run in method.runs for key, value in run.overrides.items())
         if changed:
-            lines.append(f"{method.label}: changed: {', '.join(changed)}.")
+            yield f"{method.label}: changed: {', '.join(changed)}."
     rules = {method.selection_rule for method in trained}
     if len(rules) == 1:
-        lines.append(f"Selection rule: {rules.pop()}.")
+        yield f"Selection rule: {rules.pop()}."
     elif rules:
-        lines.append(f"Selection rules: {'; '.join(f'{method.label}: {method.selection_rule}' for method in trained)}.")
-    return lines
+        yield f"Selection rules: {'; '.join(f'{method.label}: {method.selection_rule}' for method in trained)}."
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the sub-command's arguments."""
-    parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
-    parser.add_argument(
-        "--protocol", choices=sorted(PROTOCOLS), help="only its runs; default: the one that all runs share"
-    )
-    parser.add_argument(
-        "--group",
-        choices=("dataset", "metric"),
-        help="a block per data set, or per metric with the data sets as columns, as papers have it "
-        "(default: metric where there are several data sets)",
-    )
-    published_rows.add_published(parser)
-    parser.add_argument(
-        "--metrics",
-        metavar="KEY,KEY",
-        help="only these metrics, in this order, such as base,new,H (default: all of the protocol's)",
-    )
-    parser.add_argument("--format", choices=sorted(FORMATS), default="md")
-    parser.add_argument("--digits", type=int, default=2, help="decimals in md, latex and html (default: %(default)s)")
-    parser.add_argument("--output", "-o", type=Path, metavar="FILE", help="write there instead of to the terminal")
-    parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
+def _warnings(
+    methods: Sequence[Method], metrics: Sequence[Metric], places: Sequence[tuple[str, int | None]]
+) -> Iterable[str]:
+    """What a reader must be told about a table's runs, each warning naming the paths it is about."""
+    for dataset, shots in places:
+        found = [(method, method.runs_on(dataset, shots)) for method in methods]
+        # a method that trains nothing needs no second seed
+        expected = {run.seed for method, runs in found if not method.deterministic for run in runs}
+        place = dataset if shots is None else f"{dataset}, {shots_text(shots)}"
+        for method, runs in found:
+            there = sorted(run.seed for run in runs)
+            missing = sorted(expected.difference(there))
+            if not runs:
+                yield f"{method.label} has no run on {place}"
+            elif missing and not method.deterministic:
+                yield (
+                    f"{method.label} on {place}: other rows have seed {', '.join(map(str, missing))}, this one only "
+                    f"{', '.join(map(str, there))} (beside {runs[0].path.parent})"
+                )
+    lacking: dict[str, list[Run]] = defaultdict(list)
+    for run in (run for method in methods for run in method.runs):
+        if labels := [metric.label for metric in metrics if metric.of_run(run) is None]:
+            lacking[", ".join(labels)].append(run)
+    for labels, runs in lacking.items():
+        yield f"{runs[0].path}{f' and {len(runs) - 1} more hold' if len(runs) > 1 else ' holds'} no {labels}"
+    for method in methods:
+        first_with: dict[str, Run] = {}
+        for run in method.runs:
+            first_with.setdefault(run.selection_rule, run)
+        if len(first_with) > 1:
+            listed = "; ".join(f"{rule}: {run.path}" for rule, run in sorted(first_with.items()))
+            yield f"{method.label} mixes selection rules ({listed})"
+        for dataset in sorted({run.dataset for run in method.runs}) if method.deterministic else ():
+            runs = method.runs_on(dataset)
+            differing = [metric.label for metric in metrics if len(set(map(metric.of_run, runs))) > 1]
+            if differing:
+                paths = ", ".join(str(run.path) for run in runs)
+                yield f"{method.label} trains nothing, yet {', '.join(differing)} differ on {dataset} between {paths}"
+    yield from comparability([run for method in methods for run in method.runs])
 
 
-def run(arguments: argparse.Namespace) -> None:
-    """Build the table and write it out.
+def document(table: Table, digits: int = 2) -> Document:
+    """The table for the writers of `formats`, rounded to so many decimals for reading."""
+    grids = []
+    for block in map(Block.for_reading, table.blocks):
+        best = {}  # each column's largest measured mean as it is shown, where two rows or more have one
+        for key in block.columns:
+            measured = [row.cells[key] for row in block.rows if not row.source]
+            means = [round(cell.mean, digits) for cell in measured if cell is not None]
+            best[key] = max(means) if len(means) > 1 else None
+        lines = []
+        for row in block.rows:
+            numbers = [_number(cell, row, digits, best[key]) for key, cell in row.cells.items()]
+            names = (row.method.label, seeds_text(row))
+            lines.append(Line(names, numbers, row.method.trainer, published=bool(row.source)))
+        headings = ["Method", "Seeds", *block.columns.values()]
+        # where the data sets are columns, a column goes with its data set
+        columns = () if block.dataset is not None else tuple(block.columns)
+        grids.append(Grid(block.title, headings, 2, lines, block.dataset or "", columns))
+    blocks = [
+        {"title": _block_name(table, block), "columns": [*block.columns], "rows": [*map(_json_row, block.rows)]}
+        for block in table.blocks
+    ]
+    content = {"protocol": table.protocol, "title": table.title, "blocks": blocks}
+    content |= {"legend": table.legend, "warnings": table.warnings}
+    records = _csv_records(table)
+    return Document(table.title, grids, table.legend, table.warnings, records, content, explain_best=True)
 
-    Raises:
-        ValueError: unusable runs or arguments.
-        OSError: a file cannot be read or written.
-    """
-    if not 0 <= arguments.digits <= 10:
-        raise ValueError(f"--digits must be between 0 and 10, got {arguments.digits}")
-    if arguments.output is not None:
-        check_target(arguments.output, arguments.force)
-    runs = of_protocol(load_runs(arguments.runs), arguments.protocol)
-    group = arguments.group or ("metric" if len({run.dataset for run in runs}) > 1 else "dataset")
-    metrics = () if arguments.metrics is None else [name.strip() for name in arguments.metrics.split(",")]
-    table = build_table(runs, arguments.protocol, group=group, published=arguments.published, metrics=metrics)
-    text = FORMATS[arguments.format](table, arguments.digits)
-    # csv has no place for them, and a file is not looked at while it is written
-    if arguments.format == "csv" or arguments.output is not None:
-        print_warnings(table.warnings)
-    if arguments.output is None:
-        sys.stdout.write(text)
-    else:
-        write_file(arguments.output, text, arguments.force)
+
+def _number(cell: Summary | None, row: Row, digits: int, best: float | None) -> Number:
+    """A number for reading: mean, deviation if there is one, and the number of seeds where some are missing."""
+    if cell is None:
+        return Number()
+    spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
+    fewer = "" if cell.n == len(row.seeds) or cell.deterministic else f" (n={cell.n})"
+    leads = not row.source and round(cell.mean, digits) == best
+    return Number(f"{cell.mean:.{digits}f}{spread}{fewer}", cell.mean, leads)
+
+
+def seeds_text(row: Row) -> str:
+    """Which seeds a row's numbers are from, or which footnote names their source."""
+    if row.source:
+        return f"published [{row.source_number}]"
+    if not row.seeds:
+        return MISSING
+    listed = "deterministic" if row.deterministic else ", ".join(map(str, row.seeds))
+    return f"{listed} (n={len(row.seeds)})"
+
+
+def _block_name(table: Table, block: Block) -> str:
+    """A block in csv and json: "16" where a heading says "16 shots"."""
+    return block.key if block.key and table.protocol == "few_shot" else block.title
+
+
+def _csv_records(table: Table) -> list[list[object]]:
+    """One line per number, with a column per seed, below the head."""
+    seeds = sorted({seed for block in table.blocks for row in block.rows for seed in row.seeds})
+    facts = ("protocol", "block", "method", "trainer", "setting", "backbone", "shots", "selection_rule", "source")
+    records: list[list[object]] = [[*facts, "column", "n", "mean", "std", *(f"seed_{seed}" for seed in seeds)]]
+    for block in table.blocks:
+        for row, key in ((row, key) for row in block.rows for key in block.columns):
+            method, cell = row.method, row.cells[key]
+            # in a few-shot table, the number of shots is a column's name, or a block's in the papers' layout
+            places = (block.key, key) if table.protocol == "few_shot" else ()
+            shots = next((place for place in places if place.isdigit()), method.shots)
+            record = [table.protocol, _block_name(table, block), method.label, method.trainer, method.setting]
+            record += [method.backbone, shots, method.selection_rule, row.source, key]
+            record += [0, None, None] if cell is None else [None if row.source else cell.n, cell.mean, cell.std]
+            records.append([*record, *(None if cell is None else cell.values.get(seed) for seed in seeds)])
+    return records
+
+
+def _json_row(row: Row) -> dict[str, object]:
+    method = row.method
+    facts = {"method": method.label}
+    facts |= {name: getattr(method, name) for name in ("trainer", "setting", "backbone", "shots", "selection_rule")}
+    facts |= {"seeds": row.seeds, "deterministic": row.deterministic, "source": row.source or None}
+    return facts | {"cells": {key: _json_cell(cell) for key, cell in row.cells.items()}}
+
+
+def _json_cell(cell: Summary | None) -> dict[str, object] | None:
+    if cell is None:
+        return None
+    return {"mean": cell.mean, "std": cell.std, "n": cell.n, "seeds": cell.seeds, "values": cell.values}

@@ -7,9 +7,8 @@ import pytest
 from scipy import stats
 
 from reporting.__main__ import main
-from reporting.compare import build_comparison, sentence
-from reporting.compare_formats import p_text
-from reporting.paired import LEAST_PAIRS, Pair, compare_pairs
+from reporting.compare import build_comparison, p_text, sentence
+from reporting.stats import MIN_PAIRS, Pair, compare_pairs
 from results.schema import ResultsError, load_runs
 from tests.reporting.conftest import twin
 
@@ -71,8 +70,8 @@ def test_a_difference_is_claimed_only_where_both_tests_say_so(differences, claim
 
 
 def test_six_pairs_are_the_fewest_that_can_show_anything():
-    fewest = compare_pairs(pairs_of(*(1.0 + n / 10 for n in range(LEAST_PAIRS))))
-    one_less = compare_pairs(pairs_of(*(1.0 + n / 10 for n in range(LEAST_PAIRS - 1))))
+    fewest = compare_pairs(pairs_of(*(1.0 + n / 10 for n in range(MIN_PAIRS))))
+    one_less = compare_pairs(pairs_of(*(1.0 + n / 10 for n in range(MIN_PAIRS - 1))))
     assert fewest.p_signed_rank < 0.05 < one_less.p_signed_rank
 
 

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import pytest
 
 from reporting.__main__ import main
-from reporting.report_plots import embedded
+from reporting.report import embedded
 from results.schema import load_runs
 from tests.reporting.browser import Browser, find_chromium
 from tests.reporting.conftest import RunFolder, twin
@@ -166,7 +166,7 @@ def test_an_embedded_svg_refers_to_its_own_parts():
     inner = '<a id="x"/><b href="#x" c="url(#x)"/>'
     svg = f'<?xml version="1.0"?>\n<svg width="720pt" height="9pt" viewBox="0 0 1 1">{inner}</svg>'
     assert embedded(svg, "p1", 'a "label"') == (
-        '<svg viewBox="0 0 1 1" class="wide" role="img" aria-label="a &quot;label&quot;" style="max-width:720pt">'
+        '<svg viewBox="0 0 1 1" class="wide" role="img" aria-label="a &#34;label&#34;" style="max-width:720pt">'
         '<a id="p1-x"/><b href="#p1-x" c="url(#p1-x)"/></svg>'
     )
 

@@ -3,7 +3,7 @@
 import pytest
 
 from reporting.__main__ import main
-from reporting.layouts import PROTOCOLS
+from reporting.methods import PROTOCOLS
 from reporting.table import build_table
 from results.schema import load_runs
 from sweeping.protocols import PROTOCOLS as SWEPT
@@ -15,8 +15,8 @@ def test_a_block_per_metric_with_data_sets_and_their_average_as_columns(runs):
             runs.add(runs.open_world_metrics(base + seed, 60.0), dataset=dataset, seed=seed)
     blocks = build_table(load_runs([runs.root]), group="metric").blocks
     assert [block.title for block in blocks][:4] == ["base", "new", "H", "avg H"]
-    assert blocks[0].keys == ("Caltech101", "OxfordPets", "average over 2 data sets")
-    caltech, pets, average = blocks[0].rows[0].cells
+    assert tuple(blocks[0].columns) == ("Caltech101", "OxfordPets", "average over 2 data sets")
+    caltech, pets, average = blocks[0].rows[0].cells.values()
     assert (caltech.mean, pets.mean, average.mean) == (91.5, 81.5, 86.5)
     assert average.std == pytest.approx(0.5**0.5)
 
@@ -47,7 +47,7 @@ def test_zero_shot_stands_for_every_number_of_shots(runs):
     table = build_table(load_runs([runs.root]))
     zero_shot = table.blocks[0].rows[0]
     assert zero_shot.method.label == "ZeroshotCLIP"
-    assert [cell.mean for cell in zero_shot.cells][:2] == [55.0, 55.0]
+    assert [cell.mean for cell in zero_shot.cells.values()][:2] == [55.0, 55.0]
 
 
 @pytest.mark.parametrize("protocol", ["open_world", "cross_dataset"])
@@ -59,7 +59,7 @@ def test_the_html_table_is_one_sortable_page(runs, capsys, protocol):
     page = capsys.readouterr().out
     assert page.startswith("<!DOCTYPE html>")
     assert '<table class="sortable">' in page
-    assert "&lt;b&gt;&amp;&#x27;&quot;" in page
+    assert "&lt;b&gt;&amp;&#39;&#34;" in page
     assert "<b>" not in page
 
 
@@ -68,8 +68,8 @@ def test_a_zero_shot_table_has_data_sets_as_columns_and_their_average(runs, caps
         metrics = {"all": {"accuracy": accuracy}}
         runs.add(metrics, protocol="zero_shot", trainer="ZeroshotCLIP", zero_shot=True, dataset=dataset)
     table = build_table(load_runs([runs.root]))
-    assert table.blocks[0].keys == ("EuroSAT", "Digits", "average")
-    assert [cell.mean for cell in table.blocks[0].rows[0].cells] == [60.0, 50.0, 55.0]
+    assert tuple(table.blocks[0].columns) == ("EuroSAT", "Digits", "average")
+    assert [cell.mean for cell in table.blocks[0].rows[0].cells.values()] == [60.0, 50.0, 55.0]
     page = runs.root / "page.html"
     assert main(["html", str(runs.root), "-o", str(page)]) == 0
     assert 'id="zero_shot"' in page.read_text()

@@ -9,11 +9,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from reporting.__main__ import main
-from reporting.plot import draw_plot
-from reporting.plots import KINDS
-from reporting.plots.data import Options
-from reporting.plots.style import COLOURS, FAMILIES, PlotError, look, looks, style
-from reporting.selection import selected
+from reporting.methods import selected
+from reporting.plot_style import COLOURS, FAMILIES, PlotError, look, looks, style
+from reporting.plots import KINDS, Options, draw_plot
 from results.schema import ResultsError, load_runs
 from tests.reporting.conftest import twin
 

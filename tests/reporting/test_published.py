@@ -5,7 +5,7 @@ import pytest
 from reporting.__main__ import main
 from reporting.names import canonical_dataset, dataset_order
 from reporting.published import BMIP_AVERAGES_NOTE, PUBLISHED_FILE, load_published
-from reporting.statistics import harmonic_mean
+from reporting.stats import harmonic_mean
 from reporting.table import build_table
 from results.schema import load_runs
 
@@ -23,7 +23,7 @@ def entry(method, protocol="base_to_new", **facts):
 
 def rows(table, title):
     block = next(block for block in table.blocks if block.title == title)
-    return {row.method.label: dict(zip(block.keys, row.cells, strict=True)) for row in block.rows}
+    return {row.method.label: row.cells for row in block.rows}
 
 
 def test_every_value_of_the_collection_is_there_and_a_percentage():
@@ -132,9 +132,7 @@ def test_data_sets_as_columns_get_published_rows_and_a_column(runs):
     for dataset in ("ImageNet", "EuroSAT", "DescribableTextures"):
         runs.add({"all": {"accuracy": 50.0}}, dataset=dataset, protocol="cross_dataset", source_dataset="ImageNet")
     (block,) = build_table(load_runs([runs.root]), published="measured").blocks
-    row = dict(
-        zip(block.keys, next(row for row in block.rows if row.method.label == "CoOp, published").cells, strict=True)
-    )
+    row = next(row for row in block.rows if row.method.label == "CoOp, published").cells
     assert row["EuroSAT"].mean == 46.39
     assert row["average"] is None
     assert row["published average over 10 data sets"].mean == 63.88

@@ -1,6 +1,6 @@
 import pytest
 
-from reporting.statistics import average_over, harmonic_mean, harmonic_of_averages, summarise
+from reporting.stats import average_over, harmonic_mean, harmonic_of_averages, summarise
 
 
 def test_mean_and_sample_deviation_over_seeds():

@@ -11,7 +11,7 @@ import pytest
 
 from reporting.__main__ import main
 from reporting.formats import FORMATS, escape_latex
-from reporting.table import build_table
+from reporting.table import build_table, document
 from results.schema import load_runs
 
 MARKDOWN = """\
@@ -77,7 +77,7 @@ def table(runs):
 
 
 def test_markdown(table):
-    text = FORMATS["md"](table, 2)
+    text = FORMATS["md"](document(table, 2))
     assert text.startswith(MARKDOWN)
     assert "\n- H: harmonic mean of the average base and the average new accuracy" in text
     assert "\n- Selection rule: last_step.\n" in text
@@ -85,7 +85,7 @@ def test_markdown(table):
 
 
 def test_latex(table):
-    text = FORMATS["latex"](table, 2)
+    text = FORMATS["latex"](document(table, 2))
     assert re.sub(" +", " ", text).startswith(LATEX)
     assert "\nSelection rule: last\\_step.\\\\\n" in text
     assert "\nWarning: MaPLe on digits\\_8: other rows have seed 2, 3" in text
@@ -93,7 +93,7 @@ def test_latex(table):
 
 
 def test_csv(table):
-    text = FORMATS["csv"](table, 2)
+    text = FORMATS["csv"](document(table, 2))
     assert text.startswith(CSV)
     lines = list(csv.DictReader(io.StringIO(text)))
     coop_new = next(line for line in lines if line["method"] == "CoOp" and line["column"] == "new")
@@ -104,7 +104,7 @@ def test_csv(table):
 
 
 def test_json(table):
-    content = json.loads(FORMATS["json"](table, 2))
+    content = json.loads(FORMATS["json"](document(table, 2)))
     (block,) = content["blocks"]
     assert (content["protocol"], block["title"], block["columns"]) == (
         "base_to_new",
@@ -120,14 +120,14 @@ def test_json(table):
 
 
 def test_digits_rounds_the_tables_for_reading(table):
-    assert "| 72.0 ± 1.0 |" in FORMATS["md"](table, 1)
-    assert "72.000 $\\pm$ 1.000" in FORMATS["latex"](table, 3)
+    assert "| 72.0 ± 1.0 |" in FORMATS["md"](document(table, 1))
+    assert "72.000 $\\pm$ 1.000" in FORMATS["latex"](document(table, 3))
 
 
 def test_fewer_seeds_in_a_cell_than_in_its_row_are_marked(runs):
     runs.add({"base": {"accuracy": 70.0}, "new": {"accuracy": 60.0}}, protocol="base_to_new", seed=1)
     runs.add({"base": {"accuracy": 72.0}}, protocol="base_to_new", seed=2)
-    text = FORMATS["md"](build_table(load_runs([runs.root])), 1)
+    text = FORMATS["md"](document(build_table(load_runs([runs.root])), 1))
     assert "| CoOp     | 1, 2 (n=2) | 71.0 ± 1.4 | 60.0 (n=1) | 64.6 (n=1) | 64.6 (n=1) |" in text
 
 
@@ -135,7 +135,7 @@ def test_fewer_seeds_in_a_cell_than_in_its_row_are_marked(runs):
 def test_csv_of_a_few_shot_table_gives_the_shots(runs, few_shot_column):
     for shots in (1, 16):
         runs.add({"all": {"accuracy": 50.0 + shots}}, protocol="few_shot", shots=shots)
-    lines = csv.DictReader(io.StringIO(FORMATS["csv"](build_table(load_runs([runs.root])), 2)))
+    lines = csv.DictReader(io.StringIO(FORMATS["csv"](document(build_table(load_runs([runs.root])), 2))))
     line = next(line for line in lines if line["column"] == few_shot_column)
     assert (line["shots"], float(line["mean"])) == (few_shot_column, 50.0 + int(few_shot_column))
 
@@ -149,14 +149,14 @@ def test_ties_as_shown_are_all_bold_and_a_lone_number_is_not(runs):
         runs.add({"all": {"accuracy": accuracy}}, protocol="cross_dataset", trainer=trainer, dataset="digits")
     runs.add({"all": {"accuracy": 99.0}}, protocol="cross_dataset", dataset="emoji")
     table = build_table(load_runs([runs.root]))
-    assert bold(FORMATS["latex"](table, 2)) == ["70.00", "70.00"]
-    assert bold(FORMATS["latex"](table, 3)) == ["70.004"]
+    assert bold(FORMATS["latex"](document(table, 2))) == ["70.00", "70.00"]
+    assert bold(FORMATS["latex"](document(table, 3))) == ["70.004"]
 
 
 def test_published_rows_stand_apart_and_are_never_bold(runs):
     for trainer, accuracy in (("CoOp", 20.0), ("BMIP", 21.0)):
         runs.add({"base": {"accuracy": accuracy}, "new": {"accuracy": accuracy}}, trainer=trainer, dataset="EuroSAT")
-    text = FORMATS["latex"](build_table(load_runs([runs.root]), "open_world", published="measured"), 2)
+    text = FORMATS["latex"](document(build_table(load_runs([runs.root]), "open_world", published="measured")))
     assert set(bold(text)) == {"21.00"}
     measured, published = text.split(r"\bottomrule")[0].split(r"\midrule")[1:]
     assert "published" not in measured
@@ -164,7 +164,7 @@ def test_published_rows_stand_apart_and_are_never_bold(runs):
 
 
 def test_every_latex_row_has_as_many_cells_as_its_table_has_columns(table):
-    text = FORMATS["latex"](table, 2)
+    text = FORMATS["latex"](document(table, 2))
     (columns,) = re.findall(r"\\begin\{tabular\}\{(l*r*)\}", text)
     rows = [line for line in text.split(r"\toprule")[1].split(r"\bottomrule")[0].splitlines() if line.endswith(r"\\")]
     assert len(rows) == 4
@@ -217,7 +217,7 @@ def test_chosen_metrics_are_the_blocks_of_the_papers_layout(runs):
         runs.add({"base": {"accuracy": 70.0}, "new": {"accuracy": 60.0}}, dataset=dataset)
     table = build_table(load_runs([runs.root]), group="metric", metrics=["new", "avg H"])
     assert [block.title for block in table.blocks] == ["new", "avg H"]
-    assert table.blocks[1].rows[0].cells[-1].mean == pytest.approx(2 * 70 * 60 / 130)
+    assert table.blocks[1].rows[0].cells["average over 2 data sets"].mean == pytest.approx(2 * 70 * 60 / 130)
     assert table.warnings == ()  # of a number that is not asked for, none is missing
 
 
@@ -262,5 +262,7 @@ def test_every_special_character_is_safe_in_latex():
 
 def test_names_cannot_break_a_markdown_row(runs):
     runs.add(trainer="A|B")
-    row = next(line for line in FORMATS["md"](build_table(load_runs([runs.root])), 2).splitlines() if "A\\|B" in line)
+    row = next(
+        line for line in FORMATS["md"](document(build_table(load_runs([runs.root])), 2)).splitlines() if "A\\|B" in line
+    )
     assert row.replace("\\|", "").count("|") == 11

@@ -99,12 +99,10 @@ def look(number: int) -> dict[str, Any]:
 
 
 def looks(trainers: Sequence[str]) -> list[dict[str, Any]]:
-    """The looks of a picture's methods: a trainer's colour is the same in every picture, whatever else is in it.
+    """The looks of a picture's methods, given their trainers in the picture's order.
 
-    Further settings of a trainer have its colour and other dashes and markers.
-
-    Args:
-        trainers: each method's, in the picture's order.
+    A trainer's colour is the same in every picture, whatever else is in it; further settings of a trainer have its
+    colour and other dashes and markers.
     """
     numbers: list[int] = []
     for trainer in trainers:
@@ -126,13 +124,7 @@ def _place(trainer: str) -> tuple[int, int, int]:
 
 
 def panels(count: int, *, columns: int = 4, size: tuple[float, float] = (3.4, 2.8)) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels in rows.
-
-    Args:
-        count: how many.
-        columns: the most in a row.
-        size: width and height of a panel in inches.
-    """
+    """A figure with `count` panels, at most `columns` in a row, each of a size in inches."""
     from matplotlib.figure import Figure
 
     columns = min(columns, count)
@@ -179,13 +171,7 @@ def width_of(text: str, size: float = SETTINGS["font.size"]) -> float:
 
 
 def render(figure: Figure, file_format: str, dpi: int = 150) -> bytes:
-    """The figure as the content of a file, byte for byte the same for the same figure.
-
-    Args:
-        figure: drawn within `style`.
-        file_format: one of `FILE_FORMATS`.
-        dpi: dots per inch of a PNG.
-    """
+    """A figure, drawn within `style`, as a file's content: the same figure gives the same bytes."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format=file_format, dpi=dpi, metadata=_METADATA[file_format])
     return buffer.getvalue()
@@ -197,13 +183,7 @@ def shortened(text: str, length: int = 28) -> str:
 
 
 def at_most(items: Sequence[Any], limit: int, what: str) -> None:
-    """Refuse more panels than can be read.
-
-    Raises:
-        PlotError: there are more than `limit`.
-    """
+    """Refuse more panels than can be read."""
     if len(items) > limit:
-        raise PlotError(
-            f"{len(items)} {what} are too many for one plot (at most {limit}): choose with --trainer, --dataset, "
-            "--shots"
-        )
+        said = f"{len(items)} {what} are too many for one plot (at most {limit})"
+        raise PlotError(f"{said}: choose with --trainer, --dataset, --shots")

@@ -1,0 +1,667 @@
+"""Plots of runs: one function per kind, named in `KINDS`; matplotlib is imported when one is drawn, not before.
+
+A kind raises `PlotError` when the runs do not hold what it shows: there are no empty plots.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import zipfile
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from statistics import fmean, stdev
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from reporting.methods import PROTOCOLS, Method, Metric, Protocol, check_protocol, group_methods
+from reporting.names import dataset_order, shots_text, trainer_order
+from reporting.plot_style import (
+    COLOURS,
+    DASHES,
+    MARKERS,
+    PlotError,
+    at_most,
+    legend_below,
+    looks,
+    panels,
+    render,
+    shortened,
+    style,
+    width_of,
+    wrapped,
+)
+from reporting.stats import average_over
+from results.schema import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from numpy import ndarray
+
+FEATURES_FILE = "features.npz"
+MAX_CURVE_DATASETS, MAX_GATE_ROWS = 4, 6
+MAX_NAMED_CLASSES, MAX_NUMBERED_CLASSES = 40, 12  # of a confusion matrix, so that names and numbers can be read
+MAX_IMAGES, MAX_LISTED_CLASSES = 2000, 30  # of t-SNE
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a reader may choose; empty: what suits the plot."""
+
+    metric: str = ""  # key of one of the protocol's
+    baseline: str = ""  # the trainer that gains are over
+    split: str = ""  # class split, for confusion matrices and features
+
+
+class Kind(NamedTuple):
+    """A kind of plot: what it shows, and the function that draws it."""
+
+    help: str
+    draw: Callable[[Sequence[Run], Options], Figure]
+
+
+def draw_plot(
+    kind: str, runs: Sequence[Run], file_format: str, options: Options | None = None, dpi: int = 150
+) -> bytes:
+    """A plot, one of `KINDS`, as the content of a png or svg file.
+
+    Raises:
+        PlotError: the runs do not hold what this kind shows.
+        ResultsError: the runs cannot stand in one plot.
+    """
+    with style():
+        return render(KINDS[kind].draw(runs, options or Options()), file_format, dpi)
+
+
+# What all kinds read from runs
+
+
+def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[Method]]:
+    """The protocol that the runs share, and its methods with names that fit a plot.
+
+    Raises:
+        ResultsError: several protocols, or two runs with nothing to tell them apart, named with their paths.
+    """
+    protocol = PROTOCOLS[check_protocol(runs, None)]
+    methods = group_methods(runs, protocol)
+    short = [shortened(method.label) for method in methods]
+    # a name too long for a legend is cut, but not so that two become one
+    labels = [name if short.count(name) == 1 else f"{name} {number}" for number, name in enumerate(short, 1)]
+    return protocol, [replace(method, label=label) for method, label in zip(methods, labels, strict=True)]
+
+
+def datasets_of(runs: Sequence[Run]) -> list[str]:
+    """The data sets in the literature's order."""
+    return sorted({run.dataset for run in runs}, key=dataset_order)
+
+
+def _with_looks(methods: Sequence[Method]) -> list[tuple[Method, dict[str, Any]]]:
+    """Each method of a picture with its colour, marker and line style."""
+    return list(zip(methods, looks([method.trainer for method in methods]), strict=True))
+
+
+def _one_number_of_shots(runs: Sequence[Run], protocol: Protocol, what: str) -> None:
+    """Refuse few-shot runs of several numbers of shots, which such a plot would mix."""
+    shots = sorted({run.shots for run in runs if not run.deterministic})
+    if protocol.columns_by == "shots" and len(shots) > 1:
+        raise PlotError(f"{what} is of one number of shots: choose with --shots ({', '.join(map(str, shots))})")
+
+
+def _chosen_metric(protocol: Protocol, key: str) -> Metric:
+    """A metric that every run has a value of; by default the run's H, or the accuracy over all classes."""
+    metrics = {metric.key: metric for metric in protocol.metrics if metric.of_run is not None}
+    # H of the averages is no run's number: a run has its own H
+    key = "average_H" if key == "H" else key or ("average_H" if "average_H" in metrics else "all")
+    if key not in metrics:
+        raise PlotError(f"no metric {key!r} in {protocol.title}; choose from {', '.join(metrics)}")
+    return metrics[key]
+
+
+def _axis_label(metric: Metric) -> str:
+    names = {"average_H": "H", "all": "accuracy", "base": "base accuracy", "new": "new accuracy"}
+    return f"{names.get(metric.key, metric.label)} (%)"
+
+
+# Accuracy
+
+
+def few_shot(runs: Sequence[Run], options: Options) -> Figure:
+    """One panel per data set, and their average where there are several."""
+    protocol, methods = arranged(runs)
+    if protocol.columns_by != "shots":
+        raise PlotError(f"few-shot curves need runs of the few_shot protocol, these are of: {protocol.title}")
+    metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
+    shots = sorted({run.shots for run in runs if not run.deterministic})
+    if len(shots) < 2:
+        raise PlotError("few-shot curves need trained runs with at least two different numbers of shots")
+    groups = [[dataset] for dataset in datasets] + ([datasets] if len(datasets) > 1 else [])
+    figure, axes = panels(len(groups))
+    for panel, group in zip(axes, groups, strict=True):
+        for method, look in _with_looks(methods):
+            points = {n: average_over([method.summary(metric, dataset, n) for dataset in group]) for n in shots}
+            points = {count: point for count, point in points.items() if point is not None}
+            if method.deterministic and points:
+                # no shots: a level that the curves are to be compared with
+                level = next(iter(points.values())).mean
+                panel.axhline(level, color=look["color"], linestyle=look["linestyle"], label=method.label)
+                continue
+            means = [point.mean for point in points.values()]
+            panel.plot(list(points), means, label=method.label, markersize=4, linewidth=1.4, **look)
+            low = [point.mean - (point.std or 0.0) for point in points.values()]
+            high = [point.mean + (point.std or 0.0) for point in points.values()]
+            panel.fill_between(list(points), low, high, color=look["color"], alpha=0.15, linewidth=0)
+        panel.set_xscale("log", base=2)
+        panel.set_xticks(shots, [str(count) for count in shots])
+        panel.minorticks_off()
+        title = group[0] if len(group) == 1 else f"average of {len(group)} data sets"
+        panel.set(title=wrapped(panel, title), xlabel="shots per class", ylabel=_axis_label(metric))
+    legend_below(figure, axes)
+    return figure
+
+
+def base_new(runs: Sequence[Run], options: Options) -> Figure:
+    """One point per seed (averaged over the data sets), the mean large, lines of equal harmonic mean behind."""
+    protocol, methods = arranged(runs)
+    metrics = {metric.key: metric for metric in protocol.metrics}
+    if not {"base", "new"} <= set(metrics):
+        raise PlotError(f"base against new needs runs that were tested on base and new classes, not {protocol.title}")
+    datasets = datasets_of(runs)
+    averages = [
+        [average_over([method.summary(metrics[key], dataset) for dataset in datasets]) for key in ("base", "new")]
+        for method in methods
+    ]
+    if all(None in average for average in averages):
+        raise PlotError("no method has base and new accuracy on every data set")
+    figure, (panel,) = panels(1, size=(6.0, 4.6))
+    for (method, look), (base, new) in zip(_with_looks(methods), averages, strict=True):
+        if base is None or new is None:
+            panel.scatter([], [], s=0, label=f"{method.label}: not drawn, lacks a number")
+            continue
+        seeds = [seed for seed in base.values if seed in new.values]
+        colour, marker = look["color"], look["marker"]
+        if len(seeds) > 1 and not base.deterministic:
+            x, y = [base.values[seed] for seed in seeds], [new.values[seed] for seed in seeds]
+            panel.scatter(x, y, color=colour, marker=marker, s=14, alpha=0.45, linewidths=0)
+        named = {"label": method.label, "zorder": 3}
+        panel.scatter([base.mean], [new.mean], color=colour, marker=marker, s=80, edgecolors="white", **named)
+    _lines_of_equal_h(panel)
+    where = datasets[0] if len(datasets) == 1 else f"average of {len(datasets)} data sets"
+    panel.set(title=wrapped(panel, where), xlabel="base accuracy (%)", ylabel="new accuracy (%)")
+    panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    return figure
+
+
+def _lines_of_equal_h(panel: Axes, apart: int = 5, steps: int = 200) -> None:
+    panel.margins(0.12)
+    panel.grid(False)
+    (left, right), (bottom, top) = panel.get_xlim(), panel.get_ylim()
+    for h in range(apart, 100, apart):
+        base = [left + (right - left) * step / steps for step in range(steps + 1)]
+        # 2bn / (b + n) = h solved for n; below b = h / 2 there is no such n
+        line = [(b, h * b / (2 * b - h)) for b in base if 2 * b > h]
+        inside = [(b, n) for b, n in line if bottom <= n <= top]
+        if len(inside) < steps // 10:
+            continue  # only a corner
+        panel.plot(*zip(*inside, strict=True), color="#CCCCCC", linewidth=0.8, zorder=0)
+        where = inside[len(inside) // 4]  # away from the corners
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1.0}
+        panel.text(*where, f"H {h}", color="#777777", fontsize=7, zorder=0.5, ha="center", va="center", bbox=box)
+    panel.set_xlim(left, right)
+    panel.set_ylim(bottom, top)
+
+
+class Gain(NamedTuple):
+    """A method's gain on one data set, in points; `std` is None without two seeds that both have."""
+
+    mean: float
+    std: float | None = None
+    counted: str = ""
+
+
+def gain(runs: Sequence[Run], options: Options) -> Figure:
+    """One panel per method, one bar per data set: mean difference, with its standard deviation over paired seeds."""
+    protocol, methods = arranged(runs)
+    _one_number_of_shots(runs, protocol, "a gain")
+    metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
+    baseline = _baseline(methods, options.baseline)
+    drawn = []
+    for method, look in _with_looks(methods):
+        gains = {dataset: gain for dataset in datasets if (gain := _gain(method, baseline, dataset, metric))}
+        if gains and method is not baseline:
+            drawn.append((method.label, gains, look["color"]))
+    if not drawn:
+        raise PlotError(f"no other method has a number on a data set where {baseline.label} has one")
+    width = 4.4 + max(width_of(shortened(dataset)) for dataset in datasets)
+    figure, axes = panels(len(drawn), columns=3, size=(width, max(1.6, 0.26 * len(datasets) + 1.0)))
+    ends = [gain.mean + side * (gain.std or 0) for _, gains, _ in drawn for gain in gains.values() for side in (-1, 1)]
+    low, high = min(0.0, *ends), max(0.0, *ends)
+    room = 0.08 * (high - low) or 1.0
+    for panel, (label, gains, colour) in zip(axes, drawn, strict=True):
+        _gain_bars(panel, gains, colour)
+        panel.set_xlim(low - room, high + room)
+        difference = f"difference in {_axis_label(metric).removesuffix(' (%)')} (points)"
+        panel.set(title=wrapped(panel, f"{label} - {baseline.label}"), xlabel=difference, ylabel="data set")
+    return figure
+
+
+def _baseline(methods: Sequence[Method], name: str) -> Method:
+    wanted = name or "ZeroshotCLIP"
+    found = [method for method in methods if wanted in (method.label, method.trainer)]
+    if name and not found:
+        raise PlotError(f"no run of the baseline {name!r}; there are: {', '.join(method.label for method in methods)}")
+    return found[0] if found else methods[0]
+
+
+def _gain(method: Method, baseline: Method, dataset: str, metric: Metric) -> Gain | None:
+    own, base = method.summary(metric, dataset), baseline.summary(metric, dataset)
+    if own is None or base is None:
+        return None
+    if own.deterministic and base.deterministic:
+        return Gain(own.mean - base.mean)
+    differences = []
+    for seed in sorted({*own.seeds, *base.seeds}):
+        # a deterministic number stands for every seed
+        pair = [side.mean if side.deterministic else side.values.get(seed) for side in (own, base)]
+        if None not in pair:
+            differences.append(pair[0] - pair[1])
+    if not differences:
+        return Gain(own.mean - base.mean, None, f"unpaired, n={own.n} and {base.n}")
+    spread = stdev(differences) if len(differences) > 1 else None
+    return Gain(fmean(differences), spread, f"n={len(differences)}")
+
+
+def _gain_bars(panel: Axes, gains: Mapping[str, Gain], colour: str) -> None:
+    positions = range(len(gains))
+    panel.barh(positions, [gain.mean for gain in gains.values()], color=colour, height=0.7, alpha=0.6)
+    for position, gain in zip(positions, gains.values(), strict=True):
+        if gain.std is not None:
+            panel.errorbar(gain.mean, position, xerr=gain.std, color="black", linewidth=1.0, capsize=2.5)
+        spread = "" if gain.std is None else f" ± {gain.std:.1f}"
+        text = f"{gain.mean:+.1f}{spread}{gain.counted and f' ({gain.counted})'}"
+        # a column of its own at the right, where no bar comes and the figure makes room
+        place = {"transform": panel.get_yaxis_transform(), "ha": "left", "va": "center", "fontsize": 8}
+        panel.text(1.02, position, text, **place)
+    panel.set_yticks(positions, [shortened(name) for name in gains])
+    # a lone bar must not fill its panel
+    panel.set_ylim(max(len(gains) - 0.5, 0.9), min(-0.5, len(gains) - 1.9))
+    panel.axvline(0, color="black", linewidth=0.8)
+    panel.grid(axis="y", visible=False)
+
+
+def radar(runs: Sequence[Run], options: Options) -> Figure:
+    """Means over seeds; a method that lacks a data set is left out, which the legend says."""
+    from matplotlib.figure import Figure
+
+    protocol, methods = arranged(runs)
+    _one_number_of_shots(runs, protocol, "a radar")
+    metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
+    if len(datasets) < 3:
+        raise PlotError(f"a radar needs at least three data sets, there are {len(datasets)}: {', '.join(datasets)}")
+    rows, names = [], []
+    for method in methods:
+        cells = [method.summary(metric, dataset) for dataset in datasets]
+        lacking = cells.count(None)
+        rows.append([] if lacking else [cell.mean for cell in cells])
+        said = f": not drawn, lacks {lacking} data set{'s' if lacking > 1 else ''}" if lacking else ""
+        names.append(f"{method.label}{said}")
+    values = [value for row in rows for value in row]
+    if not values:
+        raise PlotError("no method has runs on all data sets")
+    # placed by hand, in inches: automatic layouts forget the labels around a circle
+    width, height = 7.7 + max(map(width_of, names)), 5.2
+    figure = Figure(figsize=(width, height))
+    panel = figure.add_axes((1.7 / width, 0.1, 3.8 / width, 3.8 / height), projection="polar")
+    angles = [2 * math.pi * index / len(datasets) for index in range(len(datasets))]
+    for (_, look), name, row in zip(_with_looks(methods), names, rows, strict=True):
+        if row:
+            panel.plot([*angles, angles[0]], [*row, row[0]], label=name, markersize=4, linewidth=1.4, **look)
+        else:
+            panel.plot([], [], linestyle="none", label=name)
+    # rings at round numbers, the first of them the centre
+    step = next((step for step in (0.5, 1, 2, 5, 10) if max(values) - min(values) < 4 * step), 20)
+    lowest = max(0, step * (math.floor(min(values) / step) - 1))
+    rings = [lowest + step * ring for ring in range(max(1, math.ceil((max(values) - lowest) / step)) + 1)]
+    panel.set_ylim(rings[0], rings[-1])
+    panel.set_yticks(rings, [f"{ring:g}" for ring in rings], fontsize=8)
+    panel.set_theta_offset(math.pi / 2)
+    panel.set_theta_direction(-1)
+    panel.set_xticks(angles, [shortened(name, 16) for name in datasets])
+    panel.tick_params(axis="x", pad=3)
+    panel.set_rlabel_position(180 / len(datasets))  # between two axes, where no line bends
+    for angle, label in zip(angles, panel.get_xticklabels(), strict=True):
+        sideways = math.sin(angle)
+        label.set_horizontalalignment("center" if abs(sideways) < 0.1 else "left" if sideways > 0 else "right")
+    panel.set_title(f"{_axis_label(metric)}, from {rings[0]:g} at the centre to {rings[-1]:g} at the rim", pad=24)
+    panel.legend(loc="center left", bbox_to_anchor=(5.2 / 3.8, 0.5))
+    return figure
+
+
+def seeds(runs: Sequence[Run], options: Options) -> Figure:
+    """One panel per data set, one column of points per method: nobody mistakes a lucky seed for a better method."""
+    protocol, methods = arranged(runs)
+    _one_number_of_shots(runs, protocol, "the spread over seeds")
+    metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
+    if not any(metric.of_run(run) is not None for run in runs):
+        raise PlotError(f"no run has {metric.label}")
+    width = max(3.0, 0.55 * len(methods) + 1.2)
+    aslant = 0.6 * max(width_of(shortened(method.label)) for method in methods)  # as the names are written
+    figure, axes = panels(len(datasets), columns=max(1, int(14 // width)), size=(width, 2.6 + aslant))
+    for panel, dataset in zip(axes, datasets, strict=True):
+        names = []
+        for index, (method, look) in enumerate(_with_looks(methods)):
+            summary = method.summary(metric, dataset)
+            values = list(summary.values.values()) if summary is not None else []
+            names.append(f"{shortened(method.label)}\nn={len(values)}")
+            if not values:
+                continue
+            # spread sideways, so that equal values do not hide one another
+            offsets = [0.16 * (2 * k - len(values) + 1) / max(len(values) - 1, 1) for k in range(len(values))]
+            x = [index + offset for offset in offsets]
+            panel.scatter(x, values, color=look["color"], marker=look["marker"], s=22, alpha=0.8, linewidths=0)
+            panel.hlines(summary.mean, index - 0.3, index + 0.3, color=look["color"], linewidth=1.8)
+        panel.set_xticks(range(len(methods)), names, rotation=35, ha="right", rotation_mode="anchor")
+        panel.set_xlim(-0.6, len(methods) - 0.4)
+        panel.grid(axis="x", visible=False)
+        panel.set(title=wrapped(panel, dataset), xlabel="method", ylabel=_axis_label(metric))
+    return figure
+
+
+# Values by epoch
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _by_epoch(histories: Iterable[Iterable[Mapping[str, Any]]], key: str) -> list[dict[int, float]]:
+    """A value of every seed that has it, by epoch."""
+    seeds = []
+    for history in histories:
+        entries = [entry for entry in history if _is_number(entry.get(key)) and isinstance(entry.get("epoch"), int)]
+        if entries:
+            seeds.append({entry["epoch"]: float(entry[key]) for entry in entries})
+    return seeds
+
+
+def _line_with_band(panel: Axes, seeds: Sequence[Mapping[int, float]], label: str, look: Mapping[str, Any]) -> bool:
+    """Mean over seeds with a band from the least to the largest, as far as all seeds go.
+
+    A mean over those that are left would jump where one stops early: each goes on as a thin line of its own. Returns
+    whether one does.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+    shared = sorted(set.intersection(*map(set, seeds)))
+    values = [[seed[epoch] for seed in seeds] for epoch in shared]
+    panel.plot(shared, [fmean(numbers) for numbers in values], label=label, **{"linewidth": 1.4} | look)
+    if len(seeds) > 1:
+        low, high = [min(numbers) for numbers in values], [max(numbers) for numbers in values]
+        panel.fill_between(shared, low, high, color=look["color"], alpha=0.15, linewidth=0)
+    rest = [sorted(epoch for epoch in seed if not shared or epoch >= shared[-1]) for seed in seeds]
+    alone = [(epochs, seed) for epochs, seed in zip(rest, seeds, strict=True) if len(epochs) > 1 or not shared]
+    for epochs, seed in alone:
+        _thin_line(panel, epochs, [seed[epoch] for epoch in epochs], look["color"])
+    return bool(alone)
+
+
+def _thin_line(panel: Axes, x: Sequence[int], y: Sequence[float], colour: Any, label: str | None = None) -> None:
+    panel.plot(x, y, linewidth=0.7, color=colour, marker=".", markersize=4, markevery=[-1], label=label)
+
+
+def _explain_thin_lines(panel: Axes) -> None:
+    _thin_line(panel, [], [], "#777777", "single seeds, after\nthe first one stopped")
+
+
+_CURVES = {
+    "loss": "training loss",
+    "acc": "training accuracy (%)",
+    "lr": "learning rate",
+    "val_result": "validation result (%)",
+}
+
+
+def curves(runs: Sequence[Run], options: Options) -> Figure:
+    """One panel per data set and quantity; mean over seeds, band from the least to the largest.
+
+    Equal lines lie over one another: dashes tell the methods apart, the solid line lies below. Markers and widths
+    tell several numbers of shots apart.
+    """
+    _, methods = arranged(runs)
+    trained = [run for run in runs if run.record["history"]]
+    found = {key for run in trained for entry in run.record["history"] for key in entry if _is_number(entry[key])}
+    known = list(_CURVES)
+    # the well-known first; times are no training curve
+    quantities = sorted(
+        (key for key in found if key != "epoch" and not key.endswith("seconds")),
+        key=lambda key: (known.index(key) if key in known else len(known), key),
+    )
+    if not quantities:
+        raise PlotError("no run has a training history: zero-shot runs and --eval-only runs train nothing")
+    datasets = datasets_of(trained)
+    at_most(datasets, MAX_CURVE_DATASETS, "data sets")
+    shots = sorted({run.shots for run in trained})
+    places = list(product(datasets, quantities))
+    figure, axes = panels(len(places), columns=len(quantities))
+    alone = False
+    for panel, (dataset, quantity) in zip(axes, places, strict=True):
+        for method, look in _with_looks(methods):
+            look |= {"zorder": 1.9 if look["linestyle"] == "-" else 2, "marker": None}
+            there = [run for run in method.runs if run.dataset == dataset]
+            for count in sorted({run.shots for run in there}):
+                histories = _by_epoch((run.record["history"] for run in there if run.shots == count), quantity)
+                label = method.label
+                if len(shots) > 1:
+                    # the more shots, the wider the line; a marker at every tenth of it
+                    rank = shots.index(count)
+                    marks = {"marker": MARKERS[rank % len(MARKERS)], "linewidth": 1.1 + 0.4 * rank}
+                    look = look | marks | {"markersize": 5, "markevery": 0.1}
+                    # a method of a single number of shots has it in its name
+                    label += f", {shots_text(count)}" if method.shots is None else ""
+                if histories:
+                    alone |= _line_with_band(panel, histories, label, look)
+        panel.set(title=wrapped(panel, dataset), xlabel="epoch", ylabel=_CURVES.get(quantity, quantity))
+    if alone:
+        _explain_thin_lines(axes[-1])
+    legend_below(figure, axes)
+    return figure
+
+
+def gates(runs: Sequence[Run], options: Options) -> Figure:
+    """One row per method, data set and number of shots, one panel per modality, one line per layer; band over seeds."""
+    import matplotlib as mpl
+
+    _, methods = arranged(runs)
+    groups = {}
+    for method in methods:
+        gated = [run for run in method.runs if (run.record["gates"] or {}).get("per_epoch")]
+        several = len({run.shots for run in gated}) > 1
+        for dataset, shots in product(datasets_of(gated), sorted({run.shots for run in gated})):
+            title = f"{method.label}, {dataset}" + (f", {shots_text(shots)}" if several else "")
+            layers = _gate_layers([run for run in gated if (run.dataset, run.shots) == (dataset, shots)])
+            groups |= {title: layers} if layers else {}
+    if not groups:
+        raise PlotError("no run recorded gates: only BMIP and its combinations with the gate aggregator have them")
+    at_most(groups, MAX_GATE_ROWS, "methods, data sets and numbers of shots")
+    towers = sorted({tower for layers in groups.values() for tower, _ in layers}, reverse=True)
+    places = list(product(groups, towers))
+    figure, axes = panels(len(places), columns=len(towers), size=(4.4, 3.0))
+    for panel, (title, tower) in zip(axes, places, strict=True):
+        layers = {layer: seeds for (other, layer), seeds in groups[title].items() if other == tower}
+        alone = False
+        for index, (layer, seeds) in enumerate(layers.items()):
+            # layers have an order: viridis without its palest end keeps it visible to everybody
+            colour = mpl.colormaps["viridis"](0.85 * index / max(len(layers) - 1, 1))
+            look = {"color": colour, "linestyle": DASHES[index % len(DASHES)]}
+            alone |= _line_with_band(panel, seeds, f"layer {layer}", look)
+        if alone:
+            _explain_thin_lines(panel)
+        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
+        panel.set(title=wrapped(panel, f"{title}: {tower}"), xlabel="epoch", ylabel="weight of the own prompt")
+        panel.set_ylim(-0.02, 1.02)
+    return figure
+
+
+def _gate_layers(runs: Sequence[Run]) -> dict[tuple[str, str], list[dict[int, float]]]:
+    """Every tower's layers in order, each with its weights by epoch for every seed that has them."""
+    histories = [run.record["gates"]["per_epoch"] for run in runs]
+    keys = {key for history in histories for entry in history for key in entry if "/" in key}
+    layers = {tuple(key.split("/", 1)): _by_epoch(histories, key) for key in keys}
+    order = sorted(layers, key=lambda place: (place[0], int(place[1]) if place[1].isdecimal() else -1, place[1]))
+    return {place: layers[place] for place in order if layers[place]}
+
+
+# One method, one run
+
+
+def confusion(runs: Sequence[Run], options: Options) -> Figure:
+    """Rows: true classes, columns: predictions, in percent of the class's images."""
+    protocol, methods = arranged(runs)
+    datasets = datasets_of(runs)
+    if len(methods) > 1 or len(datasets) > 1:
+        raise PlotError(
+            "a confusion matrix is of one method on one data set: choose with --trainer "
+            f"({', '.join(_trainer_choices(runs))}) and --dataset ({', '.join(datasets)}); or name one run's folder"
+        )
+    widest = next((split for split in ("all", "base", "new") if any(_confusion_of(run, split) for run in runs)), "all")
+    split = options.split or widest
+    recorded = [run for run in runs if _confusion_of(run, split)]
+    if not recorded:
+        raise PlotError(f"no run recorded a confusion matrix of class split {split!r}: {runs[0].path}")
+    _one_number_of_shots(runs, protocol, "a confusion matrix")
+    matrices = [_confusion_of(run, split) for run in recorded]
+    if len({len(matrix) for matrix in matrices}) > 1:
+        raise PlotError(f"the runs' confusion matrices differ in size: {', '.join(str(run.path) for run in runs)}")
+    classes = range(len(matrices[0]))
+    names = list(recorded[0].record["metrics"][split].get("per_class", {})) or list(map(str, classes))
+    total = [[sum(matrix[row][column] for matrix in matrices) for column in classes] for row in classes]
+    percent = [[100.0 * count / max(sum(row), 1) for count in row] for row in total]
+    size = min(10.0, max(4.0, 0.32 * len(names) + 1.8))
+    figure, (panel,) = panels(1, size=(size + 0.9, size))
+    image = panel.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="equal")
+    figure.colorbar(image, ax=panel, label="share of the class's images (%)", shrink=0.8)
+    panel.grid(False)
+    panel.set(xlabel="predicted class", ylabel="true class")
+    if len(names) <= MAX_NAMED_CLASSES:
+        short = [shortened(name, 20) for name in names]
+        panel.set_xticks(range(len(names)), short, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
+        panel.set_yticks(range(len(names)), short, fontsize=7)
+    if len(names) <= MAX_NUMBERED_CLASSES:
+        for row, cells in enumerate(percent):
+            for column, value in enumerate(cells):
+                colour = "black" if value > 55 else "white"
+                panel.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
+    facts = [methods[0].label, datasets[0], f"class split {split}"]
+    facts += [shots_text(runs[0].shots)] if protocol.columns_by == "shots" and not methods[0].deterministic else []
+    facts += [f"{len(matrices)} seeds"] if len(matrices) > 1 else []
+    panel.set(title=wrapped(panel, ", ".join(facts)))
+    return figure
+
+
+def _confusion_of(run: Run, split: str) -> list[list[int]] | None:
+    """A run's confusion matrix, counts by true class and prediction; None where it recorded none."""
+    return run.record["metrics"].get(split, {}).get("confusion")
+
+
+def _trainer_choices(runs: Sequence[Run]) -> list[str]:
+    """Names for --trainer, with the setting where a trainer has several."""
+    settings = {run.trainer: {other.setting for other in runs if other.trainer == run.trainer} for run in runs}
+    names = {run.trainer if len(settings[run.trainer]) == 1 else f"{run.trainer}/{run.setting}" for run in runs}
+    return sorted(names, key=lambda name: trainer_order(name.partition("/")[0]))
+
+
+def tsne(runs: Sequence[Run], options: Options) -> Figure:
+    """Images as points, class names as stars, one colour and marker per class.
+
+    Images and texts lie in two separate cones of CLIP's space, which would fill the plot with their distance; so each
+    of the two has its mean taken away first.
+    """
+    if len(runs) != 1:
+        found = ", ".join(
+            f"{run.trainer}/{run.setting} {run.dataset} {shots_text(run.shots)} seed {run.seed}" for run in runs[:4]
+        )
+        raise PlotError(
+            f"t-SNE is of one run: choose with --trainer, --dataset, --shots and --seed; there are {found} ..."
+        )
+    (run,) = runs
+    split, images, labels, texts, names = _features_of(run, options.split)
+    picked = sorted(random.Random(0).sample(range(len(images)), min(MAX_IMAGES, len(images))))
+    points = _embedded(images[picked], texts)
+    labels, stars = labels[picked], points[len(picked) :]
+    figure, (panel,) = panels(1, size=(8.0, 6.0))
+    listed = len(names) <= MAX_LISTED_CLASSES
+    for index, name in enumerate(names):
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS) % len(MARKERS)]
+        x, y = points[: len(picked)][labels == index].T
+        label = shortened(name) if listed else None
+        panel.scatter(x, y, s=12, alpha=0.6, linewidths=0, label=label, color=colour, marker=marker)
+        panel.scatter(*stars[index], s=150, marker="*", color=colour, edgecolors="black", linewidths=0.8, zorder=3)
+    if listed:
+        panel.scatter([], [], marker="*", s=120, color="white", edgecolors="black", label="class name (text)")
+        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, markerscale=1.3)
+    panel.set_xticks([])
+    panel.set_yticks([])
+    shots = "" if run.deterministic else f", {shots_text(run.shots)}"
+    title = f"{run.trainer}, {run.dataset}{shots}, class split {split}, seed {run.seed}: "
+    title += f"{len(picked)} images, {len(names)} class names"
+    panel.set(title=wrapped(panel, title), xlabel="t-SNE 1 (each modality centred)", ylabel="t-SNE 2")
+    return figure
+
+
+def _features_of(run: Run, split: str) -> tuple[str, ndarray, ndarray, ndarray, list[str]]:
+    """Class split, image features (images, width), labels, text features (classes, width), class names."""
+    import numpy as np
+
+    path = run.path.with_name(FEATURES_FILE)
+    if not path.is_file():
+        raise PlotError(f"{path}: no such file; run with TEST.SAVE_FEATURES True to have features saved")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            there = [name for name in ("all", "base", "new") if f"{name}_images" in file]
+            split = split or next(iter(there), "")
+            if split not in there:
+                raise PlotError(f"{path} holds no class split {split!r}; it holds {', '.join(there) or 'none'}")
+            content = {part: file[f"{split}_{part}"] for part in ("images", "labels", "texts", "classnames")}
+    except PlotError:
+        raise
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise PlotError(f"{path} cannot be read ({error}): the run may have been cut short; run it again") from error
+    images, texts = content["images"].astype("float64"), content["texts"].astype("float64")
+    return split, images, content["labels"], texts, [str(name) for name in content["classnames"]]
+
+
+def _embedded(images: ndarray, texts: ndarray) -> ndarray:
+    """Both modalities in one plane, (images + texts, 2); the same for the same features."""
+    import numpy as np
+
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise PlotError("t-SNE needs scikit-learn: pip install scikit-learn") from error
+    together = np.concatenate([part - part.mean(axis=0) for part in (images, texts)])
+    if len(together) < 4:
+        raise PlotError(f"t-SNE needs at least 4 points, there are {len(together)}")
+    perplexity = min(30.0, (len(together) - 1) / 3)
+    return TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0).fit_transform(together)
+
+
+KINDS: Mapping[str, Kind] = {
+    "few_shot": Kind(
+        "few-shot curves: accuracy against shots per class, with a band of one standard deviation over seeds", few_shot
+    ),
+    "base_new": Kind("base against new accuracy: each seed and the mean, with lines of equal H", base_new),
+    "gain": Kind(
+        "gain over a baseline (ZeroshotCLIP where there is one, else the first method) per data set: mean and standard "
+        "deviation of the differences of equal seeds",
+        gain,
+    ),
+    "radar": Kind("radar: one axis per data set, one line per method; needs three data sets", radar),
+    "seeds": Kind("spread over seeds: one point per run, a bar at the mean", seeds),
+    "gates": Kind("gate weights per layer and modality by epoch (BMIP and its combinations)", gates),
+    "tsne": Kind(
+        "t-SNE of image and text features of one run; needs features.npz (TEST.SAVE_FEATURES) and scikit-learn", tsne
+    ),
+    "confusion": Kind("confusion matrix of one method on one data set, summed over its seeds", confusion),
+    "curves": Kind("training curves: every number of the runs' history by epoch", curves),
+}

@@ -1,0 +1,194 @@
+"""Means and spreads over seeds and data sets, and paired differences between two methods.
+
+The interval and the t-test take the differences as normal; Wilcoxon's signed-rank test does not, but with fewer than
+six pairs it cannot come below 5 %. A difference is claimed only where both tests are below 5 %.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+CONFIDENCE = 0.95
+LEVEL = 0.05
+# Two-sided, exact: the least p-value of n pairs is 2 / 2^n, which 5 pairs leave at 6.25 %.
+MIN_PAIRS = 6
+MAX_EXACT = 60
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One number of a table with what it was made from.
+
+    `std` is the sample standard deviation (n - 1) over seeds, None for one seed and for deterministic methods. Numbers
+    that are computed from means have neither `std` nor `values`.
+    """
+
+    mean: float
+    std: float | None
+    seeds: tuple[int, ...]  # those that entered
+    values: Mapping[int, float]  # by seed
+    deterministic: bool = False  # no seed can change the number
+
+    @property
+    def n(self) -> int:
+        """How many seeds entered."""
+        return len(self.seeds)
+
+
+def summarise(values: Mapping[int, float], deterministic: bool = False) -> Summary | None:
+    """Mean and sample standard deviation over seeds (seed -> value); None when there is no value.
+
+    Values of a deterministic method that differ all the same are given their spread like any others.
+    """
+    if not values:
+        return None
+    values = dict(sorted(values.items()))
+    numbers = list(values.values())
+    deterministic = deterministic and len(set(numbers)) == 1
+    mean = numbers[0] if deterministic else statistics.fmean(numbers)
+    std = statistics.stdev(numbers) if len(numbers) > 1 and not deterministic else None
+    return Summary(mean, std, tuple(values), values, deterministic)
+
+
+def harmonic_mean(first: float, second: float) -> float:
+    """2ab / (a + b), and 0 when both are 0."""
+    total = first + second
+    return 2.0 * first * second / total if total > 0 else 0.0
+
+
+def harmonic_of_averages(first: Summary | None, second: Summary | None) -> Summary | None:
+    """Harmonic mean of two averages, each taken over the seeds that both have; None when they share none."""
+    if first is None or second is None:
+        return None
+    seeds = tuple(seed for seed in first.seeds if seed in second.values)
+    if not seeds:
+        return None
+    averages = (statistics.fmean(side.values[seed] for seed in seeds) for side in (first, second))
+    return Summary(harmonic_mean(*averages), None, seeds, {}, first.deterministic and second.deterministic)
+
+
+def average_over(summaries: Sequence[Summary | None]) -> Summary | None:
+    """Average over data sets: each seed's average first, then mean and spread over seeds.
+
+    Only seeds that every data set has can enter; a deterministic number stands for any seed. None when a data set has
+    no number, or the data sets share no seed.
+    """
+    if not summaries or any(summary is None for summary in summaries):
+        return None
+    varying = [summary for summary in summaries if not summary.deterministic]
+    seeds = set.intersection(*(set(summary.seeds) for summary in varying)) if varying else set(summaries[0].seeds)
+    values = {
+        seed: statistics.fmean(cell.mean if cell.deterministic else cell.values[seed] for cell in summaries)
+        for seed in seeds
+    }
+    return summarise(values, deterministic=not varying)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same data set, shots and seed under both methods, in percent; seed None where neither depends on it."""
+
+    dataset: str
+    shots: int
+    seed: int | None
+    first: float
+    second: float
+
+    @property
+    def difference(self) -> float:
+        """Second minus first, in points."""
+        return self.second - self.first
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean with its t-interval; the ends are None where the differences show no spread to judge by."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    n: int
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the interval lies on one side of 0."""
+        return self.low is not None and (self.low > 0 or self.high < 0)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """What the pairs of one metric say; both tests are two-sided, and None where they cannot be computed."""
+
+    pairs: tuple[Pair, ...]
+    interval: Interval  # of the differences
+    p_t: float | None  # paired t-test
+    p_signed_rank: float | None  # Wilcoxon's
+    by_dataset: Interval | None  # over the data sets' mean differences; None with one data set
+
+    @property
+    def claim(self) -> bool:
+        """Whether a difference can be claimed: both tests below 5 %, the interval on one side of 0."""
+        both = all(p is not None and p < LEVEL for p in (self.p_t, self.p_signed_rank))
+        return both and self.interval.n >= MIN_PAIRS and self.interval.excludes_zero
+
+
+def compare_pairs(pairs: Sequence[Pair]) -> Paired:
+    """Interval and tests of the differences of at least one pair; needs scipy."""
+    if not pairs:
+        raise ValueError("nothing to compare: there is no pair")
+    differences = [pair.difference for pair in pairs]
+    by_dataset: dict[str, list[float]] = {}
+    for pair in pairs:
+        by_dataset.setdefault(pair.dataset, []).append(pair.difference)
+    means = [statistics.fmean(values) for values in by_dataset.values()]
+    over = t_interval(means) if len(means) > 1 else None
+    return Paired(tuple(pairs), t_interval(differences), _p_t(differences), _p_signed_rank(differences), over)
+
+
+def t_interval(differences: Sequence[float]) -> Interval:
+    """Mean of the differences with Student's interval."""
+    from scipy import stats
+
+    n, mean = len(differences), statistics.fmean(differences)
+    if not _varies(differences):
+        return Interval(mean, None, None, n)
+    half = stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * statistics.stdev(differences) / math.sqrt(n)
+    return Interval(mean, mean - float(half), mean + float(half), n)
+
+
+def _varies(differences: Sequence[float]) -> bool:
+    """Whether the differences have a spread beyond rounding."""
+    return len(differences) > 1 and statistics.stdev(differences) > 1e-9
+
+
+def _p_t(differences: Sequence[float]) -> float | None:
+    from scipy import stats
+
+    return float(stats.ttest_1samp(differences, 0.0).pvalue) if _varies(differences) else None
+
+
+def _p_signed_rank(differences: Sequence[float]) -> float | None:
+    from scipy import stats
+
+    # rounding would break ties between equal accuracies, and make differences out of none; zeros are left out, as
+    # Wilcoxon does
+    kept = [rounded for difference in differences if (rounded := round(difference, 9))]
+    if not kept:
+        return 1.0
+    if len(kept) > MAX_EXACT:
+        return float(stats.wilcoxon(kept, method="asymptotic").pvalue)
+    doubled_ranks = [round(2 * rank) for rank in stats.rankdata([abs(value) for value in kept])]
+    positive = sum(rank for rank, value in zip(doubled_ranks, kept, strict=True) if value > 0)
+    return _exact_tail(doubled_ranks, min(positive, sum(doubled_ranks) - positive))
+
+
+def _exact_tail(doubled_ranks: Sequence[int], statistic: int) -> float:
+    """Two-sided p-value over all 2^n signs; ties (which scipy would approximate) are no obstacle."""
+    ways = [1] + [0] * sum(doubled_ranks)  # ways[s]: how many choices of ranks sum to s
+    for rank in doubled_ranks:
+        for total in range(len(ways) - 1, rank - 1, -1):
+            ways[total] += ways[total - rank]
+    return min(1.0, 2 * sum(ways[: statistic + 1]) / 2 ** len(doubled_ranks))
