@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from reporting.files import write_file
+from common.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "assets" / "tiny_clip.pt"
@@ -122,7 +122,9 @@ def refresh(section: Section, output: Path, root: Path) -> None:
     table = table_in(_printed(section, output), section.legend)
     if not table:
         raise TableError(f"{section.name}: {_shown(section)} printed no table")
-    write_file(path, replaced(path.read_text(encoding="utf-8"), section.name, table, path), force=True)
+    text = replaced(path.read_text(encoding="utf-8"), section.name, table, path)
+    with atomic_write(path, "w") as file:
+        file.write(text)
 
 
 def replaced(text: str, name: str, table: str, where: object) -> str:
