@@ -54,9 +54,9 @@ class Section:
     legend: bool = True
 
 
-def _table(script: str, **variables: str) -> Section:
+def _table(script: str, legend: bool = False, **variables: str) -> Section:
     environment = {"DATASETS": "bundled", "SEEDS": "1 2 3", "OUTPUT": "{output}"} | variables
-    return Section(script, "docs/measured.md", ("bash", f"scripts/tables/{script}.sh"), environment)
+    return Section(script, "docs/measured.md", ("bash", f"scripts/tables/{script}.sh"), environment, legend)
 
 
 SECTIONS = (
@@ -64,7 +64,7 @@ SECTIONS = (
     Section(
         *("every method", "README.md", ("bash", "scripts/demo.sh", "--all"), {"OUTPUT": "{output}/demo"}), legend=False
     ),
-    _table("cross_dataset", TRAINERS=FEW),
+    _table("cross_dataset", legend=True, TRAINERS=FEW),
     _table("domain_generalization", TRAINERS=FEW),
     _table("few_shot_curve", TRAINERS=FEW),
     *(_table(f"ablation_{what}") for what in ("aggregation", "depth", "length", "sharing")),
