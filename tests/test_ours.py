@@ -33,7 +33,7 @@ def fork(tmp_path_factory):
         shutil.copy(path, folder)
     for name in LINKED:
         (folder / name).symlink_to(ROOT / name)
-    for language, path in (("python", "trainers/lasp.py"), ("yaml", "configs/trainers/LASP/tiny_c4_ep25.yaml")):
+    for language, path in (("python", "trainers/lasp.py"), ("yaml", "configs/trainers/LASP/tiny_c4_ep50.yaml")):
         assert f"`{path}`" in PAGE
         (folder / path).parent.mkdir(exist_ok=True)
         (folder / path).write_text(block(language), encoding="utf-8")

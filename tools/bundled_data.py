@@ -182,18 +182,11 @@ def file_name(name: str) -> str:
 
 @dataclass(frozen=True)
 class Icon:
-    """One emoji in one style.
+    """One emoji in one style."""
 
-    Attributes:
-        style: name of the icon package.
-        name: what it is called, the same in every style.
-        kind: what it is one of, for example "mammal".
-        svg: the drawing.
-    """
-
-    style: str
-    name: str
-    kind: str
+    style: str  # name of the icon package
+    name: str  # what it is called, the same in every style
+    kind: str  # what it is one of, for example "mammal"
     svg: str
 
 

@@ -173,16 +173,7 @@ def full_state_dict(model: CLIP, vocabulary: Vocabulary) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one model is trained.
-
-    Attributes:
-        glyph_share: part of each batch that is printed characters, half of them digits.
-        ramp: number of steps over which augmentation and captions get harder.
-        kept_tokens: part of the image tokens that is kept until the decay.
-        decay: part of the steps, at the end, in which the learning rate falls to zero and no token is dropped.
-        precision: of the encoders: fp32, or bf16 by autocast (far slower on a CPU without AVX-512 BF16).
-        evaluate_every: steps between two looks at what is held out; the state to resume from is saved with each.
-    """
+    """How one model is trained."""
 
     seed: int
     steps: int
@@ -190,12 +181,12 @@ class Recipe:
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     warmup: int = 40
-    ramp: int = 300
-    glyph_share: float = 0.25
-    kept_tokens: float = 0.5
-    decay: float = 0.3
-    evaluate_every: int = 250
-    precision: str = "fp32"
+    ramp: int = 300  # steps over which augmentation and captions get harder
+    glyph_share: float = 0.25  # part of each batch that is printed characters, half of them digits
+    kept_tokens: float = 0.5  # part of the image tokens that is kept until the decay
+    decay: float = 0.3  # last part of the steps: the learning rate falls to zero and no token is dropped
+    evaluate_every: int = 250  # steps between two looks at what is held out, each of which saves the state
+    precision: str = "fp32"  # of the encoders, or bf16 by autocast (far slower on a CPU without AVX-512 BF16)
 
     def is_decay(self, step: int) -> bool:
         """Whether a step is in the last part."""
@@ -298,12 +289,7 @@ def held_out_figures(model: CLIP, tasks: HeldOut) -> dict[str, float]:
 def pretrain(recipe: Recipe, corpus: list[Emoji], out: Path, resume: bool = False, device: str = "cpu") -> dict:
     """Train one model; write the best of it to `out`, its figures beside it as .json, and return the figures.
 
-    Args:
-        recipe: how.
-        corpus: emoji of every style, the held-out one among them.
-        out: checkpoint; what a run resumes from is `<out>.state`.
-        resume: go on from that state.
-        device: of the model; batches are drawn on the CPU.
+    The corpus has every style, the held-out one too. With `resume` it goes on from `<out>.state`.
     """
     torch.set_num_threads(1)
     characters = draw_glyphs(text_fonts())

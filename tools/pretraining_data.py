@@ -28,33 +28,15 @@ HELD_OUT_FONTS = ("DejaVuSerif-Italic", "STIXGeneralBol", "cmss10")
 NOT_TEXT_FONTS = ("Display", "LastResort", "STIXNonUni", "STIXSiz", "cmex", "cmsy")
 
 # Words that may stand in a prompt: each gets a trained embedding. The templates are those that CLIP's users type.
+# fmt: off
 TEMPLATES = (
-    "a photo of the {}.",
-    "a photo of a {}.",
-    "a photo of {}.",
-    "a picture of a {}.",
-    "an image of the {}.",
-    "this is a photo of a {}.",
-    "a {}.",
-    "the {}.",
-    "{}.",
-    "{}",
-    "itap of a {}.",
-    "a bad photo of the {}.",
-    "a origami {}.",
-    "a photo of the large {}.",
-    "a {} in a video game.",
-    "art of the {}.",
-    "a photo of the small {}.",
-    "a photo of one {}.",
-    "a close-up photo of a {}.",
-    "a blurry photo of the {}.",
-    "a black and white photo of a {}.",
-    "a drawing of a {}.",
-    "a photo of a {} written by hand.",
+    "a photo of the {}.", "a photo of a {}.", "a photo of {}.", "a picture of a {}.", "an image of the {}.",
+    "this is a photo of a {}.", "a {}.", "the {}.", "{}.", "{}", "itap of a {}.", "a bad photo of the {}.",
+    "a origami {}.", "a photo of the large {}.", "a {} in a video game.", "art of the {}.",
+    "a photo of the small {}.", "a photo of one {}.", "a close-up photo of a {}.", "a blurry photo of the {}.",
+    "a black and white photo of a {}.", "a drawing of a {}.", "a photo of a {} written by hand.",
     "a scanned {}, a type of character.",
 )
-# fmt: off
 FILLERS = (
     "a", "an", "the", "this", "is", "it", "photo", "picture", "image", "of", "one", "handwritten", "written",
     "printed", "scanned", "number", "character", "symbol", "glyph", "large", "small", "bold", "thin", "dark", "light",
@@ -72,19 +54,12 @@ STD = torch.tensor((0.26862954, 0.26130258, 0.27577711)).view(1, 3, 1, 1)
 
 @dataclass(frozen=True)
 class Glyph:
-    """One character drawn in one font.
+    """One character drawn in one font."""
 
-    Attributes:
-        pixels: (CANVAS, CANVAS) uint8, dark on white.
-        name: what it is called in captions, for example "digit seven".
-        style: how the font looks: bold, slanted, typewriter or printed.
-        font: file name of the font without suffix.
-    """
-
-    pixels: np.ndarray
-    name: str
-    style: str
-    font: str
+    pixels: np.ndarray  # (CANVAS, CANVAS) uint8, dark on white
+    name: str  # what it is called in captions, for example "digit seven"
+    style: str  # how the font looks: bold, slanted, typewriter or printed
+    font: str  # file name of the font without suffix
 
 
 def character_names() -> dict[str, str]:
@@ -130,19 +105,12 @@ def draw_glyphs(fonts: list[Path]) -> list[Glyph]:
 
 @dataclass(frozen=True)
 class Emoji:
-    """One drawing.
+    """One drawing."""
 
-    Attributes:
-        pixels: (CANVAS, CANVAS, 3) uint8, on white.
-        name: what it is called.
-        kind: what it is one of.
-        style: the icon package it is from.
-    """
-
-    pixels: np.ndarray
-    name: str
-    kind: str
-    style: str
+    pixels: np.ndarray  # (CANVAS, CANVAS, 3) uint8, on white
+    name: str  # what it is called
+    kind: str  # what it is one of
+    style: str  # the icon package it is from
 
     @property
     def may_flip(self) -> bool:
@@ -220,12 +188,7 @@ def uniform(low: float, high: float, shape: tuple[int, ...], generator: torch.Ge
 
 
 def augment_glyphs(pixels: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Turn, slant, scale, shift and tint glyphs.
-
-    Args:
-        pixels: (B, CANVAS, CANVAS) uint8, dark on white.
-        generator: source of all randomness.
-        strength: 0 leaves the shape alone, 1 is the full range.
+    """Turn, slant, scale, shift and tint glyphs, (B, CANVAS, CANVAS) uint8; strength 0 leaves the shape alone.
 
     Returns:
         (B, 3, RESOLUTION, RESOLUTION), normalised as CLIP's images.
@@ -240,16 +203,9 @@ def augment_glyphs(pixels: Tensor, generator: torch.Generator, strength: float =
 
 
 def augment_emoji(pixels: Tensor, may_flip: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Turn, slant, scale, shift, mirror, tint and grey drawings.
+    """Turn, slant, scale, shift, mirror, tint and grey drawings, (B, CANVAS, CANVAS, 3) uint8; see `augment_glyphs`.
 
-    Args:
-        pixels: (B, CANVAS, CANVAS, 3) uint8, on white.
-        may_flip: (B,) bool, which may be mirrored.
-        generator: source of all randomness.
-        strength: 0 leaves the shape alone, 1 is the full range.
-
-    Returns:
-        (B, 3, RESOLUTION, RESOLUTION), normalised as CLIP's images.
+    ``may_flip`` (B,) bool says which may be mirrored.
     """
     number = len(pixels)
     angle, shear, stretch = (strength * uniform(-bound, bound, (number,), generator) for bound in (0.2, 0.1, 0.1))
