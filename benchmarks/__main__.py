@@ -39,8 +39,8 @@ from results import collect_environment
 STEP_COMMANDS = {
     "train": (steps.measure_time, "time of a training step, fast and plain"),
     "eval": (steps.measure_time, "time of a test batch, fast and plain"),
-    "memory": (steps.measure_memory, "peak memory of a training step"),
-    "flops": (steps.measure_flops, "operations of a training step, counted"),
+    "memory": (steps.measure_size, "peak memory of a training step"),
+    "flops": (steps.measure_size, "operations of a training step, counted"),
     "kernels": (steps.measure_kernels, "what a step tells a GPU to do, counted"),
 }
 

@@ -30,7 +30,6 @@ from dassl.data.cache import ImageCache
 from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
-from dassl.engine import build_trainer as build_registered
 from dassl.utils import set_random_seed
 from results.feature_store import forget_all
 from results.protocols import evaluate_class_splits
@@ -214,7 +213,10 @@ def measure_workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         ParityError: the batches are not the same.
     """
     for workers in args.workers:
-        loaders = {name: digits_loader(workers, args.shots) for name in ("fast", "plain")}
+        pairs = ["DATASET.NUM_SHOTS", args.shots, "DATALOADER.NUM_WORKERS", workers, "INPUT.SIZE", (48, 48)]
+        cfg = digits_cfg(*pairs, "DATALOADER.TRAIN_X.BATCH_SIZE", 4)
+        with quiet():
+            loaders = {name: DataManager(cfg).train_loader_x for name in ("fast", "plain")}
         times: dict[str, list[float]] = {name: [] for name in loaders}
         for epoch in range(args.epochs + 1):
             images = {}
@@ -231,15 +233,13 @@ def measure_workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"workers": workers, "batches": len(loaders["fast"]), **summary(times)}
 
 
-def digits_loader(workers: int, shots: int) -> DataLoader:
-    """The training loader of the bundled digits."""
+def digits_cfg(*pairs: Any, files: Sequence[str] = ()) -> Any:
+    """A configuration on the bundled digits, not frozen."""
     cfg = get_cfg_default()
-    cfg.merge_from_file(str(CONFIGS / "datasets/digits.yaml"))
-    cfg.merge_from_list(["SEED", 1, "USE_CUDA", False, "VERBOSE", False, "DATASET.ROOT", str(ASSETS)])
-    cfg.merge_from_list(["DATASET.NUM_SHOTS", shots, "DATALOADER.NUM_WORKERS", workers])
-    cfg.merge_from_list(["DATALOADER.TRAIN_X.BATCH_SIZE", 4, "INPUT.SIZE", (48, 48)])
-    with quiet():
-        return DataManager(cfg).train_loader_x
+    for file in ("datasets/digits.yaml", *files):
+        cfg.merge_from_file(str(CONFIGS / file))
+    cfg.merge_from_list(["SEED", 1, "USE_CUDA", False, "VERBOSE", False, "DATASET.ROOT", str(ASSETS), *pairs])
+    return cfg
 
 
 def worker_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -311,14 +311,11 @@ def few_digits(images: int) -> Iterator[str]:
 
 def digits_trainer(name: str, clip_model: nn.Module, root: str, args: argparse.Namespace, reuse: bool) -> Any:
     """A trainer of base digits on a given CLIP, with its published configuration."""
-    cfg = get_cfg_default()
-    cfg.merge_from_file(str(CONFIGS / "datasets/digits.yaml"))
     size = clip_model.visual.input_resolution
-    pairs = ["DATASET.ROOT", root, "DATASET.NUM_SHOTS", "1", "DATASET.SUBSAMPLE_CLASSES", "base", "SEED", "1"]
-    pairs += ["INPUT.SIZE", f"({size}, {size})", "INPUT.TRANSFORMS", "('normalize',)", "VERBOSE", "False"]
-    pairs += ["DATALOADER.NUM_WORKERS", "0", "DATALOADER.TEST.BATCH_SIZE", str(args.batch), "USE_CUDA", "False"]
-    pairs += ["FEATURES.REUSE", str(reuse), "TRAINER.NAME", name]
-    cfg.merge_from_list(pairs + setting_options(name, bundled=args.backbone == "tiny")[1])
+    pairs = ["DATASET.ROOT", root, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.NAME", name]
+    pairs += ["INPUT.SIZE", (size, size), "INPUT.TRANSFORMS", ("normalize",), "FEATURES.REUSE", reuse]
+    pairs += ["DATALOADER.NUM_WORKERS", 0, "DATALOADER.TEST.BATCH_SIZE", args.batch]
+    cfg = digits_cfg(*pairs, *setting_options(name, bundled=args.backbone == "tiny")[1])
     cfg.freeze()
     kind = TRAINER_REGISTRY.get(name)
     return type(kind.__name__, (kind,), {"load_backbone": lambda self: clip_model})(cfg)
@@ -348,9 +345,8 @@ def measure_session(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         ParityError: something grew beyond its bound.
     """
     rows: list[dict[str, Any]] = []
-    kind = TRAINER_REGISTRY.get("CoOp")
 
-    class Watched(kind):
+    class Watched(TRAINER_REGISTRY.get("CoOp")):
         """Takes stock after each epoch."""
 
         def after_epoch(self) -> None:
@@ -361,21 +357,13 @@ def measure_session(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             held |= {"memory (MiB)": pages * os.sysconf("SC_PAGE_SIZE") / 2**20}
             rows.append({"after epoch": len(rows) + 1, **held})
 
-    cfg = get_cfg_default()
-    cfg.merge_from_file(str(CONFIGS / "trainers/CoOp/tiny_c4_ep50_batch32.yaml"))
-    cfg.merge_from_file(str(CONFIGS / "datasets/digits.yaml"))
-    cfg.merge_from_list(["TRAINER.NAME", "CoOp", "DATASET.ROOT", str(ASSETS), "DATASET.NUM_SHOTS", 2, "SEED", 1])
-    cfg.merge_from_list(["OPTIM.MAX_EPOCH", args.epochs, "DATALOADER.NUM_WORKERS", args.workers, "USE_CUDA", False])
-    cfg.merge_from_list(["DATALOADER.TRAIN_X.BATCH_SIZE", 5, "TEST.NO_TEST", True])
+    pairs = ["TRAINER.NAME", "CoOp", "DATASET.NUM_SHOTS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 5, "TEST.NO_TEST", True]
+    pairs += ["OPTIM.MAX_EPOCH", args.epochs, "DATALOADER.NUM_WORKERS", args.workers]
     with tempfile.TemporaryDirectory() as output, quiet():
-        cfg.OUTPUT_DIR = output
+        cfg = digits_cfg(*pairs, "OUTPUT_DIR", output, files=["trainers/CoOp/tiny_c4_ep50_batch32.yaml"])
         cfg.freeze()
         set_random_seed(1)
-        TRAINER_REGISTRY.register(force=True)(type("CoOp", (Watched,), {}))
-        try:
-            build_registered(cfg).train()
-        finally:
-            TRAINER_REGISTRY.register(force=True)(kind)
+        Watched(cfg).train()
     first, last = rows[min(WARM_UP_EPOCHS, len(rows)) - 1], rows[-1]
     yield from {row["after epoch"]: row for row in (rows[0], first, last)}.values()
     allowed = {"file handles": 0, "processes": 0, "memory (MiB)": MAX_GROWTH_MIB}

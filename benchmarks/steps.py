@@ -141,31 +141,31 @@ def first_view(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
     return images[0] if isinstance(images, list) else images
 
 
-def measure_memory(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Peak memory of a training step in MiB on every path."""
+def measure_size(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Peak memory (``memory``, MiB) or operations (``flops``, GFLOP) of a training step on every path."""
+    unit = "mib" if args.what == "memory" else "gflop"
+    clip_model = random_clip(args.backbone) if unit == "gflop" else None
     for row, options in cases(args):
 
         def measure(path: str, classes: int) -> float:
-            name, batch = row["trainer"], row["batch"]  # noqa: B023
-            return training_memory(args.backbone, name, classes, path, batch, options, args.device)  # noqa: B023
+            case = row["trainer"], classes, path, row["batch"], options  # noqa: B023
+            return (
+                training_flops(clip_model, *case) if clip_model else training_memory(args.backbone, *case, args.device)
+            )
 
-        row["mib"] = {}
+        figures: dict[str, float] = {}
         for path in args.path:
-            if path == "plain" and is_extrapolated(args, row["classes"]):
-                row["mib"][path] = extrapolate(*(measure(path, count) for count in SAMPLES), row["classes"])
+            if unit == "mib" and path == "plain" and is_extrapolated(args, row["classes"]):
+                figures[path] = extrapolate(*(measure(path, count) for count in SAMPLES), row["classes"])
                 row["plain_from_classes"] = list(SAMPLES)
             else:
-                row["mib"][path] = measure(path, row["classes"])
-        yield with_ratio(row, "mib")
+                figures[path] = measure(path, row["classes"])
+        ratio = {"ratio": {"median": figures["plain"] / figures["fast"]}} if len(figures) == 2 else {}
+        yield row | {unit: figures} | ratio
 
 
 def training_memory(*case: Any) -> float:
-    """MiB that two training steps add to the peak of a process, or of CUDA's allocator.
-
-    It is a fresh process, since a process's peak never falls.
-
-    Args:
-        case: what :func:`_added_mib` takes.
+    """MiB that two training steps add to the peak of a fresh process, since a peak never falls, or of CUDA's allocator.
 
     Raises:
         RuntimeError: the process failed.
@@ -200,17 +200,6 @@ def _added_mib(
     return peak() - before
 
 
-def measure_flops(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Floating-point operations of a training step on every path."""
-    clip_model = random_clip(args.backbone)
-    for row, options in cases(args):
-        row["gflop"] = {
-            path: training_flops(clip_model, row["trainer"], row["classes"], path, row["batch"], options)
-            for path in args.path
-        }
-        yield with_ratio(row, "gflop")
-
-
 def training_flops(
     clip_model: nn.Module, trainer: str, n_classes: int, path: str, batch: int, options: list[str]
 ) -> float:
@@ -234,12 +223,6 @@ def objective_to_meta(objective: Any) -> None:
     for name, value in vars(objective).items():
         if isinstance(value, torch.Tensor):
             setattr(objective, name, value.to("meta"))
-
-
-def with_ratio(row: dict[str, Any], unit: str) -> dict[str, Any]:
-    """The row, with the ratio of the two paths' figures if it has both."""
-    figures = row[unit]
-    return row | ({"ratio": {"median": figures["plain"] / figures["fast"]}} if len(figures) == 2 else {})
 
 
 def measure_kernels(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
