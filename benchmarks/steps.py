@@ -229,7 +229,7 @@ def measure_kernels(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """How often a training step, by phase, and a test batch tell a GPU what to do.
 
     Below some hundred classes a GPU waits for these launches, not for arithmetic. They are counted on the CPU, which
-    goes a GPU's way (:mod:`prompting.launches`), on a CLIP with ViT-B/16's layers and a small width: how many there are
+    goes a GPU's way (`as_on_a_gpu`), on a CLIP with ViT-B/16's layers and a small width: how many there are
     depends on layers, class names and method, not on the width. The names are ImageNet's, whose lengths differ as real
     ones do. An operation of PyTorch counts as one kernel; some few, such as a norm of all gradients, launch two or
     three on a GPU.
