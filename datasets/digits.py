@@ -12,6 +12,6 @@ class Digits(FewShotDataset):
     image_folder = "images"
     split_file = "split_digits.json"
     split_help = (
-        "It comes with the code (--root assets); to make it again: python -m tools.make_digits --out assets/digits"
+        "It comes with the code (--root assets); to make it: python -m tools.bundled_data digits --out assets/digits"
     )
     template = "a photo of the {}."

@@ -18,7 +18,7 @@ class Emoji(FewShotDataset):
     dataset_dir = "emoji"
     image_folder: ClassVar[str] = "images"
     split_help: ClassVar[str] = (
-        "It comes with the code (--root assets); to make it again see: python -m tools.make_emoji --help"
+        "It comes with the code (--root assets); to make it again see: python -m tools.bundled_data --help"
     )
     template = "a photo of a {}."
 

@@ -22,7 +22,7 @@ from tabulate import tabulate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.setup import SIZES, build_trainer, random_batch, random_clip
+from benchmarks.models import SIZES, build_trainer, random_batch, random_clip
 from common.commandline import add_debug, guarded
 from results.schema import RESULTS_FILE
 from sweeping.settings import setting_options

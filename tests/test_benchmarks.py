@@ -6,17 +6,19 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import runs
 from benchmarks.__main__ import main
-from benchmarks.beyond import on_the_line, only_classes, spread
-from benchmarks.busy import busy_share, covered_share
-from benchmarks.flops import training_flops
-from benchmarks.kernels import count_training
-from benchmarks.measure import ParityError, parity
-from benchmarks.seeds import main as seeds_main
-from benchmarks.setup import build_trainer, class_names, random_batch, random_clip
-from benchmarks.slopes import main as slopes_main
-from benchmarks.splits import main as splits_main
-from benchmarks.workers import main as workers_main
+from benchmarks.measure import (
+    ParityError,
+    covered_share,
+    device_utilisation,
+    evenly_spread,
+    extrapolate,
+    only_classes,
+    parity,
+)
+from benchmarks.models import build_trainer, class_names, random_batch, random_clip
+from benchmarks.steps import count_training, training_flops
 from prompting.layout import encode
 
 SHALLOW = {
@@ -42,7 +44,7 @@ def test_ratio_comes_with_parity(what, trainer, tmp_path, capsys):
 
 
 # The most kernels of a training step; neither the number of classes nor the lengths of their names add any.
-MOST_KERNELS = {
+MAX_KERNELS = {
     "BMIP": 1320,
     "BMIP TRAINER.BMIP.GATE official": 1135,
     "MaPLe": 805,
@@ -51,13 +53,13 @@ MOST_KERNELS = {
 }
 
 
-@pytest.mark.parametrize("method", MOST_KERNELS)
+@pytest.mark.parametrize("method", MAX_KERNELS)
 def test_kernels_of_a_step_do_not_creep_up(method):
     trainer, *options = method.split()
     few, many = (count_training(trainer, classes, 4, options) for classes in (10, 200))
     assert few == many
     assert {"forward", "backward", "report", "optimiser"} == set(few)
-    assert sum(phase.total() for phase in few.values()) <= MOST_KERNELS[method]
+    assert sum(phase.total() for phase in few.values()) <= MAX_KERNELS[method]
 
 
 def test_kernels_as_a_table(tmp_path, capsys):
@@ -68,7 +70,7 @@ def test_kernels_as_a_table(tmp_path, capsys):
     assert all(0 < row["kernels"]["test batch"] < row["kernels"]["forward"] for row in rows)
 
 
-def test_beyond_the_plain_path_a_line_is_read_and_parity_still_checked(tmp_path, capsys):
+def test_where_the_plain_path_does_not_run_a_line_is_read_and_parity_still_checked(tmp_path, capsys):
     output = tmp_path / "figures.json"
     argv = [
         "train",
@@ -91,8 +93,8 @@ def test_beyond_the_plain_path_a_line_is_read_and_parity_still_checked(tmp_path,
 
 
 def test_the_line_through_two_counts():
-    assert on_the_line(20.0, 130.0, 1010) == 1020.0
-    assert spread(range(1000), 10) == list(range(0, 1000, 100))
+    assert extrapolate(20.0, 130.0, 1010) == 1020.0
+    assert evenly_spread(range(1000), 10) == list(range(0, 1000, 100))
 
 
 def test_a_method_that_reads_all_classes_is_not_sampled():
@@ -127,53 +129,31 @@ def test_paths_that_do_not_agree_are_an_error():
     }
     built["plain"].model.layout = built["plain"].model.prompt_learner.layout(["cat", "dog", "bear"])
     with pytest.raises(ParityError, match="do not agree"):
-        parity(built, random_batch(built["fast"], 2))
+        parity(built, random_batch(built["fast"], 2), "CoOp")
 
 
 def test_reuse_over_class_splits_comes_with_equal_metrics(tmp_path, capsys):
     output = tmp_path / "figures.json"
     argv = ["--trainer", "CoOp", "MaPLe", "--backbone", "tiny", "--images", "1", "--rounds", "1"]
-    assert splits_main([*argv, "--output", str(output)]) == 0
-    rows = {row["trainer"]: row for row in json.loads(output.read_text())}
+    assert main(["splits", *argv, "--output", str(output)]) == 0
+    rows = {row["trainer"]: row for row in json.loads(output.read_text())["rows"]}
     assert rows["CoOp"]["ratio_known"]["median"] > 0
     assert rows["MaPLe"]["ratio"]["median"] > 0
     assert "one pass [s]" in capsys.readouterr().out
 
 
-def test_several_seeds_come_with_parity(tmp_path, capsys):
+def test_class_splits_that_do_not_agree_end_with_one_line(monkeypatch, capsys):
+    accuracies = iter(range(100))
+    monkeypatch.setattr(runs, "evaluate_class_splits", lambda *_: {"base": {"accuracy": next(accuracies)}})
+    assert main(["splits", "--trainer", "CoOp", "--backbone", "tiny", "--images", "1"]) == 1
+    assert capsys.readouterr().err.startswith("error: CoOp: the metrics of the class splits are not those")
+
+
+def test_a_long_session_holds_what_it_held(tmp_path, capsys):
     output = tmp_path / "figures.json"
-    argv = [
-        "--trainer",
-        "BMIP",
-        "--seeds",
-        "2",
-        "--classes",
-        "2",
-        "--backbone",
-        "tiny",
-        "--batch",
-        "2",
-        "--rounds",
-        "1",
-    ]
-    assert seeds_main([*argv, "--output", str(output)]) == 0
-    (row,) = json.loads(output.read_text())
-    assert row["ratio"]["median"] > 0
-    assert row["max_loss_difference"] <= 1e-4
-    assert row["min_gradient_cosine"] >= 0.999999
-    assert "together" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("command", "size"), [(seeds_main, "--seeds"), (splits_main, "--images")])
-def test_ways_that_do_not_agree_end_with_one_line(command, size, monkeypatch, capsys):
-    def differ(*arguments):
-        raise ParityError("they differ")
-
-    monkeypatch.setattr(f"{command.__module__}.measure", differ)
-    assert command(["--trainer", "CoOp", "--backbone", "tiny", size, "2"]) == 1
-    error = capsys.readouterr().err
-    assert error.startswith("error: CoOp")
-    assert error.endswith("they differ\n")
+    assert main(["long_session", "--epochs", "2", "--workers", "0", "--json", str(output)]) == 0
+    assert "file handles" in capsys.readouterr().out
+    assert [row["after epoch"] for row in json.loads(output.read_text())["rows"]] == [1, 2]
 
 
 def test_the_loaders_ratio_comes_with_equal_batches(tmp_path, capsys):
@@ -211,8 +191,8 @@ def test_class_names_are_distinct_and_as_long_as_imagenets():
 def test_growth_is_measured_beside_its_count(tmp_path, capsys):
     output = tmp_path / "figures.json"
     argv = ["--backbone", "tiny", "--rounds", "1", "--output", str(output), "--vary", "classes", "pixels"]
-    assert slopes_main([*argv, "--opts", *SHALLOW["BMIP"]]) == 0
-    rows = json.loads(output.read_text())
+    assert main(["slopes", *argv, "--opts", *SHALLOW["BMIP"]]) == 0
+    rows = json.loads(output.read_text())["rows"]
     assert [(row["varied"], row["value"]) for row in rows] == [
         *(("classes", 2), ("classes", 4)),
         *(("pixels", 32), ("pixels", 48)),
@@ -221,7 +201,7 @@ def test_growth_is_measured_beside_its_count(tmp_path, capsys):
     assert rows[0]["gflop"] < rows[1]["gflop"]
     assert rows[2]["gflop"] < rows[3]["gflop"]
     assert "| class " in capsys.readouterr().out
-    assert slopes_main(["--trainer", "CoOp", "--vary", "depth", "--backbone", "tiny"]) == 2
+    assert main(["slopes", "--trainer", "CoOp", "--vary", "depth", "--backbone", "tiny"]) == 2
     assert "the prompts of CoOp have no depth" in capsys.readouterr().err
 
 
@@ -230,12 +210,12 @@ def test_the_share_of_time_in_which_something_ran():
     with pytest.raises(ValueError, match="saw no operation"):
         covered_share([])
     matrix = torch.ones(200, 200)
-    assert 0 < busy_share(lambda: matrix @ matrix, "cpu") <= 1
+    assert 0 < device_utilisation(lambda: matrix @ matrix, "cpu") <= 1
 
 
 def test_kept_loader_processes_come_with_equal_batches(tmp_path, capsys):
     output = tmp_path / "figures.json"
-    assert workers_main(["--workers", "1", "--shots", "1", "--epochs", "1", "--output", str(output)]) == 0
-    (row,) = json.loads(output.read_text())
+    assert main(["workers", "--workers", "1", "--shots", "1", "--epochs", "1", "--output", str(output)]) == 0
+    (row,) = json.loads(output.read_text())["rows"]
     assert row["ratio"]["median"] > 0
     assert "anew / kept" in capsys.readouterr().out

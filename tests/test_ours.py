@@ -1,6 +1,7 @@
-"""A fork's own method passes this repository's tests: they hold for what tests/ours.py lists."""
+"""A fork's own method, the one of docs/new_method.md: it gives its row, and the repository's tests still pass."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,52 +10,55 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-COPIED = (
-    "common",
-    "configs",
-    "dassl",
-    "datasets",
-    "results",
-    "prompting",
-    "reporting",
-    "scripts",
-    "sweeping",
-    "tests",
-    "trainers",
-)
+PAGE = (ROOT / "docs/new_method.md").read_text(encoding="utf-8")
+LINKED = ("assets", "docs", "tools", "benchmarks")
 TESTS = ("test_configs.py", "test_readme.py", "test_scripts.py", "test_sweep_queue.py", "trainers/test_registry.py")
 NAMES = "every_trainer or every_method or header_says or defaults_are or no_key_twice or demo_runs"
+SMALL = "OPTIM.MAX_EPOCH 1 DATASET.NUM_SHOTS 1"
 
 
-@pytest.fixture
-def fork(tmp_path):
-    """A copy of the repository with one more trainer, made of CoOp's file, and two settings with copied headers."""
-    for folder in COPIED:
-        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for path in (*ROOT.glob("*.py"), *ROOT.glob("*.toml"), *ROOT.glob("*.md")):
-        shutil.copy(path, tmp_path)
-    for name in ("assets", "docs", "tools", "benchmarks"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    code = (ROOT / "trainers/coop.py").read_text(encoding="utf-8")
-    code = code.replace('"COOP"', '"MY_METHOD"').replace("class CoOp(", "class MyMethod(")
-    (tmp_path / "trainers/my_method.py").write_text(code, encoding="utf-8")
-    setting = (ROOT / "configs/trainers/CoOp/vit_b16_ep50.yaml").read_text(encoding="utf-8")
-    (tmp_path / "configs/trainers/MyMethod").mkdir()
-    (tmp_path / "configs/trainers/MyMethod/mine.yaml").write_text(setting.replace("COOP:", "MY_METHOD:"))
-    (tmp_path / "configs/trainers/CoOp/mine.yaml").write_text(setting)
-    return tmp_path
+def block(language):
+    (found,) = re.findall(rf"```{language}\n(.*?)```", PAGE, flags=re.DOTALL)
+    return found
+
+
+@pytest.fixture(scope="module")
+def fork(tmp_path_factory):
+    """A copy of the repository with the page's method, and one more setting of CoOp with a copied header."""
+    folder = tmp_path_factory.mktemp("fork")
+    packages = {path.parts[0] for path in (p.relative_to(ROOT) for p in ROOT.glob("*/*.py"))} | {"configs", "scripts"}
+    for name in packages - set(LINKED):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in (path for kind in ("py", "toml", "md", "txt") for path in ROOT.glob(f"*.{kind}")):
+        shutil.copy(path, folder)
+    for name in LINKED:
+        (folder / name).symlink_to(ROOT / name)
+    for language, path in (("python", "trainers/lasp.py"), ("yaml", "configs/trainers/LASP/tiny_c4_ep50.yaml")):
+        assert f"`{path}`" in PAGE
+        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).write_text(block(language), encoding="utf-8")
+    shutil.copy(ROOT / "configs/trainers/CoOp/vit_b16_ep50.yaml", folder / "configs/trainers/CoOp/mine.yaml")
+    return folder
+
+
+def shell(command, folder, **environment):
+    env = os.environ | {"OMP_NUM_THREADS": "1", "VIRTUAL_ENV": sys.prefix} | environment
+    command = re.sub("^python ", f"{sys.executable} -W ignore ", command)
+    done = subprocess.run(command, shell=True, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
+    return done.stdout
+
+
+def test_the_pages_method_gives_its_row(fork):
+    compare, *reports = block("bash").splitlines()
+    shell(compare, fork, OPTS=SMALL)
+    table, comparison = (shell(command, fork) for command in reports)
+    assert re.search(r"^\| LASP .*\| 1, 2, 3 \(n=3\)", table, flags=re.MULTILINE)
+    assert "LASP minus CoOp" in comparison
 
 
 def test_a_forks_own_method_passes(fork):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-k", NAMES]
-    done = subprocess.run(
-        [*command, *(f"tests/{name}" for name in TESTS)],
-        cwd=fork,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
-    check = "import train; assert 'MyMethod' in train.TRAINER_REGISTRY; assert 'TRAINER.MY_METHOD.PREC' in train.RANGES"
-    subprocess.run([sys.executable, "-c", check], cwd=fork, check=True, timeout=120)
+    tests = " ".join(f"tests/{name}" for name in TESTS)
+    shell(f"python -m pytest -q -p no:cacheprovider -p no:xdist -k '{NAMES}' {tests}", fork)
+    check = "import train; assert 'LASP' in train.TRAINER_REGISTRY; assert 'TRAINER.LASP.W' in train.RANGES"
+    shell(f'python -c "{check}"', fork)

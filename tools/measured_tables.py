@@ -37,26 +37,18 @@ class TableError(RuntimeError):
 
 @dataclass(frozen=True)
 class Section:
-    """A table, where it stands and how it is made.
+    """A table, where it stands and how it is made."""
 
-    Args:
-        name: in its marks.
-        file: below the repository's folder.
-        command: prints the table at its end; "{python}" is this Python.
-        environment: the script's variables; "{output}" is the folder of the runs.
-        legend: whether the lines below the table belong to it.
-    """
-
-    name: str
-    file: str
-    command: tuple[str, ...]
-    environment: Mapping[str, str] = field(default_factory=dict)
-    legend: bool = True
+    name: str  # in its marks
+    file: str  # below the repository's folder
+    command: tuple[str, ...]  # prints the table at its end; "{python}" is this Python
+    environment: Mapping[str, str] = field(default_factory=dict)  # the script's; "{output}" is the folder of the runs
+    legend: bool = True  # whether the lines below the table belong to it
 
 
-def _table(script: str, **variables: str) -> Section:
+def _table(script: str, legend: bool = False, **variables: str) -> Section:
     environment = {"DATASETS": "bundled", "SEEDS": "1 2 3", "OUTPUT": "{output}"} | variables
-    return Section(script, "docs/measured.md", ("bash", f"scripts/tables/{script}.sh"), environment)
+    return Section(script, "docs/measured.md", ("bash", f"scripts/tables/{script}.sh"), environment, legend)
 
 
 SECTIONS = (
@@ -64,7 +56,7 @@ SECTIONS = (
     Section(
         *("every method", "README.md", ("bash", "scripts/demo.sh", "--all"), {"OUTPUT": "{output}/demo"}), legend=False
     ),
-    _table("cross_dataset", TRAINERS=FEW),
+    _table("cross_dataset", legend=True, TRAINERS=FEW),
     _table("domain_generalization", TRAINERS=FEW),
     _table("few_shot_curve", TRAINERS=FEW),
     *(_table(f"ablation_{what}") for what in ("aggregation", "depth", "length", "sharing")),
@@ -106,12 +98,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def refresh(section: Section, output: Path, root: Path) -> None:
-    """Run a section's command and put what it prints in place.
-
-    Args:
-        section: which table.
-        output: folder of the runs.
-        root: the folder that the section's file is relative to.
+    """Run a section's command, its runs in ``output``, and put what it prints in place, in a file below ``root``.
 
     Raises:
         TableError: the command fails or prints no table, or the file has not both marks once.
@@ -119,7 +106,18 @@ def refresh(section: Section, output: Path, root: Path) -> None:
     path = root / section.file
     replaced(path.read_text(encoding="utf-8"), section.name, "", path)  # a missing mark is said before hours of runs
     print(f"== {section.name}: {_shown(section)}", file=sys.stderr)
-    table = table_in(_printed(section, output), section.legend)
+    variables = {key: value.format(output=output) for key, value in section.environment.items()}
+    # short runs: importing torch anew for each would take as long as they do
+    environment = {"SWEEP": "--launcher inline"} | dict(os.environ) | {"VIRTUAL_ENV": sys.prefix} | variables
+    command = [word.format(python=sys.executable) for word in section.command]
+    printed = ""
+    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        for line in process.stdout:
+            sys.stderr.write(line)
+            printed += line
+    if process.returncode != 0:
+        raise TableError(f"{section.name}: {_shown(section)} ended with status {process.returncode}")
+    table = table_in(printed, section.legend)
     if not table:
         raise TableError(f"{section.name}: {_shown(section)} printed no table")
     text = replaced(path.read_text(encoding="utf-8"), section.name, table, path)
@@ -155,22 +153,6 @@ def table_in(printed: str, legend: bool) -> str:
         rows[0] = next(index for index, line in enumerate(lines) if line.startswith("### "))
     kept = lines[rows[0] :] if legend else lines[rows[0] : rows[-1] + 1]
     return "\n".join(kept).strip() + "\n"
-
-
-def _printed(section: Section, output: Path) -> str:
-    """What the command prints, which also goes to the terminal as it comes."""
-    variables = {key: value.format(output=output) for key, value in section.environment.items()}
-    # short runs: importing torch anew for each would take as long as they do
-    environment = {"SWEEP": "--launcher inline"} | dict(os.environ) | {"VIRTUAL_ENV": sys.prefix} | variables
-    command = [word.format(python=sys.executable) for word in section.command]
-    lines = []
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            sys.stderr.write(line)
-            lines.append(line)
-    if process.returncode != 0:
-        raise TableError(f"{section.name}: {_shown(section)} ended with status {process.returncode}")
-    return "".join(lines)
 
 
 def _shown(section: Section) -> str:

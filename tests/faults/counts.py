@@ -1,4 +1,4 @@
-"""The table of docs/reliability.md, from the log of the long form: `python -m tests.faults.counts faults.jsonl`."""
+"""The table of docs/figures.md, from the log of the long form: `python -m tests.faults.counts faults.jsonl`."""
 
 import json
 import sys

@@ -73,7 +73,7 @@ class Need:
 
 @dataclass
 class Record:
-    """What was done in a round and what came of it, a line of JSON for the counts of docs/reliability.md.
+    """What was done in a round and what came of it, a line of JSON for the counts of docs/figures.md.
 
     Attributes:
         victim, fault, round: what was struck, by what, and the number that seeds the moments.

@@ -7,8 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tools.emoji_corpus import STYLES as PRETRAINING_STYLES
-from tools.make_emoji import STYLES
+from tools.bundled_data import PRETRAINING_STYLES, STYLES
 
 SUBGROUPS = {"1": "animal-mammal", "2": "food-fruit", "3": "flag", "4": "person-role", "5": "keycap", "6": "mail"}
 FRUITS = ["apple", "pear", "plum", "kiwi", "fig", "lime", "quince", "mango"]

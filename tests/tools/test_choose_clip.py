@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from prompting.bundled import load_bundled_state_dict
-from tools.choose_clip import NAME, TASKS, choose, publish, zero_shot
+from tools.pretrain_clip import NAME, TASKS, choose, publish, zero_shot
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 REPORT = json.loads((ASSETS / f"{NAME}_seeds.json").read_text())
@@ -44,7 +44,7 @@ def test_shipped_file_is_the_small_architecture():
 
 
 def test_publishing_copies_the_chosen_one(tmp_path, monkeypatch):
-    monkeypatch.setattr("tools.choose_clip.TASKS", {})
+    monkeypatch.setattr("tools.pretrain_clip.TASKS", {})
     for seed, loss in ((0, 2.0), (1, 1.5)):
         (tmp_path / f"seed{seed}.pt").write_bytes((ASSETS / "tiny_clip.pt").read_bytes())
         figures = {"recipe": {"seed": seed}, "held_out": {"loss": loss}}

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 import torch
 
-from tools.augment import augment_glyphs
-from tools.contrastive import Vocabulary, contrastive_loss, encode_text, new_model
-from tools.glyphs import (
+from tools.pretrain_clip import Vocabulary, contrastive_loss, encode_text, new_model
+from tools.pretraining_data import (
     HELD_OUT_FONTS,
     MAX_CONTEXT,
-    caption,
+    augment_glyphs,
     character_names,
     draw_glyphs,
+    glyph_caption,
+    glyph_vocabulary,
     text_fonts,
-    vocabulary_captions,
 )
 
 
@@ -37,10 +37,10 @@ def test_every_font_draws_every_character(glyphs):
 
 
 def test_captions_stay_in_the_vocabulary_and_train_late_positions(glyphs):
-    vocabulary, rng, longest = Vocabulary(vocabulary_captions()), random.Random(0), 0
+    vocabulary, rng, longest = Vocabulary(glyph_vocabulary()), random.Random(0), 0
     used = {0}  # what pads a caption; no position after [EOT] is ever read
     for _ in range(3000):
-        rows = vocabulary.tokenize([caption(rng.choice(glyphs), MAX_CONTEXT, rng)])
+        rows = vocabulary.tokenize([glyph_caption(rng.choice(glyphs), MAX_CONTEXT, rng)])
         longest = max(longest, rows.shape[1])
         used |= set(rows.flatten().tolist())
     assert longest >= 25
@@ -53,7 +53,7 @@ def test_word_outside_the_vocabulary_is_refused():
 
 
 def test_cut_captions_encode_as_whole_ones():
-    vocabulary = Vocabulary(vocabulary_captions())
+    vocabulary = Vocabulary(glyph_vocabulary())
     model = new_model(len(vocabulary.ids), seed=0)
     captions = ["a photo of the digit two.", "X X X X X X digit nine."]
     with torch.no_grad():

@@ -11,18 +11,33 @@ from PIL import Image
 
 from prompting.bundled import read_bundled
 from tests.tools.icon_packages import render, write_packages
-from tools import emoji_corpus, glyphs
-from tools.augment import augment_emoji, prepare
-from tools.contrastive import (
+from tools import pretrain_clip
+from tools.bundled_data import HELD_OUT_STYLE, PRETRAINING_STYLES, render_corpus
+from tools.pretrain_clip import (
+    Batches,
+    Recipe,
     Vocabulary,
     contrastive_loss,
     encode_image,
     encode_text,
     encode_text_by_length,
+    fit,
     new_model,
+    pretrain,
 )
-from tools.emoji_corpus import HELD_OUT_STYLE, STYLES, Emoji, read_corpus, render_corpus
-from tools.pretrain_clip import Batches, Recipe, Trainer, fit, pretrain
+from tools.pretraining_data import (
+    Emoji,
+    Glyph,
+    augment_emoji,
+    choose_subject,
+    draw_glyphs,
+    emoji_caption,
+    emoji_vocabulary,
+    glyph_vocabulary,
+    prepare,
+    read_corpus,
+    text_fonts,
+)
 
 NO_PIXELS = torch.zeros(64, 64, 3, dtype=torch.uint8).numpy()
 
@@ -36,7 +51,7 @@ def corpus(tmp_path_factory) -> list[Emoji]:
 
 @pytest.fixture(scope="module")
 def vocabulary(corpus) -> Vocabulary:
-    return Vocabulary([*glyphs.vocabulary_captions(), *emoji_corpus.vocabulary_captions(corpus)])
+    return Vocabulary([*glyph_vocabulary(), *emoji_vocabulary(corpus)])
 
 
 @pytest.fixture
@@ -60,16 +75,16 @@ def test_captions_stay_in_the_vocabulary(corpus, vocabulary):
     rng, captions = random.Random(0), []
     for _ in range(2000):
         item = rng.choice(corpus)
-        captions.append(emoji_corpus.caption(item, emoji_corpus.choose_subject(item, rng), 8, rng))
+        captions.append(emoji_caption(item, choose_subject(item, rng), 8, rng))
     assert vocabulary.tokenize(captions).shape[0] == 2000
     assert any("X X" in caption for caption in captions)
     assert any("a type of mammal" in caption for caption in captions)
     assert any("cartoon of the" in caption for caption in captions)
-    assert 0.15 < sum(emoji_corpus.choose_subject(corpus[0], rng) == "mammal" for _ in range(1000)) / 1000 < 0.25
+    assert 0.15 < sum(choose_subject(corpus[0], rng) == "mammal" for _ in range(1000)) / 1000 < 0.25
 
 
 def test_pairs_fit_by_name_and_by_kind():
-    glyph = glyphs.Glyph(NO_PIXELS[..., 0], "digit two", "bold", "font")
+    glyph = Glyph(NO_PIXELS[..., 0], "digit two", "bold", "font")
     items = [emoji("cat"), emoji("dog"), emoji("plum", "fruit")]
     same = fit([glyph], items, ["digit two", "cat", "mammal", "plum"])
     assert same.int().tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
@@ -129,13 +144,13 @@ def test_prepared_images_are_as_clips_transform_makes_them():
 
 def test_batches_mix_both_corpora_and_never_the_held_out_style(corpus, vocabulary):
     recipe = Recipe(seed=0, steps=10, batch=20)
-    fonts = glyphs.text_fonts()
+    fonts = text_fonts()
     seen = [item for item in corpus if item.style != HELD_OUT_STYLE]
-    batch = Batches(glyphs.draw_glyphs(fonts[:1]), seen, vocabulary, recipe).draw(1.0)
-    assert batch.images.shape == (20, 3, 48, 48)
-    assert len(batch.tokens) == 20
-    assert batch.same.diagonal().all()
-    assert HELD_OUT_STYLE in STYLES
+    images, tokens, same = Batches(draw_glyphs(fonts[:1]), seen, vocabulary, recipe).draw(1.0)
+    assert images.shape == (20, 3, 48, 48)
+    assert len(tokens) == 20
+    assert same.diagonal().all()
+    assert HELD_OUT_STYLE in PRETRAINING_STYLES
 
 
 def test_recipe_decays_at_the_end_only():
@@ -161,14 +176,14 @@ class Interrupted(Exception):
 def test_interrupted_run_goes_on_as_if_never_stopped(corpus, tmp_path, one_thread, monkeypatch):
     """Stopped after 2 of 20 steps and resumed with 6: the same as 6 in one go."""
     whole = short_run(corpus, tmp_path / "whole", steps=6)
-    save_state = Trainer.save_state
+    save_state = pretrain_clip.save_state
 
-    def save_and_stop(trainer: Trainer, step: int) -> None:
-        save_state(trainer, step)
+    def save_and_stop(*arguments) -> None:
+        save_state(*arguments)
         raise Interrupted
 
     with monkeypatch.context() as patch:
-        patch.setattr(Trainer, "save_state", save_and_stop)
+        patch.setattr(pretrain_clip, "save_state", save_and_stop)
         with pytest.raises(Interrupted):
             short_run(corpus, tmp_path / "parts", steps=20)
     parts = short_run(corpus, tmp_path / "parts", steps=6, resume=True)

@@ -7,7 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from benchmarks.flops import objective_to_meta
+from benchmarks.steps import objective_to_meta
 from tests.trainers.replaying import record_on_cpu
 from tests.trainers.small_runs import VARIANTS, build, needing, registered, stir, trained_tensors
 from trainers.device_step import DeviceStep

@@ -7,7 +7,7 @@ from clip.model import CLIP, build_model
 
 from prompting import bundled
 from prompting.bundled import BundledModelError, bundled_names, load_bundled_state_dict, read_bundled, save_bundled
-from tools.choose_clip import TASKS, read_images
+from tools.pretrain_clip import TASKS, read_images
 
 EMBEDDING = "token_embedding.weight"
 

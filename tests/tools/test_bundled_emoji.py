@@ -10,11 +10,25 @@ import pytest
 from PIL import Image
 
 from tests.tools.icon_packages import FRUITS, MAMMALS, render, write_packages
-from tools import make_emoji
-from tools.emoji_corpus import STYLES as PRETRAINING_STYLES
-from tools.emoji_corpus import read_corpus, render_corpus
-from tools.emoji_icons import Catalogue, IconPackageError, clean_name, draw, read_icons, svg_document
-from tools.make_emoji import CONCEPT_KINDS, KIND_NAMES, STYLES, Concept, choose_concepts, split_names
+from tools import bundled_data
+from tools.bundled_data import (
+    CONCEPT_KINDS,
+    KIND_NAMES,
+    PRETRAINING_STYLES,
+    STYLES,
+    Catalogue,
+    Concept,
+    IconPackageError,
+    choose_concepts,
+    clean_name,
+    draw,
+    read_icons,
+    render_corpus,
+    split_names,
+    svg_document,
+    write_emoji,
+)
+from tools.pretraining_data import read_corpus
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 
@@ -59,7 +73,7 @@ def test_icon_is_found_by_its_code_point(packages):
 
 
 def test_missing_package_is_named(tmp_path):
-    with pytest.raises(IconPackageError, match=r"emojibase-data.*make_emoji --help"):
+    with pytest.raises(IconPackageError, match=r"emojibase-data.*bundled_data --help"):
         Catalogue.read(tmp_path)
 
 
@@ -90,7 +104,7 @@ def test_split_is_by_kind_and_depends_on_its_seed():
 
 
 def test_concepts_are_short_pretrained_and_no_kind(monkeypatch):
-    monkeypatch.setattr(make_emoji, "CONCEPTS", 2)
+    monkeypatch.setattr(bundled_data, "CONCEPTS", 2)
     names = ["cat", "dog", "four words are many", "bird", "unseen", "seen once"]
     concepts = [*(Concept(name, "mammal") for name in names), Concept("red heart", "heart")]
     everything = set(names) | {"red heart"}
@@ -99,9 +113,9 @@ def test_concepts_are_short_pretrained_and_no_kind(monkeypatch):
 
 
 def test_made_files(packages, tmp_path, monkeypatch):
-    monkeypatch.setattr(make_emoji, "CONCEPTS", 5)
+    monkeypatch.setattr(bundled_data, "CONCEPTS", 5)
     out = tmp_path / "emoji"
-    number = make_emoji.make(packages, out, render)
+    number = write_emoji(packages, out, render)
     images = sorted(path.relative_to(out / "images").as_posix() for path in out.rglob("*.webp"))
     assert len(images) == number == 4 * (len(MAMMALS) + len(FRUITS) - 1)  # one style has no fig
     assert "contrast/mammal/red_panda.webp" in images
@@ -121,7 +135,7 @@ def test_made_files(packages, tmp_path, monkeypatch):
         "contrast": 5,
     }
     again = tmp_path / "again"
-    make_emoji.make(packages, again, render)
+    write_emoji(packages, again, render)
     for path in out.rglob("*.*"):
         assert path.read_bytes() == (again / path.relative_to(out)).read_bytes()
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from tools.make_digits import split, write_digits
+from tools.bundled_data import split_digits, write_digits
 
 DIGITS = Path(__file__).resolve().parents[2] / "assets" / "digits"
 
@@ -28,5 +28,9 @@ def test_parts_are_disjoint_and_complete():
 
 def test_split_depends_on_its_seed():
     labels = [index % 2 for index in range(400)]
-    assert split(labels, 0) == split(labels, 0) != split(labels, 1)
-    assert {part: len(indices) for part, indices in split(labels, 0).items()} == {"train": 120, "val": 60, "test": 220}
+    assert split_digits(labels, 0) == split_digits(labels, 0) != split_digits(labels, 1)
+    assert {part: len(indices) for part, indices in split_digits(labels, 0).items()} == {
+        "train": 120,
+        "val": 60,
+        "test": 220,
+    }

@@ -1,0 +1,377 @@
+"""What surrounds the step in a run: loading images, loader processes, testing on class splits, and a long session."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+from torch.utils.data import DataLoader
+
+import datasets  # noqa: F401  registers the data sets
+import trainers  # noqa: F401  registers the trainers
+from benchmarks.measure import ParityError, interleave, ratio_of, shown, summary
+from benchmarks.models import random_clip
+from dassl.config import get_cfg_default
+from dassl.data import DataManager, build_data_loader
+from dassl.data.cache import ImageCache
+from dassl.data.datasets import Datum
+from dassl.data.transforms import build_transform
+from dassl.engine import TRAINER_REGISTRY
+from dassl.utils import set_random_seed
+from results.feature_store import forget_all
+from results.protocols import evaluate_class_splits
+from sweeping.settings import setting_options
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+CONFIGS, ASSETS = REPOSITORY / "configs", REPOSITORY / "assets"
+PHOTO_SIZES = ("500x375", "1024x768")  # what most photographs of ImageNet and of FGVCAircraft have
+JPEG_QUALITY = 90
+SPLITS = ("base", "new", "all")
+WARM_UP_EPOCHS = 10  # until allocators and caches have what they keep
+MAX_GROWTH_MIB = 30.0  # that may be added after the warm-up
+
+
+class NoPhotosError(FileNotFoundError):
+    """There is no image to load."""
+
+
+def quiet() -> contextlib.AbstractContextManager[Any]:
+    """What Dassl says while building and testing is no result."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+    stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+    return stack
+
+
+def measure_loader(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """A data loader that keeps decoded images in memory against one that decodes them each time.
+
+    Loaders and transforms are those of training and of testing, with CLIP's configuration. Without --images the files
+    are generated: JPEG with the statistics of photographs. The batches of both loaders must be the same bit for bit.
+    "device" is training with DATALOADER.DEVICE_TRANSFORM and the cache, whose batches must be the same, too; "crops" is
+    what of it the loader does. Draft-mode JPEG (INPUT.JPEG_DRAFT) is measured beside, with how far images are off: it
+    is not exact, and in training it has random crops fall elsewhere, since these depend on the image's size.
+    """
+    for size in ["as they are"] if args.images else args.size:
+        with tempfile.TemporaryDirectory() as folder:
+            paths = find_photos(args.images, args.count) if args.images else make_photos(folder, size, args.count)
+            for kind in ("train", "test"):
+                yield {"what": "loader", "size": size, "kind": kind, **measure_loaders(kind, paths, args)}
+
+
+def find_photos(folder: str, count: int) -> list[str]:
+    """The first JPEG files below a folder.
+
+    Raises:
+        NoPhotosError: there is none.
+    """
+    paths = [str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+    if not paths:
+        raise NoPhotosError(f"no .jpg file in {folder}")
+    return paths[:count]
+
+
+def make_photos(folder: str, size: str, count: int) -> list[str]:
+    """Write JPEG files whose detail falls with its frequency, as in photographs: they cost as much to decode."""
+    rng = np.random.default_rng(0)
+    width, height = map(int, size.split("x"))
+    paths = [os.path.join(folder, f"{number}.jpg") for number in range(count)]
+    for path in paths:
+        pixels = np.zeros((height, width, 3))
+        for octave in range(8):
+            shape = (height // 2**octave + 1, width // 2**octave + 1, 3)
+            coarse = Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+            pixels += np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC), dtype=float) * 2**octave
+        pixels = (pixels - pixels.min()) / np.ptp(pixels)
+        Image.fromarray((255 * pixels).astype(np.uint8)).save(path, quality=JPEG_QUALITY)
+    return paths
+
+
+def photo_loader(
+    kind: str, paths: Sequence[str], args: argparse.Namespace, draft: float = 0.0, on_device: bool = False
+) -> DataLoader:
+    """The loader of training or test images, without the cache."""
+    cfg = get_cfg_default()
+    cfg.SEED, cfg.DATALOADER.NUM_WORKERS = 1, 0
+    cfg.USE_CUDA, cfg.DATALOADER.DEVICE_TRANSFORM = args.device == "cuda", on_device
+    cfg.INPUT.INTERPOLATION, cfg.INPUT.JPEG_DRAFT = "bicubic", draft
+    cfg.INPUT.TRANSFORMS = ("random_resized_crop", "random_flip", "normalize")
+    cfg.merge_from_list(args.opts)
+    data = [Datum(path, classname="photo") for path in paths]
+    sampler = "RandomSampler" if kind == "train" else "SequentialSampler"
+    with quiet():
+        transform = build_transform(cfg, is_train=kind == "train")
+        return build_data_loader(cfg, sampler, data, args.batch, tfm=transform, is_train=kind == "train")
+
+
+def measure_loaders(kind: str, paths: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
+    """Times per image, ratios and parity of the loaders of training or of testing.
+
+    Raises:
+        ParityError: the batches are not the same.
+    """
+    loaders = {name: photo_loader(kind, paths, args) for name in ("decoded", "cached")}
+    if kind == "train":
+        loaders |= {name: photo_loader(kind, paths, args, on_device=True) for name in ("device", "crops")}
+        loaders["crops"].on_device = None
+    loaders |= {f"draft {factor:g}": photo_loader(kind, paths, args, factor) for factor in args.draft}
+    pixels = 0
+    for path in paths:
+        with Image.open(path) as image:
+            pixels += image.width * image.height
+    megabytes = 3 * pixels // 2**20 + 1  # of all images decoded
+    cache = ImageCache(paths, megabytes)
+    for name in {"cached", "device", "crops"} & loaders.keys():
+        loaders[name].dataset.cache = cache
+    compared = require_same_batches(loaders["decoded"], loaders["cached"], "the cache")
+    if "device" in loaders:
+        require_same_batches(loaders["decoded"], loaders["device"], "the device's transform")
+    for index in range(len(paths)):  # those of an incomplete batch, which training drops
+        loaders["cached"].dataset[index]
+    works = {name: lambda loader=loader: run_epoch(loader, 0) for name, loader in loaders.items()}
+    times = interleave(works, args.device, args.rounds)
+    loaded = len(loaders["decoded"].sampler) if kind == "test" else len(loaders["decoded"]) * args.batch
+    times = {name: [seconds / loaded for seconds in values] for name, values in times.items()}
+    row = {"images": len(paths), "megabytes": megabytes, "batches_compared": compared, **summary(times)}
+    for name in list(times)[1:]:
+        row[name]["ratio"] = ratio_of(times["decoded"], times[name])
+        if name.startswith("draft"):
+            row[name]["mean_difference"] = mean_difference(loaders["decoded"], loaders[name])
+    return row
+
+
+def run_epoch(loader: DataLoader, epoch: int) -> list[dict[str, Any]]:
+    """All batches of an epoch."""
+    loader.set_epoch(epoch)
+    return list(loader)
+
+
+def require_same_batches(decoded: DataLoader, other: DataLoader, what: str) -> int:
+    """Compare the batches of two epochs, a cache being filled in the first and read in the second; their number.
+
+    Raises:
+        ParityError: an image of one loader is not that of the other, bit for bit.
+    """
+    count = 0
+    for epoch in range(2):
+        for one, two in zip(run_epoch(decoded, epoch), run_epoch(other, epoch), strict=True):
+            count += 1
+            if one["impath"] != two["impath"] or not torch.equal(one["img"], two["img"].cpu()):
+                raise ParityError(f"epoch {epoch + 1}: the batches with and without {what} differ; no ratio")
+    return count
+
+
+def mean_difference(decoded: DataLoader, draft: DataLoader) -> float:
+    """Mean absolute difference of the images that the model is given, in grey levels of 255."""
+    std = torch.tensor(decoded.dataset.cfg.INPUT.PIXEL_STD).view(3, 1, 1)
+    pairs = zip(run_epoch(decoded, 0), run_epoch(draft, 0), strict=True)
+    differences = [((one["img"] - other["img"]).abs() * std).mean((1, 2, 3)) for one, other in pairs]
+    return float(torch.cat(differences).mean()) * 255
+
+
+def loader_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line per way of loading."""
+    lines = []
+    for row in rows:
+        for name in (key for key, value in row.items() if isinstance(value, dict)):
+            line = {"images": row["size"], "loader": row["kind"], "way": name}
+            line["ms per image"] = f"{1000 * row[name]['median']:.2f}"
+            if "ratio" in row[name]:
+                line["decoded / this"] = shown(row[name]["ratio"])
+                off = row[name].get("mean_difference")
+                line["against decoded"] = (
+                    "the loader's part of device"
+                    if name == "crops"
+                    else f"same, bit for bit ({row['batches_compared']} batches)"
+                    if off is None
+                    else f"off by {off:.2f} of 255 grey levels"
+                )
+            lines.append(line)
+    return lines
+
+
+def measure_workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Epochs whose loader processes live on ("fast") against epochs that start them anew ("plain"), as Dassl's do.
+
+    The loader is that of training on the bundled digits, batches of 4; both kinds of epoch alternate, and the batches
+    must be the same bit for bit. It is wall-clock time, since several processes work: use a quiet machine.
+
+    Raises:
+        ParityError: the batches are not the same.
+    """
+    for workers in args.workers:
+        pairs = ["DATASET.NUM_SHOTS", args.shots, "DATALOADER.NUM_WORKERS", workers, "INPUT.SIZE", (48, 48)]
+        cfg = digits_cfg(*pairs, "DATALOADER.TRAIN_X.BATCH_SIZE", 4)
+        with quiet():
+            loaders = {name: DataManager(cfg).train_loader_x for name in ("fast", "plain")}
+        times: dict[str, list[float]] = {name: [] for name in loaders}
+        for epoch in range(args.epochs + 1):
+            images = {}
+            for name, loader in loaders.items():
+                start = time.perf_counter()
+                images[name] = torch.cat([batch["img"] for batch in run_epoch(loader, epoch)])
+                if name == "plain":
+                    loader.release_workers()
+                if epoch:  # the first of each kind does not count
+                    times[name].append(time.perf_counter() - start)
+            if not torch.equal(images["fast"], images["plain"]):
+                raise ParityError(f"{workers} workers, epoch {epoch + 1}: the batches differ; no ratio")
+        loaders["fast"].release_workers()
+        yield {"workers": workers, "batches": len(loaders["fast"]), **summary(times)}
+
+
+def digits_cfg(*pairs: Any, files: Sequence[str] = ()) -> Any:
+    """A configuration on the bundled digits, not frozen."""
+    cfg = get_cfg_default()
+    for file in ("datasets/digits.yaml", *files):
+        cfg.merge_from_file(str(CONFIGS / file))
+    cfg.merge_from_list(["SEED", 1, "USE_CUDA", False, "VERBOSE", False, "DATASET.ROOT", str(ASSETS), *pairs])
+    return cfg
+
+
+def worker_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line per number of processes."""
+    return [
+        {
+            "workers": row["workers"],
+            "batches per epoch": row["batches"],
+            "kept [ms per epoch]": f"{1000 * row['fast']['median']:.0f}",
+            "started anew [ms per epoch]": f"{1000 * row['plain']['median']:.0f}",
+            "anew / kept": shown(row["ratio"]),
+        }
+        for row in rows
+    ]
+
+
+def measure_splits(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What reusing image features saves when a run is tested on base, new and all classes.
+
+    A random CLIP tests on bundled digits. Three works alternate in one process: a pass over the images for every class
+    split (FEATURES.REUSE False, "plain"), one pass for all of them ("fast"), and, where the image tower is frozen, no
+    pass ("known"), as in a second seed or method.
+
+    Raises:
+        ParityError: metrics differ in any digit.
+    """
+    clip_model = random_clip(args.backbone)
+    for name in args.trainer:
+        with few_digits(args.images) as root, quiet():
+            plain, fast = (digits_trainer(name, clip_model, root, args, reuse) for reuse in (False, True))
+            for trainer in (plain, fast):  # another class list's loaders are built when it is first asked for
+                for split in (*SPLITS, "base"):
+                    trainer.set_class_split(split)
+            metrics: dict[str, Any] = {}
+
+            def test(work: str, trainer: Any, forget: bool) -> None:
+                if forget:
+                    forget_all()
+                found = evaluate_class_splits(trainer, trainer.cfg, SPLITS)
+                metrics[work] = {  # noqa: B023
+                    split: {k: v for k, v in m.items() if k != "seconds"} for split, m in found.items()
+                }
+
+            cases = {"plain": (plain, False), "fast": (fast, True)}
+            if fast.image_features_follow == "image":
+                cases["known"] = (fast, False)
+            works = {work: lambda work=work, case=case: test(work, *case) for work, case in cases.items()}
+            times = interleave(works, "cpu", args.rounds)
+        if any(found != metrics["plain"] for found in metrics.values()):
+            raise ParityError(f"{name}: the metrics of the class splits are not those of separate passes")
+        row = {"trainer": name, "follow": fast.image_features_follow, "images": 10 * args.images, **summary(times)}
+        yield row | ({"ratio_known": ratio_of(times["plain"], times["known"])} if "known" in times else {})
+
+
+@contextlib.contextmanager
+def few_digits(images: int) -> Iterator[str]:
+    """A data root with the bundled digits, the test set cut to a number of images per class."""
+    split = json.loads((ASSETS / "digits/split_digits.json").read_text(encoding="utf-8"))
+    split["test"] = [
+        item for label in range(10) for item in [item for item in split["test"] if item[1] == label][:images]
+    ]
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root, "digits")
+        folder.mkdir()
+        (folder / "split_digits.json").write_text(json.dumps(split), encoding="utf-8")
+        (folder / "images").symlink_to(ASSETS / "digits/images")
+        yield root
+
+
+def digits_trainer(name: str, clip_model: nn.Module, root: str, args: argparse.Namespace, reuse: bool) -> Any:
+    """A trainer of base digits on a given CLIP, with its published configuration."""
+    size = clip_model.visual.input_resolution
+    pairs = ["DATASET.ROOT", root, "DATASET.NUM_SHOTS", 1, "DATASET.SUBSAMPLE_CLASSES", "base", "TRAINER.NAME", name]
+    pairs += ["INPUT.SIZE", (size, size), "INPUT.TRANSFORMS", ("normalize",), "FEATURES.REUSE", reuse]
+    pairs += ["DATALOADER.NUM_WORKERS", 0, "DATALOADER.TEST.BATCH_SIZE", args.batch]
+    cfg = digits_cfg(*pairs, *setting_options(name, bundled=args.backbone == "tiny")[1])
+    cfg.freeze()
+    kind = TRAINER_REGISTRY.get(name)
+    return type(kind.__name__, (kind,), {"load_backbone": lambda self: clip_model})(cfg)
+
+
+def split_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line per trainer."""
+    return [
+        {
+            "trainer": row["trainer"],
+            "features follow": row["follow"],
+            "three passes [s]": f"{row['plain']['median']:.2f}",
+            "one pass [s]": f"{row['fast']['median']:.2f}",
+            "ratio": shown(row["ratio"]),
+            "ratio, features known": shown(row.get("ratio_known")),
+        }
+        for row in rows
+    ]
+
+
+def measure_session(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Whether file handles, processes and memory stay flat over a long run: CoOp on the bundled digits, on the CPU.
+
+    Linux only, since it reads /proc.
+
+    Raises:
+        ParityError: something grew beyond its bound.
+    """
+    rows: list[dict[str, Any]] = []
+
+    class Watched(TRAINER_REGISTRY.get("CoOp")):
+        """Takes stock after each epoch."""
+
+        def after_epoch(self) -> None:
+            super().after_epoch()
+            pages = int(Path("/proc/self/statm").read_text(encoding="utf-8").split()[1])
+            held = {"file handles": len(os.listdir("/proc/self/fd"))}
+            held |= {"processes": len(multiprocessing.active_children())}
+            held |= {"memory (MiB)": pages * os.sysconf("SC_PAGE_SIZE") / 2**20}
+            rows.append({"after epoch": len(rows) + 1, **held})
+
+    pairs = ["TRAINER.NAME", "CoOp", "DATASET.NUM_SHOTS", 2, "DATALOADER.TRAIN_X.BATCH_SIZE", 5, "TEST.NO_TEST", True]
+    pairs += ["OPTIM.MAX_EPOCH", args.epochs, "DATALOADER.NUM_WORKERS", args.workers]
+    with tempfile.TemporaryDirectory() as output, quiet():
+        cfg = digits_cfg(*pairs, "OUTPUT_DIR", output, files=["trainers/CoOp/tiny_c4_ep50_batch32.yaml"])
+        cfg.freeze()
+        set_random_seed(1)
+        Watched(cfg).train()
+    first, last = rows[min(WARM_UP_EPOCHS, len(rows)) - 1], rows[-1]
+    yield from {row["after epoch"]: row for row in (rows[0], first, last)}.values()
+    allowed = {"file handles": 0, "processes": 0, "memory (MiB)": MAX_GROWTH_MIB}
+    for what, bound in allowed.items():
+        if last[what] > first[what] + bound:
+            raise ParityError(f"{what} grew from {first[what]:.0f} to {last[what]:.0f}")
+
+
+def session_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A line per epoch at which stock was taken."""
+    return [{key: f"{value:.0f}" for key, value in row.items()} for row in rows]

@@ -1,0 +1,401 @@
+"""What one training step or one test batch costs: time, memory, operations, kernels, and how these grow.
+
+Every function that `python -m benchmarks` calls yields rows; what it yields is written at once, so that a long
+measurement that is stopped keeps what it has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import statistics
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+from unittest import mock
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import ResNet50_Weights
+
+from benchmarks.measure import (
+    SAMPLES,
+    device_utilisation,
+    evenly_spread,
+    extrapolate,
+    interleave,
+    only_classes,
+    parity,
+    shown,
+    summary,
+)
+from benchmarks.models import build_trainer, class_names, random_batch, random_clip
+from dassl.config import cfg_default
+from dassl.engine import TRAINER_REGISTRY
+from prompting.launches import as_on_a_gpu
+from results import peak_memory
+from trainers import device_step
+from trainers.device_step import DeviceStep
+
+# What a method needs beside its defaults: CoPrompt compares two views.
+NEEDED = {name: ["DATALOADER.K_TRANSFORMS", "2"] for name in ("CoPrompt", "CoPrompt_BMIP")}
+# Operations that neither read nor write a tensor's values, but do not say in their schema that they return a view.
+WITHOUT_KERNEL = (
+    *("_record_function_enter_new", "_record_function_exit", "_unsafe_view", "_reshape_alias"),
+    *("empty", "empty_like", "empty_strided", "new_empty", "lift_fresh"),
+)
+# What `slopes` varies, one quantity at a time away from these; 0 is the trainer's depth, the backbone's image size.
+DEFAULTS = {"classes": 10, "batch": 4, "depth": 0, "pixels": 0}
+VARIED = {
+    "ViT-B/16": {
+        "classes": (10, 50, 100, 200),
+        "batch": (1, 2, 4, 8),
+        "depth": (1, 5, 9, 12),
+        "pixels": (160, 224, 288),
+    },
+    "tiny": {"classes": (2, 4), "batch": (1, 2), "depth": (1, 3), "pixels": (32, 48)},
+}
+
+
+def options_for(trainer: str, args: argparse.Namespace) -> list[str]:
+    """Configuration pairs of a trainer: its precision, what it needs, and the user's."""
+    node = TRAINER_REGISTRY.get(trainer).node
+    precision = [f"TRAINER.{node}.PREC", args.precision, "TRAIN.CPU_HALF", "True"]
+    return [*precision, *NEEDED.get(trainer, []), *args.opts]
+
+
+def cases(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[str]]]:
+    """The head of a row and the configuration pairs, for every trainer and number of classes."""
+    for name in args.trainer:
+        # CoCoOp's published batch is 1: every image has texts of its own
+        batch = args.batch or (100 if args.what == "eval" else 1 if name == "CoCoOp" else 4)
+        for classes in args.classes:
+            row = {"what": args.what, "trainer": name, "classes": classes, "batch": batch}
+            yield row, options_for(name, args)
+
+
+def is_extrapolated(args: argparse.Namespace, classes: int) -> bool:
+    """Whether the plain path's figure is read off the line through its figures at fewer classes."""
+    return "plain" in args.path and classes > max(args.plain_up_to, SAMPLES[1])
+
+
+def measure_time(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Times, ratio and parity of a training step (``train``) or of a test batch (``eval``).
+
+    Beyond the counts at which the plain path runs, parity is checked on the classes of the larger of them: the fast
+    path computes all classes, and its logits and gradients over these are held to the plain path's.
+    """
+    clip_model = random_clip(args.backbone)
+    for row, options in cases(args):
+        name, names, size = row["trainer"], class_names(row["classes"]), row["batch"]
+
+        def build(path: str, names: Sequence[str]) -> Any:
+            return build_trainer(name, clip_model, names, path, args.device, options)  # noqa: B023
+
+        extrapolated = is_extrapolated(args, len(names))
+        chosen = evenly_spread(names, SAMPLES[1]) if extrapolated else list(range(len(names)))
+        some = [names[index] for index in chosen]
+        built = {path: build(path, names if path == "fast" else some) for path in args.path}
+        if len(built) == 2:
+            with only_classes(built["fast"].model, chosen) if extrapolated else contextlib.nullcontext():
+                row |= parity(built, random_batch(built["plain"], min(size, 4)), f"{name}, {len(names)} classes")
+        if extrapolated:
+            built["few"] = build("plain", some[:: SAMPLES[1] // SAMPLES[0]])
+        make = training_step if args.what == "train" else evaluation_batch
+        works = {path: make(trainer, random_batch(trainer, size)) for path, trainer in built.items()}
+        times = interleave(works, args.device, args.rounds, args.warm_up)
+        if extrapolated:
+            pairs = zip(times.pop("few"), times["plain"], strict=True)
+            times["plain"] = [extrapolate(few, many, len(names)) for few, many in pairs]
+            row["plain_from_classes"] = list(SAMPLES)
+        if args.device == "cuda" and args.what == "train":
+            row["utilisation"] = {path: device_utilisation(works[path], args.device) for path in args.path}
+        yield row | summary(times)
+
+
+def training_step(trainer: Any, batch: dict[str, Any]) -> Callable[[], Any]:
+    """Forward, backward and optimiser step on one batch."""
+    trainer.set_model_mode("train")
+    return lambda: trainer.forward_backward(batch)
+
+
+def evaluation_batch(trainer: Any, batch: dict[str, Any]) -> Callable[[], Any]:
+    """One test batch. The plain path computes the text features again for every batch, as the released codes do."""
+    images = first_view(trainer, batch)
+    trainer.set_model_mode("eval")
+    if trainer.path == "fast" and not trainer.model.prompt_learner.varies_per_image:
+        with torch.no_grad():
+            trainer.model._cached_text = trainer.model.text_features()
+    return torch.no_grad()(lambda: trainer.model(images))
+
+
+def first_view(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """A batch's images, of two views the first."""
+    images = trainer.parse_batch_train(batch)[0]
+    return images[0] if isinstance(images, list) else images
+
+
+def measure_size(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Peak memory (``memory``, MiB) or operations (``flops``, GFLOP) of a training step on every path."""
+    unit = "mib" if args.what == "memory" else "gflop"
+    clip_model = random_clip(args.backbone) if unit == "gflop" else None
+    for row, options in cases(args):
+
+        def measure(path: str, classes: int) -> float:
+            case = row["trainer"], classes, path, row["batch"], options  # noqa: B023
+            return (
+                training_flops(clip_model, *case) if clip_model else training_memory(args.backbone, *case, args.device)
+            )
+
+        figures: dict[str, float] = {}
+        for path in args.path:
+            if unit == "mib" and path == "plain" and is_extrapolated(args, row["classes"]):
+                figures[path] = extrapolate(*(measure(path, count) for count in SAMPLES), row["classes"])
+                row["plain_from_classes"] = list(SAMPLES)
+            else:
+                figures[path] = measure(path, row["classes"])
+        ratio = {"ratio": {"median": figures["plain"] / figures["fast"]}} if len(figures) == 2 else {}
+        yield row | {unit: figures} | ratio
+
+
+def training_memory(*case: Any) -> float:
+    """MiB that two training steps add to the peak of a fresh process, since a peak never falls, or of CUDA's allocator.
+
+    Raises:
+        RuntimeError: the process failed.
+    """
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.steps", json.dumps(case)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"the measured process failed ({done.returncode}): {done.stderr.strip()[-500:]}")
+    return float(done.stdout.strip().splitlines()[-1])
+
+
+def _added_mib(
+    backbone: str,
+    name: str,
+    n_classes: int,
+    path: str,
+    batch: int,
+    options: list[str],
+    device: str,
+    resolution: int | None = None,
+) -> float:
+    torch.set_num_threads(1)
+    trainer = build_trainer(name, random_clip(backbone, resolution=resolution), n_classes, path, device, options)
+    trainer.set_model_mode("train")
+
+    def peak() -> float:
+        return torch.cuda.max_memory_allocated() / 2**20 if device == "cuda" else peak_memory()["peak_rss_mib"]
+
+    before = peak()
+    for step in range(2):
+        trainer.forward_backward(random_batch(trainer, batch, seed=step))
+    return peak() - before
+
+
+def training_flops(
+    clip_model: nn.Module, trainer: str, n_classes: int, path: str, batch: int, options: list[str]
+) -> float:
+    """GFLOP of matrix products and attention in one training step, forward and backward; the rest is not counted.
+
+    Nothing is computed: the tensors have shapes but no values.
+    """
+    measured = build_trainer(trainer, copy.deepcopy(clip_model), n_classes, path, "cpu", options)
+    images, labels = measured.parse_batch_train(random_batch(measured, batch))
+    model = measured.model.to("meta")
+    images = [view.to("meta") for view in images] if isinstance(images, list) else images.to("meta")
+    objective_to_meta(measured.objective)
+    counter = FlopCounterMode(display=False)
+    with counter:
+        measured.objective(model, images, labels.to("meta")).total.backward()
+    return counter.get_total_flops() / 1e9
+
+
+def objective_to_meta(objective: Any) -> None:
+    """Frozen features that an objective compares with, without their values."""
+    for name, value in vars(objective).items():
+        if isinstance(value, torch.Tensor):
+            setattr(objective, name, value.to("meta"))
+
+
+def measure_kernels(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """How often a training step, by phase, and a test batch tell a GPU what to do.
+
+    Below some hundred classes a GPU waits for these launches, not for arithmetic. They are counted on the CPU, which
+    goes a GPU's way (`as_on_a_gpu`), on a CLIP with ViT-B/16's layers and a small width: how many there are
+    depends on layers, class names and method, not on the width. The names are ImageNet's, whose lengths differ as real
+    ones do. An operation of PyTorch counts as one kernel; some few, such as a norm of all gradients, launch two or
+    three on a GPU.
+    """
+    for row, options in cases(args):
+        case = row["trainer"], row["classes"], row["batch"], options
+        counts = {phase: counted.total() for phase, counted in count_training(*case).items()}
+        total = {"step": sum(counts.values()), "test batch": count_evaluation(*case).total()}
+        yield row | {"kernels": counts | total}
+
+
+@as_on_a_gpu()
+def count_training(trainer: str, n_classes: int, batch: int, options: list[str]) -> dict[str, Counter[str]]:
+    """Operations of a training step by phase and name; of the second step, since the first makes what is kept."""
+    measured = narrow_trainer(trainer, n_classes, options)
+    step, counter = DeviceStep(measured), KernelCounter()
+    for group in measured.optim.param_groups:
+        group["foreach"] = True  # as by default on CUDA
+    images, labels = measured.parse_batch_train(random_batch(measured, batch))
+    measured.set_model_mode("train")
+    step(images, labels)
+
+    def begins(phase: str, work: Callable[..., Any]) -> Callable[..., Any]:
+        def begin(*args: Any) -> Any:
+            counter.phase = phase
+            return work(*args)
+
+        return begin
+
+    backward, optimiser = begins("backward", step.scaler.scale), begins("optimiser", step.scaler.step)
+    report = mock.patch.object(device_step, "reported", begins("report", device_step.reported))
+    with report, mock.patch.multiple(step.scaler, scale=backward, step=optimiser), counter:
+        counter.phase = "forward"
+        step(images, labels)
+    return counter.counts
+
+
+@as_on_a_gpu()
+@torch.no_grad()
+def count_evaluation(trainer: str, n_classes: int, batch: int, options: list[str]) -> Counter[str]:
+    """Operations of a test batch by name, the text features computed before it where they do not vary per image."""
+    measured = narrow_trainer(trainer, n_classes, options)
+    images = first_view(measured, random_batch(measured, batch))
+    measured.set_model_mode("eval")
+    counter = KernelCounter()
+    with measured.model.evaluating():
+        measured.model(images)
+        with counter:
+            measured.model(images)
+    return counter.counts[""]
+
+
+class KernelCounter(TorchDispatchMode):
+    """Counts the operations that launch a kernel, by the phase that is set and by name."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.phase = ""
+        self.counts: dict[str, Counter[str]] = {}
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operation.overloadpacket.__name__
+        returns = [value.alias_info for value in operation._schema.returns]
+        is_view = bool(returns) and all(alias is not None and not alias.is_write for alias in returns)
+        if not is_view and name not in WITHOUT_KERNEL:
+            self.counts.setdefault(self.phase, Counter())[name] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def narrow_trainer(trainer: str, n_classes: int, options: list[str]) -> Any:
+    """A trainer on a narrow CLIP, with ImageNet's class names as torchvision lists them; repeated ones are numbered.
+
+    Raises:
+        ValueError: ImageNet has fewer classes.
+    """
+    names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
+    if n_classes > len(names):
+        raise ValueError(f"--classes {n_classes}: ImageNet has {len(names)} classes")
+    numbered = [name if name not in names[:i] else f"{name} 2" for i, name in enumerate(names[:n_classes])]
+    options = ["TRAIN.FROZEN_LINEAR", "native", *options]
+    return build_trainer(trainer, random_clip("narrow"), numbered, "fast", "cpu", options)
+
+
+def step_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The figures of all of the above as lines of a table."""
+    lines = []
+    for row in rows:
+        line = {"trainer": row["trainer"], "classes": row["classes"], "batch": row["batch"]}
+        for path in ("fast", "plain"):
+            mark = "~" if path == "plain" and "plain_from_classes" in row else ""
+            if path in row:
+                line[f"{path} [ms]"] = f"{mark}{1000 * row[path]['median']:.0f}"
+            for unit, title in (("mib", "MiB"), ("gflop", "GFLOP")):
+                if path in row.get(unit, {}):
+                    line[f"{path} [{title}]"] = f"{mark}{row[unit][path]:.0f}"
+            if path in row.get("utilisation", {}):
+                line[f"{path}: GPU utilisation"] = f"{row['utilisation'][path]:.0%}"
+        line |= row.get("kernels", {})
+        if "ratio" in row:
+            line["plain / fast"] = shown(row["ratio"]) if "min" in row["ratio"] else f"{row['ratio']['median']:.2f}"
+        if "max_logit_difference" in row:
+            line["max logit difference"] = f"{row['max_logit_difference']:.1e}"
+            line["min gradient cosine"] = f"{row['min_gradient_cosine']:.7f}"
+        lines.append(line)
+    return lines
+
+
+def measure_slopes(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Operations, time and memory of a training step, as one quantity at a time moves away from its default."""
+    for varied in args.vary:
+        for value in VARIED[args.backbone][varied]:
+            point = DEFAULTS | {varied: value}
+            resolution = point["pixels"] or None
+            clip_model = random_clip(args.backbone, resolution=resolution)
+            case = args.trainer, point["classes"], args.path, point["batch"]
+            options = [*options_for(args.trainer, args), *depth_options(args.trainer, point["depth"])]
+            gflop = training_flops(clip_model, *case, options)
+            trainer = build_trainer(args.trainer, clip_model, point["classes"], args.path, args.device, options)
+            work = training_step(trainer, random_batch(trainer, point["batch"]))
+            seconds = interleave({"step": work}, args.device, args.rounds)["step"]
+            mib = training_memory(args.backbone, *case, options, args.device, resolution)
+            ms = 1000 * statistics.median(seconds)
+            yield {"varied": varied, "value": value, "gflop": gflop, "ms": ms, "seconds": seconds, "mib": mib}
+
+
+def depth_options(trainer: str, depth: int) -> list[str]:
+    """Configuration pairs that prompt so many layers; 0 stands for the trainer's default.
+
+    Raises:
+        ValueError: for a trainer whose prompts have no depth.
+    """
+    node = TRAINER_REGISTRY.get(trainer).node
+    keys = [key for key in cfg_default.TRAINER[node] if key.startswith("PROMPT_DEPTH")]
+    if depth and not keys:
+        raise ValueError(f"--vary depth: the prompts of {trainer} have no depth; leave depth out")
+    return [part for key in keys for part in (f"TRAINER.{node}.{key}", str(depth))] if depth else []
+
+
+def slope_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Every point as a line of a table."""
+    return [
+        {
+            "varied": row["varied"],
+            "value": row["value"],
+            "counted [GFLOP]": f"{row['gflop']:.1f}",
+            "step [ms]": f"{row['ms']:.0f}",
+            "GFLOP/s": f"{1000 * row['gflop'] / row['ms']:.1f}",
+            "memory [MiB]": f"{row['mib']:.0f}",
+        }
+        for row in rows
+    ]
+
+
+def growth_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Least-squares slope of every figure against the varied quantity; of the image's side, against its pixels."""
+    units = {"classes": "class", "batch": "image", "depth": "layer", "pixels": "pixel"}
+    lines = []
+    for varied in dict.fromkeys(row["varied"] for row in rows):
+        some = [row for row in rows if row["varied"] == varied]
+        x = [float(row["value"]) ** (2 if varied == "pixels" else 1) for row in some]
+        slopes = {
+            key: statistics.linear_regression(x, [row[key] for row in some]).slope for key in ("gflop", "ms", "mib")
+        }
+        lines.append({"per": units[varied]} | {key: f"{value:.3g}" for key, value in slopes.items()})
+    return lines
+
+
+if __name__ == "__main__":
+    print(_added_mib(*json.loads(sys.argv[1])))
