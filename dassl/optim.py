@@ -113,13 +113,11 @@ class _WarmupScheduler(LRScheduler):
         raise NotImplementedError
 
     def get_lr(self) -> list[float]:
-        """Return the rate of each parameter group."""
         if self.last_epoch >= self.warmup_epoch:
             return self.successor.get_last_lr()
         return self.warmup_lr()
 
     def step(self, epoch: int | None = None) -> None:
-        """Go on to the next epoch."""
         if self.last_epoch >= self.warmup_epoch:
             self.successor.step(epoch)
             self._last_lr = self.successor.get_last_lr()
@@ -127,11 +125,9 @@ class _WarmupScheduler(LRScheduler):
             super().step(epoch)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the state as plain values, with the successor's inside."""
         return {**super().state_dict(), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Put back what `state_dict` returned."""
         state = dict(state_dict)
         self.successor.load_state_dict(state.pop("successor"))
         super().load_state_dict(state)
@@ -147,12 +143,11 @@ class ConstantWarmupScheduler(_WarmupScheduler):
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
     def warmup_lr(self) -> list[float]:
-        """Return `cons_lr` for each parameter group."""
         return [self.cons_lr for _ in self.base_lrs]
 
 
 class LinearWarmupScheduler(_WarmupScheduler):
-    """Warm-up from `min_lr`, then in equal steps towards the full rate."""
+    """Warm-up: `min_lr` in the first epoch, then the passed share of the warm-up times the full rate."""
 
     def __init__(
         self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int, min_lr: float, last_epoch: int = -1
@@ -161,18 +156,13 @@ class LinearWarmupScheduler(_WarmupScheduler):
         super().__init__(optimizer, successor, warmup_epoch, last_epoch)
 
     def warmup_lr(self) -> list[float]:
-        """Return `min_lr` in the first epoch, then the passed share of the warm-up times the full rate."""
         if self.last_epoch == 0:
             return [self.min_lr for _ in self.base_lrs]
         return [lr * self.last_epoch / self.warmup_epoch for lr in self.base_lrs]
 
 
 def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
-    """Build the schedule `optim_cfg.LR_SCHEDULER` with its warm-up.
-
-    Args:
-        optimizer: the optimiser whose rates it sets.
-        optim_cfg: the section OPTIM of a config.
+    """Build the schedule `optim_cfg.LR_SCHEDULER` with its warm-up; `optim_cfg` is the section OPTIM of a config.
 
     Raises:
         ValueError: if the schedule or the kind of warm-up is unknown.

@@ -62,23 +62,20 @@ def check_device_transform(cfg: CfgNode) -> None:
     Raises:
         ValueError: if it does, naming the key, its value and the cure.
     """
-    names, need = tuple(cfg.INPUT.TRANSFORMS), "DATALOADER.DEVICE_TRANSFORM does"
+    names, mode, problem = tuple(cfg.INPUT.TRANSFORMS), cfg.INPUT.INTERPOLATION, ""
     if cfg.INPUT.NO_TRANSFORM:
-        raise ValueError(f"{need} the training transform, but INPUT.NO_TRANSFORM is True: set that to False, {OFF}")
-    if set(names) - set(SUPPORTED) or "random_resized_crop" not in names:
-        raise ValueError(
-            f"{need} random_resized_crop, with or without random_flip and normalize, but INPUT.TRANSFORMS is {names}: "
-            f"set it to {SUPPORTED}, {OFF}"
+        problem = "the training transform, but INPUT.NO_TRANSFORM is True: set that to False"
+    elif set(names) - set(SUPPORTED) or "random_resized_crop" not in names:
+        problem = (
+            f"random_resized_crop, with or without random_flip and normalize, but INPUT.TRANSFORMS is {names}: "
+            f"set it to {SUPPORTED}"
         )
-    if cfg.INPUT.INTERPOLATION not in FILTERS:
-        raise ValueError(
-            f"{need} INPUT.INTERPOLATION {' and '.join(FILTERS)}, not {cfg.INPUT.INTERPOLATION}: "
-            f"set it to one of them, {OFF}"
-        )
-    if cfg.DATALOADER.RETURN_IMG0:
-        raise ValueError(
-            f"{need} no images without augmentation, but DATALOADER.RETURN_IMG0 is True: set that to False, {OFF}"
-        )
+    elif mode not in FILTERS:
+        problem = f"INPUT.INTERPOLATION {' and '.join(FILTERS)}, not {mode}: set it to one of them"
+    elif cfg.DATALOADER.RETURN_IMG0:
+        problem = "no images without augmentation, but DATALOADER.RETURN_IMG0 is True: set that to False"
+    if problem:
+        raise ValueError(f"DATALOADER.DEVICE_TRANSFORM does {problem}, {OFF}")
 
 
 def divide(cfg: CfgNode, transform: Any, device: torch.device) -> tuple[RandomCrop, OnDevice, Callable[..., Any]]:
@@ -94,21 +91,13 @@ def divide(cfg: CfgNode, transform: Any, device: torch.device) -> tuple[RandomCr
 
 @dataclass(frozen=True)
 class Crop:
-    """A random crop of a decoded image.
+    """A random crop of a decoded image."""
 
-    Attributes:
-        pixels: (height, width, 3) uint8, part of the image's memory.
-        size: height and width that it is to get.
-        interpolation: by which it gets them, key of `FILTERS`.
-        flip: whether it is to be mirrored.
-        vertically: whether Pillow would resize its columns first.
-    """
-
-    pixels: np.ndarray
-    size: tuple[int, int]
-    interpolation: str
-    flip: bool
-    vertically: bool
+    pixels: np.ndarray  # (height, width, 3) uint8, part of the image's memory
+    size: tuple[int, int]  # height and width that it is to get
+    interpolation: str  # by which it gets them, key of `FILTERS`
+    flip: bool  # whether it is to be mirrored
+    vertically: bool  # whether Pillow would resize its columns first
 
 
 class RandomCrop:
@@ -243,9 +232,7 @@ def stack_taps(lengths: Sequence[int], out: int, interpolation: str) -> Taps:
 def begins_vertically(height: int, width: int, size: tuple[int, int]) -> bool:
     """Whether the installed Pillow resizes the columns of an image first: it rounds in between, so the order counts.
 
-    Args:
-        height, width: of the image; neither is a hundred times the other.
-        size: height and width of the result.
+    Neither side of the image may be a hundred times the other; `size` is the result's.
     """
     lost = height - size[0]
     recent = int(PIL.__version__.partition(".")[0]) >= VERTICAL_FIRST_SINCE
@@ -257,8 +244,7 @@ def resize_all(images: Tensor, down: Taps, across: Taps, vertically: bool) -> Te
 
     Args:
         images: (B, H, W, 3) uint8; an image fills its first rows and columns, what lies beyond does not matter.
-        down: of their heights, on the images' device.
-        across: of their widths, on the images' device.
+        down, across: taps of their heights and widths, on the images' device.
         vertically: `begins_vertically` of all of them.
 
     Returns:

@@ -66,12 +66,7 @@ def get_cfg_default() -> CfgNode:
 
 
 def clean_cfg(cfg: _YacsNode, trainer: str) -> None:
-    """Drop the sections of all other trainers, so that a printed config shows only what the run reads.
-
-    Args:
-        cfg: config, changed in place.
-        trainer: name of the trainer; its section is the name in capitals.
-    """
+    """Drop the sections of all trainers but the named one from `cfg`, so that it shows only what the run reads."""
     for key in set(cfg.TRAINER) - {"NAME", trainer.upper()}:
         del cfg.TRAINER[key]
 

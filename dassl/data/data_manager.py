@@ -49,12 +49,7 @@ def device_transform() -> Any:
 
 
 class RandomSampler(TorchRandomSampler):
-    """All images in random order.
-
-    Args:
-        data_source: the images.
-        seed: seed of the order; None for the global generator of torch.
-    """
+    """All images in random order; `seed` None: drawn from torch's global generator."""
 
     def __init__(self, data_source: Sequence[Any], seed: int | None = None) -> None:
         super().__init__(data_source, generator=None if seed is None else torch.Generator())
@@ -327,11 +322,7 @@ def build_data_loader(
 class DataManager:
     """The loaders of a run: `train_loader_x`, `train_loader_u`, `val_loader`, `test_loader`.
 
-    Args:
-        cfg: config.
-        custom_tfm_train: transform of training images instead of the configured one.
-        custom_tfm_test: transform of validation and test images instead of the configured one.
-        dataset_wrapper: class to use instead of `DatasetWrapper`.
+    Transforms of one's own and a class in place of `DatasetWrapper` may be handed in, as in Dassl.
 
     Attributes:
         image_cache: decoded training and validation images; None without. Test images are read once per evaluation,
@@ -355,15 +346,11 @@ class DataManager:
         self._lab2cname = dataset.lab2cname
         _check_labels(cfg, dataset)
 
-        tfm_train, tfm_test = custom_tfm_train, custom_tfm_test
-        if tfm_train is None:
-            tfm_train = build_transform(cfg, is_train=True)
-        else:
-            print("* Using custom transform for training")
-        if tfm_test is None:
-            tfm_test = build_transform(cfg, is_train=False)
-        else:
-            print("* Using custom transform for testing")
+        def transform(custom: Any, is_train: bool) -> Any:
+            if custom is None:
+                return build_transform(cfg, is_train)
+            print(f"* Using custom transform for {'training' if is_train else 'testing'}")
+            return custom
 
         def loader(split: str, section: CfgNode, **options: Any) -> DataLoader | None:
             source = getattr(dataset, split)
@@ -379,6 +366,7 @@ class DataManager:
                 **options,
             )
 
+        tfm_train, tfm_test = transform(custom_tfm_train, True), transform(custom_tfm_test, False)
         x, u, test = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U, cfg.DATALOADER.TEST
         u = x if u.SAME_AS_X else u
         self.train_loader_x = loader("train_x", x, tfm=tfm_train, n_domain=x.N_DOMAIN, n_ins=x.N_INS, keep_workers=True)
@@ -411,16 +399,11 @@ class DataManager:
     def show_dataset_summary(self, cfg: CfgNode) -> None:
         """Print a table of the data set's name, domains and sizes."""
         table = [["Dataset", cfg.DATASET.NAME]]
-        if cfg.DATASET.SOURCE_DOMAINS:
-            table.append(["Source", cfg.DATASET.SOURCE_DOMAINS])
-        if cfg.DATASET.TARGET_DOMAINS:
-            table.append(["Target", cfg.DATASET.TARGET_DOMAINS])
+        domains = {"Source": cfg.DATASET.SOURCE_DOMAINS, "Target": cfg.DATASET.TARGET_DOMAINS}
+        table += [[name, names] for name, names in domains.items() if names]
         table.append(["# classes", f"{self.num_classes:,}"])
-        for split in ("train_x", "train_u", "val", "test"):
-            images = getattr(self.dataset, split)
-            if images:
-                table.append([f"# {split}", f"{len(images):,}"])
-        print(tabulate(table))
+        images = {split: getattr(self.dataset, split) for split in ("train_x", "train_u", "val", "test")}
+        print(tabulate(table + [[f"# {split}", f"{len(items):,}"] for split, items in images.items() if items]))
 
 
 def _check_labels(cfg: CfgNode, dataset: Any) -> None:

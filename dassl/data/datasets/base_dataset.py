@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import tarfile
-import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 from yacs.config import CfgNode
 
 from dassl import keep_old_paths
-from dassl.utils import Registry, check_isfile, download_url, mkdir_if_missing
+from dassl.utils import Registry, check_isfile
 
 DATASET_REGISTRY = Registry("DATASET")
 
@@ -57,12 +54,6 @@ class Datum:
 
 class DatasetBase:
     """Base of data sets; a subclass reads its files and hands lists of `Datum` over.
-
-    Args:
-        train_x: labelled training images.
-        train_u: unlabelled training images.
-        val: validation images.
-        test: test images.
 
     Raises:
         EmptySplitError: if there are no labelled training images, since the classes are read from them.
@@ -120,56 +111,17 @@ class DatasetBase:
         return mapping, list(mapping.values())
 
     def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:
-        """Check that both lists name domains of this data set.
-
-        Raises:
-            ValueError: if a list is empty or names something else.
-        """
+        """Check that both lists name domains of this data set; raise ValueError if one is empty or names others."""
         for key, domains in (("SOURCE_DOMAINS", source_domains), ("TARGET_DOMAINS", target_domains)):
             if not domains:
                 raise ValueError(f"DATASET.{key} is empty; choose from {self.domains}")
             self.is_input_domain_valid(domains)
 
     def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
-        """Check that all names are domains of this data set.
-
-        Raises:
-            ValueError: if one is not.
-        """
+        """Check that all names are domains of this data set; raise ValueError if not."""
         for domain in input_domains:
             if domain not in self.domains:
                 raise ValueError(f"input domain must belong to {self.domains}, but got [{domain}]")
-
-    def download_data(self, url: str, dst: str, from_gdrive: bool = True) -> None:
-        """Download an archive (.zip, .tar, .tar.gz) to `dst` and unpack it beside itself.
-
-        Args:
-            url: address.
-            dst: file to download to.
-            from_gdrive: the address is Google Drive's, which takes the package gdown.
-
-        Raises:
-            ValueError: if the kind of archive is unknown.
-        """
-        directory = os.path.dirname(dst)
-        mkdir_if_missing(directory)
-        if from_gdrive:
-            import gdown
-
-            gdown.download(url, dst, quiet=False)
-        else:
-            download_url(url, dst)
-        print("Extracting file ...")
-        if dst.endswith(".zip"):
-            with zipfile.ZipFile(dst) as file:
-                file.extractall(directory)
-        elif dst.endswith((".tar", ".tar.gz")):
-            with tarfile.open(dst) as file:
-                # The filter keeps members inside; the first releases of 3.10 and 3.11 refuse the argument.
-                file.extractall(directory, filter="data")
-        else:
-            raise ValueError(f"cannot unpack {dst}: expected .zip, .tar or .tar.gz")
-        print(f"File extracted to {directory}")
 
     def generate_fewshot_dataset(
         self,
@@ -211,16 +163,17 @@ class DatasetBase:
 
     def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
         """Return the images of each label."""
-        output = defaultdict(list)
-        for item in data_source:
-            output[item.label].append(item)
-        return output
+        return self._grouped(data_source, "label")
 
     def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
         """Return the images of each domain."""
+        return self._grouped(data_source, "domain")
+
+    @staticmethod
+    def _grouped(data_source: Sequence[Datum], by: str) -> dict[int, list[Datum]]:
         output = defaultdict(list)
         for item in data_source:
-            output[item.domain].append(item)
+            output[getattr(item, by)].append(item)
         return output
 
 
