@@ -21,8 +21,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from common.commandline import add_debug, guarded
-from dassl.config.checks import MANY as MOST_SHOTS
-from dassl.config.checks import MOST_SEED
+from dassl.config import MAX_COUNT as MAX_SHOTS
+from dassl.config import MAX_SEED
 from results.schema import ResultsError
 from sweeping.claims import forget_dead_claim
 from sweeping.inline import InlineLauncher
@@ -163,7 +163,7 @@ def check_numbers(args: argparse.Namespace) -> None:
     Raises:
         SweepError: naming the option.
     """
-    for option, numbers, least, most in (("seeds", args.seeds, 0, MOST_SEED), ("shots", args.shots, -1, MOST_SHOTS)):
+    for option, numbers, least, most in (("seeds", args.seeds, 0, MAX_SEED), ("shots", args.shots, -1, MAX_SHOTS)):
         given = f"--{option} {' '.join(map(str, numbers))}"
         if not all(least <= number <= most for number in numbers):
             raise SweepError(f"{given}: give numbers from {least} to {most}")

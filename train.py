@@ -84,8 +84,7 @@ import torch
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
 from common.folder_lock import LockedError
-from dassl.config import check_cfg, get_cfg_default
-from dassl.config.checks import MOST_SEED
+from dassl.config import MAX_SEED, check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
 from extras.trackers import check_trackers, track_run
@@ -314,8 +313,8 @@ def one_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     Raises:
         ValueError: seeds would share a folder.
     """
-    if len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed <= MOST_SEED for seed in args.seeds):
-        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: give different numbers, 0 to {MOST_SEED}")
+    if len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed <= MAX_SEED for seed in args.seeds):
+        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: give different numbers, 0 to {MAX_SEED}")
     if args.seed >= 0:
         raise ValueError("--seed and --seeds exclude each other")
     for option in ("output_dir", "resume"):

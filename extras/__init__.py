@@ -1,1 +1,1 @@
-"""What is off by default: each extra is plugged in at one named place, and nothing else knows it."""
+"""What is off by default: each file is plugged in at one place, and nothing else knows it."""

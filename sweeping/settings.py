@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from dassl.config.yamlfile import YamlFileError, read_config
+from dassl.config import YamlFileError, read_config
 from results.schema import OWN_DATA, dataset_label
 from sweeping.protocols import BUNDLED, BUNDLED_SOURCE, BUNDLED_TARGETS, PROTOCOLS, SETTING_SUFFIXES, Protocol
 

@@ -174,7 +174,7 @@ def test_loaders_whose_batches_differ_are_an_error(monkeypatch, capsys, tmp_path
     assert f"no .jpg file in {tmp_path}" in capsys.readouterr().err
     argv = ["loader", "--count", "1", "--size", "96x64", "--batch", "1"]
     with monkeypatch.context() as patch:
-        patch.setattr("dassl.data.device_transform.begins_vertically", lambda height, width, size: True)
+        patch.setattr("extras.device_transform.begins_vertically", lambda height, width, size: True)
         assert main(argv) == 1
         assert "batches with and without the device's transform differ" in capsys.readouterr().err
     monkeypatch.setattr("dassl.data.cache.ImageCache.get", lambda self, path: Image.new("RGB", (9, 9)))

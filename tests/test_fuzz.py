@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from common.unpickling import CheckpointError, read_checkpoint
-from dassl.config.yamlfile import YamlFileError, read_yaml
+from dassl.config import YamlFileError, read_yaml
 from dassl.utils import CheckpointError as EngineError
 from dassl.utils import load_checkpoint
 from datasets.import_selection import read_pickle

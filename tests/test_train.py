@@ -7,8 +7,8 @@ import pytest
 import torch
 
 import train
-from dassl.config.checks import KEYS
-from dassl.config.kinds import Number
+from dassl.config import KEYS
+from dassl.config.defaults import Number
 from reporting import __main__ as reporting
 from tests.trainers.small_runs import data_root
 

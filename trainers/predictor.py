@@ -187,8 +187,8 @@ def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> 
 
 def _run_config(path: Path) -> CfgNode:
     """A run's configuration as far as prediction needs it; keys of data sets and protocols do not matter here."""
-    from dassl.config.checks import check_values  # this project's own: on upstream Dassl, one predicts without runs
-    from dassl.config.yamlfile import read_yaml
+    # this project's own: on upstream Dassl, one predicts without runs
+    from dassl.config import check_values, read_yaml
 
     saved, needed = read_yaml(path), ("INPUT", "DATALOADER", "MODEL", "TRAINER", "DATASET")
     lacking = [node for node in needed if not isinstance(saved, dict) or not isinstance(saved.get(node), dict)]

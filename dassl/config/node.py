@@ -1,4 +1,7 @@
-"""A yacs `CfgNode` whose merges check every key and type before they change anything, and say what is wrong in full."""
+"""The config tree: a yacs `CfgNode` whose merges check every key and type before they change anything.
+
+A YAML file is read as one that nobody vouches for: plain values only, and nothing that grows when it is read.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,19 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import yaml
 from yacs.config import CfgNode as YacsNode
 
-from .yamlfile import YamlFileError, read_config
-
-MOST_SHOWN = 80  # characters
+MAX_SHOWN = 80  # characters of a value in an error
+MAX_BYTES = 1 << 20  # of a file; a run's whole config takes about 10 KiB
+MAX_DEPTH = 32
+MAX_FILES = 32  # that one config file is laid over
+BASE_KEY = "_BASE_"  # names the file, or files, over which a config file is laid
 YAML_EXTENSIONS = ("", ".yaml", ".yml")
 
 
 class ConfigError(ValueError):
-    """A configuration file or option list that cannot be used."""
+    """A config file or option list that cannot be used."""
 
 
 class UnknownKeyError(ConfigError, KeyError):
@@ -31,8 +37,103 @@ class ConfigTypeError(ConfigError):
     """A value whose type differs from its default's."""
 
 
+class YamlFileError(ValueError):
+    """A YAML file that is not read; the message names it."""
+
+
+class PlainLoader(yaml.SafeLoader):
+    """PyYAML's safe loader without aliases, which can grow without bound or hold themselves; no key comes twice."""
+
+    depth = 0
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Compose one node, unless it is an alias or too deep."""
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.composer.ComposerError(
+                None, None, f"the alias *{event.anchor}: write the value out", event.start_mark
+            )
+        self.depth += 1
+        if self.depth > MAX_DEPTH:
+            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", event.start_mark)
+        node = super().compose_node(parent, index)
+        self.depth -= 1
+        return node
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Construct a mapping whose keys differ."""
+        seen = set()
+        for key, _ in node.value:
+            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            if name in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} a second time", key.start_mark)
+            if name is not None:
+                seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def read_yaml(path: str | os.PathLike[str]) -> Any:
+    """Return the content of a YAML file.
+
+    Raises:
+        OSError: it cannot be opened.
+        YamlFileError: it is too large, or not YAML of plain values; the line is named.
+    """
+    size = os.path.getsize(path)
+    if size > MAX_BYTES:
+        raise YamlFileError(f"{path} has {size:,} bytes: a configuration has {MAX_BYTES:,} at most")
+    try:
+        with open(path, encoding="utf-8") as file:
+            return yaml.load(file, PlainLoader)
+    except (yaml.YAMLError, ValueError, RecursionError, TypeError) as error:
+        raise YamlFileError(f"{path} is not YAML of plain values: {error}") from error
+
+
+def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Return the sections of a config file, laid over the files that its `_BASE_` names.
+
+    These are relative to it, and later ones win. An empty file has no sections.
+
+    Raises:
+        OSError: it, or one of its bases, cannot be opened.
+        YamlFileError: see `read_yaml`; or it holds no sections, or its bases are not files or lead in a circle.
+    """
+    return _laid_over_bases(os.fspath(path), [])
+
+
+def _laid_over_bases(path: str, files: list[str]) -> dict[str, Any]:
+    """Lay a file over its bases; `files` are those read before."""
+    if len(files) > MAX_FILES:
+        raise YamlFileError(f"{files[0]}: its {BASE_KEY} leads to more than {MAX_FILES} files, perhaps in a circle")
+    files.append(path)
+    content = read_yaml(path)
+    content = {} if content is None else content
+    if not isinstance(content, dict):
+        raise YamlFileError(f"{path}: expected sections and keys, got a {type(content).__name__}")
+    bases = content.pop(BASE_KEY, [])
+    merged: dict[str, Any] = {}
+    for base in bases if isinstance(bases, list) else [bases]:
+        if not isinstance(base, str):
+            raise YamlFileError(f"{path}: {BASE_KEY} names a file or a list of files, not {base!r}")
+        base_path = os.path.normpath(os.path.join(os.path.dirname(path), base))
+        if not os.path.isfile(base_path):
+            raise YamlFileError(f"{path}: its {BASE_KEY} {base} is no file (looked at {base_path})")
+        _overlay(merged, _laid_over_bases(base_path, files))
+    _overlay(merged, content)
+    return merged
+
+
+def _overlay(tree: dict[str, Any], over: dict[str, Any]) -> None:
+    """Lay the second tree over the first, which is changed."""
+    for key, value in over.items():
+        if isinstance(value, dict) and isinstance(tree.get(key), dict):
+            _overlay(tree[key], value)
+        else:
+            tree[key] = value
+
+
 class CfgNode(YacsNode):
-    """Configuration node: yacs' behaviour, stricter merges.
+    """Config node: yacs' behaviour, stricter merges.
 
     A merge is all or nothing: keys and types are checked first, values are set afterwards. Children may be plain
     `yacs.config.CfgNode` objects, as trainer files written for Dassl add them.
@@ -48,11 +149,19 @@ class CfgNode(YacsNode):
             ConfigError: if it is not a YAML mapping of plain values.
         """
         path = os.fspath(cfg_filename)
-        self._merge(_read_yaml(path), f"config file {path}")
+        if not os.path.isfile(path):
+            raise FileNotFoundError(f"no config file at {path}")
+        if os.path.splitext(path)[1] not in YAML_EXTENSIONS:
+            raise ConfigError(f"config file {path}: expected the extension .yaml or .yml")
+        try:
+            tree = read_config(path)
+        except YamlFileError as error:
+            raise ConfigError(f"config file {error}") from error
+        self._merge(leaves(tree), lambda key: f"config file {path}")
 
     def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
-        """Merge another configuration tree; raises as `merge_from_file` does."""
-        self._merge(cfg_other, "the other config")
+        """Merge another config tree; raises as `merge_from_file` does."""
+        self._merge(leaves(cfg_other), lambda key: "the other config")
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Merge `[key, value, key, value, ...]`, as typed on a command line; raises as `merge_from_file` does."""
@@ -60,18 +169,15 @@ class CfgNode(YacsNode):
             raise ConfigError(
                 f"options come in pairs KEY VALUE, but {len(cfg_list)} words were given: {list(cfg_list)}"
             )
-        changes = []
-        for key, value in zip(cfg_list[0::2], cfg_list[1::2], strict=True):
-            changes += self._check(str(key), value, f"option {key}")
-        _apply(changes)
+        pairs = zip(map(str, cfg_list[0::2]), cfg_list[1::2], strict=True)
+        self._merge(pairs, lambda key: f"option {key}")
 
-    def _merge(self, tree: Mapping[str, Any], source: str) -> None:
-        changes: list[tuple[YacsNode, str, Any]] = []
-        for key, value in leaves(tree):
-            changes += self._check(key, value, source)
-        _apply(changes)
+    def _merge(self, pairs: Any, source_of: Any) -> None:
+        changes = [change for key, value in pairs for change in self._checked(key, value, source_of(key))]
+        for node, key, value in changes:
+            node[key] = value
 
-    def _check(self, full_key: str, value: Any, source: str) -> list[tuple[YacsNode, str, Any]]:
+    def _checked(self, full_key: str, value: Any, source: str) -> list[tuple[YacsNode, str, Any]]:
         """Return the assignment that `full_key: value` asks for, or none for a deprecated key."""
         if self.key_is_deprecated(full_key):
             return []
@@ -91,9 +197,7 @@ class CfgNode(YacsNode):
             raise ConfigError(f"{source}: the value of {full_key} is nested too deeply: {short(value)}") from error
         except TypeError as error:  # a list as a key
             raise ConfigError(f"{source}: the value of {full_key} is no plain value: {short(value)}") from error
-        if last in node:
-            value = _coerce(value, node[last], full_key, source)
-        return [(node, last, value)]
+        return [(node, last, _coerced(value, node[last], full_key, source) if last in node else value)]
 
     def _suggest(self, full_key: str) -> str:
         known = {key.lower(): key for key, _ in leaves(self)}
@@ -109,27 +213,7 @@ class CfgNode(YacsNode):
         raise ConfigError(f"config file {filename}: only YAML is read; a Python file would run code")
 
 
-def _read_yaml(path: str) -> Mapping[str, Any]:
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"no config file at {path}")
-    if os.path.splitext(path)[1] not in YAML_EXTENSIONS:
-        raise ConfigError(f"config file {path}: expected the extension .yaml or .yml")
-    try:
-        return read_config(path)
-    except YamlFileError as error:
-        raise ConfigError(f"config file {error}") from error
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for every option; an empty section is yielded as itself."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
-
-
-def _coerce(value: Any, default: Any, full_key: str, source: str) -> Any:
+def _coerced(value: Any, default: Any, full_key: str, source: str) -> Any:
     """Return `value` in the type of `default`; lists and tuples stand for each other, an int for a float."""
     if isinstance(default, YacsNode):
         if isinstance(value, Mapping) and not value:
@@ -152,15 +236,19 @@ def _coerce(value: Any, default: Any, full_key: str, source: str) -> Any:
     )
 
 
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) for every option; an empty section is yielded as itself."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
 def short(value: Any) -> str:
-    """A value as errors show it: no longer than a line."""
+    """Return a value as errors show it: no longer than a line."""
     try:
         text = repr(value)
     except ValueError:  # Python writes no number of more than some thousand digits
         return f"a {type(value).__name__} of too many digits"
-    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
-
-
-def _apply(changes: list[tuple[YacsNode, str, Any]]) -> None:
-    for node, key, value in changes:
-        node[key] = value
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."

@@ -42,10 +42,17 @@ class SharedMemory:
     """
 
     def __init__(self, size: int, descriptor: int | None = None) -> None:
+        if descriptor is None:  # a file without a name
+            try:  # unlike /dev/shm, Linux's memory files have no small limit in containers
+                descriptor = os.memfd_create("images")
+            except (AttributeError, OSError):  # not on this system, or not allowed in this container
+                with tempfile.TemporaryFile() as file:
+                    descriptor = os.dup(file.fileno())
+            os.ftruncate(descriptor, size)
         self.size = size
-        self.descriptor = _memory_file(size) if descriptor is None else descriptor
-        self.bytes = memoryview(mmap.mmap(self.descriptor, size))
-        weakref.finalize(self, os.close, self.descriptor)
+        self.descriptor = descriptor
+        self.bytes = memoryview(mmap.mmap(descriptor, size))
+        weakref.finalize(self, os.close, descriptor)
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Works only while a process is being started, which is when a loader sends its data set.
@@ -66,17 +73,6 @@ class SharedMemory:
 
 def _attach(size: int, duplicate: Any) -> SharedMemory:
     return SharedMemory(size, duplicate.detach())
-
-
-def _memory_file(size: int) -> int:
-    """Descriptor of a file without a name; unlike /dev/shm, Linux's memory files have no small limit in containers."""
-    try:
-        descriptor = os.memfd_create("images")
-    except (AttributeError, OSError):  # not on this system, or not allowed in this container
-        with tempfile.TemporaryFile() as file:
-            descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
-    return descriptor
 
 
 class ImageCache:
@@ -129,9 +125,7 @@ class ImageCache:
     def pixels(self, path: str) -> np.ndarray | None:
         """Return the image as (height, width, 3) uint8, the memory itself and no copy, or None if it is not kept."""
         row = self.rows.get(path)
-        if row is None:
-            return None
-        offset, width, height = self.table[row].tolist()
+        offset, width, height = (0, 0, 0) if row is None else self.table[row].tolist()
         if not offset:
             return None
         kept = self.memory.bytes[offset : offset + CHANNELS * width * height]
@@ -143,21 +137,15 @@ class ImageCache:
         if row is None:
             return
         pixels = image.tobytes()
-        offset = self._reserve(len(pixels))
-        if offset is None:
-            return
+        with self.memory.locked():
+            offset = self.start + int(self.used[0])
+            if offset + len(pixels) > self.memory.size:
+                return
+            self.used[0] += len(pixels)
         self.memory.bytes[offset : offset + len(pixels)] = pixels
         self.table[row, 1:] = image.size
         with self.memory.locked():  # the pixels are there before another process sees where they are
             self.table[row, 0] = offset
-
-    def _reserve(self, size: int) -> int | None:
-        with self.memory.locked():
-            offset = self.start + int(self.used[0])
-            if offset + size > self.memory.size:
-                return None
-            self.used[0] += size
-        return offset
 
 
 def build_image_cache(cfg: CfgNode, *sources: Sequence[Datum]) -> ImageCache | None:

@@ -6,7 +6,7 @@ only: not on the number of workers, and not on what else draws random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -14,22 +14,81 @@ import torch
 import torchvision.transforms as T
 from PIL import Image
 from tabulate import tabulate
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Sampler, SequentialSampler
 from torch.utils.data import Dataset as TorchDataset
+from torch.utils.data import RandomSampler as TorchRandomSampler
 from yacs.config import CfgNode
 
+from dassl import keep_old_paths
 from dassl.utils import derive_seed, read_image, seeded_random_state
 from dassl.utils.images import SCALINGS
 from dassl.utils.stopping import end_workers_with_this_process, leave_signals_to_the_run
 
 from .cache import ImageCache, build_image_cache
 from .datasets import Datum, EmptySplitError, build_dataset
-from .device_transform import OnDevice, RandomCrop, check_device_transform, collate_crops
-from .epoch_loader import EpochDataLoader
-from .samplers import build_sampler
-from .transforms.transforms import build_transform, draft_size, interpolation_mode
+from .transforms import build_transform, draft_size, interpolation_mode
 
 Transform = Callable[[Image.Image], Any]
+AVAI_SAMPLERS = ("RandomSampler", "SequentialSampler")
+
+
+def device_transform() -> Any:
+    """Return what does DATALOADER.DEVICE_TRANSFORM: the one place that knows where it is.
+
+    Raises:
+        ValueError: it is not there, as in a checkout that has this package only.
+    """
+    try:
+        from extras import device_transform
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            "DATALOADER.DEVICE_TRANSFORM is True, which needs extras/device_transform.py of the prompt learning "
+            "repository beside dassl: copy the folder extras, or set it to False"
+        ) from error
+    return device_transform
+
+
+class RandomSampler(TorchRandomSampler):
+    """All images in random order; `seed` None: drawn from torch's global generator."""
+
+    def __init__(self, data_source: Sequence[Any], seed: int | None = None) -> None:
+        super().__init__(data_source, generator=None if seed is None else torch.Generator())
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start the order of an epoch."""
+        if self.seed is not None:
+            self.generator.manual_seed(derive_seed("sampler", self.seed, epoch))
+
+
+def build_sampler(
+    sampler_type: str,
+    cfg: Any = None,
+    data_source: Sequence[Datum] | None = None,
+    batch_size: int = 32,
+    n_domain: int = 0,
+    n_ins: int = 16,
+    stream: str = "x",
+) -> Sampler[int]:
+    """Build a sampler by name; with `cfg.SEED >= 0` its order depends on that seed, the stream and the epoch only.
+
+    Args:
+        sampler_type: one of `AVAI_SAMPLERS`.
+        cfg: config; None for an order without seed.
+        data_source: the images.
+        batch_size, n_domain, n_ins: of Dassl's samplers for several domains, which are not here.
+        stream: keeps the orders of two loaders of one run apart.
+
+    Raises:
+        ValueError: if the name is unknown.
+    """
+    seed = derive_seed(stream, cfg.SEED) if cfg is not None and cfg.SEED >= 0 else None
+    if sampler_type == "RandomSampler":
+        return RandomSampler(data_source, seed=seed)
+    if sampler_type == "SequentialSampler":
+        return SequentialSampler(data_source)
+    raise ValueError(f"unknown sampler type {sampler_type}; choose from {', '.join(AVAI_SAMPLERS)}")
 
 
 class DatasetWrapper(TorchDataset):
@@ -40,7 +99,7 @@ class DatasetWrapper(TorchDataset):
     DATALOADER.RETURN_IMG0.
 
     Args:
-        cfg: configuration.
+        cfg: config.
         data_source: the images.
         transform: one transform, a list of them, or None for the image as it is.
         is_train: for training: K_TRANSFORMS counts, and the random numbers of an item follow from the seed.
@@ -89,35 +148,34 @@ class DatasetWrapper(TorchDataset):
         item = self.data_source[idx]
         image = self._read(item.impath)
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
-        with self._random_state(idx):
+        random_state: Any = nullcontext()
+        if self.is_train and self.cfg.SEED >= 0:
+            random_state = seeded_random_state(
+                derive_seed("item", self.stream, self.cfg.SEED, *self._pass.tolist(), idx)
+            )
+        with random_state:
             output.update(self._views(image))
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
 
     def _read(self, path: str) -> Any:
-        if self.cache is None:
-            return self._decode(path)
-        kept = self.cache.pixels(path) if isinstance(self.transform, RandomCrop) else self.cache.get(path)
+        kept = None
+        if self.cache is not None:
+            takes_pixels = getattr(self.transform, "takes_pixels", False)
+            kept = self.cache.pixels(path) if takes_pixels else self.cache.get(path)
         if kept is not None:
             return kept
-        image = self._decode(path)
-        self.cache.put(path, image)
-        return image
-
-    def _decode(self, path: str) -> Image.Image:
         edge = max(self.cfg.INPUT.SIZE)
-        return read_image(path, self.draft_size, self.exif_orientation, shorter_edge=edge, say=self._say_once)
+        image = read_image(path, self.draft_size, self.exif_orientation, shorter_edge=edge, say=self._say_once)
+        if self.cache is not None:
+            self.cache.put(path, image)
+        return image
 
     def _say_once(self, scaling: str) -> None:
         if self.said is not None and not self.said[SCALINGS.index(scaling)]:
             self.said[SCALINGS.index(scaling)] += 1
             print(f"Note: {scaling}", flush=True)
-
-    def _random_state(self, idx: int) -> Any:
-        if not self.is_train or self.cfg.SEED < 0:
-            return nullcontext()
-        return seeded_random_state(derive_seed("item", self.stream, self.cfg.SEED, *self._pass.tolist(), idx))
 
     def _views(self, image: Image.Image) -> dict[str, Any]:
         if self.transform is None:
@@ -126,9 +184,80 @@ class DatasetWrapper(TorchDataset):
         names = ["img"] + [f"img{number}" for number in range(2, len(transforms) + 1)]
         return {name: self._transform_image(tfm, image) for name, tfm in zip(names, transforms, strict=True)}
 
-    def _transform_image(self, tfm: Transform, img0: Image.Image) -> Any:
+    def _transform_image(self, tfm: Transform, img0: Image.Image) -> Any:  # subclasses written for Dassl call it
         views = [tfm(img0) for _ in range(self.k_tfm)]
         return views[0] if len(views) == 1 else views
+
+
+class EpochDataLoader(DataLoader):
+    """A loader that tells its sampler and data set which epoch it is and draws nothing from the global generators.
+
+    With `persistent_workers` its processes live on between passes, which one pass at a time can read from; starting
+    them takes longer than a few-shot epoch does on a GPU. `release_workers` ends them.
+
+    Args:
+        seed: seed of its generator; None for torch's global one.
+        on_device: does the rest of a batch's transform where it is wanted, when it is asked for; None: nothing is left.
+        kwargs: of `torch.utils.data.DataLoader`.
+    """
+
+    def __init__(self, *args: Any, seed: int | None = None, on_device: Any = None, **kwargs: Any) -> None:
+        super().__init__(*args, generator=None if seed is None else torch.Generator(), **kwargs)
+        self.seed, self.on_device = seed, on_device
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Start an epoch."""
+        self.epoch, self.passes, self._finished = epoch, 0, 0
+        if self.seed is not None:
+            self.generator.manual_seed(derive_seed("loader", self.seed, epoch))
+        if hasattr(self.sampler, "set_epoch"):
+            self.sampler.set_epoch(epoch)
+
+    def skip_batches(self, number: int) -> None:
+        """Begin the epoch after its first `number` batches, which may be more than one pass; their images stay unread.
+
+        Call it after `set_epoch`.
+        """
+        self._finished = number
+
+    def __iter__(self) -> Iterator[Any]:
+        batches = self._rest_of_epoch() if self._finished else self._next_pass()
+        return batches if self.on_device is None else map(self.on_device, batches)
+
+    def _next_pass(self) -> Iterator[Any]:
+        self._count_pass()
+        return super().__iter__()
+
+    def _count_pass(self) -> None:
+        # Without set_epoch(), as in a loop of one's own, passes are told apart by counting them.
+        if hasattr(self.dataset, "set_pass"):
+            self.dataset.set_pass(self.epoch, self.passes)
+        self.passes += 1
+
+    def release_workers(self) -> None:
+        """End the processes that live on between passes; the next pass starts others."""
+        self._iterator = None
+
+    def _rest_of_epoch(self) -> Iterator[Any]:
+        """Return what is left of the pass that the skipped batches end in."""
+        left, self._finished = self._finished, 0
+        batches = list(self.batch_sampler)
+        while left > len(batches):
+            left -= len(batches)
+            self.passes += 1
+            batches = list(self.batch_sampler)
+        self._count_pass()
+        rest = DataLoader(
+            self.dataset,
+            batch_sampler=batches[left:],
+            num_workers=self.num_workers,
+            collate_fn=self.collate_fn,
+            pin_memory=self.pin_memory,
+            worker_init_fn=self.worker_init_fn,
+            generator=self.generator,
+        )
+        return iter(rest)
 
 
 def build_data_loader(
@@ -147,12 +276,11 @@ def build_data_loader(
     """Build the loader of one split.
 
     Args:
-        cfg: configuration.
+        cfg: config.
         sampler_type: name of the sampler.
         data_source: the images.
         batch_size: images per batch; an incomplete last batch of training is dropped, unless it is the only one.
-        n_domain: see `RandomDomainSampler`.
-        n_ins: see `RandomClassSampler`.
+        n_domain, n_ins: see `build_sampler`.
         tfm: transform, or a list of them.
         is_train: for training.
         dataset_wrapper: class to use instead of `DatasetWrapper`.
@@ -161,59 +289,40 @@ def build_data_loader(
 
     Raises:
         EmptySplitError: if there are no images.
-        ValueError: if they do not fill a batch, or DATALOADER.DEVICE_TRANSFORM cannot do the transform.
+        ValueError: if the sampler is unknown, or DATALOADER.DEVICE_TRANSFORM cannot do the transform.
     """
     if not data_source:
-        raise EmptySplitError(_describe_empty(cfg, split or ("training" if is_train else "test")))
+        split = split or ("training" if is_train else "test")
+        raise EmptySplitError(
+            f"data set {cfg.DATASET.NAME}: the split {split} has no images (DATASET.ROOT: {cfg.DATASET.ROOT!r})"
+        )
     stream = "u" if split == "train_u" else "x"
-    sampler = build_sampler(
-        sampler_type,
-        cfg=cfg,
-        data_source=data_source,
-        batch_size=batch_size,
-        n_domain=n_domain,
-        n_ins=n_ins,
-        stream=stream,
-    )
     device = torch.device("cuda" if torch.cuda.is_available() and cfg.USE_CUDA else "cpu")
-    on_device = None
+    on_device, collate = None, None
     if is_train and cfg.DATALOADER.DEVICE_TRANSFORM:
-        check_device_transform(cfg)
-        tfm = RandomCrop(tfm)
-        on_device = OnDevice(tfm, device)
+        tfm, on_device, collate = device_transform().divide(cfg, tfm, device)
     dataset = (dataset_wrapper or DatasetWrapper)(cfg, data_source, transform=tfm, is_train=is_train)
     dataset.stream = stream
     end_workers_with_this_process()
-    loader = EpochDataLoader(
+    return EpochDataLoader(
         dataset,
         batch_size=batch_size,
-        sampler=sampler,
+        sampler=build_sampler(sampler_type, cfg, data_source, batch_size, n_domain, n_ins, stream),
         num_workers=cfg.DATALOADER.NUM_WORKERS,
         drop_last=is_train and len(data_source) >= batch_size,
         pin_memory=device.type == "cuda",
         worker_init_fn=leave_signals_to_the_run,
         seed=derive_seed(stream, cfg.SEED) if cfg.SEED >= 0 else None,
-        collate_fn=collate_crops if on_device else None,
+        collate_fn=collate,
         on_device=on_device,
         persistent_workers=cfg.DATALOADER.NUM_WORKERS > 0 and keep_workers,
     )
-    if len(loader) == 0:
-        raise ValueError(f"{sampler_type} does not fill a single batch of {batch_size} from {len(data_source)} images")
-    return loader
-
-
-def _describe_empty(cfg: CfgNode, split: str) -> str:
-    return f"data set {cfg.DATASET.NAME}: the split {split} has no images (DATASET.ROOT: {cfg.DATASET.ROOT!r})"
 
 
 class DataManager:
     """The loaders of a run: `train_loader_x`, `train_loader_u`, `val_loader`, `test_loader`.
 
-    Args:
-        cfg: configuration.
-        custom_tfm_train: transform of training images instead of the configured one.
-        custom_tfm_test: transform of validation and test images instead of the configured one.
-        dataset_wrapper: class to use instead of `DatasetWrapper`.
+    Transforms of one's own and a class in place of `DatasetWrapper` may be handed in, as in Dassl.
 
     Attributes:
         image_cache: decoded training and validation images; None without. Test images are read once per evaluation,
@@ -235,78 +344,51 @@ class DataManager:
         self._num_classes = dataset.num_classes
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
         self._lab2cname = dataset.lab2cname
-        self._cfg, self._wrapper = cfg, dataset_wrapper
         _check_labels(cfg, dataset)
 
-        tfm_train, tfm_test = custom_tfm_train, custom_tfm_test
-        if tfm_train is None:
-            tfm_train = build_transform(cfg, is_train=True)
-        else:
-            print("* Using custom transform for training")
-        if tfm_test is None:
-            tfm_test = build_transform(cfg, is_train=False)
-        else:
-            print("* Using custom transform for testing")
+        def transform(custom: Any, is_train: bool) -> Any:
+            if custom is None:
+                return build_transform(cfg, is_train)
+            print(f"* Using custom transform for {'training' if is_train else 'testing'}")
+            return custom
 
-        section = cfg.DATALOADER
-        section_u = section.TRAIN_X if section.TRAIN_U.SAME_AS_X else section.TRAIN_U
-        self.train_loader_x = self._train_loader("train_x", section.TRAIN_X, tfm_train)
-        self.train_loader_u = self._train_loader("train_u", section_u, tfm_train) if dataset.train_u else None
-        self.val_loader = self._test_loader("val", tfm_test) if dataset.val else None
-        self.test_loader = self._test_loader("test", tfm_test)
+        def loader(split: str, section: CfgNode, **options: Any) -> DataLoader | None:
+            source = getattr(dataset, split)
+            if not source and split in ("train_u", "val"):
+                return None
+            return build_data_loader(
+                cfg,
+                sampler_type=section.SAMPLER,
+                data_source=source,
+                batch_size=section.BATCH_SIZE,
+                dataset_wrapper=dataset_wrapper,
+                split=split,
+                **options,
+            )
+
+        tfm_train, tfm_test = transform(custom_tfm_train, True), transform(custom_tfm_test, False)
+        x, u, test = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U, cfg.DATALOADER.TEST
+        u = x if u.SAME_AS_X else u
+        self.train_loader_x = loader("train_x", x, tfm=tfm_train, n_domain=x.N_DOMAIN, n_ins=x.N_INS, keep_workers=True)
+        self.train_loader_u = loader("train_u", u, tfm=tfm_train, n_domain=u.N_DOMAIN, n_ins=u.N_INS, keep_workers=True)
+        # Validation images are read after every epoch where they choose the model, test images once.
+        self.val_loader = loader("val", test, tfm=tfm_test, is_train=False, keep_workers=True)
+        self.test_loader = loader("test", test, tfm=tfm_test, is_train=False)
+
         self.image_cache = build_image_cache(cfg, dataset.train_x, dataset.train_u or (), dataset.val or ())
-        for loader in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader)):
-            loader.dataset.cache = self.image_cache
         said = torch.zeros(len(SCALINGS), dtype=torch.int64)
         if cfg.DATALOADER.NUM_WORKERS:
             said.share_memory_()  # one line each, whichever process reads the first such image
-        for loader in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader, self.test_loader)):
-            loader.dataset.said = said
+        for each in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader)):
+            each.dataset.cache = self.image_cache
+            each.dataset.said = said
+        self.test_loader.dataset.said = said
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
-    def _train_loader(self, split: str, section: CfgNode, tfm: Any) -> DataLoader:
-        return build_data_loader(
-            self._cfg,
-            sampler_type=section.SAMPLER,
-            data_source=getattr(self.dataset, split),
-            batch_size=section.BATCH_SIZE,
-            n_domain=section.N_DOMAIN,
-            n_ins=section.N_INS,
-            tfm=tfm,
-            is_train=True,
-            dataset_wrapper=self._wrapper,
-            split=split,
-            keep_workers=True,
-        )
-
-    def _test_loader(self, split: str, tfm: Any) -> DataLoader:
-        return build_data_loader(
-            self._cfg,
-            sampler_type=self._cfg.DATALOADER.TEST.SAMPLER,
-            data_source=getattr(self.dataset, split),
-            batch_size=self._cfg.DATALOADER.TEST.BATCH_SIZE,
-            tfm=tfm,
-            is_train=False,
-            dataset_wrapper=self._wrapper,
-            split=split,
-            keep_workers=split == "val",  # read after every epoch where that chooses the model; the test set once
-        )
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes."""
-        return self._num_classes
-
-    @property
-    def num_source_domains(self) -> int:
-        """Number of source domains."""
-        return self._num_source_domains
-
-    @property
-    def lab2cname(self) -> dict[int, str]:
-        """Class name per label."""
-        return self._lab2cname
+    num_classes = property(lambda self: self._num_classes, doc="Number of classes.")
+    num_source_domains = property(lambda self: self._num_source_domains, doc="Number of source domains.")
+    lab2cname = property(lambda self: self._lab2cname, doc="Class name per label.")
 
     def set_epoch(self, epoch: int) -> None:
         """Start an epoch in the training loaders."""
@@ -317,16 +399,11 @@ class DataManager:
     def show_dataset_summary(self, cfg: CfgNode) -> None:
         """Print a table of the data set's name, domains and sizes."""
         table = [["Dataset", cfg.DATASET.NAME]]
-        if cfg.DATASET.SOURCE_DOMAINS:
-            table.append(["Source", cfg.DATASET.SOURCE_DOMAINS])
-        if cfg.DATASET.TARGET_DOMAINS:
-            table.append(["Target", cfg.DATASET.TARGET_DOMAINS])
+        domains = {"Source": cfg.DATASET.SOURCE_DOMAINS, "Target": cfg.DATASET.TARGET_DOMAINS}
+        table += [[name, names] for name, names in domains.items() if names]
         table.append(["# classes", f"{self.num_classes:,}"])
-        for split in ("train_x", "train_u", "val", "test"):
-            images = getattr(self.dataset, split)
-            if images:
-                table.append([f"# {split}", f"{len(images):,}"])
-        print(tabulate(table))
+        images = {split: getattr(self.dataset, split) for split in ("train_x", "train_u", "val", "test")}
+        print(tabulate(table + [[f"# {split}", f"{len(items):,}"] for split, items in images.items() if items]))
 
 
 def _check_labels(cfg: CfgNode, dataset: Any) -> None:
@@ -344,3 +421,6 @@ def _check_labels(cfg: CfgNode, dataset: Any) -> None:
                     f"data set {cfg.DATASET.NAME}: label {item.label} of {item.impath} in the split {split} "
                     "has no class name, since no training image has it"
                 )
+
+
+keep_old_paths(__name__, "dassl.data.samplers")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -35,13 +36,9 @@ UPRIGHT = {
 
 
 class UnreadableImageError(OSError):
-    """An image file that cannot be decoded.
+    """An image file that cannot be decoded."""
 
-    Attributes:
-        reason: why not, without the path.
-    """
-
-    reason = ""
+    reason = ""  # why not, without the path
 
 
 def open_image(path: str | os.PathLike[str], shorter_edge: int = SHORTER_EDGE) -> Image.Image:
@@ -109,7 +106,12 @@ def read_image(
                     say(scaling)
             else:
                 rgb = image.convert("RGB")
-            turn = UPRIGHT.get(_orientation(image)) if exif_orientation else None
+            if not exif_orientation:
+                return rgb
+            try:  # PNG has it behind the pixels, so only now
+                turn = UPRIGHT.get(int(image.getexif().get(ORIENTATION, 1)))
+            except Exception:  # as many kinds as decoders raise; the image itself is whole
+                turn = None
             return rgb if turn is None else rgb.transpose(turn)
     except MemoryError:
         raise
@@ -121,52 +123,39 @@ def read_image(
         raise unreadable from error
 
 
-def _orientation(image: Image.Image) -> int:
-    """The EXIF orientation of a decoded image (PNG has it behind the pixels); 1, upright, where it cannot be read."""
-    try:
-        return int(image.getexif().get(ORIENTATION, 1))
-    except Exception:  # as many kinds as decoders raise; the image itself is whole
-        return 1
-
-
 def _to_8_bits(image: Image.Image) -> tuple[np.ndarray, str]:
-    """Grey values of an image of more than 8 bits, (height, width) uint8, and how they were scaled, in words."""
+    """Return grey values of an image of more than 8 bits, (height, width) uint8, and how they were scaled, in words."""
     values = np.asarray(image)
-    tags = getattr(image, "tag_v2", {}) if image.format == "TIFF" else {}
-    bits, unsigned = _first(tags.get(BITS_PER_SAMPLE)), _first(tags.get(SAMPLE_FORMAT, UNSIGNED)) == UNSIGNED
-    declared = _first(tags.get(SMALLEST)), _first(tags.get(LARGEST))
+    tags = image.tag_v2 if image.format == "TIFF" else {}
+
+    def tag(number: int, default: Any = None) -> Any:
+        value = tags.get(number, default)
+        return value[0] if isinstance(value, tuple) and value else value
+
+    bits, unsigned = tag(BITS_PER_SAMPLE), tag(SAMPLE_FORMAT, UNSIGNED) == UNSIGNED
+    declared = tag(SMALLEST), tag(LARGEST)
     sixteen = image.mode.startswith("I;16") or (image.mode == "I" and (image.format != "TIFF" or bits == 16))
     if image.mode == "I" and bits == 32 and unsigned and values.dtype == np.int32:
         values = values.view(np.uint32)  # Pillow has no such mode
     if sixteen and unsigned:
-        low, high = 0, 2**bits - 1 if bits and bits < 16 else WHITE_16
-        scaling = BY_WHITE_POINT
+        scaling, low, high = BY_WHITE_POINT, 0, 2**bits - 1 if bits and bits < 16 else WHITE_16
     elif None not in declared and -math.inf < declared[0] < declared[1] < math.inf:
-        (low, high), scaling = declared, BY_DECLARED_RANGE
+        scaling, low, high = BY_DECLARED_RANGE, *declared
     else:
-        low, high = _found_range(values)
-        scaling = BY_FOUND_RANGE
+        finite = values[np.isfinite(values)]
+        if not finite.size:
+            raise ValueError("it holds no finite value")
+        scaling, low, high = BY_FOUND_RANGE, float(finite.min()), float(finite.max())
+        if low >= 0 and high <= 1 and values.dtype.kind == "f":
+            low, high = 0.0, 1.0
+        elif low >= 0 and high <= WHITE_8 and bool((finite == np.rint(finite)).all()):
+            low, high = 0.0, float(WHITE_8)
+        elif low == high:  # of one value only: grey
+            low, high = low - 1, high + 1
     pixels, flat = np.empty(values.size, np.uint8), values.reshape(-1)
     for start in range(0, flat.size, PIECE):
         piece = np.nan_to_num((flat[start : start + PIECE].astype(np.float64) - low) * (WHITE_8 / (high - low)), nan=0)
         pixels[start : start + PIECE] = np.rint(piece.clip(0, WHITE_8))
-    if _first(tags.get(PHOTOMETRIC)) == WHITE_IS_ZERO:
+    if tag(PHOTOMETRIC) == WHITE_IS_ZERO:
         pixels = WHITE_8 - pixels
     return pixels.reshape(values.shape), scaling
-
-
-def _found_range(values: np.ndarray) -> tuple[float, float]:
-    """The values that become black and white in an image that does not declare them."""
-    finite = values[np.isfinite(values)]
-    if not finite.size:
-        raise ValueError("it holds no finite value")
-    low, high = float(finite.min()), float(finite.max())
-    if low >= 0 and high <= 1 and values.dtype.kind == "f":
-        return 0.0, 1.0
-    if low >= 0 and high <= WHITE_8 and bool((finite == np.rint(finite)).all()):
-        return 0.0, float(WHITE_8)
-    return (low, high) if low < high else (low - 1, high + 1)  # of one value only: grey
-
-
-def _first(value: object) -> object:
-    return value[0] if isinstance(value, tuple) and value else value

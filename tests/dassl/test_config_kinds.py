@@ -7,10 +7,18 @@ import yaml
 from yacs.config import CfgNode as YacsNode
 
 import train  # noqa: F401  registers data sets, trainers and evaluation with their keys
-from dassl.config import CfgNode, ConfigError, cfg_default, check_cfg, check_values, get_cfg_default
-from dassl.config.checks import KEYS, kind_for
-from dassl.config.kinds import Anything
-from dassl.config.node import leaves
+from dassl.config import (
+    KEYS,
+    CfgNode,
+    ConfigError,
+    cfg_default,
+    check_cfg,
+    check_values,
+    get_cfg_default,
+    kind_for,
+    leaves,
+)
+from dassl.config.defaults import Anything
 from trainers.checks import RANGES
 
 DEFAULTS = {key: value for key, value in leaves(cfg_default) if not key.startswith("TRAINER.MINE")}
@@ -116,6 +124,7 @@ REFUSED = {
     "OPTIM.MOMENTUM": ["-0.1", "1.5"],
     "OPTIM.WEIGHT_DECAY": ["-1"],
     "OPTIM.ADAM_BETA1": ["1", "1.0", "-0.1"],
+    "OPTIM.WARMUP_EPOCH": ["-3", "10000000"],
     "OPTIM.STEPSIZE": ["()", "(1.5,)", "('1',)"],
     "OPTIM.GAMMA": ["-0.5"],
     "OPTIM.NEW_LAYERS": ["(1,)", "('',)"],

@@ -55,7 +55,7 @@ def assert_same(batches, others):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_are_the_same_with_and_without(cfg, workers):
-    cfg.INPUT.TRANSFORMS, cfg.INPUT.CUTOUT_LEN, cfg.DATALOADER.RETURN_IMG0 = ALL_RANDOM, 2, True
+    cfg.INPUT.TRANSFORMS, cfg.INPUT.GB_K, cfg.DATALOADER.RETURN_IMG0 = ALL_RANDOM, 3, True
     without, dm = epochs(cfg, 0, count=2)
     assert dm.image_cache is None
     cached, dm = epochs(cfg, 1, workers, count=2)

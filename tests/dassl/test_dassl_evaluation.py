@@ -9,7 +9,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from dassl.config import get_cfg_default
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
-from dassl.metrics import compute_accuracy, compute_distance_matrix
+from dassl.metrics import compute_accuracy
 
 NAMES = {label: f"class {label}" for label in range(6)}
 
@@ -121,14 +121,3 @@ def test_top_k_accuracy():
     assert (top1.item(), top3.item(), top1.shape) == (50.0, 100.0, (1,))
     assert compute_accuracy((scores, None), target)[0].item() == 50.0
     assert compute_accuracy(scores, target, topk=(2,))[0].item() >= 75.0
-
-
-def test_distances():
-    a, b = torch.randn(4, 3, dtype=torch.float64), torch.randn(5, 3, dtype=torch.float64)
-    assert torch.allclose(compute_distance_matrix(a, b), torch.cdist(a, b) ** 2)
-    cosine = 1 - torch.nn.functional.cosine_similarity(a[:, None], b[None], dim=-1)
-    assert torch.allclose(compute_distance_matrix(a, b, "cosine"), cosine)
-    with pytest.raises(ValueError, match="manhattan"):
-        compute_distance_matrix(a, b, "manhattan")
-    with pytest.raises(ValueError, match="expected"):
-        compute_distance_matrix(a, b[:, :2])

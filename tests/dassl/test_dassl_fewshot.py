@@ -124,17 +124,3 @@ def test_domains_are_checked():
         Rooms().check_input_domains(["art"], [])
     with pytest.raises(ValueError, match="sketch"):
         Rooms().check_input_domains(["art"], ["sketch"])
-
-
-@pytest.mark.parametrize("kind", ["zip", "tar", "gztar"])
-def test_download_unpacks(tmp_path, kind, capsys):
-    import shutil
-
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source" / "a.txt").write_text("hello")
-    archive = Path(shutil.make_archive(str(tmp_path / "data"), kind, tmp_path / "source"))
-    target = tmp_path / "down" / archive.name
-    Bare().download_data(archive.as_uri(), str(target), from_gdrive=False)
-    assert (tmp_path / "down" / "a.txt").read_text() == "hello"
-    with pytest.raises(ValueError, match="expected .zip"):
-        Bare().download_data(archive.as_uri(), str(tmp_path / "down" / "data.rar"), from_gdrive=False)

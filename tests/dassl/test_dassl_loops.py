@@ -5,10 +5,11 @@ from contextlib import nullcontext
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerX, TrainerXU, build_trainer
-from dassl.modeling import BACKBONE_REGISTRY, Backbone
+from dassl.modeling import BACKBONE_REGISTRY, HEAD_REGISTRY, Backbone
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import load_checkpoint, set_random_seed
 from tests.dassl.tiny_run import TinyNet
@@ -109,6 +110,14 @@ class MeanColour(Backbone):
 @BACKBONE_REGISTRY.register()
 def mean_colour(pretrained=True, **kwargs):
     return MeanColour()
+
+
+@HEAD_REGISTRY.register()
+def mlp(in_features, hidden_layers, **kwargs):
+    (width,) = hidden_layers
+    head = nn.Sequential(nn.Linear(in_features, width), nn.BatchNorm1d(width), nn.ReLU())
+    head.out_features = width
+    return head
 
 
 @TRAINER_REGISTRY.register()

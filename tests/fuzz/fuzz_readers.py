@@ -28,7 +28,7 @@ with atheris.instrument_imports(
     include=["dassl.config", "dassl.utils", "common", "datasets", "results", "prompting", "reporting", "yaml", "PIL"]
 ):
     from common.unpickling import CheckpointError, read_checkpoint
-    from dassl.config.yamlfile import YamlFileError, read_yaml
+    from dassl.config import YamlFileError, read_yaml
     from dassl.utils import CheckpointError as EngineError
     from dassl.utils import UnreadableImageError, load_checkpoint, read_image
     from datasets.import_selection import read_pickle

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from dassl.config.yamlfile import read_config
+from dassl.config import read_config
 from reporting.published import load_published
 from sweeping.protocols import ELEVEN, PROTOCOLS
 from sweeping.settings import published_setting, setting_file

@@ -1,16 +1,26 @@
-"""What a data set is to the engine: lists of `Datum`, class names, and few-shot sampling."""
+"""Data sets by name, and what one is to the engine: lists of `Datum`, class names, and few-shot sampling."""
 
 from __future__ import annotations
 
-import os
 import random
-import tarfile
-import zipfile
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
-from dassl.utils import check_isfile, download_url, mkdir_if_missing
+from yacs.config import CfgNode
+
+from dassl import keep_old_paths
+from dassl.utils import Registry, check_isfile
+
+DATASET_REGISTRY = Registry("DATASET")
+
+
+def build_dataset(cfg: CfgNode) -> Any:
+    """Build the data set `cfg.DATASET.NAME`."""
+    dataset = DATASET_REGISTRY.get(cfg.DATASET.NAME)
+    if cfg.VERBOSE:
+        print(f"Loading dataset: {cfg.DATASET.NAME}")
+    return dataset(cfg)
 
 
 class EmptySplitError(ValueError):
@@ -19,12 +29,6 @@ class EmptySplitError(ValueError):
 
 class Datum:
     """One image with its labels.
-
-    Args:
-        impath: image file.
-        label: class label.
-        domain: domain label.
-        classname: class name.
 
     Raises:
         TypeError: if `impath` is not a string.
@@ -42,35 +46,14 @@ class Datum:
         self._domain = domain
         self._classname = classname
 
-    @property
-    def impath(self) -> str:
-        """Image file."""
-        return self._impath
-
-    @property
-    def label(self) -> int:
-        """Class label."""
-        return self._label
-
-    @property
-    def domain(self) -> int:
-        """Domain label."""
-        return self._domain
-
-    @property
-    def classname(self) -> str:
-        """Class name."""
-        return self._classname
+    impath = property(lambda self: self._impath, doc="Image file.")
+    label = property(lambda self: self._label, doc="Class label.")
+    domain = property(lambda self: self._domain, doc="Domain label.")
+    classname = property(lambda self: self._classname, doc="Class name.")
 
 
 class DatasetBase:
     """Base of data sets; a subclass reads its files and hands lists of `Datum` over.
-
-    Args:
-        train_x: labelled training images.
-        train_u: unlabelled training images.
-        val: validation images.
-        test: test images.
 
     Raises:
         EmptySplitError: if there are no labelled training images, since the classes are read from them.
@@ -98,40 +81,13 @@ class DatasetBase:
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
 
-    @property
-    def train_x(self) -> Sequence[Datum]:
-        """Labelled training images."""
-        return self._train_x
-
-    @property
-    def train_u(self) -> Sequence[Datum] | None:
-        """Unlabelled training images."""
-        return self._train_u
-
-    @property
-    def val(self) -> Sequence[Datum] | None:
-        """Validation images."""
-        return self._val
-
-    @property
-    def test(self) -> Sequence[Datum] | None:
-        """Test images."""
-        return self._test
-
-    @property
-    def lab2cname(self) -> dict[int, str]:
-        """Class name per label."""
-        return self._lab2cname
-
-    @property
-    def classnames(self) -> list[str]:
-        """Class names in the order of their labels."""
-        return self._classnames
-
-    @property
-    def num_classes(self) -> int:
-        """Number of classes: the highest label plus one."""
-        return self._num_classes
+    train_x = property(lambda self: self._train_x, doc="Labelled training images.")
+    train_u = property(lambda self: self._train_u, doc="Unlabelled training images, or None.")
+    val = property(lambda self: self._val, doc="Validation images, or None.")
+    test = property(lambda self: self._test, doc="Test images, or None.")
+    lab2cname = property(lambda self: self._lab2cname, doc="Class name per label.")
+    classnames = property(lambda self: self._classnames, doc="Class names in the order of their labels.")
+    num_classes = property(lambda self: self._num_classes, doc="Number of classes: the highest label plus one.")
 
     @staticmethod
     def get_num_classes(data_source: Sequence[Datum]) -> int:
@@ -155,48 +111,17 @@ class DatasetBase:
         return mapping, list(mapping.values())
 
     def check_input_domains(self, source_domains: Sequence[str], target_domains: Sequence[str]) -> None:
-        """Check that both lists name domains of this data set.
-
-        Raises:
-            ValueError: if a list is empty or names something else.
-        """
+        """Check that both lists name domains of this data set; raise ValueError if one is empty or names others."""
         for key, domains in (("SOURCE_DOMAINS", source_domains), ("TARGET_DOMAINS", target_domains)):
             if not domains:
                 raise ValueError(f"DATASET.{key} is empty; choose from {self.domains}")
             self.is_input_domain_valid(domains)
 
     def is_input_domain_valid(self, input_domains: Sequence[str]) -> None:
-        """Check that all names are domains of this data set.
-
-        Raises:
-            ValueError: if one is not.
-        """
+        """Check that all names are domains of this data set; raise ValueError if not."""
         for domain in input_domains:
             if domain not in self.domains:
                 raise ValueError(f"input domain must belong to {self.domains}, but got [{domain}]")
-
-    def download_data(self, url: str, dst: str, from_gdrive: bool = True) -> None:
-        """Download an archive (.zip, .tar, .tar.gz) to `dst` and unpack it beside itself.
-
-        Args:
-            url: address.
-            dst: file to download to.
-            from_gdrive: the address is Google Drive's, which takes the package gdown.
-
-        Raises:
-            ValueError: if the kind of archive is unknown.
-        """
-        directory = os.path.dirname(dst)
-        mkdir_if_missing(directory)
-        if from_gdrive:
-            import gdown
-
-            gdown.download(url, dst, quiet=False)
-        else:
-            download_url(url, dst)
-        print("Extracting file ...")
-        _extract(dst, directory)
-        print(f"File extracted to {directory}")
 
     def generate_fewshot_dataset(
         self,
@@ -223,7 +148,10 @@ class DatasetBase:
         output = []
         for data_source in data_sources:
             tracker = self.split_dataset_by_label(data_source)
-            _say_if_short(tracker, num_shots, repeat)
+            short = sum(len(items) < num_shots for items in tracker.values())
+            if short:
+                cure = "their images are repeated" if repeat else "all of their images are taken"
+                print(f"{short} of {len(tracker)} classes have fewer than {num_shots} images: {cure}")
             chosen: list[Datum] = []
             for items in tracker.values():
                 if len(items) >= num_shots:
@@ -235,33 +163,18 @@ class DatasetBase:
 
     def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
         """Return the images of each label."""
-        output = defaultdict(list)
-        for item in data_source:
-            output[item.label].append(item)
-        return output
+        return self._grouped(data_source, "label")
 
     def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
         """Return the images of each domain."""
+        return self._grouped(data_source, "domain")
+
+    @staticmethod
+    def _grouped(data_source: Sequence[Datum], by: str) -> dict[int, list[Datum]]:
         output = defaultdict(list)
         for item in data_source:
-            output[item.domain].append(item)
+            output[getattr(item, by)].append(item)
         return output
 
 
-def _say_if_short(tracker: dict[int, list[Datum]], num_shots: int, repeat: bool) -> None:
-    short = sum(len(items) < num_shots for items in tracker.values())
-    if short:
-        cure = "their images are repeated" if repeat else "all of their images are taken"
-        print(f"{short} of {len(tracker)} classes have fewer than {num_shots} images: {cure}")
-
-
-def _extract(archive: str, directory: str) -> None:
-    if archive.endswith(".zip"):
-        with zipfile.ZipFile(archive) as file:
-            file.extractall(directory)
-    elif archive.endswith((".tar", ".tar.gz")):
-        with tarfile.open(archive) as file:
-            # The filter keeps members inside the directory; the first releases of 3.10 and 3.11 refuse the argument.
-            file.extractall(directory, filter="data")
-    else:
-        raise ValueError(f"cannot unpack {archive}: expected .zip, .tar or .tar.gz")
+keep_old_paths(__name__, "dassl.data.datasets.build")

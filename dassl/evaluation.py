@@ -1,4 +1,4 @@
-"""Accuracy, macro F1, per-class accuracy and confusion matrix of a classifier."""
+"""Evaluators: accuracy, macro F1, per-class accuracy and confusion matrix of a classifier."""
 
 from __future__ import annotations
 
@@ -11,9 +11,19 @@ import numpy as np
 import torch
 from yacs.config import CfgNode
 
-from dassl.utils import atomic_write
+from common.files import atomic_write
+from dassl import keep_old_paths
+from dassl.utils import Registry
 
-from .build import EVALUATOR_REGISTRY
+EVALUATOR_REGISTRY = Registry("EVALUATOR")
+
+
+def build_evaluator(cfg: CfgNode, **kwargs: Any) -> Any:
+    """Build the evaluator `cfg.TEST.EVALUATOR`; `kwargs` go to its constructor."""
+    evaluator = EVALUATOR_REGISTRY.get(cfg.TEST.EVALUATOR)
+    if cfg.VERBOSE:
+        print(f"Loading evaluator: {cfg.TEST.EVALUATOR}")
+    return evaluator(cfg, **kwargs)
 
 
 class EvaluatorBase:
@@ -40,7 +50,7 @@ class Classification(EvaluatorBase):
     """Evaluator for classification.
 
     Args:
-        cfg: configuration; TEST.PER_CLASS_RESULT and TEST.COMPUTE_CMAT are read.
+        cfg: config; TEST.PER_CLASS_RESULT and TEST.COMPUTE_CMAT are read.
         lab2cname: class name per label.
 
     Raises:
@@ -82,16 +92,23 @@ class Classification(EvaluatorBase):
     def evaluate(self) -> dict[str, float]:
         """Print and return accuracy, error_rate and macro_f1 in percent, and perclass_accuracy where it is asked for.
 
+        Macro F1 is the mean of 2 TP / (2 TP + FP + FN) over the classes that have images.
+
         Raises:
             ValueError: if there was no image.
         """
         if self._total == 0:
             raise ValueError("nothing to evaluate: no image was processed")
+        true, pred = np.asarray(self._y_true), np.asarray(self._y_pred)
+        scores = []
+        for label in np.unique(true):
+            hits = np.sum((true == label) & (pred == label))
+            scores.append(2 * hits / (np.sum(true == label) + np.sum(pred == label)))
         accuracy = 100.0 * self._correct / self._total
         results: dict[str, float] = OrderedDict()
         results["accuracy"] = accuracy
         results["error_rate"] = 100.0 - accuracy
-        results["macro_f1"] = 100.0 * _macro_f1(self._y_true, self._y_pred)
+        results["macro_f1"] = 100.0 * float(np.mean(scores))
         print(
             "=> result\n"
             f"* total: {self._total:,}\n"
@@ -103,7 +120,10 @@ class Classification(EvaluatorBase):
         if self.cfg.TEST.PER_CLASS_RESULT:
             results["perclass_accuracy"] = self._print_per_class()
         if self.cfg.TEST.COMPUTE_CMAT:
-            self._save_confusion_matrix()
+            path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
+            with atomic_write(path) as file:
+                torch.save(self.confusion_matrix(), file)
+            print(f"Confusion matrix is saved to {path}")
         return results
 
     def per_class_results(self) -> dict[int, dict[str, Any]]:
@@ -154,18 +174,5 @@ class Classification(EvaluatorBase):
         print(f"* average: {mean:.1f}%")
         return mean
 
-    def _save_confusion_matrix(self) -> None:
-        path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
-        with atomic_write(path) as file:
-            torch.save(self.confusion_matrix(), file)
-        print(f"Confusion matrix is saved to {path}")
 
-
-def _macro_f1(y_true: list[int], y_pred: list[int]) -> float:
-    """Return the mean over the classes in `y_true` of F1 = 2 TP / (2 TP + FP + FN)."""
-    true, pred = np.asarray(y_true), np.asarray(y_pred)
-    scores = []
-    for label in np.unique(true):
-        hits = np.sum((true == label) & (pred == label))
-        scores.append(2 * hits / (np.sum(true == label) + np.sum(pred == label)))
-    return float(np.mean(scores))
+keep_old_paths(__name__, "dassl.evaluation.build", "dassl.evaluation.evaluator")
