@@ -22,7 +22,7 @@ from torchvision.models import ResNet50_Weights
 from benchmarks.setup import build_trainer, random_batch, random_clip
 from prompting.launches import as_on_a_gpu
 from trainers import device_step
-from trainers.device_step import DeviceStep
+from trainers.step import DeviceStep
 
 # Operations that neither read nor write a tensor's values, but do not say in their schema that they return a view.
 WITHOUT_KERNEL = (

@@ -22,6 +22,8 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
+from common.files import is_zip
+
 MOST_REPEATED = 2**26  # bytes of tensors that repeat their numbers
 MOST_CODE = 8 * 2**20  # bytes that may come out of compressed entries; OpenAI's archives have less than one MiB of code
 # What a pickle may cost, about one for every value of some 60 bytes: ImageNet's sixteen shots cost about 700,000
@@ -94,6 +96,37 @@ def read_file(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
     return content
 
 
+def read_dictionary(path: str | os.PathLike[str], placeholders: bool = True) -> dict[str, Any]:
+    """The dictionary that a checkpoint file holds, on the CPU, with nothing executed; see :func:`read_file`.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        CheckpointError: when it is damaged or holds something else; the path and a cure are named.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'no checkpoint at "{path}"')
+    try:
+        content = read_file(path, placeholders)
+    except MemoryError:
+        raise
+    except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
+        if isinstance(error, pickle.UnpicklingError) and not placeholders and is_zip(path):
+            raise CheckpointError(
+                f'the checkpoint "{path}" holds pickled Python objects, as upstream Dassl saved its schedulers, '
+                "and loading those can run code. If you trust the file, keep its weights only: "
+                "c = torch.load(PATH, map_location='cpu', weights_only=False); "
+                "torch.save({'state_dict': c['state_dict'], 'epoch': c['epoch'], 'val_result': None}, PATH)"
+            ) from error
+        raise CheckpointError(
+            f'"{path}" is not a checkpoint, or it is damaged or cut short ({reason(error)}): '
+            "delete it and use an earlier one, or copy it again"
+        ) from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f'"{path}" is not a checkpoint: it holds a {type(content).__name__}')
+    # dict's own methods: a file may give an OrderedDict attributes that hide them
+    return dict(dict.items(content))
+
+
 def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[str, Any]:
     """Content of a checkpoint file, on the CPU, with nothing executed.
 
@@ -109,19 +142,7 @@ def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[st
         FileNotFoundError: when there is no such file.
         CheckpointError: when it is damaged, holds no state dict or has a field of another kind; the path is named.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'no checkpoint at "{path}"')
-    try:
-        content = read_file(path)
-    except MemoryError:
-        raise
-    except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
-        raise CheckpointError(
-            f'"{path}" is not a checkpoint, or it is damaged or cut short ({reason(error)}): '
-            "copy it again or use another one"
-        ) from error
-    # dict's own methods: a file may give an OrderedDict attributes that hide them
-    content = dict(dict.items(content)) if isinstance(content, dict) else {}
+    content = read_dictionary(path)
     if bare and content and "state_dict" not in content:
         content = {"state_dict": content}
     state_dict = content.get("state_dict")

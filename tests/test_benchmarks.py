@@ -12,7 +12,6 @@ from benchmarks.busy import busy_share, covered_share
 from benchmarks.flops import training_flops
 from benchmarks.kernels import count_training
 from benchmarks.measure import ParityError, parity
-from benchmarks.seeds import main as seeds_main
 from benchmarks.setup import build_trainer, class_names, random_batch, random_clip
 from benchmarks.slopes import main as slopes_main
 from benchmarks.splits import main as splits_main
@@ -140,37 +139,12 @@ def test_reuse_over_class_splits_comes_with_equal_metrics(tmp_path, capsys):
     assert "one pass [s]" in capsys.readouterr().out
 
 
-def test_several_seeds_come_with_parity(tmp_path, capsys):
-    output = tmp_path / "figures.json"
-    argv = [
-        "--trainer",
-        "BMIP",
-        "--seeds",
-        "2",
-        "--classes",
-        "2",
-        "--backbone",
-        "tiny",
-        "--batch",
-        "2",
-        "--rounds",
-        "1",
-    ]
-    assert seeds_main([*argv, "--output", str(output)]) == 0
-    (row,) = json.loads(output.read_text())
-    assert row["ratio"]["median"] > 0
-    assert row["max_loss_difference"] <= 1e-4
-    assert row["min_gradient_cosine"] >= 0.999999
-    assert "together" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("command", "size"), [(seeds_main, "--seeds"), (splits_main, "--images")])
-def test_ways_that_do_not_agree_end_with_one_line(command, size, monkeypatch, capsys):
+def test_ways_that_do_not_agree_end_with_one_line(monkeypatch, capsys):
     def differ(*arguments):
         raise ParityError("they differ")
 
-    monkeypatch.setattr(f"{command.__module__}.measure", differ)
-    assert command(["--trainer", "CoOp", "--backbone", "tiny", size, "2"]) == 1
+    monkeypatch.setattr("benchmarks.splits.measure", differ)
+    assert splits_main(["--trainer", "CoOp", "--backbone", "tiny", "--images", "2"]) == 1
     error = capsys.readouterr().err
     assert error.startswith("error: CoOp")
     assert error.endswith("they differ\n")

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from dassl.utils.files import atomic_write
+from dassl.utils import atomic_write
 from tools.glyphs import DIGIT_NAMES
 
 SIDE, INNER = 48, 36

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from dassl.utils.files import atomic_write
+from dassl.utils import atomic_write
 from tools.emoji_corpus import STYLES as PRETRAINING_STYLES
 from tools.emoji_icons import KINDS, Catalogue, Icon, draw, read_icons, resvg
 

@@ -27,10 +27,9 @@ from prompting.checkpoint import CheckpointError, load_trained, read_initial, re
 from prompting.digest import file_sha256
 from prompting.linear import BACKENDS, CHOOSER, set_linear_backend
 from prompting.watch import SHOWN, Watch, shown
-from trainers.checks import RANGES, check_choice, check_lengths, check_ranges, declare_ranges
-from trainers.memory import memory_advice
+from trainers.checks import RANGES, check_choice, check_lengths, check_ranges, declare_ranges, memory_advice
 from trainers.objectives import CrossEntropy, Objective
-from trainers.steps import Steps, redefines
+from trainers.step import Steps, redefines
 
 MODEL_NAME = "prompt_learner"
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
