@@ -16,7 +16,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -63,93 +63,6 @@ Names = str | list[str] | None
 FINAL_MODELS = ("last_step", "best_val")
 SHOWN_IMAGES = 4
 METER_FIELDS = ("val", "avg", "sum", "count")
-
-
-@dataclass
-class EpochProgress:
-    """The finished batches of an epoch: what a run that is stopped within it goes on from.
-
-    Attributes:
-        batches: how many are finished.
-        num_batches: how many the epoch has; 0: not known yet.
-        losses: averages over them.
-        data_seconds: seconds that they waited for data.
-        random_state: of all generators, of a resumed epoch; None of one that starts here.
-    """
-
-    batches: int = 0
-    num_batches: int = 0
-    losses: MetricMeter = field(default_factory=MetricMeter)
-    data_seconds: float = 0.0
-    random_state: dict[str, Any] | None = None
-    _seconds_before: float = 0.0
-    _started: float = field(default_factory=time.perf_counter)
-
-    def start_clock(self) -> None:
-        """Count the epoch's seconds from here on, on top of those before it was stopped."""
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent on the epoch's batches, without the time for which the run was stopped."""
-        return self._seconds_before + time.perf_counter() - self._started
-
-    def state(self) -> dict[str, Any]:
-        """Plain values to write down."""
-        losses = {name: [getattr(meter, key) for key in METER_FIELDS] for name, meter in self.losses.meters.items()}
-        counts = {"batches": self.batches, "num_batches": self.num_batches}
-        return {**counts, "losses": losses, "data_seconds": self.data_seconds, "seconds": self.seconds}
-
-    @classmethod
-    def of_state(cls, state: dict[str, Any], random_state: dict[str, Any]) -> EpochProgress:
-        """What was written down."""
-        progress = cls(state["batches"], state["num_batches"], random_state=random_state)
-        progress.data_seconds, progress._seconds_before = state["data_seconds"], state["seconds"]
-        for name, values in state["losses"].items():
-            for key, value in zip(METER_FIELDS, values, strict=True):
-                setattr(progress.losses.meters[name], key, value)
-        return progress
-
-
-class Prefetch:
-    """The batches of an epoch, of which a trainer can have the next one fetched while a device computes.
-
-    A trainer whose steps run on a device calls it between starting a step and waiting for its numbers: the next batch
-    is fetched and the last step's scalars are written meanwhile. Where nobody calls it, both are done in time.
-
-    Args:
-        batches: of the epoch.
-        write_scalar: takes the scalars.
-
-    Attributes:
-        is_called: whether the trainer calls it.
-    """
-
-    def __init__(self, batches: Iterable[tuple[Any, ...]], write_scalar: Callable[[str, float, int], None]) -> None:
-        self.is_called = False
-        self._batches, self._write_scalar = iter(batches), write_scalar
-        self._fetched: list[tuple[Any, ...] | None] = []
-        self._scalars: list[tuple[str, float, int]] = []
-
-    def __call__(self) -> None:
-        """Write the last step's scalars and fetch the next batch."""
-        self.is_called = True
-        self.write()
-        self._fetched.append(next(self._batches, None))
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        while (batch := self._fetched.pop() if self._fetched else next(self._batches, None)) is not None:
-            yield batch
-
-    def write_later(self, tag: str, value: float, step: int) -> None:
-        """Write a scalar during the next step, or at the next `write`."""
-        self._scalars.append((tag, value, step))
-
-    def write(self) -> None:
-        """Write the scalars that wait."""
-        for scalar in self._scalars:
-            self._write_scalar(*scalar)
-        self._scalars.clear()
 
 
 class TrainerBase:
@@ -217,46 +130,42 @@ class TrainerBase:
         self.should_stop, self.progress = False, EpochProgress()
         self.before_train()
         loaders = self._train_loaders()
-        with self.stop_request.deferred():
+        with self.stop_request.deferred(), ExitStack() as at_end:
+            for loader in (*loaders, getattr(self, "val_loader", None)):
+                if hasattr(loader, "release_workers"):
+                    at_end.callback(loader.release_workers)
             if self._resumed_random_state is not None:  # after all that building and loading may have drawn
                 set_random_state(self._resumed_random_state)
                 self._resumed_random_state = None
             if self.start_epoch < self.max_epoch:  # a run killed in its first epoch starts from these numbers again
                 self.save_state(self.start_epoch)
             self.epoch = max(self.start_epoch - 1, 0)
-            try:
-                for epoch in range(self.start_epoch, self.max_epoch):
-                    if self.should_stop:
-                        break
-                    self.epoch = epoch
-                    for holder in (getattr(self, "dm", None), *loaders):
-                        if hasattr(holder, "set_epoch"):
-                            holder.set_epoch(epoch)
-                    if self.progress.batches:  # a run that was stopped within this epoch, its record resumed, too
-                        for loader in loaders:
-                            loader.skip_batches(self.progress.batches)
-                    else:
-                        optimised = any(optim is not None for optim in self._optims.values())
-                        self._epoch_record = {
-                            "epoch": epoch + 1,
-                            **({"lr": self.get_current_lr()} if optimised else {}),
-                        }
-                    self.before_epoch()
-                    self.progress.start_clock()
-                    self.run_epoch()
-                    seconds = self.progress.seconds
-                    self.after_epoch()
-                    self._epoch_record["seconds"] = seconds
-                    for name, spent in (("train", seconds), ("data", self._epoch_record.get("data_seconds", 0.0))):
-                        self.timing[name] = self.timing.get(name, 0.0) + spent
-                    self.history.append(dict(self._epoch_record))
-                    self.progress = EpochProgress()
-                    self.save_state(epoch + 1)
-                    self.stop_request.check()
-            finally:
-                for loader in (*loaders, getattr(self, "val_loader", None)):
-                    if hasattr(loader, "release_workers"):
-                        loader.release_workers()
+            for epoch in range(self.start_epoch, self.max_epoch):
+                if self.should_stop:
+                    break
+                self.epoch = epoch
+                for holder in (getattr(self, "dm", None), *loaders):
+                    if hasattr(holder, "set_epoch"):
+                        holder.set_epoch(epoch)
+                if self.progress.batches:  # a run that was stopped within this epoch, its record resumed, too
+                    for loader in loaders:
+                        loader.skip_batches(self.progress.batches)
+                else:
+                    self._epoch_record = {"epoch": epoch + 1}
+                    if self._registered(self._optims):
+                        self._epoch_record["lr"] = self.get_current_lr()
+                self.before_epoch()
+                self.progress.start_clock()
+                self.run_epoch()
+                seconds = self.progress.seconds
+                self.after_epoch()
+                self._epoch_record["seconds"] = seconds
+                for name, spent in (("train", seconds), ("data", self._epoch_record.get("data_seconds", 0.0))):
+                    self.timing[name] = self.timing.get(name, 0.0) + spent
+                self.history.append(dict(self._epoch_record))
+                self.progress = EpochProgress()
+                self.save_state(epoch + 1)
+                self.stop_request.check()
         self.after_train()
         if not self._keeps_resume_checkpoint:
             self.remove_resume_checkpoint()
@@ -283,24 +192,8 @@ class TrainerBase:
         """Train for one epoch."""
         raise NotImplementedError
 
-    def test(self) -> Any:
-        """Evaluate."""
-        raise NotImplementedError
-
-    def parse_batch_train(self, batch: Any) -> Any:
-        """Take from a training batch what the model needs."""
-        raise NotImplementedError
-
-    def parse_batch_test(self, batch: Any) -> Any:
-        """Take from a test batch what the model needs."""
-        raise NotImplementedError
-
     def forward_backward(self, batch: Any) -> dict[str, float]:
         """Train on one batch and return what to report."""
-        raise NotImplementedError
-
-    def model_inference(self, input: Any) -> Any:
-        """Return the model's output for a test batch."""
         raise NotImplementedError
 
     def checkpoint_extra(self, name: str) -> dict[str, Any]:
@@ -326,12 +219,7 @@ class TrainerBase:
         optim: torch.optim.Optimizer | None = None,
         sched: Any = None,
     ) -> None:
-        """Put a model, its optimiser and its scheduler under the trainer's care.
-
-        Raises:
-            AttributeError: if `super().__init__()` was not called before.
-            ValueError: if the name is taken.
-        """
+        """Put a model, its optimiser and its scheduler under the trainer's care, by a name that is not taken."""
         if "_models" not in self.__dict__:
             raise AttributeError("cannot register a model before super().__init__() was called")
         if name in self._models:
@@ -339,11 +227,7 @@ class TrainerBase:
         self._models[name], self._optims[name], self._scheds[name] = model, optim, sched
 
     def get_model_names(self, names: Names = None) -> list[str]:
-        """Return the names of all registered models, or `names` as a list.
-
-        Raises:
-            ValueError: if `names` holds one that is not registered.
-        """
+        """Return the names of all registered models, or `names`, which must be registered, as a list."""
         names = list(self._models) if names is None else tolist_if_not(names)
         for name in names:
             if name not in self._models:
@@ -351,11 +235,7 @@ class TrainerBase:
         return names
 
     def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
-        """Put models in the mode `train`, `test` or `eval`.
-
-        Raises:
-            KeyError: if the mode is none of these.
-        """
+        """Put models in the mode `train`, `test` or `eval`."""
         if mode not in ("train", "test", "eval"):
             raise KeyError(f"mode must be train, test or eval, but got {mode}")
         for name in self.get_model_names(names):
@@ -365,17 +245,18 @@ class TrainerBase:
         """Return the learning rate of the first parameter group of the first of the models."""
         return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
 
+    def _registered(self, table: Mapping[str, Any], names: Names = None) -> list[Any]:
+        return [table[name] for name in self.get_model_names(names) if table[name] is not None]
+
     def update_lr(self, names: Names = None) -> None:
         """Step the schedulers."""
-        for name in self.get_model_names(names):
-            if self._scheds[name] is not None:
-                self._scheds[name].step()
+        for sched in self._registered(self._scheds, names):
+            sched.step()
 
     def model_zero_grad(self, names: Names = None) -> None:
         """Clear the gradients."""
-        for name in self.get_model_names(names):
-            if self._optims[name] is not None:
-                self._optims[name].zero_grad()
+        for optim in self._registered(self._optims, names):
+            optim.zero_grad()
 
     def model_backward(self, loss: torch.Tensor) -> None:
         """Check the loss, compute the gradients and check them."""
@@ -385,9 +266,8 @@ class TrainerBase:
 
     def model_update(self, names: Names = None) -> None:
         """Step the optimisers."""
-        for name in self.get_model_names(names):
-            if self._optims[name] is not None:
-                self._optims[name].step()
+        for optim in self._registered(self._optims, names):
+            optim.step()
 
     def model_backward_and_update(self, loss: torch.Tensor, names: Names = None) -> None:
         """Clear the gradients, compute them anew and step the optimisers."""
@@ -561,7 +441,7 @@ class TrainerBase:
     def save_model(
         self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
-        """Save every registered model in a folder of its name.
+        """Save every registered model in a folder of its name; see `save_checkpoint`.
 
         Args:
             epoch: the epoch just finished, from 0.
@@ -569,9 +449,6 @@ class TrainerBase:
             is_best: also save as `model-best.pth.tar`.
             val_result: validation result.
             model_name: file name instead of `model.pth.tar-N`.
-
-        Raises:
-            ValueError: if `checkpoint_extra` returns one of the engine's own entries.
         """
         for name in self.get_model_names():
             state = {
@@ -630,15 +507,11 @@ class TrainerBase:
         return start_epoch
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load the weights of every registered model; nothing is loaded unless all fit.
+        """Load the weights of every registered model; nothing is loaded unless all are there and fit.
 
         Args:
             directory: where the folders of the models are; empty: nothing is loaded.
             epoch: number in the file name `model.pth.tar-N`; None for `model-best.pth.tar`.
-
-        Raises:
-            FileNotFoundError: if a checkpoint is missing.
-            CheckpointError: if one cannot be read or does not fit.
         """
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
@@ -803,7 +676,7 @@ class SimpleTrainer(TrainerBase):
         raise NotImplementedError
 
     def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
-        """Yield the batches of the epoch that are not finished, each as the arguments of `forward_backward`."""
+        """Yield the epoch's batches that are not finished, each as the arguments of `forward_backward`."""
         raise NotImplementedError
 
     def _progress_line(self, batch_time: AverageMeter, data_time: AverageMeter, losses: MetricMeter) -> str:
@@ -1003,6 +876,94 @@ class TrainerXU(SimpleTrainer):
 def _forever(loader: Iterable[Any]) -> Iterator[Any]:
     while True:
         yield from loader
+
+
+@dataclass
+class EpochProgress:
+    """The finished batches of an epoch: what a run that is stopped within it goes on from.
+
+    Attributes:
+        batches: how many are finished.
+        num_batches: how many the epoch has; 0: not known yet.
+        losses: averages over them.
+        data_seconds: seconds that they waited for data.
+        random_state: of all generators, of a resumed epoch; None of one that starts here.
+    """
+
+    batches: int = 0
+    num_batches: int = 0
+    losses: MetricMeter = field(default_factory=MetricMeter)
+    data_seconds: float = 0.0
+    random_state: dict[str, Any] | None = None
+    _seconds_before: float = 0.0
+    _started: float = field(default_factory=time.perf_counter)
+
+    def start_clock(self) -> None:
+        """Count the epoch's seconds from here on, on top of those before it was stopped."""
+        self._started = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent on the epoch's batches, without the time for which the run was stopped."""
+        return self._seconds_before + time.perf_counter() - self._started
+
+    def state(self) -> dict[str, Any]:
+        """Plain values to write down."""
+        losses = {name: [getattr(meter, key) for key in METER_FIELDS] for name, meter in self.losses.meters.items()}
+        counts = {"batches": self.batches, "num_batches": self.num_batches}
+        return {**counts, "losses": losses, "data_seconds": self.data_seconds, "seconds": self.seconds}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any], random_state: dict[str, Any]) -> EpochProgress:
+        """What was written down."""
+        progress = cls(state["batches"], state["num_batches"], random_state=random_state)
+        progress.data_seconds, progress._seconds_before = state["data_seconds"], state["seconds"]
+        for name, values in state["losses"].items():
+            for key, value in zip(METER_FIELDS, values, strict=True):
+                setattr(progress.losses.meters[name], key, value)
+        return progress
+
+
+class Prefetch:
+    """The batches of an epoch, of which a trainer can have the next one fetched while a device computes.
+
+    A trainer whose steps run on a device calls it between starting a step and waiting for its numbers: the next batch
+    is fetched and the last step's scalars are written meanwhile. Where nobody calls it, both are done in time.
+
+    Args:
+        batches: of the epoch.
+        write_scalar: takes the scalars.
+
+    Attributes:
+        is_called: whether the trainer calls it.
+    """
+
+    def __init__(self, batches: Iterable[tuple[Any, ...]], write_scalar: Callable[[str, float, int], None]) -> None:
+        self.is_called = False
+        self._batches, self._write_scalar = iter(batches), write_scalar
+        self._fetched: list[tuple[Any, ...] | None] = []
+        self._scalars: list[tuple[str, float, int]] = []
+
+    def __call__(self) -> None:
+        """Write the last step's scalars and fetch the next batch."""
+        self.is_called = True
+        self.write()
+        if not self._fetched:
+            self._fetched.append(next(self._batches, None))
+
+    def __iter__(self) -> Iterator[tuple[Any, ...]]:
+        while (batch := self._fetched.pop() if self._fetched else next(self._batches, None)) is not None:
+            yield batch
+
+    def write_later(self, tag: str, value: float, step: int) -> None:
+        """Write a scalar during the next step, or at the next `write`."""
+        self._scalars.append((tag, value, step))
+
+    def write(self) -> None:
+        """Write the scalars that wait."""
+        for scalar in self._scalars:
+            self._write_scalar(*scalar)
+        self._scalars.clear()
 
 
 class SimpleNet(nn.Module):
