@@ -101,6 +101,8 @@ from results.rundir import begin_run, clean_start, run_dir
 from results.trackers import check_trackers, track_run
 from trainers.checks import RANGES, memory_errors
 
+STATUSES = {LockedError: BUSY, FloatingPointError: DIVERGED}
+
 
 def run(args: argparse.Namespace, stop: StopRequest) -> None:
     """Train (or load) and evaluate one run, then write results.json."""
@@ -124,6 +126,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
         print(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
         stack.enter_context(determinism(cfg))
 
+        overrides = overrides_of(cfg, files_cfg(args))  # now: the files may be others when it ends
         start = time.perf_counter()
         trainer = build_trainer(cfg)
         timing: dict[str, float] = {"build": time.perf_counter() - start}
@@ -161,7 +164,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
             cfg,
             metrics,
             config_file=args.config_file,
-            overrides=overrides_of(cfg, files_cfg(args)),
+            overrides=overrides,
             timing=timing,
             eval_only=args.eval_only,
         )
@@ -292,9 +295,6 @@ def one_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
         )
         for seed in args.seeds
     ]
-
-
-STATUSES = {LockedError: BUSY, FloatingPointError: DIVERGED}
 
 
 def main(argv: Sequence[str] | None = None, until_exit: bool = False) -> int:
