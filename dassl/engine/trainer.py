@@ -665,11 +665,10 @@ class SimpleTrainer(TrainerBase):
         share = waited / seconds if seconds else 0.0
         self._epoch_record.update(losses.averages(), data_seconds=waited, data_share=share)
         self.write_scalar("train/data_share", share, self.epoch)
-        cache = getattr(getattr(self, "dm", None), "image_cache", None)
-        kept = (
-            cache and f"{cache.images_kept} decoded images kept in {cache.megabytes_used:.1f} of {cache.megabytes} MB"
-        )
-        print(f"Waited {waited:.3f} of {seconds:.3f} s for data ({100 * share:.1f}%){f', {kept}' if kept else ''}")
+        kept, cache = "", getattr(getattr(self, "dm", None), "image_cache", None)
+        if cache is not None:
+            kept = f", {cache.images_kept} decoded images kept in {cache.megabytes_used:.1f} of {cache.megabytes} MB"
+        print(f"Waited {waited:.3f} of {seconds:.3f} s for data ({100 * share:.1f}%){kept}")
 
     def count_batches(self) -> int:
         """Return how many batches an epoch has."""
