@@ -96,17 +96,17 @@ def read_file(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
     return content
 
 
-def read_dictionary(path: str | os.PathLike[str], placeholders: bool = True) -> dict[str, Any]:
-    """The dictionary that a checkpoint file holds, on the CPU, with nothing executed; see :func:`read_file`.
+def read_content(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
+    """What a checkpoint file holds; see :func:`read_file`.
 
     Raises:
         FileNotFoundError: when there is no such file.
-        CheckpointError: when it is damaged or holds something else; the path and a cure are named.
+        CheckpointError: when it is damaged; the path and a cure are named.
     """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at "{path}"')
     try:
-        content = read_file(path, placeholders)
+        return read_file(path, placeholders)
     except MemoryError:
         raise
     except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
@@ -121,10 +121,6 @@ def read_dictionary(path: str | os.PathLike[str], placeholders: bool = True) -> 
             f'"{path}" is not a checkpoint, or it is damaged or cut short ({reason(error)}): '
             "delete it and use an earlier one, or copy it again"
         ) from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f'"{path}" is not a checkpoint: it holds a {type(content).__name__}')
-    # dict's own methods: a file may give an OrderedDict attributes that hide them
-    return dict(dict.items(content))
 
 
 def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[str, Any]:
@@ -142,7 +138,9 @@ def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[st
         FileNotFoundError: when there is no such file.
         CheckpointError: when it is damaged, holds no state dict or has a field of another kind; the path is named.
     """
-    content = read_dictionary(path)
+    content = read_content(path)
+    # dict's own methods: a file may give an OrderedDict attributes that hide them
+    content = dict(dict.items(content)) if isinstance(content, dict) else {}
     if bare and content and "state_dict" not in content:
         content = {"state_dict": content}
     state_dict = content.get("state_dict")

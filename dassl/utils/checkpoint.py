@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from common.files import StrPath, atomic_write
 from common.free_options import flatten, is_free
-from common.unpickling import COUNT, NUMBER, CheckpointError, check_fields, read_dictionary, reason
+from common.unpickling import COUNT, NUMBER, CheckpointError, check_fields, read_content, reason
 
 BEST_NAME = "model-best.pth.tar"
 POINTER_NAME = "checkpoint"  # a text file beside the checkpoints that names the last one
@@ -116,7 +116,9 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
     """
     if fpath is None:
         raise ValueError("load_checkpoint() needs a path, but got None")
-    content = read_dictionary(fpath, placeholders=False)
+    content = read_content(fpath, placeholders=False)
+    if not isinstance(content, dict):
+        raise CheckpointError(f'"{fpath}" is not a checkpoint: it holds a {type(content).__name__}')
     check_fields(content, fpath)
     return content
 
