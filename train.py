@@ -13,6 +13,7 @@ has a results.json and is skipped; an unfinished one goes on where it stopped.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import os
 import signal
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
         type=int,
         nargs="+",
         default=[],
-        help="several seeds at once in this process, faster than one after the other; --output-dir must hold {seed}",
+        help="several seeds, one after another in this process; --output-dir must hold {seed}",
     )
     parser.add_argument("--source-domains", nargs="+", help="source domains, for domain data sets")
     parser.add_argument("--target-domains", nargs="+", help="target domains, for domain data sets")
@@ -88,39 +89,125 @@ from dassl.config import MAX_SEED, check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
 from extras.trackers import check_trackers, track_run
+from prompting.backbone import sharing_backbones
 from results.evaluate import class_splits_of, evaluate_class_splits
 from results.features import train_on_features
 from results.rundir import begin_run, clean_start, determinism, run_dir, write_divergence
 from results.schema import build_record, dataset_label, overrides_of, write_results
-from trainers.checks import RANGES
-from trainers.memory import raise_explained
-from trainers.together import join_trainer, run_together
+from trainers.checks import RANGES, memory_errors
+
+STATUSES = {LockedError: BUSY, FloatingPointError: DIVERGED}
 
 
-def reset_cfg(cfg: Any, args: argparse.Namespace) -> None:
-    """Options override the files."""
-    if args.root:
-        cfg.DATASET.ROOT = args.root
-    if args.output_dir:
-        cfg.OUTPUT_DIR = args.output_dir
-    if args.resume:
-        cfg.RESUME = args.resume
+def run(args: argparse.Namespace, stop: StopRequest) -> None:
+    """Train (or load) and evaluate one run, then write results.json."""
+    cfg = setup_cfg(args)
+    splits = check_run(cfg, args)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(memory_errors())
+        stack.enter_context(clean_start(cfg.OUTPUT_DIR))
+        if stack.enter_context(run_dir(cfg, args.overwrite)):
+            print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
+            return
+        if cfg.SEED >= 0:
+            print(f"Setting fixed seed: {cfg.SEED}")
+            set_random_seed(cfg.SEED)
+        stack.enter_context(setup_logger(cfg.OUTPUT_DIR) or contextlib.nullcontext())
+        stack.enter_context(printable_output())  # of the log as well
+        print("***************\n** Arguments **\n***************")
+        for name, value in sorted(vars(args).items()):
+            print(f"{name}: {value}")
+        print(f"************\n** Config **\n************\n{cfg}")
+        print(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
+        stack.enter_context(determinism(cfg))
+
+        overrides = overrides_of(cfg, files_cfg(args))  # now: the files may be others when it ends
+        start = time.perf_counter()
+        trainer = build_trainer(cfg)
+        timing: dict[str, float] = {"build": time.perf_counter() - start}
+        metrics: dict[str, Any] = {}
+
+        def evaluate() -> None:
+            begin = time.perf_counter()
+            where = {"model_dir": args.model_dir, "load_epoch": args.load_epoch}
+            metrics.update(evaluate_class_splits(trainer, cfg, splits, **where))
+            timing["evaluation"] = time.perf_counter() - begin
+
+        # Dassl deploys the last or best model, then tests: here on all class splits. The state to go on from stays
+        # until results.json is written: the history is in no other file.
+        trainer.configure(stop_request=stop, final_evaluation=evaluate, keeps_resume_checkpoint=True)
+        if args.eval_only:  # before anything is written: the weights may be missing or not fit
+            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+        begin_run(cfg, () if args.eval_only or args.no_train else trainer.get_model_names(), args.overwrite)
+        try:
+            if args.eval_only:
+                evaluate()
+            elif not args.no_train:
+                train_on_features(trainer, cfg)
+                trainer.train()
+        except FloatingPointError as error:
+            print(f"Stopped; where and why: {write_divergence(trainer, cfg, error)}")
+            raise
+        if not metrics:
+            if not args.no_train:
+                trainer.remove_resume_checkpoint()
+            return
+
+        timing |= trainer.timing | {"total": time.perf_counter() - start}
+        record = build_record(
+            trainer,
+            cfg,
+            metrics,
+            config_file=args.config_file,
+            overrides=overrides,
+            timing=timing,
+            eval_only=args.eval_only,
+        )
+        track_run(cfg, record)
+        with stop.deferred():  # a finished run has nothing to go on from
+            write_results(f"{cfg.OUTPUT_DIR}/results.json", record)
+            if not args.eval_only:
+                trainer.remove_resume_checkpoint()
+        for split, values in metrics.items():
+            print(f"{cfg.TRAINER.NAME} on {record['dataset']}, class split {split}: accuracy {values['accuracy']:.2f}%")
+
+
+# The configuration
+
+
+def files_cfg(args: argparse.Namespace) -> Any:
+    """Defaults and files, in this order."""
+    cfg = get_cfg_default()
+    for path in filter(None, (args.config_file, args.dataset_config_file)):
+        cfg.merge_from_file(path)
+    return cfg
+
+
+def setup_cfg(args: argparse.Namespace) -> Any:
+    """Defaults, files and options, in this order."""
+    cfg = files_cfg(args)
+    given = {
+        "DATASET.ROOT": args.root,
+        "OUTPUT_DIR": args.output_dir,
+        "RESUME": args.resume,
+        "DATASET.SOURCE_DOMAINS": args.source_domains,
+        "DATASET.TARGET_DOMAINS": args.target_domains,
+        "INPUT.TRANSFORMS": args.transforms,
+        "TRAINER.NAME": args.trainer,
+        "MODEL.BACKBONE.NAME": args.backbone,
+        "MODEL.HEAD.NAME": args.head,
+    }
+    for key, value in given.items():
+        if value:
+            *way, last = key.split(".")
+            setattr(functools.reduce(getattr, way, cfg), last, value)
     if args.seed >= 0:
         cfg.SEED = args.seed
-    if args.source_domains:
-        cfg.DATASET.SOURCE_DOMAINS = args.source_domains
-    if args.target_domains:
-        cfg.DATASET.TARGET_DOMAINS = args.target_domains
-    if args.transforms:
-        cfg.INPUT.TRANSFORMS = args.transforms
-    if args.trainer:
-        cfg.TRAINER.NAME = args.trainer
-    if args.backbone:
-        cfg.MODEL.BACKBONE.NAME = args.backbone
-    if args.head:
-        cfg.MODEL.HEAD.NAME = args.head
     if args.device:
         cfg.USE_CUDA = select_device(args.device)
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    return cfg
 
 
 def select_device(name: str) -> bool:
@@ -143,51 +230,14 @@ def select_device(name: str) -> bool:
     return True
 
 
-def files_cfg(args: argparse.Namespace) -> Any:
-    """Defaults and files, in this order."""
-    cfg = get_cfg_default()
-    if args.config_file:
-        cfg.merge_from_file(args.config_file)
-    if args.dataset_config_file:
-        cfg.merge_from_file(args.dataset_config_file)
-    return cfg
-
-
-def setup_cfg(args: argparse.Namespace) -> Any:
-    """Defaults, files and options, in this order."""
-    cfg = files_cfg(args)
-    reset_cfg(cfg, args)
-    cfg.merge_from_list(args.opts)
-    cfg.freeze()
-    return cfg
-
-
-def print_args(args: argparse.Namespace, cfg: Any) -> None:
-    """The arguments and the whole configuration, as Dassl logs them."""
-    print("***************\n** Arguments **\n***************")
-    for name, value in sorted(vars(args).items()):
-        print(f"{name}: {value}")
-    print(f"************\n** Config **\n************\n{cfg}")
-
-
-def run(args: argparse.Namespace, stop: StopRequest) -> None:
-    """Train (or load) and evaluate, then write results.json."""
-    cfg = setup_cfg(args)
-    splits = check_run(cfg, args)
-    with clean_start(cfg.OUTPUT_DIR), run_dir(cfg, args.overwrite) as finished:
-        if finished:
-            print(f"Finished already: {cfg.OUTPUT_DIR} has its results.json (--overwrite redoes it)")
-            return
-        seed_and_run(cfg, args, splits, stop)
-
-
 def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
     """Check what can be checked without data and weights, before anything is written; returns the class splits.
 
     Raises:
         ValueError: a setting cannot be used; the message names it and the cure.
+        FileNotFoundError: there is no file of initial weights.
     """
-    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    trainer, initial = TRAINER_REGISTRY.get(cfg.TRAINER.NAME), cfg.MODEL.INIT_WEIGHTS
     check_cfg(cfg, RANGES)
     splits = class_splits_of(cfg)
     check_trackers(cfg)
@@ -196,115 +246,24 @@ def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
         raise ValueError(f"--load-epoch is {args.load_epoch}: epochs are counted from 1")
     if args.eval_only and not args.model_dir and getattr(trainer, "needs_training", False):
         raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
-    check_initial_weights(cfg, trainer)
+    if initial and not getattr(trainer, "needs_training", True):
+        raise ValueError(
+            f"MODEL.INIT_WEIGHTS is {initial!r}, but {cfg.TRAINER.NAME} has nothing to train: leave it out"
+        )
+    if initial and not os.path.isfile(initial):
+        raise FileNotFoundError(f"MODEL.INIT_WEIGHTS: there is no file {initial}")
     return splits
 
 
-def check_initial_weights(cfg: Any, trainer: type) -> None:
-    """Refuse initial weights that are not there, or that the trainer would not use."""
-    path = cfg.MODEL.INIT_WEIGHTS
-    if path and not getattr(trainer, "needs_training", True):
-        raise ValueError(f"MODEL.INIT_WEIGHTS is {path!r}, but {cfg.TRAINER.NAME} has nothing to train: leave it out")
-    if path and not os.path.isfile(path):
-        raise FileNotFoundError(f"MODEL.INIT_WEIGHTS: there is no file {path}")
+# Several seeds, and the command line
 
 
-def seed_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
-    """Seed the generators and open the log, then run."""
-    if cfg.SEED >= 0:
-        print(f"Setting fixed seed: {cfg.SEED}")
-        set_random_seed(cfg.SEED)
-    logger = setup_logger(cfg.OUTPUT_DIR)
-    try:
-        with printable_output():  # of the log as well
-            log_and_run(cfg, args, splits, stop)
-    finally:
-        if logger is not None:
-            logger.close()
-
-
-def log_and_run(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
-    """Log what the run is, then run it."""
-    print_args(args, cfg)
-    print(f"Collecting env info ...\n** System info **\n{collect_env_info()}\n")
-    with determinism(cfg):
-        train_and_evaluate(cfg, args, splits, stop)
-
-
-def train_and_evaluate(cfg: Any, args: argparse.Namespace, splits: Sequence[str], stop: StopRequest) -> None:
-    """The run itself."""
-    start = time.perf_counter()
-    overrides = overrides_of(cfg, files_cfg(args))
-    trainer = build_trainer(cfg)
-    trainer.stop_request = stop
-    trainer.keeps_resume_checkpoint = True  # the history is in no other file until results.json is written
-    join_trainer(trainer)
-    timing = {"build": time.perf_counter() - start}
-    if args.eval_only:  # before anything is written: the weights may be missing or not fit
-        trainer.load_model(args.model_dir, epoch=args.load_epoch)
-    begin_run(cfg, () if args.eval_only or args.no_train else trainer.get_model_names(), args.overwrite)
-    metrics: dict[str, Any] = {}
-
-    def evaluate() -> None:
-        begin = time.perf_counter()
-        metrics.update(
-            evaluate_class_splits(trainer, cfg, splits, model_dir=args.model_dir, load_epoch=args.load_epoch)
-        )
-        timing["evaluation"] = time.perf_counter() - begin
-
-    try:
-        if args.eval_only:
-            evaluate()
-        elif not args.no_train:
-            # Dassl deploys the last or best model, then tests: here on all class splits
-            trainer.final_evaluation = evaluate
-            train_on_features(trainer, cfg)
-            trainer.train()
-    except FloatingPointError as error:
-        print(f"Stopped; where and why: {write_divergence(trainer, cfg, error)}")
-        raise
-    if not metrics:
-        if not args.no_train:
-            trainer.remove_resume_checkpoint()
-        return
-    timing |= getattr(trainer, "timing", {}) | {"total": time.perf_counter() - start}
-    record = build_record(
-        trainer,
-        cfg,
-        metrics,
-        config_file=args.config_file,
-        overrides=overrides,
-        timing=timing,
-        eval_only=args.eval_only,
-    )
-    track_run(cfg, record)
-    with stop.deferred():  # a finished run has nothing to go on from
-        write_results(f"{cfg.OUTPUT_DIR}/results.json", record)
-        if not args.eval_only:
-            trainer.remove_resume_checkpoint()
-    for split, values in metrics.items():
-        print(f"{cfg.TRAINER.NAME} on {record['dataset']}, class split {split}: accuracy {values['accuracy']:.2f}%")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status: 0 done, 2 wrong input, 3 diverged, 69 folder in use, 75 stopped."""
-    args = build_parser().parse_args(argv)
-    return guarded(run_seeds, args) if args.seeds else run_one(args)
-
-
-def run_seeds(args: argparse.Namespace) -> int:
-    """Run all seeds side by side in this process; the exit status is the worst of theirs.
-
-    A signal ends them where they are: each goes on after its last finished epoch.
-    """
+def run_seeds(args: argparse.Namespace, stop: StopRequest) -> int:
+    """Run the seeds one after another; the exit status is the worst of theirs. A signal ends them all."""
     ones = one_per_seed(args)
     check_run(setup_cfg(ones[0]), ones[0])  # what is wrong is wrong for all of them, and said once
-    runs = [functools.partial(run_one, one) for one in ones]
-    try:
-        with StopRequest().listening():
-            return max(run_together(runs))
-    except RunStopped as stopped:
-        return _say_stopped(stopped)
+    with sharing_backbones():
+        return max([guarded(functools.partial(run, stop=stop), one, STATUSES) for one in ones])
 
 
 def one_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
@@ -333,36 +292,23 @@ def one_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
     ]
 
 
-def run_one(args: argparse.Namespace) -> int:
-    """One run; returns its exit status and says what the user can mend."""
-    return guarded(run_until_stopped, args, {LockedError: BUSY, FloatingPointError: DIVERGED})
+def main(argv: Sequence[str] | None = None, until_exit: bool = False) -> int:
+    """Command line; returns the exit status: 0 done, 2 wrong input, 3 diverged, 69 folder in use, 75 stopped.
 
-
-def run_until_stopped(args: argparse.Namespace) -> int:
-    """Run, and say how it ended if a signal stopped it."""
+    Args:
+        argv: default: the process's.
+        until_exit: the process ends after this: later signals change nothing, whenever they come.
+    """
     try:
-        with StopRequest().listening() as stop:
-            run(args, stop)
+        with StopRequest().listening(until_exit) as stop:
+            args = build_parser().parse_args(argv)
+            if args.seeds:
+                return guarded(functools.partial(run_seeds, stop=stop), args)
+            return guarded(functools.partial(run, stop=stop), args, STATUSES)
     except RunStopped as stopped:
-        return _say_stopped(stopped)
-    except RuntimeError as error:
-        raise_explained(error)
-    return 0
-
-
-def _say_stopped(stopped: RunStopped) -> int:
-    print(f"{stopped}: nothing is lost, the same command goes on where it stopped", file=sys.stderr)
-    return STOPPED
-
-
-def main_until_exit() -> int:
-    """`main` of a process of its own: the first signal stops it, whenever that comes, and later ones change nothing."""
-    try:
-        with StopRequest().listening(until_exit=True):
-            return main()
-    except RunStopped as stopped:
-        return _say_stopped(stopped)
+        print(f"{stopped}: nothing is lost, the same command goes on where it stopped", file=sys.stderr)
+        return STOPPED
 
 
 if __name__ == "__main__":
-    sys.exit(main_until_exit())
+    sys.exit(main(until_exit=True))

@@ -34,7 +34,7 @@ from benchmarks import runs, steps
 from benchmarks.measure import SAMPLES, ParityError
 from benchmarks.models import SIZES
 from common.commandline import add_debug, guarded
-from results import collect_environment
+from results.schema import collect_environment
 
 STEP_COMMANDS = {
     "train": (steps.measure_time, "time of a training step, fast and plain"),

@@ -38,10 +38,10 @@ from benchmarks.measure import (
 from benchmarks.models import build_trainer, class_names, random_batch, random_clip
 from dassl.config import cfg_default
 from dassl.engine import TRAINER_REGISTRY
-from prompting.launches import as_on_a_gpu
-from results import peak_memory
-from trainers import device_step
-from trainers.device_step import DeviceStep
+from prompting.towers.attention import as_on_a_gpu
+from results.schema import peak_memory
+from trainers import step as device_step
+from trainers.step import DeviceStep
 
 # What a method needs beside its defaults: CoPrompt compares two views.
 NEEDED = {name: ["DATALOADER.K_TRANSFORMS", "2"] for name in ("CoPrompt", "CoPrompt_BMIP")}

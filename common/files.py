@@ -6,6 +6,7 @@ import os
 import re
 import secrets
 import socket
+import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -46,6 +47,17 @@ def atomic_write(path: StrPath, mode: str = "wb", replace: bool = True) -> Itera
     finally:
         with suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+def is_zip(path: StrPath) -> bool:
+    """Whether a file is a zip archive, one that its end calls a part of several, too: `zipfile` raises an error there.
+
+    Opening such an archive raises the same `zipfile.BadZipFile`, where it is named as damaged.
+    """
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
 
 
 def remove_dead_temporaries(folder: StrPath, is_target: Callable[[str], bool]) -> None:

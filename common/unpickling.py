@@ -22,8 +22,10 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-MOST_REPEATED = 2**26  # bytes of tensors that repeat their numbers
-MOST_CODE = 8 * 2**20  # bytes that may come out of compressed entries; OpenAI's archives have less than one MiB of code
+from common.files import is_zip
+
+MAX_REPEATED = 2**26  # bytes of tensors that repeat their numbers
+MAX_CODE = 8 * 2**20  # bytes that may come out of compressed entries; OpenAI's archives have less than one MiB of code
 # What a pickle may cost, about one for every value of some 60 bytes: ImageNet's sixteen shots cost about 700,000
 FREE_COST, BYTES_PER_COST = 1_000_000, 16
 LEGACY_START = (0x1950A86A20F9469CFC6C, 1001)  # PyTorch before 1.6: magic number and protocol, each a pickle
@@ -94,6 +96,33 @@ def read_file(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
     return content
 
 
+def read_content(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
+    """What a checkpoint file holds; see :func:`read_file`.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        CheckpointError: when it is damaged; the path and a cure are named.
+    """
+    if not os.path.isfile(path):
+        raise FileNotFoundError(f'no checkpoint at "{path}"')
+    try:
+        return read_file(path, placeholders)
+    except MemoryError:
+        raise
+    except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
+        if isinstance(error, pickle.UnpicklingError) and not placeholders and is_zip(path):
+            raise CheckpointError(
+                f'the checkpoint "{path}" holds pickled Python objects, as upstream Dassl saved its schedulers, '
+                "and loading those can run code. If you trust the file, keep its weights only: "
+                "c = torch.load(PATH, map_location='cpu', weights_only=False); "
+                "torch.save({'state_dict': c['state_dict'], 'epoch': c['epoch'], 'val_result': None}, PATH)"
+            ) from error
+        raise CheckpointError(
+            f'"{path}" is not a checkpoint, or it is damaged or cut short ({reason(error)}): '
+            "delete it and use an earlier one, or copy it again"
+        ) from error
+
+
 def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[str, Any]:
     """Content of a checkpoint file, on the CPU, with nothing executed.
 
@@ -109,17 +138,7 @@ def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[st
         FileNotFoundError: when there is no such file.
         CheckpointError: when it is damaged, holds no state dict or has a field of another kind; the path is named.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f'no checkpoint at "{path}"')
-    try:
-        content = read_file(path)
-    except MemoryError:
-        raise
-    except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
-        raise CheckpointError(
-            f'"{path}" is not a checkpoint, or it is damaged or cut short ({reason(error)}): '
-            "copy it again or use another one"
-        ) from error
+    content = read_content(path)
     # dict's own methods: a file may give an OrderedDict attributes that hide them
     content = dict(dict.items(content)) if isinstance(content, dict) else {}
     if bare and content and "state_dict" not in content:
@@ -173,11 +192,7 @@ LOOSE = ("epoch", "val_result", "best_result", "optimizer", "scheduler")
 
 
 def check_fields(content: Mapping[str, Any], path: str | os.PathLike[str]) -> None:
-    """Refuse a checkpoint of which a field is not what it must be.
-
-    Raises:
-        CheckpointError: naming file and field.
-    """
+    """Refuse a checkpoint of which a field is not what it must be, by a CheckpointError that names file and field."""
     for name, (wanted, fits) in FIELDS.items():
         value = content.get(name)
         if value is not None and not fits(value) and not (name in LOOSE and isinstance(value, Inert)):
@@ -201,18 +216,15 @@ def check_tensors(tensors: Mapping[Any, Any]) -> None:
         if not isinstance(name, str):
             raise ValueError("its state_dict has a key that is no text")
         if not isinstance(value, Tensor):
-            raise ValueError(
-                f"its state_dict has {name!r}, which is {value!r}"
-                if isinstance(value, Inert)
-                else f"its state_dict has {name!r}, which is no tensor"
-            )
+            what = repr(value) if isinstance(value, Inert) else "no tensor"
+            raise ValueError(f"its state_dict has {name!r}, which is {what}")
         if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
             raise ValueError(f"the tensor {name!r} is not stored as its numbers")
         if value.dtype not in REAL_DTYPES:
             raise ValueError(f"the tensor {name!r} is of type {value.dtype}, which is not taken: store it as float32")
         size = value.numel() * value.element_size()
         repeated += size if size > value.untyped_storage().nbytes() else 0
-        if repeated > MOST_REPEATED:
+        if repeated > MAX_REPEATED:
             raise ValueError(f"the tensor {name!r} is not stored as its numbers")
 
 
@@ -223,13 +235,9 @@ REAL_DTYPES = {dtype for dtype in STORAGE_DTYPES.values() if not dtype.is_comple
 
 
 def check_archive(archive: zipfile.ZipFile, size: int) -> None:
-    """Refuse an archive of ``size`` bytes from which many more would come: PyTorch compresses code, and no tensors.
-
-    Raises:
-        ValueError: more would come out than is in it.
-    """
+    """Refuse an archive of ``size`` bytes from which many more would come: PyTorch compresses code, and no tensors."""
     unpacked = sum(entry.file_size for entry in archive.infolist())
-    if unpacked > size + MOST_CODE:
+    if unpacked > size + MAX_CODE:
         raise ValueError(f"{unpacked:,} bytes would come out of {size:,}, as of no file that PyTorch writes")
 
 
@@ -241,11 +249,7 @@ def _cost(value: Any) -> int:
 
 
 def _check_repeats(content: Any, size: int) -> None:
-    """Refuse containers that are small only because they refer to the same ones again and again, or to themselves.
-
-    Raises:
-        ValueError: written out it would be much larger than the file.
-    """
+    """Refuse containers that are small only because they refer to the same ones again and again, or to themselves."""
     left, pending = cost_limit(size), [content]
     while pending:
         value = pending.pop()
@@ -315,11 +319,7 @@ class Unpickler(pickle._Unpickler):
         return self._file.readline()
 
     def spend(self, cost: int) -> None:
-        """Count what reading costs.
-
-        Raises:
-            ValueError: it is too much for a file of this size.
-        """
+        """Count what reading costs; too much for a file of this size is a ValueError."""
         self._left -= cost
         if self._left < 0:
             raise ValueError("its pickle makes more objects than a file of its size can need")
@@ -448,14 +448,7 @@ def _rebuild_tensor(flat: Any, offset: int, size: tuple[int, ...], stride: tuple
 
 
 def _rebuild_tensor_of_dtype(
-    flat: Tensor,
-    offset: int,
-    size: tuple[int, ...],
-    stride: tuple[int, ...],
-    _grad: Any,
-    _hooks: Any,
-    dtype: Any,
-    *_: Any,
+    flat: Tensor, offset: int, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
 ) -> Tensor:
     """A tensor over its storage of bytes."""
     return flat.view(dtype).as_strided(size, stride, offset)

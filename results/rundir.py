@@ -24,7 +24,7 @@ from common.files import atomic_write, remove_dead_temporaries
 from common.folder_lock import RUN_LOCK, FolderLock, LockedError
 from common.free_options import flatten, is_free
 from dassl.config import cfg_default, read_yaml
-from dassl.engine.resume import RESUME_NAME
+from dassl.utils.checkpoint import RESUME_NAME
 from results.schema import RESULTS_FILE, ResultsError, plain, read_results
 
 CONFIG_FILE = "config.yaml"

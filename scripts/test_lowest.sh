@@ -44,4 +44,4 @@ python="$folder/bin/python"
 step uv pip compile --quiet --resolution lowest-direct --python "$python" requirements.txt -o "$folder/lowest.txt"
 step uv pip install --quiet --python "$python" -r "$folder/lowest.txt" pytest hypothesis scikit-learn
 # And whatever computes with torch.
-step "$python" -m pytest "${part[@]}" tests/prompting tests/trainers/test_together.py
+step "$python" -m pytest "${part[@]}" tests/prompting tests/trainers/test_stopping.py

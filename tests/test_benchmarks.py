@@ -19,7 +19,7 @@ from benchmarks.measure import (
 )
 from benchmarks.models import build_trainer, class_names, random_batch, random_clip
 from benchmarks.steps import count_training, training_flops
-from prompting.layout import encode
+from prompting.tokens import encode
 
 SHALLOW = {
     "BMIP": ["TRAINER.BMIP.PROMPT_DEPTH", "3"],

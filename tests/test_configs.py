@@ -358,7 +358,7 @@ def test_tiny_settings_build_and_train(path, tmp_path):
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
     assert type(trainer).__name__ == path.parent.name
-    trainer.final_evaluation = lambda: None  # the test set is not what this is about
+    trainer.configure(final_evaluation=lambda: None)  # the test set is not what this is about
     trainer.train()
     if path.stem != "tiny":  # zero-shot CLIP trains nothing
         assert [epoch["epoch"] for epoch in trainer.history] == [1]

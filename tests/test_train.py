@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import train
+from common.folder_lock import locked
 from dassl.config import KEYS
 from dassl.config.defaults import Number
 from reporting import __main__ as reporting
@@ -201,33 +202,45 @@ def test_seeds_are_kept_apart(tmp_path):
     assert not torch.allclose(*contexts)
 
 
-def test_several_seeds_at_once_are_the_runs_that_they_are_alone(tmp_path, capsys):
-    options = ("OPTIM.NAME", "sgd", "TEST.FINAL_MODEL", "last_step", "TRAIN.PATIENCE", "0")
+def test_several_seeds_are_the_runs_that_they_are_alone(tmp_path, capsys):
     for seed in (1, 2):
-        assert train.main(arguments("BMIP", tmp_path / f"alone{seed}", *options, seed=seed, root=data_root())) == 0
-    argv = arguments("BMIP", tmp_path / "joint{seed}", *options, root=data_root())
+        assert train.main(arguments("BMIP", tmp_path / f"alone{seed}", seed=seed, root=data_root())) == 0
+    argv = arguments("BMIP", tmp_path / "several{seed}", root=data_root())
     position = argv.index("--seed")
     argv[position : position + 2] = ["--seeds", "1", "2"]
     assert train.main(argv) == 0
     for seed in (1, 2):
-        folders = tmp_path / f"alone{seed}", tmp_path / f"joint{seed}"
-        alone, joint = map(read, folders)
-        assert joint["seed"] == seed
-        assert joint["data"] == alone["data"]
-        assert joint["metrics"]["all"]["accuracy"] == alone["metrics"]["all"]["accuracy"]
-        assert [e["loss"] for e in joint["history"]] == pytest.approx([e["loss"] for e in alone["history"]], abs=1e-4)
-        paths = [folder / "prompt_learner" / "model.pth.tar-2" for folder in folders]
+        folders = tmp_path / f"alone{seed}", tmp_path / f"several{seed}"
+        alone, several = map(read, folders)
+        assert several["seed"] == seed
+        assert several["data"] == alone["data"]
+        assert several["metrics"]["all"]["accuracy"] == alone["metrics"]["all"]["accuracy"]
+        assert [epoch["loss"] for epoch in several["history"]] == [epoch["loss"] for epoch in alone["history"]]
+        assert several["environment"]["determinism"]["bit_identical"]
+        paths = [folder / "prompt_learner" / "model-best.pth.tar" for folder in folders]
         first, second = (torch.load(path, weights_only=True)["state_dict"] for path in paths)
-        for name, tensor in first.items():
-            torch.testing.assert_close(second[name], tensor, atol=1e-4, rtol=1e-4)
-        log = (tmp_path / f"joint{seed}" / "log.txt").read_text()
+        assert all(torch.equal(second[name], tensor) for name, tensor in first.items())
+        log = (tmp_path / f"several{seed}" / "log.txt").read_text()
         assert f"\nSEED: {seed}\n" in log
         assert f"\nSEED: {3 - seed}\n" not in log
         assert log.count("Finish training") == 1
-        assert joint["notes"] == {"seeds_in_this_process": 2}
     capsys.readouterr()
     assert train.main(argv) == 0
     assert capsys.readouterr().out.count("Finished already") == 2
+
+
+def test_a_seed_that_fails_does_not_end_the_others(tmp_path, capsys):
+    """The exit status is the worst of theirs."""
+    argv = arguments("CoOp", tmp_path / "seed{seed}", root=data_root())
+    position = argv.index("--seed")
+    argv[position : position + 2] = ["--seeds", "1", "2", "3"]
+    (tmp_path / "seed1").write_text("in the way")
+    with locked(tmp_path / "seed2"):
+        assert train.main(argv) == train.BUSY
+    said = capsys.readouterr().err
+    assert "cannot write to the output folder" in said
+    assert "in use by process" in said
+    assert read(tmp_path / "seed3")["seed"] == 3
 
 
 SEEDS_REFUSED = {
@@ -238,7 +251,7 @@ SEEDS_REFUSED = {
 
 
 @pytest.mark.parametrize("case", SEEDS_REFUSED)
-def test_seeds_that_cannot_run_together_are_refused(case, capsys):
+def test_seeds_that_cannot_run_are_refused(case, capsys):
     import re
 
     argv, message = SEEDS_REFUSED[case]

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 from common.files import atomic_write
 from dassl.utils import write_json
-from prompting.bundled import read_bundled, save_bundled
+from prompting.state_dict import read_bundled, save_bundled
 from tools.bundled_data import HELD_OUT_STYLE
 from tools.pretraining_data import (
     HELD_OUT_FONTS,

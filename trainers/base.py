@@ -27,10 +27,9 @@ from prompting.checkpoint import CheckpointError, load_trained, read_initial, re
 from prompting.digest import file_sha256
 from prompting.linear import BACKENDS, CHOOSER, set_linear_backend
 from prompting.watch import SHOWN, Watch, shown
-from trainers.checks import RANGES, check_choice, check_lengths, check_ranges, declare_ranges
-from trainers.memory import memory_advice
+from trainers.checks import RANGES, check_choice, check_lengths, check_ranges, declare_ranges, memory_advice
 from trainers.objectives import CrossEntropy, Objective
-from trainers.steps import Steps, redefines
+from trainers.step import Steps, redefines
 
 MODEL_NAME = "prompt_learner"
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
@@ -113,9 +112,9 @@ class PromptTrainer(Steps, TrainerX):
     @property
     def trains_on_features(self) -> bool:
         """Whether image features may stand in for the training images."""
-        own = redefines(self, PromptTrainer, "forward_backward", "parse_batch_train")
+        redefined = redefines(self, PromptTrainer, "forward_backward", "parse_batch_train")
         takes_features = getattr(getattr(self, "objective", None), "takes_features", False)
-        return self.image_features_follow == "image" and takes_features and not own
+        return self.image_features_follow == "image" and takes_features and not redefined
 
     # What a method provides
 
@@ -175,7 +174,10 @@ class PromptTrainer(Steps, TrainerX):
         print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
         clip_model = self.load_backbone()
         self._check_backbone(clip_model)
-        learner = self.build_learner(clip_model, self._init_generator())
+        generator = torch.Generator()  # of the prompts' initial values
+        seed = cfg.MODEL.INIT_SEED if cfg.MODEL.INIT_SEED >= 0 else cfg.SEED
+        generator.manual_seed(seed) if seed >= 0 else generator.seed()
+        learner = self.build_learner(clip_model, generator)
         clip_model.to(self.device)
         self.model = self.build_classifier(clip_model, learner).to(self.device)
         self.model.checkpoint_activations(cfg.TRAIN.CHECKPOINT_ACTIVATIONS)
@@ -183,8 +185,19 @@ class PromptTrainer(Steps, TrainerX):
             # a name that is too long for the prompt is refused now, not after training
             learner.layout(getattr(self.dm.dataset, "all_classnames", self.train_classnames))
         self.objective = self.build_objective(clip_model)
-        self._load_initial_weights()
-        self._build_optimizer()
+        if path := cfg.MODEL.INIT_WEIGHTS:  # all of the learner's tensors, or none and an error
+            tensors, sha256 = read_initial(path, type(self).__name__), file_sha256(path)
+            load_trained(learner, tensors, path)
+            taken = {"file": str(path), "sha256": sha256, "tensors": sorted(tensors)}
+            self.notes = {**getattr(self, "notes", {}), "init_weights": taken}
+            names = ", ".join(sorted(tensors))
+            print(f"Initial weights from {path} (sha256 {sha256}): {len(tensors)} tensors, {names}")
+        self.optim = build_optimizer(learner, cfg.OPTIM)
+        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.register_model(MODEL_NAME, learner, self.optim, self.sched)
+        self.skipped_steps = self._skipped_in_a_row = 0
+        self.scaler = torch.amp.GradScaler(self.device.type) if self.precision.needs_scaler else None
+        print(f"Trainable parameters: {sum(p.numel() for p in learner.parameters() if p.requires_grad):,}")
         self.device_step = self.build_device_step()
 
     def train(self) -> None:
@@ -289,19 +302,16 @@ class PromptTrainer(Steps, TrainerX):
             return
         path = find_checkpoint(Path(directory), epoch)
         trained = read_trained(path, type(self).__name__)
-        self._check_same_backbone(trained.content.get("backbone"), path)
-        load_trained(self.model.prompt_learner, trained.tensors, path, trained.advice)
-        print(f'Loading weights to {MODEL_NAME} from "{path}" (epoch = {trained.epoch})')
-
-    def _check_same_backbone(self, trained_on: Any, path: Path) -> None:
-        """Refuse prompts of another backbone; a file's path says nothing about what is in it."""
-        name = self.cfg.MODEL.BACKBONE.NAME
-        files = [known for known in (trained_on, name) if known is None or Path(str(known)).suffix == ".pt"]
-        if not files and trained_on != name:
+        # Prompts of another backbone are refused; a file's path says nothing about what is in it.
+        name, trained_on = self.cfg.MODEL.BACKBONE.NAME, trained.content.get("backbone")
+        is_file = any(known is None or Path(str(known)).suffix == ".pt" for known in (trained_on, name))
+        if not is_file and trained_on != name:
             raise CheckpointError(
                 f"checkpoint {path} was trained on the backbone {trained_on}, this run has {name}: "
                 f"set MODEL.BACKBONE.NAME {trained_on}"
             )
+        load_trained(self.model.prompt_learner, trained.tensors, path, trained.advice)
+        print(f'Loading weights to {MODEL_NAME} from "{path}" (epoch = {trained.epoch})')
 
     # Evaluation on other classes
 
@@ -353,39 +363,6 @@ class PromptTrainer(Steps, TrainerX):
             f"{type(self).__name__} puts prompts into the image tower, which {cfg.MODEL.BACKBONE.NAME} (a ResNet) does "
             "not take: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp or ProDA"
         )
-
-    def _init_generator(self) -> torch.Generator:
-        """Generator of the prompts' initial values."""
-        seed = self.cfg.MODEL.INIT_SEED if self.cfg.MODEL.INIT_SEED >= 0 else self.cfg.SEED
-        generator = torch.Generator()
-        if seed >= 0:
-            generator.manual_seed(seed)
-        else:
-            generator.seed()
-        return generator
-
-    def _load_initial_weights(self) -> None:
-        """Start from the tensors of MODEL.INIT_WEIGHTS: all of the learner's, or none and an error."""
-        path = self.cfg.MODEL.INIT_WEIGHTS
-        if not path:
-            return
-        tensors = read_initial(path, type(self).__name__)
-        load_trained(self.model.prompt_learner, tensors, path)
-        sha256 = file_sha256(path)
-        taken = {"file": str(path), "sha256": sha256, "tensors": sorted(tensors)}
-        self.notes = {**getattr(self, "notes", {}), "init_weights": taken}
-        print(f"Initial weights from {path} (sha256 {sha256}): {len(tensors)} tensors, {', '.join(sorted(tensors))}")
-
-    def _build_optimizer(self) -> None:
-        """Optimise the prompt learner only."""
-        learner = self.model.prompt_learner
-        self.optim = build_optimizer(learner, self.cfg.OPTIM)
-        self.sched = build_lr_scheduler(self.optim, self.cfg.OPTIM)
-        self.register_model(MODEL_NAME, learner, self.optim, self.sched)
-        self.skipped_steps = self._skipped_in_a_row = 0
-        self.scaler = torch.amp.GradScaler(self.device.type) if self.precision.needs_scaler else None
-        n_trained = sum(p.numel() for p in learner.parameters() if p.requires_grad)
-        print(f"Trainable parameters: {n_trained:,}")
 
 
 def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:

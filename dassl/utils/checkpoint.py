@@ -1,25 +1,35 @@
-"""Checkpoints: written whole or not at all, and of tensors and plain values only, so that loading them is safe."""
+"""Checkpoints: written whole or not at all, read with nothing executed, and checked before anything is loaded.
+
+A checkpoint of a model is `FOLDER/NAME/model.pth.tar-EPOCH`; the state of an unfinished run is `FOLDER/resume.pth.tar`.
+Files are read by `common.unpickling`. Options that may change when a run goes on are in `common.free_options`.
+"""
 
 from __future__ import annotations
 
+import copy
 import io
 import os
-import pickle
+import re
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from common.unpickling import CheckpointError, check_fields, read_file, reason
-
-from .files import StrPath, atomic_write, is_zip
+from common.files import StrPath, atomic_write
+from common.free_options import flatten, is_free
+from common.unpickling import COUNT, NUMBER, CheckpointError, check_fields, read_content, reason
 
 BEST_NAME = "model-best.pth.tar"
-POINTER_NAME = "checkpoint"
+POINTER_NAME = "checkpoint"  # a text file beside the checkpoints that names the last one
+RESUME_NAME = "resume.pth.tar"
+
+
+# Writing
 
 
 def to_plain(value: Any, where: str = "checkpoint") -> Any:
@@ -30,13 +40,10 @@ def to_plain(value: Any, where: str = "checkpoint") -> Any:
     """
     if isinstance(value, nn.Parameter):
         return value.detach()
-    if value is None or isinstance(
-        value, (bool, int, float, complex, str, bytes, torch.Tensor, torch.dtype, torch.device)
-    ):
-        # np.float64 is a float and np.str_ a str; both would be stored as numpy objects.
-        return value.item() if isinstance(value, np.generic) else value
-    if isinstance(value, np.generic):
+    if isinstance(value, np.generic):  # also np.float64, which is a float, and np.str_, which is a str
         return value.item()
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Tensor, torch.dtype, torch.device)):
+        return value
     if isinstance(value, np.ndarray):
         return torch.from_numpy(value.copy())
     if isinstance(value, os.PathLike):
@@ -92,6 +99,13 @@ def save_checkpoint(
         print(f'Best checkpoint saved to "{best_path}"')
 
 
+def _without_module(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
+    return OrderedDict((key.removeprefix("module."), value) for key, value in state_dict.items())
+
+
+# Reading
+
+
 def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
     """Load a checkpoint onto the CPU, without running code from it.
 
@@ -102,39 +116,15 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
     """
     if fpath is None:
         raise ValueError("load_checkpoint() needs a path, but got None")
-    if not os.path.isfile(fpath):
-        raise FileNotFoundError(f'no checkpoint at "{fpath}"')
-    try:
-        content = read_file(fpath, placeholders=False)
-    except MemoryError:
-        raise
-    except Exception as error:  # Reading arbitrary bytes as a pickle raises whatever they happen to mean.
-        raise CheckpointError(_explain(fpath, error)) from error
+    content = read_content(fpath, placeholders=False)
     if not isinstance(content, dict):
         raise CheckpointError(f'"{fpath}" is not a checkpoint: it holds a {type(content).__name__}')
     check_fields(content, fpath)
     return content
 
 
-def _explain(fpath: StrPath, error: Exception) -> str:
-    if is_zip(fpath) and isinstance(error, pickle.UnpicklingError):
-        return (
-            f'the checkpoint "{fpath}" holds pickled Python objects, as upstream Dassl saved its schedulers, '
-            "and loading those can run code. If you trust the file, keep its weights only: "
-            "c = torch.load(PATH, map_location='cpu', weights_only=False); "
-            "torch.save({'state_dict': c['state_dict'], 'epoch': c['epoch'], 'val_result': None}, PATH)"
-        )
-    return (
-        f'"{fpath}" is not a checkpoint, or it is damaged or cut short ({reason(error)}); '
-        "delete it and use an earlier one, or copy it again"
-    )
-
-
 def resume_from_checkpoint(
-    fdir: StrPath,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer | None = None,
-    scheduler: Any = None,
+    fdir: StrPath, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
 ) -> int:
     """Load the checkpoint that the text file `fdir/checkpoint` names into a model, its optimiser and its scheduler.
 
@@ -160,25 +150,201 @@ def resume_from_checkpoint(
 
 
 def load_pretrained_weights(model: nn.Module, weight_path: StrPath) -> None:
-    """Load the weights of a checkpoint that fit the model in name and shape; say which do not.
-
-    Args:
-        model: network, changed in place.
-        weight_path: checkpoint, or a bare state dict; a leading `module.` in its keys is dropped.
-    """
+    """Load those weights of a checkpoint, or of a bare state dict, that fit in name and shape; say which do not."""
     checkpoint = load_checkpoint(weight_path)
     source = _without_module(checkpoint.get("state_dict", checkpoint))
     target = model.state_dict()
     matched = {k: v for k, v in source.items() if k in target and target[k].shape == getattr(v, "shape", None)}
-    discarded = [key for key in source if key not in matched]
     if not matched:
         warnings.warn(f"Cannot load {weight_path}: no weight fits in name and shape", stacklevel=2)
         return
     model.load_state_dict({**target, **matched})
     print(f"Successfully loaded pretrained weights from {weight_path}")
-    if discarded:
+    if discarded := [key for key in source if key not in matched]:
         print(f"Layers discarded due to unmatched keys or size: {discarded}")
 
 
-def _without_module(state_dict: Mapping[str, Any]) -> OrderedDict[str, Any]:
-    return OrderedDict((key.removeprefix("module."), value) for key, value in state_dict.items())
+def latest_checkpoint(directory: str, names: Iterable[str]) -> str | None:
+    """Return the file name of the latest checkpoint that every model has a version of in its folder, or None.
+
+    That is the `model.pth.tar-N` with the highest common N; without one, the file that all `checkpoint` texts name.
+    """
+    folders = [os.path.join(directory, name) for name in names]
+    if not folders or not all(os.path.isdir(folder) for folder in folders):
+        return None
+    found = [[re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder)] for folder in folders]
+    epochs = [{int(match[1]) for match in matches if match} for matches in found]
+    if common := set.intersection(*epochs):
+        return f"model.pth.tar-{max(common)}"
+    pointed = set()
+    for folder in folders:
+        pointer, name = os.path.join(folder, POINTER_NAME), ""
+        if os.path.isfile(pointer):
+            with open(pointer, encoding="utf-8") as file:
+                name = os.path.basename(file.readline().strip())
+        pointed.add(name if os.path.isfile(os.path.join(folder, name)) else None)
+    return pointed.pop() if len(pointed) == 1 else None
+
+
+# Whether what was read fits
+
+
+def check_fit(model: nn.Module, state_dict: Any, where: str) -> None:
+    """Check that a state dict has exactly the entries and shapes of a model.
+
+    Raises:
+        CheckpointError: naming every entry that does not fit.
+    """
+    if not isinstance(state_dict, Mapping):
+        raise CheckpointError(f"the checkpoint {where} has no state_dict")
+    expected = model.state_dict()
+    problems = [f"missing {key}" for key in expected if key not in state_dict]
+    problems += [f"unexpected {key}" for key in state_dict if key not in expected]
+    for key in [key for key, value in expected.items() if key in state_dict and isinstance(value, Tensor)]:
+        value = state_dict[key]
+        if not isinstance(value, Tensor):
+            problems.append(f"{key} is no tensor")
+        elif value.shape != expected[key].shape:
+            problems.append(f"{key} is {tuple(value.shape)} instead of {tuple(expected[key].shape)}")
+        elif value.dtype.is_complex != expected[key].dtype.is_complex:
+            problems.append(f"{key} is of type {value.dtype} instead of {expected[key].dtype}")
+    if problems:
+        raise CheckpointError(f"the checkpoint {where} does not fit the model: {'; '.join(problems)}")
+
+
+def load_checked(target: Any, state: dict[str, Any], path: str, field: str) -> None:
+    """Load the state of an optimiser, scheduler or scaler, and see that the next step can be made with it.
+
+    Raises:
+        CheckpointError: it cannot be taken; file and field are named.
+    """
+    with naming_field(path, field):
+        before = copy.deepcopy(target.state_dict())
+        missing = [key for key in before if not key.startswith("_") and key not in state]
+        if missing:
+            raise ValueError(f"it has no {', '.join(missing)}")
+        target.load_state_dict(state)
+        after = target.state_dict()
+        if not isinstance(target, torch.optim.Optimizer):
+            _check_alike(after, before, "")
+            return
+        _check_alike(after["param_groups"], before["param_groups"], "param_groups")
+        trial = copy.deepcopy(target)
+        parameters = [parameter for group in trial.param_groups for parameter in group["params"]]
+        for parameter in parameters:
+            parameter.grad = torch.zeros_like(parameter)
+        trial.step()
+        if not all(torch.isfinite(parameter).all() for parameter in parameters):
+            raise ValueError("a step with it makes weights infinite or NaN")
+
+
+def _check_alike(value: Any, expected: Any, where: str) -> None:
+    """Check that a value is of the kind of this run's, whose numbers may be others.
+
+    Raises:
+        ValueError: naming what is not.
+    """
+    if isinstance(expected, Mapping):
+        if not isinstance(value, Mapping) or expected.keys() - value.keys():
+            raise ValueError(f"its {where} lacks entries")
+        for key in expected:
+            _check_alike(value[key], expected[key], f"{where}[{key!r}]" if where else str(key))
+    elif isinstance(expected, (list, tuple)):
+        if not isinstance(value, (list, tuple)) or len(value) != len(expected):
+            raise ValueError(f"its {where} is no list of {len(expected)}")
+        for index, pair in enumerate(zip(value, expected, strict=True)):
+            _check_alike(*pair, f"{where}[{index}]")
+    elif type(expected) in (int, float):
+        if not NUMBER[1](value) or (type(expected) is int and type(value) is not int):
+            raise ValueError(f"its {where} is no number like {expected}")
+    elif expected is not None and type(value) is not type(expected):
+        raise ValueError(f"its {where} is no {type(expected).__name__}")
+
+
+@contextmanager
+def naming_field(path: str, field: str) -> Iterator[None]:
+    """Say which field of a file it was that could not be taken."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RuntimeError, ArithmeticError) as error:
+        said = f"{type(error).__name__}: {reason(error)}"
+        raise CheckpointError(f"{path} does not fit this run: its {field} cannot be taken ({said})") from error
+
+
+# The state of an unfinished run. A kind is ("what it must be", a test), [kind of all entries], {str: kind of all
+# values} or {key: its kind}.
+
+_DICT = ("a dictionary", lambda value: isinstance(value, dict))
+_FLAG = ("True or False", lambda value: type(value) is bool)
+_RECORD = {str: ("a number or a text", lambda value: isinstance(value, str) or NUMBER[1](value))}
+STATE_FIELDS = {
+    "epoch": COUNT,
+    "models": {str: {str: ("a state dict", lambda value: value is None or isinstance(value, dict))}},
+    "random_state": _DICT,
+    "best_result": NUMBER,
+    "epochs_without_gain": COUNT,
+    "stopped_early": _FLAG,
+    "history": [_RECORD],
+    "timing": {str: NUMBER},
+    "config": {str: ("a text", lambda value: isinstance(value, str))},
+    "extra": _DICT,
+}
+# of a state within an epoch, with loss scaling, or written since there are such fields
+OPTIONAL_STATE_FIELDS = {
+    "within_epoch": {
+        **{"batches": COUNT, "num_batches": COUNT, "data_seconds": NUMBER, "seconds": NUMBER},
+        **{"losses": {str: [NUMBER]}, "record": _RECORD},
+    },
+    "scaler": {str: NUMBER},
+    "exact": _FLAG,
+    "arithmetic": _RECORD,
+}
+
+
+def check_state(state: Mapping[str, Any], path: str) -> None:
+    """Refuse the state of an unfinished run of which a field is missing or of another kind.
+
+    Raises:
+        CheckpointError: naming file and field.
+    """
+    kinds = dict(STATE_FIELDS)
+    for name, kind in OPTIONAL_STATE_FIELDS.items():
+        if state.get(name) is not None or (name in ("exact", "arithmetic") and name in state):
+            kinds[name] = kind
+    wrong = _wrong({name: state.get(name) for name in kinds}, kinds, "")
+    within = state.get("within_epoch")
+    if not wrong and within and within["batches"] > within["num_batches"]:
+        wrong = "its within_epoch has more batches than the epoch"
+    if wrong:
+        raise CheckpointError(f"{path} is not the state of an unfinished run: delete it to start anew ({wrong})")
+
+
+def _wrong(value: Any, kind: Any, where: str) -> str:
+    """What of a value, called `where`, is not of its kind, as text; empty if all is."""
+    if isinstance(kind, tuple):
+        return "" if kind[1](value) else f"its {where} is missing or is not {kind[0]}"
+    if not isinstance(value, type(kind)):
+        return f"its {where} is missing or of another kind"
+    if isinstance(kind, list):
+        pairs = [(item, kind[0], f"{where}[{index}]") for index, item in enumerate(value)]
+    elif str in kind:
+        if not all(isinstance(key, str) for key in value):
+            return f"its {where} has a key that is no text"
+        pairs = [(item, kind[str], f"{where}[{key!r}]") for key, item in value.items()]
+    else:
+        pairs = [(value.get(key), inner, f"{where}[{key!r}]" if where else key) for key, inner in kind.items()]
+    return next(filter(None, (_wrong(*pair) for pair in pairs)), "")
+
+
+def shown_options(cfg: Mapping[str, Any]) -> dict[str, str]:
+    """The options of a config under their dotted names as text, as the state of a run holds them."""
+    return {key: repr(value) for key, value in flatten(cfg).items()}
+
+
+def changed_options(old: Mapping[str, str], new: Mapping[str, str]) -> str:
+    """Which options that matter and that both know differ, as text; empty if none does.
+
+    An option that only one of them knows came or went with a version of the code, and nobody has changed it.
+    """
+    keys = [key for key in sorted(old.keys() & new.keys()) if old[key] != new[key] and not is_free(key, new)]
+    return "; ".join(f"{key} was {old[key]}, is {new[key]}" for key in keys)

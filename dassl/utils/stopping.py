@@ -11,7 +11,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
@@ -93,11 +93,7 @@ class StopRequest:
         self.check()
 
     def check(self) -> None:
-        """End the run if that was asked for.
-
-        Raises:
-            RunStopped: it was.
-        """
+        """End the run by `RunStopped` if that was asked for."""
         if self.signal:
             raise RunStopped(self.signal)
 
@@ -107,12 +103,7 @@ def leave_signals_to_the_run(_worker: int) -> None:
 
     A second SIGTERM ends the worker, so that the run can always get rid of it; see `end_workers_with_this_process`.
     """
-
-    def once(number: int, _frame: FrameType | None) -> None:
-        signal.signal(number, signal.SIG_DFL)
-
-    handler: Callable[[int, FrameType | None], None] = once
-    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGTERM, lambda number, _frame: signal.signal(number, signal.SIG_DFL))
     if hasattr(signal, "SIGUSR1"):
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 

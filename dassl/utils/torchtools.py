@@ -1,25 +1,72 @@
-"""Parameters of models: counting, opening, initialising; and, as in Dassl, the names of `checkpoint`."""
+"""Parameters of models: counting, opening, initialising; running averages; and, as in Dassl, checkpoints."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from functools import partial
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import nn
 
-from .checkpoint import load_checkpoint, load_pretrained_weights, resume_from_checkpoint, save_checkpoint
+from .checkpoint import load_checkpoint as load_checkpoint
+from .checkpoint import load_pretrained_weights as load_pretrained_weights
+from .checkpoint import resume_from_checkpoint as resume_from_checkpoint
+from .checkpoint import save_checkpoint as save_checkpoint
 
-__all__ = [
-    "count_num_param",
-    "init_network_weights",
-    "load_checkpoint",
-    "load_pretrained_weights",
-    "open_all_layers",
-    "open_specified_layers",
-    "resume_from_checkpoint",
-    "save_checkpoint",
-]
+
+class AverageMeter:
+    """The last value and the average of a series.
+
+    Args:
+        ema: average exponentially (0.9 old, 0.1 new) instead of evenly.
+    """
+
+    def __init__(self, ema: bool = False) -> None:
+        self.ema = ema
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all values."""
+        self.val = 0.0
+        self.avg = 0.0
+        self.sum = 0.0
+        self.count = 0
+
+    def update(self, val: float | torch.Tensor, n: int = 1) -> None:
+        """Take in `val`, the mean of `n` values."""
+        self.val = val.item() if isinstance(val, torch.Tensor) else val
+        self.sum += self.val * n
+        self.count += n
+        self.avg = self.avg * 0.9 + self.val * 0.1 if self.ema else self.sum / self.count
+
+
+class MetricMeter:
+    """An `AverageMeter` per name; prints as `loss 0.5000 (0.7500) acc 50.0000 (25.0000)`."""
+
+    def __init__(self, delimiter: str = " ") -> None:
+        self.meters: defaultdict[str, AverageMeter] = defaultdict(AverageMeter)
+        self.delimiter = delimiter
+
+    def update(self, input_dict: Mapping[str, float | torch.Tensor] | None) -> None:
+        """Take in one value per name; None is ignored.
+
+        Raises:
+            TypeError: if it is not a mapping.
+        """
+        if input_dict is None:
+            return
+        if not isinstance(input_dict, Mapping):
+            raise TypeError(f"MetricMeter.update() takes a dictionary, but got {type(input_dict).__name__}")
+        for name, value in input_dict.items():
+            self.meters[name].update(value)
+
+    def averages(self) -> dict[str, float]:
+        """Return the average per name."""
+        return {name: meter.avg for name, meter in self.meters.items()}
+
+    def __str__(self) -> str:
+        return self.delimiter.join(f"{name} {meter.val:.4f} ({meter.avg:.4f})" for name, meter in self.meters.items())
+
 
 _INITIALISERS = {
     "normal": lambda weight, gain: nn.init.normal_(weight, 0.0, gain),
@@ -81,19 +128,15 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
     """
     if init_type not in _INITIALISERS:
         raise ValueError(f"init_type must be one of {list(_INITIALISERS)}, but got {init_type}")
-    model.apply(partial(_init_module, init_type=init_type, gain=gain))
-
-
-def _init_module(module: nn.Module, init_type: str, gain: float) -> None:
-    kind = type(module).__name__
-    weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-    if weight is None:
-        return
-    if "Conv" in kind or "Linear" in kind:
-        _INITIALISERS[init_type](weight.data, gain)
-    elif "BatchNorm" in kind or "InstanceNorm" in kind:
-        nn.init.ones_(weight.data)
-    else:
-        return
-    if bias is not None:
-        nn.init.zeros_(bias.data)
+    for module in model.modules():
+        kind = type(module).__name__
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        is_norm = "BatchNorm" in kind or "InstanceNorm" in kind
+        if weight is None or not (is_norm or "Conv" in kind or "Linear" in kind):
+            continue
+        if is_norm:
+            nn.init.ones_(weight.data)
+        else:
+            _INITIALISERS[init_type](weight.data, gain)
+        if bias is not None:
+            nn.init.zeros_(bias.data)

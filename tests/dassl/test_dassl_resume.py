@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from dassl.engine import TRAINER_REGISTRY, build_trainer
-from dassl.engine.resume import RESUME_NAME
 from dassl.utils import CheckpointError, load_checkpoint, save_checkpoint, set_random_seed
+from dassl.utils.checkpoint import RESUME_NAME
 from tests.dassl.tiny_run import TinyNet, TinyTrainer
 
 EPOCHS = 4

@@ -10,8 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY, TrainerXU, build_trainer
-from dassl.engine.resume import RESUME_NAME
 from dassl.utils import CheckpointError, RunStopped, StopRequest, load_checkpoint, set_random_seed
+from dassl.utils.checkpoint import RESUME_NAME
 from dassl.utils.stopping import SIGNALS
 from tests.dassl.tiny_run import TinyTrainer
 
@@ -67,7 +67,8 @@ def run(cfg, output, stop_at=None, sent=signal.SIGTERM):
     set_random_seed(1)
     with StopRequest().listening() as stop:
         trainer = build_trainer(cfg)
-        trainer.stop_request, trainer.stop_at, trainer.sent = stop, stop_at, sent
+        trainer.configure(stop_request=stop)
+        trainer.stop_at, trainer.sent = stop_at, sent
         if stop_at is None:
             trainer.train()
         else:

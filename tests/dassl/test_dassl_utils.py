@@ -7,6 +7,7 @@ import sys
 from contextlib import suppress
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -83,8 +84,7 @@ def test_check_isfile_warns(tmp_path):
         assert not utils.check_isfile(tmp_path / "y")
 
 
-def test_extension_and_list():
-    assert utils.get_file_extension("a/cat.v2.jpg") == ".jpg"
+def test_list():
     assert utils.tolist_if_not(3) == [3]
     assert utils.tolist_if_not([3]) == [3]
 
@@ -307,19 +307,9 @@ def test_initialising(kind):
         utils.init_network_weights(net, "zeros")
 
 
-def test_environment_names_versions():
-    info = utils.collect_env_info()
-    assert torch.__version__ in info
-    assert "Pillow" in info
-
-
-def test_environment_without_pip(monkeypatch):
-    """PyTorch 2.4's description of the machine raises this where pip is missing, as in environments of uv."""
-
-    def fails():
-        raise AttributeError("'NoneType' object has no attribute 'splitlines'")
-
-    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", fails)
+def test_environment_names_versions(monkeypatch):
+    """No program is run for it: many are slow, and some are not everywhere."""
+    monkeypatch.setattr("subprocess.Popen", None)
     info = utils.collect_env_info.__wrapped__()
-    assert torch.__version__ in info
-    assert "Pillow" in info
+    for version in (torch.__version__, sys.version.split()[0], f"Pillow: {PIL.__version__}"):
+        assert version in info

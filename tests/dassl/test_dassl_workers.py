@@ -63,8 +63,7 @@ def test_training_leaves_none(cfg):
     cfg.DATALOADER.NUM_WORKERS, cfg.TEST.FINAL_MODEL = 1, "best_val"
     before, during = workers(), []
     trainer = build_trainer(cfg)
-    test = trainer.final_evaluation
-    trainer.final_evaluation = lambda: (during.append(workers()), test())
+    trainer.configure(final_evaluation=lambda: (during.append(workers()), trainer.test()))
     trainer.train()
     assert during == [before]
     assert workers() == before

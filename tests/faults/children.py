@@ -14,7 +14,6 @@ from pathlib import Path
 
 import torch.utils.tensorboard  # noqa: F401  what a run imports late
 
-import dassl.engine.simple
 import results.schema
 import sweep
 import train
@@ -67,17 +66,17 @@ def run_disturbed(arguments: list[str], disturb: Callable[[], None], console: st
     _end(train.main(arguments))
 
 
-def run_killed_between_two_seeds(arguments: list[str], seed: int, epoch: int, console: str) -> None:
-    """train.py, killed when a seed is about to write the state of a finished epoch and those before it have."""
+def run_killed_at_an_epochs_end(arguments: list[str], seed: int, epoch: int, console: str) -> None:
+    """train.py, killed when a seed is about to write the state of a finished epoch."""
     _begin(console)
-    write = dassl.engine.simple.write_resume_checkpoint
+    write = PromptTrainer.save_state
 
-    def killed(trainer: PromptTrainer, directory: str, epochs: int) -> None:
+    def killed(trainer: PromptTrainer, epochs: int) -> None:
         if (trainer.cfg.SEED, epochs) == (seed, epoch):
             os._exit(9)
-        write(trainer, directory, epochs)
+        write(trainer, epochs)
 
-    dassl.engine.simple.write_resume_checkpoint = killed
+    PromptTrainer.save_state = killed
     _end(train.main(arguments))
 
 

@@ -105,31 +105,28 @@ def test_six_that_start_at_once_in_one_folder(tmp_path):
     assert len(list(folder.glob("log.txt*"))) == 1
 
 
-def seeds_at_once(folder):
+def several_seeds(folder):
     command = arguments(folder / "seed{seed}")
     position = command.index("--seed")
     return [*command[:position], "--seeds", "1", "2", *command[position + 2 :]]
 
 
-def test_seeds_that_were_stopped_out_of_step_claim_no_bits(tmp_path):
-    """The second seed repeats an epoch without the first one's company, which rounds its sums otherwise."""
-    whole, parts, in_step = (tmp_path / name for name in ("whole", "parts", "in_step"))
-    Victim(children.run, (seeds_at_once(whole),), tmp_path / "consoles").finish()
-    for folder, seed in ((parts, 2), (in_step, 1)):
-        victim = Victim(children.run_killed_between_two_seeds, (seeds_at_once(folder), seed, 2), tmp_path / "killed")
+def test_several_seeds_that_were_killed_go_on_to_the_same_bits(tmp_path):
+    """In the first seed, and in the second, when the first is finished."""
+    whole = tmp_path / "whole"
+    Victim(children.run, (several_seeds(whole),), tmp_path / "consoles").finish()
+    for seed in (1, 2):
+        folder = tmp_path / f"killed{seed}"
+        victim = Victim(children.run_killed_at_an_epochs_end, (several_seeds(folder), seed, 2), tmp_path / "killed")
         process = victim.start()
         process.join(SECONDS)
         assert process.exitcode == 9, victim.printed()
-        Victim(children.run, (seeds_at_once(folder),), tmp_path / "last").finish()
-    held = {
-        folder.name: [
-            read_results(folder / f"seed{seed}" / "results.json")["environment"]["determinism"]["bit_identical"]
-            for seed in (1, 2)
-        ]
-        for folder in (whole, parts, in_step)
-    }
-    assert held == {"whole": [True, True], "parts": [False, False], "in_step": [True, True]}
-    assert outcome(in_step) == outcome(whole)
+        assert [(folder / f"seed{each}" / "results.json").exists() for each in (1, 2)] == [seed == 2, False]
+        Victim(children.run, (several_seeds(folder),), tmp_path / "last").finish()
+        for each in (1, 2):
+            record = read_results(folder / f"seed{each}" / "results.json")
+            assert record["environment"]["determinism"]["bit_identical"]
+        assert outcome(folder) == outcome(whole)
 
 
 @pytest.mark.parametrize("marks", ["** Config **", "epoch [1/", "epoch [2/"])

@@ -18,7 +18,7 @@ from results.features import forget_all
 from tests.faults.killing import leftovers, outcome
 from tests.trainers.small_runs import build, data_root
 from trainers.base import PromptTrainer
-from trainers.steps import MOST_SKIPPED_IN_A_ROW
+from trainers.step import MAX_SKIPPED_IN_A_ROW
 
 QUICK = ["DATASET.NUM_SHOTS", "2", "OPTIM.MAX_EPOCH", "2", "DATALOADER.TRAIN_X.BATCH_SIZE", "5"]
 
@@ -97,7 +97,7 @@ def scaled(trainer, factor):
     trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**16)
     trainer.epoch, trainer.batch_idx, trainer.num_batches = 0, 0, 1
     ctx = trainer.model.prompt_learner.ctx
-    trainer._scaled_update((ctx - ctx.detach()).sum() * factor)
+    trainer.scaled_update((ctx - ctx.detach()).sum() * factor)
 
 
 def test_steps_that_overflow_are_skipped_and_counted(tmp_path):
@@ -116,7 +116,7 @@ def test_steps_that_overflow_are_skipped_and_counted(tmp_path):
 
 def test_a_gradient_that_no_scale_makes_finite_ends_the_run():
     trainer = build("CoOp")
-    trainer._skipped_in_a_row = MOST_SKIPPED_IN_A_ROW - 1
+    trainer._skipped_in_a_row = MAX_SKIPPED_IN_A_ROW - 1
     with pytest.raises(FloatingPointError, match="30 steps in a row, down to a loss scale of 32768 .*PREC to fp32"):
         scaled(trainer, 1e36)
 
@@ -177,11 +177,11 @@ def test_the_second_of_two_equal_runs_says_who_runs_it(tmp_path, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_signal_ends_all_seeds_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+def test_a_signal_ends_the_seed_and_those_after_it_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
     def seeds(folder):
         command = arguments(tmp_path / folder / "{seed}", "OPTIM.NAME", "sgd")
         position = command.index("--seed")
-        command[position : position + 2] = ["--seeds", "1", "2"]
+        command[position : position + 2] = ["--seeds", "1", "2", "3"]
         return command
 
     assert train.main(seeds("whole")) == 0
@@ -196,10 +196,12 @@ def test_a_signal_ends_all_seeds_and_the_same_command_goes_on(tmp_path, monkeypa
         patch.setattr(PromptTrainer, "forward_backward", signalled)
         assert train.main(seeds("parts")) == train.STOPPED == 75
     assert "stopped by SIGTERM: nothing is lost" in capsys.readouterr().err
-    for seed in ("1", "2"):
-        assert load_checkpoint(tmp_path / "parts" / seed / "resume.pth.tar")["epoch"] == 1
-        assert not (tmp_path / "parts" / seed / "results.json").exists()
-        assert not (tmp_path / "parts" / seed / ".lock").exists()
+    assert (tmp_path / "parts" / "1" / "results.json").exists(), "the seed before is finished"
+    state = load_checkpoint(tmp_path / "parts" / "2" / "resume.pth.tar")
+    assert (state["epoch"], state["within_epoch"]["batches"]) == (1, 1)
+    assert not (tmp_path / "parts" / "2" / "results.json").exists()
+    assert not (tmp_path / "parts" / "3").exists(), "and none after it has begun"
+    assert not list((tmp_path / "parts").rglob(".lock"))
     assert train.main(seeds("parts")) == 0
     assert outcome(tmp_path / "parts") == outcome(tmp_path / "whole")
     assert leftovers(tmp_path / "parts") == []

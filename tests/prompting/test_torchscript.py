@@ -110,7 +110,7 @@ def test_what_is_broken_is_named(archive, kind):
 
 
 def test_a_bomb_is_not_unpacked(archive, monkeypatch):
-    monkeypatch.setattr("common.unpickling.MOST_CODE", 1 << 20)
+    monkeypatch.setattr("common.unpickling.MAX_CODE", 1 << 20)
     zeros = lambda name, data: bytes(10_000_000) if name.endswith("/data/0") else data  # noqa: E731
     with pytest.raises(BackboneError, match=r"module\.pt is neither"):
         read_state_dict(rewritten(archive, zeros, zipfile.ZIP_DEFLATED))

@@ -220,7 +220,7 @@ def test_training_uses_images_where_it_must(case, options):
 def test_validation_computes_frozen_features_once(tmp_path, capsys):
     trainer = small("CoOp", tmp_path, **{"TEST.FINAL_MODEL": "best_val", "TEST.NO_TEST": False})
     train_on_features(trainer, trainer.cfg)
-    trainer.final_evaluation = lambda: None
+    trainer.configure(final_evaluation=lambda: None)
     trainer.train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Image features")]
     assert len(lines) == 2  # epochs

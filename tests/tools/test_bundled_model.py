@@ -5,8 +5,8 @@ import pytest
 import torch
 from clip.model import CLIP, build_model
 
-from prompting import bundled
-from prompting.bundled import BundledModelError, bundled_names, load_bundled_state_dict, read_bundled, save_bundled
+from prompting import state_dict as bundled
+from prompting.state_dict import BackboneError, bundled_names, load_bundled_state_dict, read_bundled, save_bundled
 from tools.pretrain_clip import TASKS, read_images
 
 EMBEDDING = "token_embedding.weight"
@@ -41,7 +41,7 @@ def test_round_trip_keeps_all_but_rounding(tmp_path):
 
 
 def test_unknown_name_names_the_choices():
-    with pytest.raises(BundledModelError, match=r"'huge_clip'; choose from: .*tiny_clip"):
+    with pytest.raises(BackboneError, match=r"'huge_clip'; choose from: .*tiny_clip"):
         load_bundled_state_dict("huge_clip")
 
 
@@ -55,7 +55,7 @@ def test_damaged_file_is_named(tmp_path, monkeypatch, damage):
         path.write_bytes(path.read_bytes()[:2000] if damage == "truncated" else b"not a checkpoint")
     monkeypatch.setattr(bundled, "ASSETS", tmp_path)
     assert bundled_names() == ["broken"]
-    with pytest.raises(BundledModelError, match=r"broken\.pt"):
+    with pytest.raises(BackboneError, match=r"broken\.pt"):
         load_bundled_state_dict("broken")
 
 

@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from trainers.graph import WARM_UPS, Recording
+from trainers.step import WARM_UPS, Recording
 
 WAITS_FOR_THE_DEVICE = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "equal")
 
@@ -36,7 +36,7 @@ class Recorder(TorchDispatchMode):
 
 
 def record_on_cpu(compute):
-    """Stands in for `trainers.graph.record_on_cuda`."""
+    """Stands in for `trainers.step.record_on_cuda`."""
     for _ in range(WARM_UPS):
         compute()
     recorder = Recorder()

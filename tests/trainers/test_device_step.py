@@ -10,10 +10,7 @@ from torch.utils._pytree import tree_leaves
 from benchmarks.steps import objective_to_meta
 from tests.trainers.replaying import record_on_cpu
 from tests.trainers.small_runs import VARIANTS, build, needing, registered, stir, trained_tensors
-from trainers.device_step import DeviceStep
-from trainers.graph import RecordedFunction, record_on_cuda
-from trainers.steps import MOST_SKIPPED_IN_A_ROW
-from trainers.together import join_trainer, run_together
+from trainers.step import MAX_SKIPPED_IN_A_ROW, DeviceStep, RecordedFunction, record_on_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
 CASES = sorted(needing("needs_training")) + sorted(VARIANTS)
@@ -186,7 +183,7 @@ def test_under_loss_scaling_such_steps_are_skipped_and_counted():
     assert trainer.skipped_steps == 2
     assert not torch.equal(trainer.model.prompt_learner.ctx, before)
     spoil_gradient(trainer)
-    trainer._skipped_in_a_row = MOST_SKIPPED_IN_A_ROW - 1
+    trainer._skipped_in_a_row = MAX_SKIPPED_IN_A_ROW - 1
     with pytest.raises(FloatingPointError, match="30 steps in a row, down to a loss scale of"):
         train(trainer, batches(trainer, 1))
 
@@ -276,19 +273,6 @@ def test_a_trainer_with_hooks_of_its_own_keeps_them():
 def test_a_run_without_cuda_refuses_the_setting():
     with pytest.raises(ValueError, match=r"TRAIN\.CUDA_GRAPH True needs a CUDA device"):
         build("CoOp", **{"TRAIN.CUDA_GRAPH": True})
-
-
-def test_several_seeds_at_once_take_no_device_step_and_refuse_a_graph():
-    def joined(graph):
-        trainer = build("CoOp")
-        trainer.device_step = DeviceStep(trainer)
-        on_cuda(trainer, graph=graph)
-        join_trainer(trainer)
-        return trainer.device_step
-
-    assert run_together([lambda: joined(False)]) == [None]
-    with pytest.raises(ValueError, match="CUDA_GRAPH True records the step of one run: set it to False, or give one"):
-        run_together([lambda: joined(True)])
 
 
 # What the host does while the device works

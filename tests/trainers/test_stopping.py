@@ -6,8 +6,8 @@ import signal
 import pytest
 import torch
 
-from dassl.engine.resume import RESUME_NAME
 from dassl.utils import RunStopped, StopRequest, load_checkpoint
+from dassl.utils.checkpoint import RESUME_NAME
 from tests.trainers.small_runs import build, needing, trained_tensors
 from trainers.templates import PROMPTSRC_TEMPLATES
 
@@ -19,7 +19,7 @@ def train(case, output, stop_at=None, **options):
     """Train as a new process would, stopped after a batch if one is given."""
     with StopRequest().listening() as stop:
         trainer = build(case, str(output), **options)
-        trainer.stop_request = stop
+        trainer.configure(stop_request=stop)
         if stop_at is None:
             trainer.train()
             return trainer
