@@ -1,9 +1,10 @@
 """How often a training step or a test batch tells the device what to do: operations that launch a kernel, counted.
 
 Below some hundred classes a GPU waits for these launches, not for arithmetic. They are counted on the CPU, which goes a
-GPU's way (:mod:`prompting.launches`), on a CLIP with ViT-B/16's layers and a small width: how many there are depends on
-layers, class names and method, not on the width. The names are ImageNet's, whose lengths differ as real ones do. An
-operation of PyTorch counts as one kernel; some few, such as a norm of all gradients, launch two or three on a GPU.
+GPU's way (:func:`prompting.towers.attention.as_on_a_gpu`), on a CLIP with ViT-B/16's layers and a small width: how many
+there are depends on layers, class names and method, not on the width. The names are ImageNet's, whose lengths differ as
+real ones do. An operation of PyTorch counts as one kernel; some few, such as a norm of all gradients, launch two or
+three on a GPU.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torchvision.models import ResNet50_Weights
 
 from benchmarks.setup import build_trainer, random_batch, random_clip
-from prompting.launches import as_on_a_gpu
+from prompting.towers.attention import as_on_a_gpu
 from trainers import device_step
 from trainers.device_step import DeviceStep
 

@@ -17,7 +17,7 @@ import trainers.coprompt
 import trainers.promptsrc
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
-from prompting.layout import encode
+from prompting.tokens import encode
 from trainers.predictor import trainer_without_data
 from trainers.templates import PROMPTSRC_TEMPLATES
 

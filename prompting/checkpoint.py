@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,9 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
 from common.unpickling import CheckpointError, read_checkpoint
-from prompting.upstream import FORMATS, from_upstream, is_upstream, upstream_methods
+from prompting.published import FORMATS, from_published, is_published, published_methods
 
 __all__ = [
     "CheckpointError",
@@ -82,9 +82,9 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
     named = named if isinstance(named, str) else None
     if named and trainer and named != trainer:
         raise CheckpointError(f"checkpoint {path} was trained with {named}, not {trainer}")
-    published = named is None and (trainer is None or is_upstream(state_dict))
+    published = named is None and (trainer is None or is_published(state_dict))
     trainer = trainer or named or _method_of(state_dict, path)
-    tensors = from_upstream(state_dict, trainer, path) if published else state_dict
+    tensors = from_published(state_dict, trainer, path) if published else state_dict
     epoch = content.get("epoch")
     return TrainedPrompts(Path(path), trainer, epoch if isinstance(epoch, int) else None, tensors, published, content)
 
@@ -104,7 +104,7 @@ def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
     tensors = {name.removeprefix("module."): value for name, value in state_dict.items()}
     if len(tensors) < len(state_dict):
         raise CheckpointError(f"checkpoint {path} holds a tensor twice, with and without module. before its name")
-    return from_upstream(tensors, trainer, path) if is_upstream(tensors) else tensors
+    return from_published(tensors, trainer, path) if is_published(tensors) else tensors
 
 
 def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:
@@ -164,7 +164,8 @@ def convert(old: str | Path, new: str | Path, trainer: str | None = None) -> Tra
         "val_result": None,
         "converted_from": trained.source.name,
     }
-    _write(content, new)
+    with atomic_write(new, replace=False) as file:
+        torch.save(content, file)
     return trained
 
 
@@ -213,7 +214,7 @@ def _method_of(state_dict: Mapping[str, Tensor], path: str | Path) -> str:
     Raises:
         CheckpointError: when there is none or more than one.
     """
-    methods = upstream_methods(state_dict)
+    methods = published_methods(state_dict)
     if len(methods) == 1:
         return methods[0]
     if methods:
@@ -224,12 +225,6 @@ def _method_of(state_dict: Mapping[str, Tensor], path: str | Path) -> str:
         f"checkpoint {path} has the tensors of no method that is known ({', '.join(FORMATS)}); it holds {shown}. "
         "Name the method with --trainer NAME to see which tensors are in the way"
     )
-
-
-def _write(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all."""
-    with atomic_write(path) as file:
-        torch.save(dict(content), file)
 
 
 def _describe(trained: TrainedPrompts) -> str:
@@ -244,12 +239,7 @@ def _describe(trained: TrainedPrompts) -> str:
         lines.append(f"from      {trained.content['converted_from']}")
     lines.append(f"tensors   {len(trained.tensors)} with {sum(t.numel() for t in trained.tensors.values()):,} numbers")
     lines += [f"  {name}  {tuple(t.shape)}" for name, t in trained.tensors.items()]
-    return "\n".join(map(_printable, lines))
-
-
-def _printable(line: str) -> str:
-    """A line without characters that a terminal would obey: they are written as their escapes."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+    return "\n".join(map(printable, lines))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -263,21 +253,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     change.add_argument("new", metavar="NEW", help="DIR/prompt_learner/model.pth.tar-EPOCH for --model-dir DIR")
     for command in (show, change):
         command.add_argument("--trainer", metavar="NAME", help=f"the method: {', '.join(FORMATS)}")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(arguments)
-    try:
-        if args.command == "show":
-            print(_describe(read_trained(args.file, args.trainer)))
-        else:
-            trained = convert(args.old, args.new, args.trainer)
-            text = f"Wrote {args.new}: {trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors"
-            print(_printable(text))
-    except (CheckpointError, OSError) as error:
-        if args.debug:
-            traceback.print_exc()
-        print(_printable(f"error: {error}"), file=sys.stderr)
-        return 1
-    return 0
+        add_debug(command)
+    return guarded(_run, parser.parse_args(arguments), status=1)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.command == "show":
+        print(_describe(read_trained(args.file, args.trainer)))
+    else:
+        trained = convert(args.old, args.new, args.trainer)
+        text = f"Wrote {args.new}: {trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors"
+        print(printable(text))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from prompting.layout import PromptLayout
 from prompting.lockstep import Member
 from prompting.model import PromptedCLIP
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, VisionPrompts, differs
+from prompting.tokens import PromptLayout
 
 Images = tuple[Tensor, VisionPrompts]
 Texts = tuple[PromptLayout, TextPrompts]

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prompting.layout import PromptLayout, clean_name, encode, layout_with_context
 from prompting.prompts import GatedPrompt, Prompts
-from prompting.vision import is_vit
+from prompting.tokens import PromptLayout, clean_name, encode, layout_with_context
+from prompting.towers.vision import is_vit
 
 # What image features may follow from: see PromptLearner.image_features_follow.
 FOLLOWS = ("image", "prompts", "batch")

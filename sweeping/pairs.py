@@ -44,7 +44,7 @@ def check_pairs(pairs: Sequence[str]) -> None:
     import trainers  # noqa: F401
     from dassl.config import check_values, get_cfg_default
     from dassl.data.datasets import DATASET_REGISTRY
-    from prompting.names import check_template
+    from prompting.tokens import check_template
     from results import determinism, features, protocols, reuse  # noqa: F401
     from results.trackers import check_trackers
     from trainers.checks import RANGES

@@ -17,7 +17,7 @@ from benchmarks.setup import build_trainer, class_names, random_batch, random_cl
 from benchmarks.slopes import main as slopes_main
 from benchmarks.splits import main as splits_main
 from benchmarks.workers import main as workers_main
-from prompting.layout import encode
+from prompting.tokens import encode
 
 SHALLOW = {
     "BMIP": ["TRAINER.BMIP.PROMPT_DEPTH", "3"],

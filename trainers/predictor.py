@@ -27,8 +27,8 @@ from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UnreadableImageError, read_image
 from prompting.checkpoint import read_checkpoint
-from prompting.names import check_names, check_template
-from prompting.watch import shown
+from prompting.model import shown
+from prompting.tokens import check_names, check_template
 from trainers.base import PromptTrainer, find_checkpoint
 from trainers.checks import RANGES
 

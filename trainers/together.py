@@ -15,9 +15,9 @@ from torch import Tensor
 
 from dassl.engine import TrainerX
 from prompting import PromptedCLIP
-from prompting.backbone import sharing_backbones
 from prompting.joint import join_towers, joint_backward
 from prompting.lockstep import Lockstep, Member, current_member
+from prompting.weights import sharing_backbones
 from trainers.base import PromptTrainer
 
 

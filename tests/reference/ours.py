@@ -19,7 +19,7 @@ from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from prompting import resolve_precision
 from prompting.checkpoint import load_trained
-from prompting.upstream import FORMATS, from_upstream
+from prompting.published import FORMATS, from_published
 from tests.reference import Reference
 from tests.reference.small_clip import prompt_tensor, small_clip_state_dict
 from trainers.base import PromptTrainer
@@ -78,7 +78,7 @@ def trainer_of(
 
 def load_upstream_values(trainer: PromptTrainer, reference: Reference) -> None:
     """Give our learner the values that upstream's trainable tensors had."""
-    tensors = from_upstream(upstream_state(reference), reference.record["method"], reference.name)
+    tensors = from_published(upstream_state(reference), reference.record["method"], reference.name)
     load_trained(trainer.model.prompt_learner, tensors, reference.name)
 
 
