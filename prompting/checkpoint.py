@@ -22,16 +22,6 @@ from common.files import atomic_write
 from common.unpickling import CheckpointError, read_checkpoint
 from prompting.published import FORMATS, from_published, is_published, published_methods
 
-__all__ = [
-    "CheckpointError",
-    "TrainedPrompts",
-    "convert",
-    "load_trained",
-    "read_checkpoint",
-    "read_initial",
-    "read_trained",
-]
-
 
 @dataclass(frozen=True)
 class TrainedPrompts:
@@ -67,11 +57,7 @@ class TrainedPrompts:
 
 
 def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts:
-    """Trained prompts of a checkpoint of this project, or of a published repository, with nothing executed.
-
-    Args:
-        path: the file.
-        trainer: the trainer it must belong to; ``None``: find out.
+    """Trained prompts of this project's or a published repository's checkpoint; ``trainer`` is found out if ``None``.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -92,9 +78,7 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
 def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
     """Tensors to start training from: of any method's checkpoint, or a bare state dict; ``module.`` is dropped.
 
-    Args:
-        path: the file.
-        trainer: whose published repository's names are translated, where the file has such.
+    A published repository's names are translated as those of ``trainer``.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -108,13 +92,12 @@ def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
 
 
 def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:
-    """Load trained tensors into a prompt learner, all or none.
+    """Load trained tensors into a prompt learner, all or none; they become float32.
 
     Args:
-        learner: takes the values; its parameters keep their type (float32).
+        learner: takes the values.
         state_dict: must have exactly the learner's tensors, with equal shapes.
-        source: file named in errors.
-        advice: added to an error, what to set instead.
+        source, advice: for errors: the file, and what to set instead.
 
     Raises:
         CheckpointError: naming each missing, unexpected, wrongly shaped or non-finite tensor.
@@ -157,13 +140,8 @@ def convert(old: str | Path, new: str | Path, trainer: str | None = None) -> Tra
     trained = read_trained(old, trainer)
     if "trainer" in trained.content:
         raise CheckpointError(f"checkpoint {old} is in this project's format already (trainer {trained.trainer})")
-    content = {
-        "state_dict": trained.tensors,
-        "trainer": trained.trainer,
-        "epoch": trained.epoch,
-        "val_result": None,
-        "converted_from": trained.source.name,
-    }
+    content = {"state_dict": trained.tensors, "trainer": trained.trainer, "epoch": trained.epoch}
+    content |= {"val_result": None, "converted_from": trained.source.name}
     with atomic_write(new, replace=False) as file:
         torch.save(content, file)
     return trained
@@ -192,7 +170,7 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
 
 
 def _count(tensors: Mapping[str, Tensor], name: str) -> int:
-    """Number of entries of a list of tensors, ``name.0``, ``name.1`` ..."""
+    """Number of tensors ``name.0``, ``name.1`` ..."""
     return len([key for key in tensors if re.fullmatch(rf"{name}\.\d+", key)])
 
 
@@ -209,11 +187,7 @@ def _interaction_settings(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _method_of(state_dict: Mapping[str, Tensor], path: str | Path) -> str:
-    """The one method whose published checkpoints hold such tensors.
-
-    Raises:
-        CheckpointError: when there is none or more than one.
-    """
+    """The one method whose published checkpoints hold such tensors."""
     methods = published_methods(state_dict)
     if len(methods) == 1:
         return methods[0]

@@ -207,9 +207,6 @@ class PromptedCLIP(nn.Module):
     def evaluating(self) -> Iterator[Watch]:
         """Compute the text features once and use them for every batch inside; exact, since nothing trains there.
 
-        Yields:
-            What notes numbers that are not finite, and features of norm zero.
-
         Raises:
             FloatingPointError: a text feature is infinite or NaN.
         """
@@ -257,13 +254,10 @@ class Watch:
             self._texts.append((~text.any(dim=-1)).any(dim=0))
 
     def heed(self, names: Sequence[str]) -> list[str]:
-        """Say what was seen of the images since the last call.
+        """Names of the images whose feature has norm zero, of those seen since the last call.
 
         Args:
-            names: of these images, in order; of another number, their positions stand in for them.
-
-        Returns:
-            The names of those whose feature has norm zero.
+            names: of these images, in order; if there are more or fewer, positions stand in for them.
 
         Raises:
             FloatingPointError: the logits of one are infinite or NaN; the images are named.
@@ -298,16 +292,9 @@ def _chosen(names: Sequence[str], flags: Sequence[bool]) -> list[str]:
 def template_features(
     encoder: TextEncoder, classnames: Sequence[str], templates: Sequence[str], precision: Precision
 ) -> Tensor:
-    """Frozen text features of every template and class.
+    """Frozen text features of every template, with one "{}", and class, (n_templates, n_cls, embed_dim).
 
-    Args:
-        encoder: CLIP's text tower.
-        classnames: underscores are spaces.
-        templates: each with one "{}" for the class name.
-        precision: how the tower computes.
-
-    Returns:
-        (n_templates, n_cls, embed_dim), float32, not normalised.
+    They are float32 and not normalised.
     """
     names = [clean_name(name) for name in classnames]
     features = [sentence_features(encoder, [t.format(name) for name in names], names, precision) for t in templates]
@@ -325,14 +312,9 @@ def sentence_features(
 
 
 def ensemble(features: Tensor, normalise_each: bool = True) -> Tensor:
-    """One normalised feature per class from several templates'.
+    """One normalised feature per class from several templates', (n_templates, n_cls, embed_dim) -> (n_cls, embed_dim).
 
-    Args:
-        features: (n_templates, n_cls, embed_dim).
-        normalise_each: before the mean, as OpenAI's ensembles do; PromptSRC's teacher does not.
-
-    Returns:
-        (n_cls, embed_dim).
+    OpenAI's ensembles also normalise each feature before the mean; PromptSRC's teacher does not.
     """
     if normalise_each:
         features = F.normalize(features, dim=-1)

@@ -47,28 +47,22 @@ class Format:
     gates: Mapping[str, int] = field(default_factory=dict)
     note: str = ""
 
-    def our_name(self, name: str) -> str | None:
-        """Our name of a trained tensor, ``None`` for one that is ignored.
-
-        Raises:
-            KeyError: for a tensor that is neither.
-        """
-        for pattern, target in self.trained.items():
-            if found := re.fullmatch(pattern, name):
-                groups = found.groupdict()
-                return target.format(**groups, entry=int(groups.get("layer") or 0) - 1)
-        if any(re.fullmatch(pattern, name) for pattern in self.ignored):
-            return None
-        raise KeyError(name)
-
-    def unknown(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that are neither trained nor ignored."""
-        patterns = (*self.trained, *self.ignored)
-        return [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)]
+    def our_names(self, names: Iterable[str]) -> dict[str, str | None]:
+        """Our name of each trained tensor, ``None`` for one that is ignored; a tensor that is neither is left out."""
+        ours: dict[str, str | None] = {}
+        for name in names:
+            for pattern, target in self.trained.items():
+                if found := re.fullmatch(pattern, name):
+                    groups = found.groupdict()
+                    ours[name] = target.format(**groups, entry=int(groups.get("layer") or 0) - 1)
+                    break
+            else:
+                if any(re.fullmatch(pattern, name) for pattern in self.ignored):
+                    ours[name] = None
+        return ours
 
     def lacking(self, names: Iterable[str]) -> list[str]:
         """The needed patterns that none of the names matches."""
-        names = list(names)
         return [pattern for pattern in self.needed if not any(re.fullmatch(pattern, name) for name in names)]
 
 
@@ -160,7 +154,7 @@ def is_published(names: Iterable[str]) -> bool:
 def published_methods(names: Iterable[str]) -> list[str]:
     """Methods whose published checkpoints hold exactly such tensors."""
     names = list(names)
-    return [name for name, form in FORMATS.items() if not form.unknown(names) and not form.lacking(names)]
+    return [n for n, form in FORMATS.items() if not form.lacking(names) and len(form.our_names(names)) == len(names)]
 
 
 def from_published(state_dict: Mapping[str, Tensor], trainer: str, source: str | Path) -> dict[str, Tensor]:
@@ -182,16 +176,18 @@ def from_published(state_dict: Mapping[str, Tensor], trainer: str, source: str |
     form, methods = FORMATS[trainer], published_methods(state_dict)
     if trainer not in methods and methods:
         raise CheckpointError(f"checkpoint {source} is one of {' or '.join(methods)}, not of {trainer}")
-    problems = [f"unknown {name}" for name in form.unknown(state_dict)]
-    problems += [f"missing {_readable(pattern)}" for pattern in form.lacking(state_dict)]
+    names = form.our_names(state_dict)
+    problems = [f"unknown {name}" for name in state_dict if name not in names]
+    for pattern in form.lacking(state_dict):
+        problems.append("missing " + pattern.replace("\\d+", "N").replace(".+", "*").replace("\\", ""))
     if problems:
         raise CheckpointError(f"checkpoint {source} is not as {trainer}'s repository saves it: {'; '.join(problems)}")
-    tensors: dict[str, Tensor] = {}
-    for name, value in state_dict.items():
-        ours = form.our_name(name)
-        if ours is not None:
-            # A gate's one number has no dimensions here. float32, and a copy: the file's other tensors need not stay.
-            tensors[ours] = value.reshape(()).float().clone() if "_gates." in ours else value.float().clone()
+    # A gate's one number has no dimensions here. float32, and a copy: the file's other tensors need not stay in memory.
+    tensors = {
+        ours: (state_dict[name].reshape(()) if "_gates." in ours else state_dict[name]).float().clone()
+        for name, ours in names.items()
+        if ours is not None
+    }
     deep = len([name for name in tensors if re.fullmatch(r"text_prompts\.\d+", name)])
     return {name: value for name, value in tensors.items() if not form.gates or _in_use(name, deep, form.gates)}
 
@@ -202,8 +198,3 @@ def _in_use(name: str, deep: int, gates: Mapping[str, int]) -> bool:
     if first in gates:
         return 0 <= int(rest.partition(".")[0]) < deep - gates[first]
     return deep > 0 or first not in ("text_to_vision", "vision_to_text")
-
-
-def _readable(pattern: str) -> str:
-    """A pattern as it is shown to people."""
-    return pattern.replace("\\d+", "N").replace(".+", "*").replace("\\", "")

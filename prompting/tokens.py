@@ -62,11 +62,7 @@ def encode(text: str) -> list[int]:
 
 
 def layout_from_texts(texts: Sequence[str], classnames: Sequence[str], context_length: int) -> PromptLayout:
-    """Layout of ready sentences with nothing learned, for example "a photo of a dog.".
-
-    Raises:
-        PromptTooLongError: naming the class whose text has too many tokens.
-    """
+    """Layout of ready sentences with nothing learned, for example "a photo of a dog."; Raises as below."""
     rows = [[(token, -1) for token in encode(text)] for text in texts]
     return _stack(rows, classnames, context_length)
 
@@ -193,15 +189,7 @@ def _tokens(name: str, where: str) -> tuple[int, ...]:
 
 
 def check_template(template: str, key: str = "the prompt template") -> str:
-    """The template itself, once it has one place for the class name, nothing else in braces, and is text.
-
-    Args:
-        template: a prompt with "{}".
-        key: what holds it, for errors.
-
-    Raises:
-        ValueError: it has not.
-    """
+    """The template itself; a ValueError names its ``key`` unless it is text with one "{}" and no other brace."""
     if template.count("{}") != 1 or set(template.replace("{}", "")) & {"{", "}"}:
         raise ValueError(f"{key} {template!r} needs exactly one {{}} for the class name, and no other brace")
     if not template.isprintable():

@@ -127,13 +127,7 @@ def convert_towers(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _openai_file(name: str) -> Path:
-    """OpenAI's checkpoint on disk, checked against its SHA-256; downloaded into the cache when it is not there.
-
-    The cache is ``$CLIP_CACHE``, else the ``clip`` package's own ``~/.cache/clip``.
-
-    Raises:
-        BackboneError: when it cannot be had, saying from where to fetch it and where to put it.
-    """
+    """OpenAI's checkpoint in ``$CLIP_CACHE``, else ``~/.cache/clip``; downloaded where missing, its SHA-256 checked."""
     url = _MODELS[name]
     expected, file_name = url.split("/")[-2:]
     target = Path(os.environ.get("CLIP_CACHE") or "~/.cache/clip").expanduser() / file_name
@@ -164,11 +158,7 @@ _CURE = (
 
 
 def read_weights(path: Path) -> Any:
-    """What a file of weights holds: the tensors of a TorchScript archive, or what ``torch.save`` wrote.
-
-    Raises:
-        Exception: whatever the bytes happen to mean, where it is damaged or holds anything but tensors and containers.
-    """
+    """What a file holds: a TorchScript archive's tensors, or what ``torch.save`` wrote. Damage raises anything."""
     return torchscript_state_dict(path) if is_torchscript(path) else read_file(path, placeholders=False)
 
 
@@ -241,11 +231,7 @@ def is_torchscript(path: Path) -> bool:
 
 
 def torchscript_state_dict(path: Path) -> dict[str, Tensor]:
-    """Parameters and buffers by name, as the ``state_dict()`` of the module that ``torch.jit.load`` returns.
-
-    Raises:
-        ValueError: the archive is damaged, or holds no module.
-    """
+    """Parameters and buffers by name, as the ``state_dict()`` of the module that ``torch.jit.load`` returns."""
     with zipfile.ZipFile(path) as archive:
         check_archive(archive, path.stat().st_size)
         module = ScriptUnpickler(archive, path.stat().st_size).load()
@@ -263,11 +249,7 @@ def torchscript_state_dict(path: Path) -> dict[str, Tensor]:
 
 
 def _named_weights(module: ScriptModule, names: Mapping[tuple[str, str], set[str]]) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of a module and those in it.
-
-    Raises:
-        ValueError: modules lie in one another without end, or one is of a type that the code does not define.
-    """
+    """Parameters and buffers of a module and those in it."""
     pending, visited = [("", module)], 0
     while pending:
         prefix, module = pending.pop()
@@ -292,10 +274,6 @@ FORMAT = "bundled-clip-1"
 EMBEDDING = "token_embedding.weight"
 
 
-class BundledModelError(ValueError):
-    """A bundled checkpoint does not exist or cannot be read."""
-
-
 def bundled_names() -> list[str]:
     """Names of the checkpoints in `assets/`, sorted."""
     return sorted(path.stem for path in ASSETS.glob("*.pt"))
@@ -305,12 +283,10 @@ def load_bundled_state_dict(name: str) -> dict[str, Tensor]:
     """State dict of a bundled CLIP, fp32, with the full (vocabulary, width) token embedding.
 
     Raises:
-        BundledModelError: no checkpoint has that name, or its file is damaged.
+        BackboneError: no checkpoint has that name, or its file is damaged.
     """
     if name not in bundled_names():
-        raise BundledModelError(
-            f"no bundled model is called {name!r}; choose from: {', '.join(bundled_names()) or 'none'}"
-        )
+        raise BackboneError(f"no bundled model is called {name!r}; choose from: {', '.join(bundled_names()) or 'none'}")
     return read_bundled(ASSETS / f"{name}.pt")
 
 
@@ -319,11 +295,11 @@ def read_bundled(path: Path) -> dict[str, Tensor]:
     try:
         content = read_file(path, placeholders=False)
     except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
-        raise BundledModelError(
+        raise BackboneError(
             f"{path} cannot be read as a bundled model ({error}); restore it from the repository"
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise BundledModelError(f"{path} is not a bundled model of format {FORMAT!r}")
+        raise BackboneError(f"{path} is not a bundled model of format {FORMAT!r}")
     state = {key: value.float() for key, value in content["state_dict"].items()}
     rows = content["token_rows"].float()
     embedding = torch.zeros(content["vocabulary"], rows.shape[1])
@@ -357,11 +333,7 @@ NO_PROMPTS = {"trainer": "CoOp", "vision_depth": 0, "language_depth": 0, "vision
 
 
 def model_from_state_dict(state_dict: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Build OpenAI's CLIP from a state dict in its layout, float32, on the CPU.
-
-    Args:
-        state_dict: the tensors, of any number type.
-        source: file or name that errors mention.
+    """Build OpenAI's CLIP from a state dict in its layout, float32, on the CPU; ``source`` is for errors.
 
     Raises:
         BackboneError: when the tensors are not a CLIP's, naming those that do not fit.
@@ -371,11 +343,7 @@ def model_from_state_dict(state_dict: Mapping[str, Tensor], source: str) -> nn.M
 
 
 def clip_sizes(weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
-    """Arguments of ``clip.model.CLIP``'s constructor.
-
-    Raises:
-        BackboneError: when a tensor that tells a size is missing or cannot be a CLIP's.
-    """
+    """Arguments of ``clip.model.CLIP``'s constructor; a BackboneError where a tensor that tells a size is missing."""
 
     def count(prefix: str) -> int:  # of numbered blocks: prefix0., prefix1. ...
         return len({name.removeprefix(prefix).partition(".")[0] for name in weights if name.startswith(prefix)})
@@ -415,18 +383,14 @@ def clip_sizes(weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
 
 
 def empty_clip(sizes: Mapping[str, Any]) -> nn.Module:
-    """A CLIP without values, which :func:`fill` gives it: nothing is drawn at random, and none takes time."""
+    """A CLIP without values, which :func:`fill` gives it: nothing is drawn at random."""
     design = {"design_details": NO_PROMPTS} if "design_details" in inspect.signature(CLIP).parameters else {}
     with torch.device("meta"):
         return CLIP(**sizes, **design)
 
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Give a model without values its weights.
-
-    Raises:
-        BackboneError: naming missing, unexpected and wrongly shaped tensors.
-    """
+    """Give a model without values its weights; a BackboneError names missing, unexpected and wrongly shaped ones."""
     wanted = model.state_dict()
     problems = [f"missing {name}" for name in wanted if name not in weights]
     problems += [f"unexpected {name}" for name in weights if name not in wanted]

@@ -64,16 +64,7 @@ def run_layer(recompute: bool, layer: Callable[..., Any], *args: Any) -> Any:
 
 
 def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
-    """LayerNorm and input projections of a block.
-
-    Args:
-        block: a CLIP ``ResidualAttentionBlock``.
-        x: (..., n, width).
-        rows: which of Q, K, V: one of the constants of this module.
-
-    Returns:
-        (..., n, parts, heads, head_width).
-    """
+    """LayerNorm and input projections (``rows``: which), (..., n, width) -> (..., n, parts, heads, head_width)."""
     attention, width = block.attn, x.shape[-1]
     take = slice(rows[0] * width, rows[1] * width)
     y = frozen_linear(block.ln_1(x), attention.in_proj_weight[take], attention.in_proj_bias[take])
@@ -81,16 +72,9 @@ def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Multi-head attention over the last-but-two dimension.
+    """Multi-head attention of (batch, n, heads, head_width) each; (batch, n_queries, width).
 
-    Args:
-        q: (batch, n_queries, heads, head_width).
-        k: (batch, n_keys, heads, head_width).
-        v: as ``k``.
-        mask: added to the scores, (batch, 1, n_queries, n_keys), 0 or -inf; by default every query sees every key.
-
-    Returns:
-        (batch, n_queries, width).
+    The mask, (batch, 1, n_queries, n_keys) of 0 and -inf, is added to the scores; by default all sees all.
     """
     q, k, v = (t.transpose(1, 2) for t in (q, k, v))
     out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
@@ -120,10 +104,8 @@ def prompt_mass(q: Tensor, k: Tensor, prompts: slice, mask: Tensor | None = None
     It is attention over values that say which key is which prompt, so no score is ever written down.
 
     Args:
-        q: (n, n_queries, heads, head_width).
-        k: (n, n_keys, heads, head_width), the tokens as they arrive, before replacement.
+        q, k, mask: as for :func:`attend`; the keys are those of the tokens as they arrive, before replacement.
         prompts: which keys are prompt tokens.
-        mask: added to the scores, see :func:`attend`; by default every query sees every key.
 
     Returns:
         (n, n_prompts), float32, no gradient (BMIP's stop-gradient).

@@ -102,10 +102,7 @@ class LinearChooser:
         self.chosen: dict[str, str] = {}  # shape class -> kernel, of this process; for results.json
 
     def kernel(self, x: Tensor, weight: Tensor) -> Kernel | None:
-        """The kernel for a product; ``None`` for F.linear.
-
-        Other kernels may compute a product that is large, frozen, float32 and on the CPU.
-        """
+        """The kernel for a product; ``None`` for F.linear, as for all but large, frozen float32 products on the CPU."""
         if self.backend == "native" or x.device.type != "cpu":
             return None
         if x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
@@ -126,7 +123,11 @@ class LinearChooser:
         folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prompt-learning"
         path, key = self.file or folder / "linear.json", f"{machine_key()}|{shape}"
         seconds = _read_times(path).get(key)
-        if not _valid_times(seconds):
+        if (
+            not isinstance(seconds, dict)
+            or "native" not in seconds
+            or not all(name in KERNELS and isinstance(value, float) for name, value in seconds.items())
+        ):
             seconds = measure(min(x.numel() // x.shape[-1], MAX_ROWS), weight)
             # A folder that cannot be written costs a measurement per run, nothing else.
             with contextlib.suppress(OSError), atomic_write(path) as file:
@@ -201,15 +202,6 @@ def _cpu_name() -> str:
         lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
         name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
     return f"{name} {torch.backends.cpu.get_cpu_capability()}"
-
-
-def _valid_times(seconds: Any) -> bool:
-    """Whether an entry of the file is what :func:`measure` returns."""
-    return (
-        isinstance(seconds, dict)
-        and "native" in seconds
-        and all(name in KERNELS and isinstance(value, float) for name, value in seconds.items())
-    )
 
 
 def _read_times(path: Path) -> dict[str, Any]:

@@ -103,11 +103,9 @@ class RaggedBatch:
             slots[bucket.rows[real]] = start + real.flatten().nonzero()[:, 0]
             start += bucket.rows.numel()
         shared, device = torch.tensor(prefix), self.device
+        self.buckets, self.class_buckets = buckets, [bucket for bucket in buckets if bucket.n_classes]
         self.attention = Gather(buckets, len(slots), shared, queries=True, device=device)
-        with_classes = [bucket for bucket in buckets if bucket.n_classes]
-        self.class_attention = Gather(with_classes, len(slots), shared, queries=False, device=device)
-        self.buckets = [bucket.to(device) for bucket in buckets]
-        self.class_buckets = [bucket for bucket in self.buckets if bucket.n_classes]
+        self.class_attention = Gather(self.class_buckets, len(slots), shared, queries=False, device=device)
         self.slots, self.row_of_slot = slots.to(device), row_of_slot.to(device)
         self.eot_rows = torch.tensor([rows[-1] for rows in classes], device=device)
         self.visible_keys = torch.tensor([[len(prefix) + len(rows)] for rows in classes], device=device)
@@ -134,19 +132,12 @@ class RaggedBatch:
         return Bucket(n_classes, rows, keys, seen, eot_seen)
 
     def masks(self, groups: int, dtype: torch.dtype, eot: bool = False) -> list[Tensor]:
-        """For each bucket what is added to its scores, (groups * entries, 1, queries, keys); made once.
-
-        Args:
-            groups: of the rows.
-            dtype: of the scores.
-            eot: of the classes' [EOT] queries alone.
-        """
+        """What each bucket adds to its scores, (groups * entries, 1, queries, keys); ``eot``: for the [EOT] rows."""
         key = (groups, dtype, eot)
         if key not in self._masks:
             seen = [b.eot_seen for b in self.class_buckets] if eot else [b.seen for b in self.buckets]
-            zeros = [torch.zeros(some.shape, dtype=dtype, device=self.device) for some in seen]
-            masks = [zero.masked_fill_(~some, float("-inf")) for zero, some in zip(zeros, seen, strict=True)]
-            self._masks[key] = [mask.unsqueeze(1).repeat(groups, 1, 1, 1) for mask in masks]
+            masks = [torch.zeros(some.shape, dtype=dtype).masked_fill_(~some, float("-inf")) for some in seen]
+            self._masks[key] = [mask.to(self.device).unsqueeze(1).repeat(groups, 1, 1, 1) for mask in masks]
         return self._masks[key]
 
     def rows_in(self, shared: RaggedBatch) -> tuple[Tensor, Tensor]:
@@ -160,7 +151,7 @@ class RaggedBatch:
 
 @dataclass(frozen=True)
 class Bucket:
-    """Entries that are attended in one call.
+    """Entries that are attended in one call; index tensors on the host.
 
     Attributes:
         n_classes: how many of the entries are classes; they come first.
@@ -176,10 +167,6 @@ class Bucket:
     keys: Tensor
     seen: Tensor
     eot_seen: Tensor
-
-    def to(self, device: torch.device) -> Bucket:
-        """The same on a device."""
-        return Bucket(self.n_classes, *(t.to(device) for t in (self.rows, self.keys, self.seen, self.eot_seen)))
 
 
 class Gather:
@@ -233,14 +220,7 @@ class Gather:
         self.prefix = torch.cat([n_parts * prefix + n_parts - 2, n_parts * prefix + n_parts - 1]).to(device)
 
     def __call__(self, projected: Tensor) -> list[list[Tensor]]:
-        """Every bucket's Q (if it is wanted), K and V.
-
-        Args:
-            projected: (groups, rows, parts, heads, head_width).
-
-        Returns:
-            For each bucket tensors of (groups * entries, n, heads, head_width).
-        """
+        """(groups, rows, parts, heads, head_width) -> each bucket's parts, (groups * entries, n, heads, head_width)."""
         groups, heads = len(projected), projected.shape[3:]
         gathered = (GatherPadded if self.is_padded else GatherBuckets).apply(projected.flatten(1, 2), self)
         parts = [part.reshape(groups * n, -1, *heads) for part, (n, _) in zip(gathered, self.parts, strict=True)]

@@ -72,15 +72,7 @@ class TextEncoder(nn.Module):
         return self.blocks[0].attn.in_proj_weight.dtype
 
     def forward(self, layout: PromptLayout, prompts: TextPrompts | None = None) -> Tensor:
-        """Text features of every class.
-
-        Args:
-            layout: tokens of the classes.
-            prompts: learned tokens; ``None`` for the words alone.
-
-        Returns:
-            (n_cls, embed_dim), or (groups, n_cls, embed_dim) when the context has groups; not normalised.
-        """
+        """Features of every class, not normalised: (n_cls, embed_dim), with groups (groups, n_cls, embed_dim)."""
         prompts = prompts or TextPrompts()
         check_deep_prompts(prompts.deep, len(self.blocks), "text")
         batch, per_class, shared_rows = self._batches_of(layout, prompts)
@@ -168,9 +160,7 @@ class TextEncoder(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """The rows with this layer's prompts, if it has some, and their Q, K, V (or K, V).
 
-        Args:
-            shared_rows: where the rows of ``batch`` are in ``x``, if the classes' prompts differ from this layer on.
-            parts: which of Q, K, V.
+        Where the classes' prompts differ from this layer on, ``shared_rows`` says where ``batch`` has its rows in x.
         """
         if not isinstance(deep, GatedPrompt):
             if deep is not None:
@@ -233,12 +223,9 @@ def _by_bucket(queries: Tensor, batch: RaggedBatch) -> list[Tensor]:
 
 
 def _prompt_rows(tokens: Tensor, kept: Tensor, batch: RaggedBatch) -> Tensor:
-    """A layer's new prompts as rows, (groups, prompt_rows, width).
+    """A layer's new prompts as rows beside the kept ones, (groups, prompt_rows, width).
 
-    Args:
-        tokens: (n_prompts, width) for all, (groups, n_prompts, width), or one set per group and class.
-        kept: the other rows, for their type and number of groups.
-        batch: where the rows lie.
+    The tokens are (n_prompts, width) for all, (groups, n_prompts, width), or one set per group and class.
     """
     n_classes = batch.layout.n_classes
     if batch.per_class and tokens.shape[:-2].numel() < len(kept) * n_classes:

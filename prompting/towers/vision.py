@@ -25,16 +25,7 @@ def is_vit(clip_model: nn.Module) -> bool:
 
 
 def embed_patches(visual: nn.Module, images: Tensor, tokens: Tensor | None) -> Tensor:
-    """Input rows of layer 0: [CLS], patches and prompt tokens after ``ln_pre``.
-
-    Args:
-        visual: CLIP's VisionTransformer.
-        images: (batch, 3, height, width).
-        tokens: (n_prompts, width) without positional embedding, or ``None``.
-
-    Returns:
-        (batch, 1 + n_patches + n_prompts, width).
-    """
+    """Layer 0's input, after ``ln_pre``: [CLS], patches and prompt tokens, (batch, 1 + patches + prompts, width)."""
     x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
     cls = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
     x = torch.cat([cls, x], dim=1) + visual.positional_embedding.to(x.dtype)
@@ -62,14 +53,7 @@ class VisionEncoder(nn.Module):
         self.resolution: int = self.visual.input_resolution
 
     def forward(self, images: Tensor, prompts: VisionPrompts | None = None) -> Tensor:
-        """Image features.
-
-        Args:
-            images: (batch, 3, resolution, resolution), normalised.
-            prompts: learned tokens; ``None`` for the images alone.
-
-        Returns:
-            (batch, embed_dim), not normalised.
+        """Features of normalised images, (batch, 3, resolution, resolution) -> (batch, embed_dim), not normalised.
 
         Raises:
             ValueError: for prompts on a ResNet tower, or images of another size than the tower's.

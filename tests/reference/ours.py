@@ -84,7 +84,8 @@ def load_upstream_values(trainer: PromptTrainer, reference: Reference) -> None:
 
 def our_name(reference: Reference, name: str) -> str | None:
     """Our name of upstream's trainable tensor; `None` for one that is never used."""
-    return FORMATS[reference.record["method"]].our_name(_saved_name(reference, name))
+    saved = _saved_name(reference, name)
+    return FORMATS[reference.record["method"]].our_names([saved])[saved]
 
 
 def upstream_state(reference: Reference) -> dict[str, Tensor]:

@@ -194,7 +194,7 @@ def test_promptsrc_aggregates_as_upstream(model):
     learner = IVLPLearner(model, s["N_CTX_TEXT"], s["N_CTX_VISION"], s["CTX_INIT"], 2, 2)
     run.model, run.settings = SimpleNamespace(prompt_learner=learner), SimpleNamespace(**s)
     run.max_epoch = record["settings"]["OPTIM.MAX_EPOCH"]
-    names = {upstream: FORMATS["PromptSRC"].our_name(upstream) for upstream in record["aggregated"]}
+    names = FORMATS["PromptSRC"].our_names(record["aggregated"])
     run.before_train()
     for epoch in range(run.max_epoch):
         run.epoch = epoch

@@ -6,7 +6,7 @@ import torch
 from clip.model import CLIP, build_model
 
 from prompting import weights
-from prompting.weights import BundledModelError, bundled_names, load_bundled_state_dict, read_bundled, save_bundled
+from prompting.weights import BackboneError, bundled_names, load_bundled_state_dict, read_bundled, save_bundled
 from tools.choose_clip import TASKS, read_images
 
 EMBEDDING = "token_embedding.weight"
@@ -41,7 +41,7 @@ def test_round_trip_keeps_all_but_rounding(tmp_path):
 
 
 def test_unknown_name_names_the_choices():
-    with pytest.raises(BundledModelError, match=r"'huge_clip'; choose from: .*tiny_clip"):
+    with pytest.raises(BackboneError, match=r"'huge_clip'; choose from: .*tiny_clip"):
         load_bundled_state_dict("huge_clip")
 
 
@@ -55,7 +55,7 @@ def test_damaged_file_is_named(tmp_path, monkeypatch, damage):
         path.write_bytes(path.read_bytes()[:2000] if damage == "truncated" else b"not a checkpoint")
     monkeypatch.setattr(weights, "ASSETS", tmp_path)
     assert bundled_names() == ["broken"]
-    with pytest.raises(BundledModelError, match=r"broken\.pt"):
+    with pytest.raises(BackboneError, match=r"broken\.pt"):
         load_bundled_state_dict("broken")
 
 
