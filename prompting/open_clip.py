@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from common.unpickling import reason
-from prompting.weights import OPEN_CLIP_PREFIX, BackboneError, clip_sizes, empty_clip, fill, read_weights
+from prompting.state_dict import BackboneError, clip_sizes, empty_clip, fill, read_weights
 
+OPEN_CLIP_PREFIX = "open_clip:"
 RANDOM_SEED = 0
 VOCABULARY = 49408  # of OpenAI's tokenizer, which makes the prompts
 _TAKEN = (

@@ -30,7 +30,7 @@ from yacs.config import CfgNode
 from dassl.config import cfg_default
 from dassl.data import DatasetWrapper
 from prompting.model import shown
-from prompting.weights import tensors_digest
+from prompting.state_dict import tensors_digest
 from results.feature_store import FeatureStore, digest, image_keys
 
 FORMAT = 2  # of the features: raise it when the reader of images or the fast path computes something else

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from dassl.utils import write_json
-from prompting.weights import read_bundled, save_bundled
+from prompting.state_dict import read_bundled, save_bundled
 from tools.augment import prepare
 from tools.contrastive import load_model, logits_of
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from clip.model import CLIP
 from torch import Tensor, nn
 
-from prompting.weights import read_bundled
+from prompting.state_dict import read_bundled
 from tools.augment import RESOLUTION
 
 TEXT_GROUP = 32  # captions encoded at once

@@ -25,7 +25,7 @@ from clip.model import CLIP
 from torch import Tensor
 
 from dassl.utils import atomic_write, write_json
-from prompting.weights import save_bundled
+from prompting.state_dict import save_bundled
 from tools import emoji_corpus, glyphs
 from tools.augment import augment_emoji, augment_glyphs, prepare
 from tools.contrastive import (

@@ -24,8 +24,9 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import Precision, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.checkpoint import CheckpointError, load_trained, read_initial, read_trained
 from prompting.model import MAX_SHOWN, Watch, shown
+from prompting.state_dict import file_sha256
 from prompting.towers.linear import BACKENDS, CHOOSER, set_linear_backend
-from prompting.weights import file_sha256, is_resnet_name
+from prompting.weights import is_resnet_name
 from trainers.checks import RANGES, check_choice, check_lengths, check_ranges, declare_ranges
 from trainers.memory import memory_advice
 from trainers.objectives import CrossEntropy, Objective

@@ -35,7 +35,7 @@ with atheris.instrument_imports(
     from datasets.selection import SelectionError, load
     from datasets.splitfile import SplitFileError, check_classes, parse_entries
     from datasets.unpack import ArchiveError, Limits, unpack
-    from prompting.weights import BackboneError, read_state_dict
+    from prompting.state_dict import BackboneError, read_state_dict
     from reporting.runs import ResultsError, read_results
     from results.feature_store import DAMAGED, FeatureStore
 

@@ -141,7 +141,7 @@ def test_gates_at_some_layers_only(tiny_vit, images, gated_layers):
 
 
 def test_gates_of_several_contexts_equal_each_alone(tiny_vit):
-    """As for several runs in one process: a group's gate mixes its own pair of tokens."""
+    """A group's gate mixes its own pair of tokens."""
     layout, s = layout_with_context(CLASSNAMES, 77, 2, "a photo of a"), Scenario()
     context, own, foreign = (s.tensor(name, 3, 2, WIDTH) for name in ("ctx", "own", "foreign"))
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from prompting.weights import load_bundled_state_dict
+from prompting.state_dict import load_bundled_state_dict
 from results.feature_store import forget_all
 from results.protocols import evaluate_class_splits
 from results.reuse import FeatureLoader, train_on_features

@@ -9,7 +9,7 @@ import torch
 import torchvision.transforms as T
 from PIL import Image
 
-from prompting.weights import read_bundled
+from prompting.state_dict import read_bundled
 from tests.tools.icon_packages import render, write_packages
 from tools import emoji_corpus, glyphs
 from tools.augment import augment_emoji, prepare
