@@ -43,13 +43,11 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torc
     Raises:
         BackboneError: for an unknown name, a missing or damaged file, or when OpenAI's server cannot be reached.
     """
+    models = {} if _shared is None else _shared
     key = (name_or_path, str(device), dtype)
-    if _shared is not None and key in _shared:
-        return _shared[key]
-    model = freeze(_read_clip(name_or_path), device, dtype)
-    if _shared is not None:
-        _shared[key] = model
-    return model
+    if key not in models:
+        models[key] = freeze(_read_clip(name_or_path), device, dtype)
+    return models[key]
 
 
 def _read_clip(name_or_path: str) -> nn.Module:
