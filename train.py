@@ -89,7 +89,7 @@ from dassl.config import MAX_SEED, check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
 from extras.trackers import check_trackers, track_run
-from prompting.backbone import sharing_backbones
+from prompting.weights import sharing_backbones
 from results.evaluate import class_splits_of, evaluate_class_splits
 from results.features import train_on_features
 from results.rundir import begin_run, clean_start, determinism, run_dir, write_divergence

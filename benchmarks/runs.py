@@ -31,8 +31,8 @@ from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import set_random_seed
-from results.features import forget_all
 from results.evaluate import evaluate_class_splits
+from results.features import forget_all
 from sweeping.plan import setting_options
 
 REPOSITORY = Path(__file__).resolve().parent.parent

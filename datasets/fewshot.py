@@ -17,7 +17,7 @@ from datasets.sampling import draw_held_out, draw_shots, hash_selection, sample_
 from datasets.selection import read_selection
 from datasets.sources import known_datasets
 from datasets.splitfile import Entry, Split, read_split
-from prompting.names import check_template
+from prompting.tokens import check_template
 
 __all__ = ["ClassSplitError", "DataRootError", "FewShotDataset", "NoNewSplitError", "draw_shots", "hash_selection"]
 

@@ -16,7 +16,7 @@ from datasets.fewshot import FewShotDataset
 from datasets.imagefolders import Listed, hash_listed, list_classes, list_folders, names_of, read_imagenet_names
 from datasets.locate import find_image_dir
 from datasets.splitfile import Split, SplitFileError, listed
-from prompting.names import check_names
+from prompting.tokens import check_names
 
 
 @DATASET_REGISTRY.register()

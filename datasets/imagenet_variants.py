@@ -12,7 +12,7 @@ from dassl.data.datasets import Datum
 from datasets.fewshot import FewShotDataset
 from datasets.imagefolders import hash_listed, list_classes, list_folders, names_of, read_imagenet_names
 from datasets.splitfile import Split, SplitFileError
-from prompting.names import check_names
+from prompting.tokens import check_names
 
 
 class ImageNetVariant(FewShotDataset):

@@ -13,7 +13,7 @@ from itertools import count, islice
 from typing import Any
 
 from dassl.data.datasets import Datum
-from prompting.names import check_names
+from prompting.tokens import check_names
 
 MAX_BYTES = 512 * 2**20  # a split of ImageNet takes 100 MiB
 PARTS = ("train", "val", "test")
@@ -53,7 +53,7 @@ def read_split(path: str, image_dir: str, how_to_get: str, published: bool = Fal
         path: the split file.
         image_dir: folder that its paths are relative to; with backslashes, as Windows writes them, where needed.
         how_to_get: one sentence for a user who lacks the file.
-        published: whether its class names are taken as they are (:func:`prompting.names.check_names`).
+        published: whether its class names are taken as they are (:func:`prompting.tokens.check_names`).
 
     Raises:
         SplitFileError: the content is malformed, or its labels and names do not make a list of classes.

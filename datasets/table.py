@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from datasets.imagefolders import read_lines
 from datasets.sampling import relative_path
 from datasets.splitfile import PARTS, Entry, SplitFileError, listed, with_slashes
-from prompting.names import check_names
+from prompting.tokens import check_names
 
 DELIMITERS = ",;\t"
 

@@ -12,13 +12,12 @@ from typing import Any
 warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 
 _MODULES = {
-    "architecture": ("BackboneError",),
-    "backbone": ("load_clip",),
-    "layout": ("PromptLayout", "layout_from_texts", "layout_with_context"),
     "learner": ("PromptLearner", "TowerSizes"),
-    "model": ("Output", "PromptedCLIP"),
-    "precision": ("PRECISIONS", "Precision", "resolve_precision"),
+    "model": ("Output", "PRECISIONS", "Precision", "PromptedCLIP", "resolve_precision"),
     "prompts": ("AttentionMass", "GatedPrompt", "Prompts", "TextPrompts", "VisionPrompts"),
+    "state_dict": ("BackboneError",),
+    "tokens": ("PromptLayout", "layout_from_texts", "layout_with_context"),
+    "weights": ("load_clip",),
 }
 __all__ = sorted(name for names in _MODULES.values() for name in names)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-import traceback
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,19 +17,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
 from common.unpickling import CheckpointError, read_checkpoint
-from prompting.upstream import FORMATS, from_upstream, is_upstream, upstream_methods
-
-__all__ = [
-    "CheckpointError",
-    "TrainedPrompts",
-    "convert",
-    "load_trained",
-    "read_checkpoint",
-    "read_initial",
-    "read_trained",
-]
+from prompting.published import FORMATS, from_published, is_published, published_methods
 
 
 @dataclass(frozen=True)
@@ -67,11 +57,7 @@ class TrainedPrompts:
 
 
 def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts:
-    """Trained prompts of a checkpoint of this project, or of a published repository, with nothing executed.
-
-    Args:
-        path: the file.
-        trainer: the trainer it must belong to; ``None``: find out.
+    """Trained prompts of this project's or a published repository's checkpoint; ``trainer`` is found out if ``None``.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -82,9 +68,9 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
     named = named if isinstance(named, str) else None
     if named and trainer and named != trainer:
         raise CheckpointError(f"checkpoint {path} was trained with {named}, not {trainer}")
-    published = named is None and (trainer is None or is_upstream(state_dict))
+    published = named is None and (trainer is None or is_published(state_dict))
     trainer = trainer or named or _method_of(state_dict, path)
-    tensors = from_upstream(state_dict, trainer, path) if published else state_dict
+    tensors = from_published(state_dict, trainer, path) if published else state_dict
     epoch = content.get("epoch")
     return TrainedPrompts(Path(path), trainer, epoch if isinstance(epoch, int) else None, tensors, published, content)
 
@@ -92,9 +78,7 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
 def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
     """Tensors to start training from: of any method's checkpoint, or a bare state dict; ``module.`` is dropped.
 
-    Args:
-        path: the file.
-        trainer: whose published repository's names are translated, where the file has such.
+    A published repository's names are translated as those of ``trainer``.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -104,17 +88,16 @@ def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
     tensors = {name.removeprefix("module."): value for name, value in state_dict.items()}
     if len(tensors) < len(state_dict):
         raise CheckpointError(f"checkpoint {path} holds a tensor twice, with and without module. before its name")
-    return from_upstream(tensors, trainer, path) if is_upstream(tensors) else tensors
+    return from_published(tensors, trainer, path) if is_published(tensors) else tensors
 
 
 def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:
-    """Load trained tensors into a prompt learner, all or none.
+    """Load trained tensors into a prompt learner, all or none; they become float32.
 
     Args:
-        learner: takes the values; its parameters keep their type (float32).
+        learner: takes the values.
         state_dict: must have exactly the learner's tensors, with equal shapes.
-        source: file named in errors.
-        advice: added to an error, what to set instead.
+        source, advice: for errors: the file, and what to set instead.
 
     Raises:
         CheckpointError: naming each missing, unexpected, wrongly shaped or non-finite tensor.
@@ -157,14 +140,10 @@ def convert(old: str | Path, new: str | Path, trainer: str | None = None) -> Tra
     trained = read_trained(old, trainer)
     if "trainer" in trained.content:
         raise CheckpointError(f"checkpoint {old} is in this project's format already (trainer {trained.trainer})")
-    content = {
-        "state_dict": trained.tensors,
-        "trainer": trained.trainer,
-        "epoch": trained.epoch,
-        "val_result": None,
-        "converted_from": trained.source.name,
-    }
-    _write(content, new)
+    content = {"state_dict": trained.tensors, "trainer": trained.trainer, "epoch": trained.epoch}
+    content |= {"val_result": None, "converted_from": trained.source.name}
+    with atomic_write(new, replace=False) as file:
+        torch.save(content, file)
     return trained
 
 
@@ -191,7 +170,7 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
 
 
 def _count(tensors: Mapping[str, Tensor], name: str) -> int:
-    """Number of entries of a list of tensors, ``name.0``, ``name.1`` ..."""
+    """Number of tensors ``name.0``, ``name.1`` ..."""
     return len([key for key in tensors if re.fullmatch(rf"{name}\.\d+", key)])
 
 
@@ -208,12 +187,8 @@ def _interaction_settings(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
 
 
 def _method_of(state_dict: Mapping[str, Tensor], path: str | Path) -> str:
-    """The one method whose published checkpoints hold such tensors.
-
-    Raises:
-        CheckpointError: when there is none or more than one.
-    """
-    methods = upstream_methods(state_dict)
+    """The one method whose published checkpoints hold such tensors."""
+    methods = published_methods(state_dict)
     if len(methods) == 1:
         return methods[0]
     if methods:
@@ -224,12 +199,6 @@ def _method_of(state_dict: Mapping[str, Tensor], path: str | Path) -> str:
         f"checkpoint {path} has the tensors of no method that is known ({', '.join(FORMATS)}); it holds {shown}. "
         "Name the method with --trainer NAME to see which tensors are in the way"
     )
-
-
-def _write(content: Mapping[str, Any], path: Path) -> None:
-    """Write a checkpoint whole or not at all."""
-    with atomic_write(path) as file:
-        torch.save(dict(content), file)
 
 
 def _describe(trained: TrainedPrompts) -> str:
@@ -244,12 +213,7 @@ def _describe(trained: TrainedPrompts) -> str:
         lines.append(f"from      {trained.content['converted_from']}")
     lines.append(f"tensors   {len(trained.tensors)} with {sum(t.numel() for t in trained.tensors.values()):,} numbers")
     lines += [f"  {name}  {tuple(t.shape)}" for name, t in trained.tensors.items()]
-    return "\n".join(map(_printable, lines))
-
-
-def _printable(line: str) -> str:
-    """A line without characters that a terminal would obey: they are written as their escapes."""
-    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in line)
+    return "\n".join(map(printable, lines))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -263,21 +227,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     change.add_argument("new", metavar="NEW", help="DIR/prompt_learner/model.pth.tar-EPOCH for --model-dir DIR")
     for command in (show, change):
         command.add_argument("--trainer", metavar="NAME", help=f"the method: {', '.join(FORMATS)}")
-        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
-    args = parser.parse_args(arguments)
-    try:
-        if args.command == "show":
-            print(_describe(read_trained(args.file, args.trainer)))
-        else:
-            trained = convert(args.old, args.new, args.trainer)
-            text = f"Wrote {args.new}: {trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors"
-            print(_printable(text))
-    except (CheckpointError, OSError) as error:
-        if args.debug:
-            traceback.print_exc()
-        print(_printable(f"error: {error}"), file=sys.stderr)
-        return 1
-    return 0
+        add_debug(command)
+    return guarded(_run, parser.parse_args(arguments), status=1)
+
+
+def _run(args: argparse.Namespace) -> None:
+    if args.command == "show":
+        print(_describe(read_trained(args.file, args.trainer)))
+    else:
+        trained = convert(args.old, args.new, args.trainer)
+        text = f"Wrote {args.new}: {trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors"
+        print(printable(text))
 
 
 if __name__ == "__main__":

@@ -14,12 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from prompting.layout import PromptLayout, clean_name, encode, layout_with_context
 from prompting.prompts import GatedPrompt, Prompts
-from prompting.vision import is_vit
-
-# What image features may follow from: see PromptLearner.image_features_follow.
-FOLLOWS = ("image", "prompts", "batch")
+from prompting.tokens import PromptLayout, clean_name, encode, layout_with_context
+from prompting.towers.vision import is_vit
 
 
 @dataclass(frozen=True)
@@ -94,7 +91,7 @@ class PromptLearner(nn.Module):
 
     @property
     def image_features_follow(self) -> str:
-        """What an image's features follow from, beside the image and the frozen tower; one of ``FOLLOWS``.
+        """What an image's features follow from, beside the image and the frozen tower: "image", "prompts" or "batch".
 
         "image": nothing trained touches the image tower; "prompts": the trained tensors do, the same way for every
         batch and class list; "batch": so do the other images of the batch.

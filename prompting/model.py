@@ -1,4 +1,11 @@
-"""A frozen CLIP and a prompt learner, together a classifier: images in, logits over the current class list out."""
+"""A frozen CLIP and a prompt learner, together a classifier: images in, logits over the current class list out.
+
+    PromptedCLIP.forward -> outputs -> image_features -> VisionEncoder.forward
+                                    -> text_features  -> TextEncoder.forward
+
+Beside it: number types (:class:`Precision`), what is wrong with an evaluation's numbers (:class:`Watch`), and text
+features of hand-written prompts (:func:`template_features`).
+"""
 
 from __future__ import annotations
 
@@ -10,18 +17,74 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompting.layout import PromptLayout
 from prompting.learner import PromptLearner
-from prompting.plain import PlainTextEncoder, PlainVisionEncoder
-from prompting.precision import Precision
 from prompting.prompts import Prompts, TextPrompts
-from prompting.text import TextEncoder
-from prompting.vision import VisionEncoder
-from prompting.watch import Watch
+from prompting.reference import PlainTextEncoder, PlainVisionEncoder
+from prompting.tokens import PromptLayout, clean_name, layout_from_texts
+from prompting.towers.text import TextEncoder
+from prompting.towers.vision import VisionEncoder
 
 PATHS = ("fast", "plain")
-# Rows of the text tower that are evaluated at once where every image has texts of its own: bounds memory.
+PRECISIONS = ("fp32", "fp16", "bf16", "amp")
+# Rows of the text tower that are evaluated at once where every image has its own texts: bounds memory.
 MAX_TEXT_ROWS = 32768
+MAX_SHOWN = 5  # names in a message
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a run computes. Trainable parameters are float32 in every precision.
+
+    Attributes:
+        name: one of ``PRECISIONS``: how it computes.
+        asked: one of ``PRECISIONS``: what the configuration says.
+        weights_dtype: type that the frozen towers' matrices are rounded to when they are read.
+        tower_dtype: type that they are kept in.
+        autocast_dtype: type that autocast computes in, ``None`` without autocast.
+        needs_scaler: whether gradients need loss scaling: half-precision activations under or without autocast
+            underflow, bfloat16 does not.
+    """
+
+    name: str
+    asked: str
+    weights_dtype: torch.dtype
+    tower_dtype: torch.dtype
+    autocast_dtype: torch.dtype | None
+    needs_scaler: bool
+
+    def __str__(self) -> str:
+        """What is computed and, where that is something else, what was asked for."""
+        return self.name if self.name == self.asked else f"{self.name} (asked: {self.asked})"
+
+    def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
+        """Context in which the forward pass runs."""
+        if self.autocast_dtype is None:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self.autocast_dtype)
+
+
+def resolve_precision(name: str, device: torch.device | str, cpu_half: bool = False) -> Precision:
+    """Precision for a config value and a device.
+
+    ``amp`` is float16 autocast with loss scaling. On a CPU, where half precision takes many times as long as fp32,
+    ``fp16`` and ``amp`` compute in fp32; the weights of ``fp16`` are float16's values all the same.
+
+    Args:
+        name: one of ``PRECISIONS``.
+        device: that computes.
+        cpu_half: compute in half precision on a CPU too; ``amp`` is bfloat16 autocast there.
+
+    Raises:
+        ValueError: for an unknown name, listing the choices.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"PREC {name!r}: choose one of {', '.join(PRECISIONS)}")
+    cpu = torch.device(device).type == "cpu"
+    half = torch.bfloat16 if name == "bf16" or (name == "amp" and cpu) else torch.float16
+    weights = half if name in ("fp16", "bf16") else torch.float32
+    if cpu and not cpu_half and name in ("fp16", "amp"):
+        return Precision("fp32", name, weights, torch.float32, None, False)
+    return Precision(name, name, weights, weights, half if name == "amp" else None, name == "amp" and not cpu)
 
 
 @dataclass(frozen=True)
@@ -99,13 +162,14 @@ class PromptedCLIP(nn.Module):
         prompts = learner()
         image = self.image_features(images, prompts)
         if learner.varies_per_image:
-            return self._seen(self.compare(image, self.text_features(learner.condition(image))))
-        if self._cached_text is None and learner.text_is_frozen:
-            self._cached_text = self.text_features(prompts).detach()
-        text = self._cached_text if self._cached_text is not None else self.text_features(prompts)
-        return self._seen(self.compare(image, text))
-
-    def _seen(self, output: Output) -> Output:
+            text = self.text_features(learner.condition(image))
+        elif self._cached_text is not None:
+            text = self._cached_text
+        else:
+            text = self.text_features(prompts)
+            if learner.text_is_frozen:
+                text = self._cached_text = text.detach()
+        output = self.compare(image, text)
         if self._watch is not None:
             self._watch.see(output.logits, output.image_features, output.text_features)
         return output
@@ -118,9 +182,14 @@ class PromptedCLIP(nn.Module):
 
     def text_features(self, prompts: Prompts | None = None) -> Tensor:
         """Normalised text features of the current classes, float32; (n_cls, dim), or (groups, n_cls, dim)."""
-        prompts = prompts or self.prompt_learner()
+        text = (prompts or self.prompt_learner()).text
         with self.precision.autocast(self.device):
-            features = self._encode_text(prompts.text)
+            if text.context is None or text.context.dim() == 2 or torch.is_grad_enabled():
+                features = self.text_encoder(self.layout, text)
+            else:  # one context per image, encoded in parts since no gradient needs them together
+                contexts = text.context.split(max(1, MAX_TEXT_ROWS // int(self.layout.lengths.sum())))
+                parts = [self.text_encoder(self.layout, TextPrompts(context, text.deep)) for context in contexts]
+                features = torch.cat(parts)
             features = self.prompt_learner.adapt_text(features.float())
         return F.normalize(features.float(), dim=-1)
 
@@ -134,21 +203,9 @@ class PromptedCLIP(nn.Module):
             features = self.prompt_learner.adapt_image(features.float())
         return F.normalize(features.float(), dim=-1)
 
-    def _encode_text(self, text: TextPrompts) -> Tensor:
-        """Text features; one context per image is encoded in parts when no gradient needs them together."""
-        grouped = text.context is not None and text.context.dim() == 3
-        if not grouped or torch.is_grad_enabled():
-            return self.text_encoder(self.layout, text)
-        part = max(1, MAX_TEXT_ROWS // int(self.layout.lengths.sum()))
-        contexts = text.context.split(part)
-        return torch.cat([self.text_encoder(self.layout, TextPrompts(context, text.deep)) for context in contexts])
-
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Watch]:
-        """Compute the text features once and use them for every batch inside; exact, since nothing trains meanwhile.
-
-        Yields:
-            What notes numbers that are not finite, and features of norm zero.
+        """Compute the text features once and use them for every batch inside; exact, since nothing trains there.
 
         Raises:
             FloatingPointError: a text feature is infinite or NaN.
@@ -163,3 +220,102 @@ class PromptedCLIP(nn.Module):
             yield self._watch
         finally:
             self._cached_text = self._watch = None
+
+
+class Watch:
+    """Notes which logits are not finite and which features have norm zero, without waiting for a GPU at every batch.
+
+    Attributes:
+        zero_classes: names of the classes whose text feature has norm zero, as far as :meth:`heed` was asked.
+    """
+
+    def __init__(self, classnames: Sequence[str]) -> None:
+        self.classnames = classnames
+        self.zero_classes: list[str] = []
+        self._images: list[Tensor] = []  # per batch, (2, batch): logits not finite, feature of norm zero
+        self._texts: list[Tensor] = []  # per batch whose texts are its own, (n_cls,): feature of norm zero
+
+    def see_text(self, text: Tensor) -> None:
+        """Look at the text features that serve all batches, (n_cls, dim).
+
+        Raises:
+            FloatingPointError: one is infinite or NaN; the classes are named.
+        """
+        broken, zero = torch.stack([~text.isfinite().all(dim=-1), ~text.any(dim=-1)]).tolist()
+        if any(broken):
+            classes = shown(_chosen(self.classnames, broken))
+            raise FloatingPointError(f"the text feature of {classes} is infinite or NaN")
+        self.zero_classes = _chosen(self.classnames, zero)
+
+    def see(self, logits: Tensor, image: Tensor, text: Tensor) -> None:
+        """Look at a batch: logits (batch, n_cls), image features (batch, dim), text features (of each image: 3-D)."""
+        self._images.append(torch.stack([~logits.isfinite().all(dim=1), ~image.any(dim=1)]))
+        if text.dim() == 3:
+            self._texts.append((~text.any(dim=-1)).any(dim=0))
+
+    def heed(self, names: Sequence[str]) -> list[str]:
+        """Names of the images whose feature has norm zero, of those seen since the last call.
+
+        Args:
+            names: of these images, in order; if there are more or fewer, positions stand in for them.
+
+        Raises:
+            FloatingPointError: the logits of one are infinite or NaN; the images are named.
+        """
+        if not self._images:
+            return []
+        broken, zero = torch.cat(self._images, dim=1).tolist()
+        if self._texts:
+            self.zero_classes = _chosen(self.classnames, torch.stack(self._texts).any(dim=0).tolist())
+        self._images, self._texts = [], []
+        if len(names) != len(broken):
+            names = [f"image {position}" for position in range(1, len(broken) + 1)]
+        if any(broken):
+            raise FloatingPointError(f"the logits of {shown(_chosen(names, broken))} are infinite or NaN")
+        return _chosen(names, zero)
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first few of the names, and how many there are more."""
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return f"{', '.join(names[:MAX_SHOWN])}{more}"
+
+
+def _chosen(names: Sequence[str], flags: Sequence[bool]) -> list[str]:
+    return [name for name, flag in zip(names, flags, strict=True) if flag]
+
+
+# Text features of hand-written prompts: zero-shot classifiers, and the frozen teachers of regularised methods
+
+
+@torch.no_grad()
+def template_features(
+    encoder: TextEncoder, classnames: Sequence[str], templates: Sequence[str], precision: Precision
+) -> Tensor:
+    """Frozen text features of every template, with one "{}", and class, (n_templates, n_cls, embed_dim).
+
+    They are float32 and not normalised.
+    """
+    names = [clean_name(name) for name in classnames]
+    features = [sentence_features(encoder, [t.format(name) for name in names], names, precision) for t in templates]
+    return torch.stack(features)
+
+
+@torch.no_grad()
+def sentence_features(
+    encoder: TextEncoder, sentences: Sequence[str], classnames: Sequence[str], precision: Precision
+) -> Tensor:
+    """Frozen text features of ready sentences, one per class name (named in errors); (n, embed_dim), float32."""
+    layout = layout_from_texts(sentences, classnames, encoder.context_length)
+    with precision.autocast(encoder.positional_embedding.device):
+        return encoder(layout).float()
+
+
+def ensemble(features: Tensor, normalise_each: bool = True) -> Tensor:
+    """One normalised feature per class from several templates', (n_templates, n_cls, embed_dim) -> (n_cls, embed_dim).
+
+    OpenAI's ensembles also normalise each feature before the mean; PromptSRC's teacher does not.
+    """
+    if normalise_each:
+        features = F.normalize(features, dim=-1)
+    return F.normalize(features.mean(0), dim=-1)

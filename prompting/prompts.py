@@ -1,7 +1,7 @@
 """What a prompt learner hands to the encoders: context vectors for the text, tokens for the vision tower, deep prompts.
 
 These are plain containers. They say *which* tokens enter *where*; how a tower runs them is the encoders' business
-(:mod:`prompting.text`, :mod:`prompting.vision`, and the plain reference in :mod:`prompting.plain`).
+(:mod:`prompting.towers.text`, :mod:`prompting.towers.vision`, and the plain reference in :mod:`prompting.reference`).
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def check_pairs(pairs: Sequence[str]) -> None:
     from dassl.config import check_values, get_cfg_default
     from dassl.data.datasets import DATASET_REGISTRY
     from extras.trackers import check_trackers
-    from prompting.names import check_template
+    from prompting.tokens import check_template
     from results import evaluate, features, rundir  # noqa: F401
     from trainers.checks import RANGES
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prompting.bundled import load_bundled_state_dict
+from prompting.state_dict import load_bundled_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("bmip", "base", "checks", "objectives", "step")
@@ -18,7 +18,7 @@ TRAINER_FILES = [f"trainers/{name}.py" for name in FILES]
 ROOMS = ("prompting", "common")
 COPIED = [
     *TRAINER_FILES,
-    *sorted(str(path.relative_to(ROOT)) for room in ROOMS for path in ROOT.glob(f"{room}/*.py")),
+    *sorted(str(path.relative_to(ROOT)) for room in ROOMS for path in ROOT.glob(f"{room}/**/*.py")),
 ]
 # What the published Dassl (version 0.6.3) offers under these names; frozen, so that nothing of our own engine slips in.
 DASSL = {
@@ -132,7 +132,7 @@ def checkout(tmp_path_factory):
         shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
     (folder / "datasets/__init__.py").write_text("")
     for path in COPIED:
-        (folder / path).parent.mkdir(exist_ok=True)
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / path, folder / path)
     (folder / "trainers/__init__.py").write_text("")
     (folder / "train.py").write_text(TRAIN)

@@ -22,11 +22,11 @@ from dassl.data import DataManager
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import Precision, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
-from prompting.backbone import is_resnet_name
 from prompting.checkpoint import CheckpointError, load_trained, read_initial, read_trained
-from prompting.digest import file_sha256
-from prompting.linear import BACKENDS, CHOOSER, set_linear_backend
-from prompting.watch import SHOWN, Watch, shown
+from prompting.model import MAX_SHOWN, Watch, shown
+from prompting.state_dict import file_sha256
+from prompting.towers.linear import BACKENDS, CHOOSER, set_linear_backend
+from prompting.weights import is_resnet_name
 from trainers.checks import RANGES, check_choice, check_lengths, check_ranges, declare_ranges, memory_advice
 from trainers.objectives import CrossEntropy, Objective
 from trainers.step import Steps, redefines
@@ -269,7 +269,7 @@ class PromptTrainer(Steps, TrainerX):
             name = "val" if self.evaluating == "val" else self._class_split
             self.zero_norm[name] = {
                 "images": len(images),
-                "first_images": images[:SHOWN],
+                "first_images": images[:MAX_SHOWN],
                 "classes": list(watch.zero_classes),
             }
             print(

@@ -15,8 +15,8 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLayout, PromptLearner, Prompts, TextPrompts, TowerSizes, layout_with_context
 from prompting.checkpoint import CheckpointError, read_checkpoint
-from prompting.layout import CLASS_TOKEN_POSITIONS
 from prompting.learner import context_parameter, count_context, normal_parameter
+from prompting.tokens import CLASS_TOKEN_POSITIONS
 from trainers.base import PromptTrainer, add_trainer_config, find_checkpoint
 
 add_trainer_config(

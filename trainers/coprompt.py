@@ -17,10 +17,10 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLayout, PromptLearner, Prompts
-from prompting.layout import clean_name
 from prompting.learner import linear_layer
-from prompting.text import TextEncoder
-from prompting.zeroshot import sentence_features, template_features
+from prompting.model import sentence_features, template_features
+from prompting.tokens import clean_name
+from prompting.towers.text import TextEncoder
 from trainers.base import add_trainer_config
 from trainers.checks import WEIGHT
 from trainers.maple import MaPLe

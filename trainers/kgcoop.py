@@ -9,9 +9,9 @@ from __future__ import annotations
 from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting.layout import CLASS_TOKEN_POSITIONS
-from prompting.text import TextEncoder
-from prompting.zeroshot import ensemble, template_features
+from prompting.model import ensemble, template_features
+from prompting.tokens import CLASS_TOKEN_POSITIONS
+from prompting.towers.text import TextEncoder
 from trainers.base import add_trainer_config
 from trainers.checks import WEIGHT
 from trainers.coop import CoOp

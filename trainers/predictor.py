@@ -22,13 +22,13 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from common.commandline import printable
+from common.unpickling import read_checkpoint
 from dassl.config import get_cfg_default
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UnreadableImageError, read_image
-from prompting.checkpoint import read_checkpoint
-from prompting.names import check_names, check_template
-from prompting.watch import shown
+from prompting.model import shown
+from prompting.tokens import check_names, check_template
 from trainers.base import PromptTrainer, find_checkpoint
 from trainers.checks import RANGES
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting.text import TextEncoder
-from prompting.zeroshot import ensemble, template_features
+from prompting.model import ensemble, template_features
+from prompting.towers.text import TextEncoder
 from trainers.base import add_trainer_config
 from trainers.checks import WEIGHT
 from trainers.ivlp import IVLP

@@ -9,7 +9,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from prompting.names import check_template
+from prompting.tokens import check_template
 
 DATASET_TEMPLATES = {
     "Caltech101": "a photo of a {}.",

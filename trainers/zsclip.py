@@ -20,9 +20,8 @@ from prompting import (
     TowerSizes,
     layout_from_texts,
 )
-from prompting.layout import clean_name
-from prompting.names import check_template
-from prompting.zeroshot import ensemble, template_features
+from prompting.model import ensemble, template_features
+from prompting.tokens import check_template, clean_name
 from trainers.base import PromptTrainer, add_trainer_config
 from trainers.templates import IMAGENET_TEMPLATES_SELECT, template_of
 

@@ -12,9 +12,9 @@ import torch
 from clip.model import CLIP
 from torch import nn
 
-from prompting import BackboneError, PromptedCLIP, TowerSizes, backbone, load_clip, resolve_precision
-from prompting.architecture import model_from_state_dict
-from prompting.precision import convert_towers
+from prompting import BackboneError, PromptedCLIP, TowerSizes, load_clip, resolve_precision, weights
+from prompting.state_dict import model_from_state_dict
+from prompting.weights import convert_towers
 from tests.clips import random_clip
 from trainers.coop import CoOpLearner
 
@@ -36,7 +36,7 @@ class CLIPWithDesign(CLIP):
 
 
 def test_a_clip_package_that_asks_for_a_prompt_design(small, monkeypatch):
-    monkeypatch.setattr("prompting.architecture.CLIP", CLIPWithDesign)
+    monkeypatch.setattr("prompting.state_dict.CLIP", CLIPWithDesign)
     model = model_from_state_dict(small.state_dict(), "here")
     assert isinstance(model, CLIPWithDesign)
     assert torch.equal(model.visual.proj, small.visual.proj)
@@ -192,7 +192,7 @@ def published(tmp_path, monkeypatch):
 
     def publish(server):
         url = f"{server}/{digest}/ViT-B-16.pt"
-        monkeypatch.setitem(backbone._MODELS, "ViT-B/16", url)
+        monkeypatch.setitem(weights._MODELS, "ViT-B/16", url)
         return url
 
     return path, digest, publish

@@ -13,8 +13,8 @@ from common.unpickling import CheckpointError, read_checkpoint
 from dassl.utils import CheckpointError as EngineError
 from dassl.utils import load_checkpoint
 from datasets.import_selection import SelectionError, read_pickle
-from prompting.backbone import BackboneError, read_state_dict
 from prompting.checkpoint import main
+from prompting.state_dict import BackboneError, read_state_dict
 
 LIST = b"](" + b"K\1" * 20_000 + b"eq\0"  # 20,000 numbers, memorised as 0
 PICKLES = {

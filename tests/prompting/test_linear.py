@@ -10,10 +10,17 @@ from clip.model import QuickGELU
 from torch import nn
 from torch.nn import functional as F
 
-from prompting import linear
-from prompting.linear import KERNELS, FrozenProduct, LinearChooser, fastest, measure, shape_class
-from prompting.mlp import run_mlp
-from prompting.packed import packed_linear
+from prompting.towers import linear
+from prompting.towers.attention import run_mlp
+from prompting.towers.linear import (
+    KERNELS,
+    FrozenProduct,
+    LinearChooser,
+    fastest,
+    measure,
+    prepacked_linear,
+    shape_class,
+)
 
 
 @pytest.fixture
@@ -129,17 +136,17 @@ def test_a_weight_is_packed_once_until_somebody_writes_to_it(product, monkeypatc
     monkeypatch.setattr(torch.ops, "mkldnn", fake)
     weight = torch.nn.Parameter(weight, requires_grad=False)
     for rows in (slice(0, 16), slice(16, 48), slice(0, 16)):  # parts of one weight, as Q, K and V are
-        torch.testing.assert_close(packed_linear(x, weight[rows], bias[rows]), F.linear(x, weight[rows], bias[rows]))
+        torch.testing.assert_close(prepacked_linear(x, weight[rows], bias[rows]), F.linear(x, weight[rows], bias[rows]))
     assert len(packed) == 2
     with torch.no_grad():
         weight.copy_(2 * weight)  # as loading a checkpoint does
-    torch.testing.assert_close(packed_linear(x, weight[:16], None), F.linear(x, weight[:16]))
+    torch.testing.assert_close(prepacked_linear(x, weight[:16], None), F.linear(x, weight[:16]))
     assert len(packed) == 3
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_an_mlp_in_one_operation_equals_its_parts(product, name, monkeypatch):
-    monkeypatch.setattr("prompting.mlp.frozen_kernel", lambda x, weight: KERNELS[name])
+    monkeypatch.setattr("prompting.towers.attention.frozen_kernel", lambda x, weight: KERNELS[name])
     x, weight, bias = product
     mlp = nn.Sequential(OrderedDict(c_fc=nn.Linear(32, 48), gelu=QuickGELU(), c_proj=nn.Linear(48, 32)))
     mlp.requires_grad_(False)

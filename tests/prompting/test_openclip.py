@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from prompting import BackboneError, PromptedCLIP, TowerSizes, load_clip, resolve_precision
-from prompting.backbone import freeze
-from prompting.layout import layout_from_texts
-from prompting.openclip import from_open_clip
-from prompting.plain import PlainTextEncoder, PlainVisionEncoder
-from prompting.text import TextEncoder
-from prompting.vision import VisionEncoder
+from prompting.open_clip import from_open_clip
+from prompting.reference import PlainTextEncoder, PlainVisionEncoder
+from prompting.tokens import layout_from_texts
+from prompting.towers.text import TextEncoder
+from prompting.towers.vision import VisionEncoder
+from prompting.weights import freeze
 from tests.clips import CLASSNAMES
 from tests.trainers.small_runs import build, first_batch, train_on, trained_tensors
 from trainers.bmip import BMIPLearner

@@ -8,10 +8,10 @@ import torch
 from torch.nn import functional as F
 
 from prompting import GatedPrompt, Prompts, TextPrompts, VisionPrompts, layout_from_texts, layout_with_context
-from prompting.launches import as_on_a_gpu
-from prompting.plain import PlainTextEncoder, PlainVisionEncoder
-from prompting.text import TextEncoder
-from prompting.vision import VisionEncoder
+from prompting.reference import PlainTextEncoder, PlainVisionEncoder
+from prompting.towers.attention import as_on_a_gpu
+from prompting.towers.text import TextEncoder
+from prompting.towers.vision import VisionEncoder
 from tests.clips import CLASSNAMES, random_clip
 
 WIDTH = 128
@@ -141,7 +141,7 @@ def test_gates_at_some_layers_only(tiny_vit, images, gated_layers):
 
 
 def test_gates_of_several_contexts_equal_each_alone(tiny_vit):
-    """As for several runs in one process: a group's gate mixes its own pair of tokens."""
+    """A group's gate mixes its own pair of tokens."""
     layout, s = layout_with_context(CLASSNAMES, 77, 2, "a photo of a"), Scenario()
     context, own, foreign = (s.tensor(name, 3, 2, WIDTH) for name in ("ctx", "own", "foreign"))
 
@@ -175,7 +175,7 @@ def test_evaluation_in_parts_changes_nothing(tiny_vit, images, kind, monkeypatch
     prompts = VisionPrompts(s.tensor("tokens", 2, WIDTH), deep)
     encoder = VisionEncoder(tiny_vit)
     whole = encoder(images, prompts).detach()
-    monkeypatch.setattr("prompting.vision.IMAGES_AT_ONCE", 2)
+    monkeypatch.setattr("prompting.towers.vision.IMAGES_AT_ONCE", 2)
     with torch.no_grad():
         torch.testing.assert_close(encoder(images, prompts), whole, rtol=1e-5, atol=1e-5)
 
@@ -195,7 +195,7 @@ def test_deep_vision_prompts_need_no_tokens_before_them_nor_as_many(tiny_vit, im
 
 @pytest.mark.parametrize("rows", [1, 5])
 def test_rows_that_finish_a_block_in_pieces_get_the_same(tiny_vit, images, rows, monkeypatch):
-    monkeypatch.setattr("prompting.attention.ROWS_AT_ONCE", rows)
+    monkeypatch.setattr("prompting.towers.attention.ROWS_AT_ONCE", rows)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
 
@@ -255,7 +255,7 @@ def test_the_fast_path_records_no_gradient_for_frozen_rows(tiny_vit, images):
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_low_precision_towers_stay_close(images, dtype):
-    from prompting.precision import convert_towers
+    from prompting.weights import convert_towers
 
     model = random_clip()
     layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prompting import resolve_precision
-from prompting.precision import convert_towers
+from prompting.weights import convert_towers
 from tests.clips import random_clip
 
 

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from prompting.backbone import BackboneError, read_state_dict
-from prompting.torchscript import is_torchscript
+from prompting.state_dict import BackboneError, is_torchscript, read_state_dict
 from tests.clips import random_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

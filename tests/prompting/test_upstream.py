@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from prompting.checkpoint import CheckpointError, convert, main, prompt_settings, read_trained
-from prompting.upstream import FORMATS, from_upstream, upstream_methods
+from prompting.published import FORMATS, from_published, published_methods
 from tests.reference import load_reference
 from tests.reference.ours import model_folder, trainer_of, upstream_state
 from tests.reference.small_clip import small_clip, small_images
@@ -115,7 +115,7 @@ def test_convert_and_show(model, name, tmp_path, capsys):
 def test_half_precision_becomes_float32_without_another_rounding(model, tmp_path):
     halve = lambda state: {key: value.half() for key, value in state.items()}  # noqa: E731
     reference, path = write_published(tmp_path, "maple_depth3", halve)
-    exact = from_upstream(upstream_state(reference), "MaPLe", "memory")
+    exact = from_published(upstream_state(reference), "MaPLe", "memory")
     for name, value in read_trained(path, "MaPLe").tensors.items():
         assert value.dtype == torch.float32
         assert torch.equal(value, exact[name].half().float()), name
@@ -130,10 +130,10 @@ def test_half_precision_becomes_float32_without_another_rounding(model, tmp_path
 def test_the_method_is_told_from_the_tensors_and_others_are_refused_by_name(name):
     reference = load_reference(name)
     state, method = upstream_state(reference), reference.record["method"]
-    assert upstream_methods(state) == [method]
+    assert published_methods(state) == [method]
     for other in FORMATS.keys() - {method}:
         with pytest.raises(CheckpointError, match=f"checkpoint FILE is one of {method}, not of {other}"):
-            from_upstream(state, other, "FILE")
+            from_published(state, other, "FILE")
 
 
 def test_a_method_that_nobody_published_is_refused(model, tmp_path):
@@ -147,14 +147,14 @@ def test_every_unknown_tensor_is_named():
     strange = ["prompt_learner.extra", "image_encoder.transformer.resblocks.1.adapter.weight", "head.bias"]
     state |= dict.fromkeys(strange, torch.zeros(2))
     with pytest.raises(CheckpointError) as error:
-        from_upstream(state, "MaPLe", "FILE")
+        from_published(state, "MaPLe", "FILE")
     assert all(f"unknown {name}" in str(error.value) for name in strange)
     assert str(error.value).count("unknown") == len(strange)
 
 
 def test_bmips_predecessor_is_refused():
     with pytest.raises(CheckpointError, match=r"missing image_encoder\.transformer\.resblocks\.N\.learnable_linear1"):
-        from_upstream(upstream_state(load_reference("bitp_joint")), "BMIP", "FILE")
+        from_published(upstream_state(load_reference("bitp_joint")), "BMIP", "FILE")
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from prompting import resolve_precision
 from prompting.checkpoint import load_trained
-from prompting.upstream import FORMATS, from_upstream
+from prompting.published import FORMATS, from_published
 from tests.reference import Reference
 from tests.reference.small_clip import prompt_tensor, small_clip_state_dict
 from trainers.base import PromptTrainer
@@ -78,13 +78,14 @@ def trainer_of(
 
 def load_upstream_values(trainer: PromptTrainer, reference: Reference) -> None:
     """Give our learner the values that upstream's trainable tensors had."""
-    tensors = from_upstream(upstream_state(reference), reference.record["method"], reference.name)
+    tensors = from_published(upstream_state(reference), reference.record["method"], reference.name)
     load_trained(trainer.model.prompt_learner, tensors, reference.name)
 
 
 def our_name(reference: Reference, name: str) -> str | None:
     """Our name of upstream's trainable tensor; `None` for one that is never used."""
-    return FORMATS[reference.record["method"]].our_name(_saved_name(reference, name))
+    saved = _saved_name(reference, name)
+    return FORMATS[reference.record["method"]].our_names([saved])[saved]
 
 
 def upstream_state(reference: Reference) -> dict[str, Tensor]:

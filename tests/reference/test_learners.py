@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from prompting import resolve_precision
-from prompting.upstream import FORMATS
-from prompting.zeroshot import ensemble, template_features
+from prompting.model import ensemble, template_features
+from prompting.published import FORMATS
 from tests.reference import Reference, load_record, load_reference, reference_names
 from tests.reference.ours import load_upstream_values, our_name, trainer_of
 from tests.reference.small_clip import prompt_tensor, small_clip, small_images
@@ -194,7 +194,7 @@ def test_promptsrc_aggregates_as_upstream(model):
     learner = IVLPLearner(model, s["N_CTX_TEXT"], s["N_CTX_VISION"], s["CTX_INIT"], 2, 2)
     run.model, run.settings = SimpleNamespace(prompt_learner=learner), SimpleNamespace(**s)
     run.max_epoch = record["settings"]["OPTIM.MAX_EPOCH"]
-    names = {upstream: FORMATS["PromptSRC"].our_name(upstream) for upstream in record["aggregated"]}
+    names = FORMATS["PromptSRC"].our_names(record["aggregated"])
     run.before_train()
     for epoch in range(run.max_epoch):
         run.epoch = epoch

@@ -6,8 +6,8 @@ import torch
 from torch.nn import functional as F
 
 from prompting import PromptedCLIP, resolve_precision
-from prompting.text import TextEncoder
-from prompting.zeroshot import ensemble, template_features
+from prompting.model import ensemble, template_features
+from prompting.towers.text import TextEncoder
 from tests.clips import CLASSNAMES
 from tests.trainers.small_runs import build, first_batch
 from trainers.cocoop import CoCoOpLearner

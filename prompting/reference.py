@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompting.layout import PromptLayout
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, VisionPrompts
-from prompting.text import TextEncoder
-from prompting.vision import VisionEncoder, embed_patches
+from prompting.tokens import PromptLayout
+from prompting.towers.text import TextEncoder
+from prompting.towers.vision import VisionEncoder, embed_patches
 
 
 def attention_weights(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -30,7 +30,7 @@ def run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class PlainTextEncoder(TextEncoder):
-    """All positions of the context length for every class; same interface as :class:`prompting.text.TextEncoder`."""
+    """All positions of the context length for every class; same interface as :class:`TextEncoder`."""
 
     def forward(self, layout: PromptLayout, prompts: TextPrompts | None = None) -> Tensor:
         prompts = prompts or TextPrompts()
@@ -68,18 +68,18 @@ class PlainTextEncoder(TextEncoder):
 
 
 class PlainVisionEncoder(VisionEncoder):
-    """All rows of every layer; same interface as :class:`prompting.vision.VisionEncoder`."""
+    """All rows of every layer; same interface as :class:`VisionEncoder`."""
 
     def _run_blocks(self, images: Tensor, prompts: VisionPrompts) -> Tensor:
         x = embed_patches(self.visual, images, prompts.tokens)
-        n_stay = self.visual.positional_embedding.shape[0]
+        n_kept = self.visual.positional_embedding.shape[0]
         for index, block in enumerate(self.visual.transformer.resblocks):
             deep = prompts.deep.get(index)
             if isinstance(deep, GatedPrompt):
                 with torch.no_grad():
-                    weights = attention_weights(block, x, None)[:, :n_stay, n_stay:].mean(1)
+                    weights = attention_weights(block, x, None)[:, :n_kept, n_kept:].mean(1)
                 deep = deep.mix(AttentionMass(weights, x.shape[1]))
             if deep is not None:
-                x = torch.cat([x[:, :n_stay], deep.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+                x = torch.cat([x[:, :n_kept], deep.to(x.dtype).expand(len(x), -1, -1)], dim=1)
             x = run_block(block, x, None)
         return self.visual.ln_post(x[:, 0]).to(self.visual.proj.dtype) @ self.visual.proj

@@ -1,10 +1,31 @@
 """The text tower with prompts, fast and exact: class names in, text features out.
 
-Two facts make it fast. The tower is causal, so nothing after a class's [EOT] matters; and all classes begin with the
-same tokens ([SOS], the context), so this *prefix* is computed once, and each class only adds its own rows. All rows are
-one ragged batch (:mod:`prompting.ragged`), so every matrix product of a layer is a single call. Only from the first
-layer on whose prompts differ between classes (BMIP's per-class gate) does each class have its own prompts and what
-follows them. The last layer is computed for the [EOT] rows only.
+How its rows lie, for two classes, "a photo of a {}." with n_ctx = 2 learned vectors, and two deep prompts:
+
+    position    0      1   2   3   4 | 5     6     7      8
+    class 0     [SOS]  v1  v2  of  a | cat   .     [EOT]            lengths 8 and 9 of 77: the tower is causal,
+    class 1     [SOS]  v1  v2  of  a | sea   lion  .      [EOT]     so nothing after [EOT] matters
+                \\____ shared prefix __/ \\_____ class tokens ____/
+
+    x is (groups, rows, width): the kept rows and, after them, the prompt rows, which deep layers replace.
+
+    row         0      1   2 | 3    4   5     | 6    7     8   9     | 10  11
+                [SOS]  of  a | cat  .   [EOT] | sea  lion  .   [EOT] | v1  v2
+                \\_ prefix __/ \\__ class 0 ___/ \\___ class 1 ______/   prompt rows
+
+    once per layer    LayerNorm, Q, K, V, output projection, MLP: one product over all (groups * rows, width), without
+                      padding; of the shared prefix once for all classes
+    per class         attention alone: queries (n_cls, longest), keys (n_cls, n_prefix + longest), padded or in buckets
+                      of one length (prefix.py). The prefix attends to itself once.
+    layer 0           words and learned vectors are projected apart, so that words record no gradient
+    last layer        K and V of all rows; the rest for the [EOT] rows (here 5 and 9) only, (groups, n_cls, width)
+
+    From the first layer on whose gate gives every class prompts of its own (BMIP), only [SOS] is shared:
+
+    row         0     | 1   2  3    4  5     | 6   7  8    9     10  11    | 12  13    | 14  15
+                [SOS] | of  a  cat  .  [EOT] | of  a  sea  lion  .   [EOT] | class 0's | class 1's prompt rows
+
+``groups`` is 1, or the number of contexts that each encode all classes (CoCoOp's images, ProDA's prompts).
 """
 
 from __future__ import annotations
@@ -14,14 +35,13 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from prompting.attention import KV, QKV, K, Q, attend, finish, project, prompt_mass
-from prompting.launches import few_launches
-from prompting.layout import PromptLayout
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts, differs
-from prompting.ragged import DropPadding, RaggedBatch
-from prompting.recompute import run_layer
+from prompting.tokens import PromptLayout
+from prompting.towers.attention import KV, QKV, K, Q, attend, few_launches, finish, project, prompt_mass, run_layer
+from prompting.towers.prefix import DropPadding, RaggedBatch
 
-Spread = tuple[Tensor, Tensor]  # for kept and prompt rows, see RaggedBatch.spread_from
+# Rows of kept and prompt rows in the batch where all classes share their prompts, see RaggedBatch.rows_in.
+SharedRows = tuple[Tensor, Tensor]
 
 
 class TextEncoder(nn.Module):
@@ -31,7 +51,7 @@ class TextEncoder(nn.Module):
         clip_model: a CLIP with OpenAI's attribute layout; its modules are used, not changed.
 
     Attributes:
-        recompute: keep only each layer's input for the backward pass (:mod:`prompting.recompute`).
+        recompute: keep only each layer's input for the backward pass.
     """
 
     recompute = False
@@ -43,56 +63,42 @@ class TextEncoder(nn.Module):
         self.blocks = clip_model.transformer.resblocks
         self.ln_final = clip_model.ln_final
         self.text_projection = clip_model.text_projection
-        self.width: int = clip_model.ln_final.weight.shape[0]
         self.context_length: int = clip_model.positional_embedding.shape[0]
         # What was derived from a layout lives as long as the layout.
         self._batches: WeakKeyDictionary[PromptLayout, dict] = WeakKeyDictionary()
-
-    @property
-    def n_layers(self) -> int:
-        return len(self.blocks)
 
     @property
     def dtype(self) -> torch.dtype:
         return self.blocks[0].attn.in_proj_weight.dtype
 
     def forward(self, layout: PromptLayout, prompts: TextPrompts | None = None) -> Tensor:
-        """Text features of every class.
-
-        Args:
-            layout: tokens of the classes.
-            prompts: learned tokens; ``None`` for the words alone.
-
-        Returns:
-            (n_cls, embed_dim), or (groups, n_cls, embed_dim) when the context has groups; not normalised.
-        """
+        """Features of every class, not normalised: (n_cls, embed_dim), with groups (groups, n_cls, embed_dim)."""
         prompts = prompts or TextPrompts()
-        check_deep_prompts(prompts.deep, self.n_layers, "text")
-        grouped = prompts.context is not None and prompts.context.dim() == 3
-        batch, per_class, spread = self._batches_of(layout, prompts)
+        check_deep_prompts(prompts.deep, len(self.blocks), "text")
+        batch, per_class, shared_rows = self._batches_of(layout, prompts)
         x, projected = self._first_layer_rows(batch, prompts.context)
         for index, block in enumerate(self.blocks):
             deep, following = map(prompts.deep.get, (index, index + 1))
-            spreads = differs(deep) and batch is not per_class
-            batch = per_class if spreads else batch
-            args = (block, x, deep, batch, spread if spreads else None)
-            if index == self.n_layers - 1:
+            diverges = differs(deep) and batch is not per_class
+            batch = per_class if diverges else batch
+            args = (block, x, deep, batch, shared_rows if diverges else None)
+            if index == len(self.blocks) - 1:
                 features = self._last_layer(*args)
             else:
                 x = run_layer(self.recompute, self._layer, *args, projected, following)
                 projected = None  # from now on, by the layer itself
-        return features if grouped else features[0]
+        return features if prompts.context is not None and prompts.context.dim() == 3 else features[0]
 
-    def _batches_of(self, layout: PromptLayout, prompts: TextPrompts) -> tuple[RaggedBatch, RaggedBatch, Spread | None]:
-        """How a layout's rows lie first and once its prompts differ between classes, and the way between; made once."""
+    def _batches_of(self, layout: PromptLayout, prompts: TextPrompts) -> tuple[RaggedBatch, RaggedBatch, SharedRows]:
+        """How the rows lie at first, how once the prompts differ between classes, and the way between; made once."""
         made = self._batches.setdefault(layout, {})
         n_prompts, per_class, device = key = (prompts.n_deep, prompts.per_class, self.positional_embedding.device)
         if key not in made:
-            own = RaggedBatch(layout, n_prompts, per_class, device)
-            made[key] = own, own, None
+            batch = RaggedBatch(layout, n_prompts, per_class, device)
+            made[key] = batch, batch, None
             if per_class and layout.shared_length() >= 1 + n_prompts:  # until then there is something to share
                 shared = RaggedBatch(layout, n_prompts, False, device)
-                made[key] = shared, own, own.spread_from(shared)
+                made[key] = shared, batch, batch.rows_in(shared)
         return made[key]
 
     def _first_layer_rows(self, batch: RaggedBatch, context: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -104,10 +110,10 @@ class TextEncoder(nn.Module):
             if context is None:
                 raise ValueError("the layout has learned positions but no context vectors were given")
             context = context if context.dim() == 3 else context.unsqueeze(0)
-            own = context.index_select(1, batch.learned_context) + self.positional_embedding[batch.learned_position]
-            own = own.to(self.dtype)
-            x = torch.cat([x.expand(len(own), -1, -1), own], dim=1)
-            qkv = torch.cat([qkv.expand(len(own), -1, -1, -1, -1), project(self.blocks[0], own)], dim=1)
+            learned = context.index_select(1, batch.learned_context) + self.positional_embedding[batch.learned_position]
+            learned = learned.to(self.dtype)
+            x = torch.cat([x.expand(len(learned), -1, -1), learned], dim=1)
+            qkv = torch.cat([qkv.expand(len(learned), -1, -1, -1, -1), project(self.blocks[0], learned)], dim=1)
         if batch.row_order is not None:
             x, qkv = x.index_select(1, batch.row_order), qkv.index_select(1, batch.row_order)
         return x, qkv
@@ -118,7 +124,7 @@ class TextEncoder(nn.Module):
         x: Tensor,
         deep: DeepPrompt | None,
         batch: RaggedBatch,
-        spread: Spread | None,
+        shared_rows: SharedRows | None,
         projected: Tensor | None,
         following: DeepPrompt | None,
     ) -> Tensor:
@@ -128,7 +134,7 @@ class TextEncoder(nn.Module):
         gradient, or not at all.
         """
         if projected is None:
-            x, projected = self._project(block, x, deep, batch, spread, QKV)
+            x, projected = self._project(block, x, deep, batch, shared_rows, QKV)
         if following is None or batch.n_prompt_rows == 0:
             return finish(block, x, self._attend(projected, batch, len(batch.slots)))
         sizes = [batch.n_kept, batch.n_prompt_rows]
@@ -149,32 +155,30 @@ class TextEncoder(nn.Module):
         x: Tensor,
         deep: DeepPrompt | None,
         batch: RaggedBatch,
-        spread: Spread | None,
+        shared_rows: SharedRows | None,
         parts: tuple[int, int],
     ) -> tuple[Tensor, Tensor]:
-        """The rows with this layer's prompts, if it has some, and their Q, K, V (or K, V)."""
-        if isinstance(deep, GatedPrompt):
-            x, projected = self._project_gated(block, x, deep, batch, spread)
-            return x, projected[:, :, slice(*parts)]
-        if deep is not None:
-            kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
-            x = torch.cat([kept, _prompt_rows(deep, kept, batch)], dim=1)
-        return x, project(block, x, parts)
+        """The rows with this layer's prompts, if it has some, and their Q, K, V (or K, V).
 
-    def _project_gated(
-        self, block: nn.Module, x: Tensor, deep: GatedPrompt, batch: RaggedBatch, spread: Spread | None
-    ) -> tuple[Tensor, Tensor]:
-        """As :meth:`_project`, where a gate reads the layer's Q and K first."""
-        n_arriving = batch.n_prompts if spread else batch.n_prompt_rows
+        Where the classes' prompts differ from this layer on, ``shared_rows`` says where ``batch`` has its rows in x.
+        """
+        if not isinstance(deep, GatedPrompt):
+            if deep is not None:
+                kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
+                x = torch.cat([kept, _prompt_rows(deep, kept, batch)], dim=1)
+            return x, project(block, x, parts)
+        # A gate reads the layer's Q and K before it mixes the prompts.
+        n_arriving = batch.n_prompts if shared_rows else batch.n_prompt_rows
         kept, arriving = x.split([x.shape[1] - n_arriving, n_arriving], dim=1)
         projected = project(block, kept)
         with torch.no_grad():
             key = project(block, arriving, K)[:, :, 0]
-        if spread is not None:
-            kept, projected = (rows.index_select(1, spread[0]) for rows in (kept, projected))
-            key = key.index_select(1, spread[1])
+        if shared_rows is not None:
+            kept, projected = (rows.index_select(1, shared_rows[0]) for rows in (kept, projected))
+            key = key.index_select(1, shared_rows[1])
         prompts = _prompt_rows(deep.mix(self._mass(projected, key, batch)), kept, batch)
-        return torch.cat([kept, prompts], dim=1), torch.cat([projected, project(block, prompts)], dim=1)
+        projected = torch.cat([projected, project(block, prompts)], dim=1)
+        return torch.cat([kept, prompts], dim=1), projected[:, :, slice(*parts)]
 
     @torch.no_grad()
     def _mass(self, projected: Tensor, key: Tensor, batch: RaggedBatch) -> AttentionMass:
@@ -198,10 +202,10 @@ class TextEncoder(nn.Module):
         return DropPadding.apply(torch.cat(out, dim=1) if len(out) > 1 else out[0], batch, n)
 
     def _last_layer(
-        self, block: nn.Module, x: Tensor, deep: DeepPrompt | None, batch: RaggedBatch, spread: Spread | None
+        self, block: nn.Module, x: Tensor, deep: DeepPrompt | None, batch: RaggedBatch, shared_rows: SharedRows | None
     ) -> Tensor:
         """The last layer for the [EOT] rows only, and the projection; (groups, n_cls, embed_dim)."""
-        x, projected = self._project(block, x, deep, batch, spread, KV)
+        x, projected = self._project(block, x, deep, batch, shared_rows, KV)
         eot = x.index_select(1, batch.eot_rows)
         queries = _by_bucket(project(block, eot, Q)[:, :, 0], batch)
         kv, masks = batch.class_attention(projected), batch.masks(len(x), x.dtype, eot=True)
@@ -219,12 +223,9 @@ def _by_bucket(queries: Tensor, batch: RaggedBatch) -> list[Tensor]:
 
 
 def _prompt_rows(tokens: Tensor, kept: Tensor, batch: RaggedBatch) -> Tensor:
-    """A layer's new prompts as rows, (groups, prompt_rows, width).
+    """A layer's new prompts as rows beside the kept ones, (groups, prompt_rows, width).
 
-    Args:
-        tokens: (n_prompts, width) for all, (groups, n_prompts, width), or one set per group and class.
-        kept: the other rows, for their type and number of groups.
-        batch: where the rows lie.
+    The tokens are (n_prompts, width) for all, (groups, n_prompts, width), or one set per group and class.
     """
     n_classes = batch.layout.n_classes
     if batch.per_class and tokens.shape[:-2].numel() < len(kept) * n_classes:

@@ -47,28 +47,22 @@ class Format:
     gates: Mapping[str, int] = field(default_factory=dict)
     note: str = ""
 
-    def our_name(self, name: str) -> str | None:
-        """Our name of a trained tensor, ``None`` for one that is ignored.
-
-        Raises:
-            KeyError: for a tensor that is neither.
-        """
-        for pattern, target in self.trained.items():
-            if found := re.fullmatch(pattern, name):
-                groups = found.groupdict()
-                return target.format(**groups, entry=int(groups.get("layer") or 0) - 1)
-        if any(re.fullmatch(pattern, name) for pattern in self.ignored):
-            return None
-        raise KeyError(name)
-
-    def unknown(self, names: Iterable[str]) -> list[str]:
-        """Those of the names that are neither trained nor ignored."""
-        patterns = (*self.trained, *self.ignored)
-        return [name for name in names if not any(re.fullmatch(pattern, name) for pattern in patterns)]
+    def our_names(self, names: Iterable[str]) -> dict[str, str | None]:
+        """Our name of each trained tensor, ``None`` for one that is ignored; a tensor that is neither is left out."""
+        ours: dict[str, str | None] = {}
+        for name in names:
+            for pattern, target in self.trained.items():
+                if found := re.fullmatch(pattern, name):
+                    groups = found.groupdict()
+                    ours[name] = target.format(**groups, entry=int(groups.get("layer") or 0) - 1)
+                    break
+            else:
+                if any(re.fullmatch(pattern, name) for pattern in self.ignored):
+                    ours[name] = None
+        return ours
 
     def lacking(self, names: Iterable[str]) -> list[str]:
         """The needed patterns that none of the names matches."""
-        names = list(names)
         return [pattern for pattern in self.needed if not any(re.fullmatch(pattern, name) for name in names)]
 
 
@@ -151,19 +145,19 @@ FORMATS: dict[str, Format] = {
 }
 
 
-def is_upstream(names: Iterable[str]) -> bool:
+def is_published(names: Iterable[str]) -> bool:
     """Whether tensor names are a published repository's: ours begin with neither a tower nor token buffers."""
     marks = ("prompt_learner.", "image_encoder.", "text_encoder.", "token_prefix", "token_suffix", "bias_vectors")
     return any(name.startswith(marks) for name in names)
 
 
-def upstream_methods(names: Iterable[str]) -> list[str]:
+def published_methods(names: Iterable[str]) -> list[str]:
     """Methods whose published checkpoints hold exactly such tensors."""
     names = list(names)
-    return [name for name, form in FORMATS.items() if not form.unknown(names) and not form.lacking(names)]
+    return [n for n, form in FORMATS.items() if not form.lacking(names) and len(form.our_names(names)) == len(names)]
 
 
-def from_upstream(state_dict: Mapping[str, Tensor], trainer: str, source: str | Path) -> dict[str, Tensor]:
+def from_published(state_dict: Mapping[str, Tensor], trainer: str, source: str | Path) -> dict[str, Tensor]:
     """The trained tensors of a published checkpoint under our names, float32.
 
     Args:
@@ -179,36 +173,28 @@ def from_upstream(state_dict: Mapping[str, Tensor], trainer: str, source: str | 
             f"checkpoint {source} has a published repository's tensors, but none publishes {trainer}: "
             f"files of {', '.join(FORMATS)} are known"
         )
-    form, methods = FORMATS[trainer], upstream_methods(state_dict)
+    form, methods = FORMATS[trainer], published_methods(state_dict)
     if trainer not in methods and methods:
         raise CheckpointError(f"checkpoint {source} is one of {' or '.join(methods)}, not of {trainer}")
-    problems = [f"unknown {name}" for name in form.unknown(state_dict)]
-    problems += [f"missing {_readable(pattern)}" for pattern in form.lacking(state_dict)]
+    names = form.our_names(state_dict)
+    problems = [f"unknown {name}" for name in state_dict if name not in names]
+    for pattern in form.lacking(state_dict):
+        problems.append("missing " + pattern.replace("\\d+", "N").replace(".+", "*").replace("\\", ""))
     if problems:
         raise CheckpointError(f"checkpoint {source} is not as {trainer}'s repository saves it: {'; '.join(problems)}")
-    return _rename(state_dict, form)
-
-
-def _rename(state_dict: Mapping[str, Tensor], form: Format) -> dict[str, Tensor]:
-    """Trained tensors under our names; a gate's one number without dimensions; no gate out of use."""
-    tensors: dict[str, Tensor] = {}
-    for name, value in state_dict.items():
-        ours = form.our_name(name)
-        if ours is not None:
-            # float32, and a copy: the file's other tensors need not stay in memory
-            tensors[ours] = value.reshape(()).float().clone() if "_gates." in ours else value.float().clone()
+    # A gate's one number has no dimensions here. float32, and a copy: the file's other tensors need not stay in memory.
+    tensors = {
+        ours: (state_dict[name].reshape(()) if "_gates." in ours else state_dict[name]).float().clone()
+        for name, ours in names.items()
+        if ours is not None
+    }
     deep = len([name for name in tensors if re.fullmatch(r"text_prompts\.\d+", name)])
     return {name: value for name, value in tensors.items() if not form.gates or _in_use(name, deep, form.gates)}
 
 
 def _in_use(name: str, deep: int, gates: Mapping[str, int]) -> bool:
     """Whether BMIP uses a tensor with ``deep`` layers of deep prompts: gates of other layers are never asked."""
-    head, _, rest = name.partition(".")
-    if head in gates:
-        return 0 <= int(rest.partition(".")[0]) < deep - gates[head]
-    return deep > 0 or head not in ("text_to_vision", "vision_to_text")
-
-
-def _readable(pattern: str) -> str:
-    """A pattern as it is shown to people."""
-    return pattern.replace("\\d+", "N").replace(".+", "*").replace("\\", "")
+    first, _, rest = name.partition(".")
+    if first in gates:
+        return 0 <= int(rest.partition(".")[0]) < deep - gates[first]
+    return deep > 0 or first not in ("text_to_vision", "vision_to_text")

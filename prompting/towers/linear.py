@@ -1,9 +1,9 @@
-"""Products with frozen weights: PyTorch's own ``F.linear``, or oneDNN's kernels on CPUs where these are faster.
+"""Products with frozen weights: PyTorch's ``F.linear``, or oneDNN's kernels on CPUs where these are faster.
 
-Which kernel wins differs between CPUs, so it is measured: the first time a product of a certain shape is met, every
-kernel computes it, forward and backward. A kernel whose results differ from ``F.linear`` by more than rounding is never
-used, and with "auto" neither is one that is not clearly faster. The times are kept in a file of the user's cache folder
-and hold for this CPU, PyTorch and number of threads.
+Which kernel wins differs between CPUs, so it is measured: the first time that a product of a certain shape is met,
+every kernel computes it, forward and backward. A kernel whose results differ from ``F.linear`` by more than rounding is
+never used, and with "auto" neither is one that is not clearly faster. The times are kept in a file of the user's cache
+folder; they hold for this CPU, PyTorch and number of threads.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from common.files import atomic_write
-from prompting.packed import packed_linear
 
 Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
@@ -47,11 +47,30 @@ def pointwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
+# Tensor that owns the memory -> part of it -> the owner's version when it was prepacked, and the prepacked part.
+_prepacked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def prepacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN's product with a copy of the weight in the order that oneDNN wants; private operators, may be missing.
+
+    The copy is kept, one for every weight (or view of one) that is used forward and one more for backward, and made
+    anew if somebody writes to the weight.
+    """
+    owner = weight if weight._base is None else weight._base
+    parts = _prepacked.setdefault(owner, {})
+    part = (weight.storage_offset(), weight.shape, weight.stride())
+    if part not in parts or parts[part][0] != owner._version:
+        rows = x.numel() // x.shape[-1]
+        parts[part] = owner._version, torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
+    return torch.ops.mkldnn._linear_pointwise(x, parts[part][1], bias, "none", [], "")
+
+
 KERNELS: dict[str, Kernel] = {
     "native": F.linear,
     "conv": conv_linear,
     "pointwise": pointwise_linear,
-    "packed": packed_linear,
+    "packed": prepacked_linear,
 }
 
 
@@ -73,8 +92,8 @@ class LinearChooser:
 
     Args:
         backend: one of ``BACKENDS``. "native": always F.linear; "onednn": the faster of oneDNN's kernels, as long as
-            they compute the same; "auto": whatever is fastest; "packed": the same, also with copies of the weights in
-            oneDNN's order, which double (evaluation) or triple (training) the memory of the towers' weights.
+            they compute the same; "auto": whatever is fastest; "packed": the same, also with prepacked weights, which
+            double (evaluation) or triple (training) the memory of the towers' weights.
         file: where times are kept; ``None`` for the user's cache folder.
     """
 
@@ -83,8 +102,12 @@ class LinearChooser:
         self.chosen: dict[str, str] = {}  # shape class -> kernel, of this process; for results.json
 
     def kernel(self, x: Tensor, weight: Tensor) -> Kernel | None:
-        """The kernel for a product; ``None`` for F.linear."""
-        if self.backend == "native" or not applies(x, weight):
+        """The kernel for a product; ``None`` for F.linear, as for all but large, frozen float32 products on the CPU."""
+        if self.backend == "native" or x.device.type != "cpu":
+            return None
+        if x.dtype != torch.float32 or weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+            return None
+        if weight.requires_grad or 2 * x.numel() * weight.shape[0] < MIN_FLOPS:
             return None
         shape = shape_class(x, weight)
         if shape not in self.chosen:
@@ -93,25 +116,23 @@ class LinearChooser:
         return None if name == "native" else KERNELS[name]
 
     def report(self) -> dict[str, Any]:
-        """For results.json: the setting and what it led to."""
+        """For results.json: the option and what it led to."""
         return {"backend": self.backend, "kernels": dict(sorted(self.chosen.items()))}
 
     def _choose(self, shape: str, x: Tensor, weight: Tensor) -> str:
-        path, key = self.file or cache_file(), f"{machine_key()}|{shape}"
-        seconds = read_times(path).get(key)
-        if not valid_times(seconds):
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prompt-learning"
+        path, key = self.file or folder / "linear.json", f"{machine_key()}|{shape}"
+        seconds = _read_times(path).get(key)
+        if (
+            not isinstance(seconds, dict)
+            or "native" not in seconds
+            or not all(name in KERNELS and isinstance(value, float) for name, value in seconds.items())
+        ):
             seconds = measure(min(x.numel() // x.shape[-1], MAX_ROWS), weight)
-            write_times(path, key, seconds)
+            # A folder that cannot be written costs a measurement per run, nothing else.
+            with contextlib.suppress(OSError), atomic_write(path) as file:
+                file.write(json.dumps({**_read_times(path), key: seconds}, indent=1).encode())
         return fastest(seconds, self.backend)
-
-
-def applies(x: Tensor, weight: Tensor) -> bool:
-    """Whether a product is one that other kernels may compute: large, frozen, float32, on the CPU."""
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
-        return False
-    if weight.requires_grad or 2 * x.numel() * weight.shape[0] < MIN_FLOPS:
-        return False
-    return not torch.is_autocast_enabled("cpu")
 
 
 def shape_class(x: Tensor, weight: Tensor) -> str:
@@ -143,7 +164,18 @@ def measure(rows: int, weight: Tensor) -> dict[str, float]:
         return kernel(x, weight, bias), kernel(grad, weight.t(), None)
 
     expected = both(F.linear)
-    right = {name: kernel for name, kernel in KERNELS.items() if _agrees(kernel, both, expected)}
+
+    def agrees(kernel: Kernel) -> bool:
+        try:
+            results = both(kernel)
+        except (RuntimeError, AttributeError, TypeError):  # a private operator that this PyTorch lacks or has changed
+            return False
+        return all(
+            y.shape == want.shape and bool((y - want).abs().max() <= TOLERANCE * want.abs().max())
+            for y, want in zip(results, expected, strict=True)
+        )
+
+    right = {name: kernel for name, kernel in KERNELS.items() if agrees(kernel)}
     times: dict[str, list[float]] = {name: [] for name in right}
     # On a busy machine the time of one thread says more than the wall clock.
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
@@ -153,27 +185,6 @@ def measure(rows: int, weight: Tensor) -> dict[str, float]:
             both(kernel)
             times[name].append(clock() - start)
     return {name: min(values[1:]) for name, values in times.items()}
-
-
-def _agrees(kernel: Kernel, both: Callable[[Kernel], tuple[Tensor, Tensor]], expected: tuple[Tensor, Tensor]) -> bool:
-    """Whether a kernel exists and gives F.linear's values up to rounding."""
-    try:
-        results = both(kernel)
-    except (RuntimeError, AttributeError, TypeError):  # a private operator that this PyTorch lacks or has changed
-        return False
-    return all(
-        y.shape == want.shape and bool((y - want).abs().max() <= TOLERANCE * want.abs().max())
-        for y, want in zip(results, expected, strict=True)
-    )
-
-
-# Times on disk
-
-
-def cache_file() -> Path:
-    """Where times are kept: ``$XDG_CACHE_HOME``, else ``~/.cache``."""
-    folder = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(folder).expanduser() / "prompt-learning" / "linear.json"
 
 
 def machine_key() -> str:
@@ -193,16 +204,7 @@ def _cpu_name() -> str:
     return f"{name} {torch.backends.cpu.get_cpu_capability()}"
 
 
-def valid_times(seconds: Any) -> bool:
-    """Whether an entry of the file is what :func:`measure` returns."""
-    return (
-        isinstance(seconds, dict)
-        and "native" in seconds
-        and all(name in KERNELS and isinstance(value, float) for name, value in seconds.items())
-    )
-
-
-def read_times(path: Path) -> dict[str, Any]:
+def _read_times(path: Path) -> dict[str, Any]:
     """All times on disk; none where the file is missing or damaged, since they can be measured again."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -211,16 +213,7 @@ def read_times(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def write_times(path: Path, key: str, seconds: dict[str, float]) -> None:
-    """Add one entry, in one step; a folder that cannot be written costs a measurement per run, nothing else."""
-    with contextlib.suppress(OSError), atomic_write(path) as file:
-        file.write(json.dumps({**read_times(path), key: seconds}, indent=1).encode())
-
-
-# The choice of this process, as torch.backends has its flags
-
-
-CHOOSER = LinearChooser()
+CHOOSER = LinearChooser()  # the choice of this process, as torch.backends has its flags
 
 
 def set_linear_backend(backend: str) -> None:

@@ -1,0 +1,150 @@
+"""The vision tower with prompts, fast and exact: images in, image features out.
+
+Rows of every image: [CLS] and the patches, which are kept from layer to layer, then the prompt tokens. Kept rows and
+prompt tokens are projected apart, so that layer 0 records no gradient for the frozen rows and a gate can read the
+layer's own Q and K. The last layer is computed for [CLS] only. ResNet towers take no prompts and run as the ``clip``
+package built them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, VisionPrompts, check_deep_prompts
+from prompting.towers.attention import KV, QKV, K, Q, attend, few_launches, finish, project, prompt_mass, run_layer
+
+# Images that go through the tower together on the CPU where no gradient is wanted. The tensors of larger batches would
+# be fresh memory of the system's at every layer, page by page, and beyond a processor's cache: a fifth of the time.
+IMAGES_AT_ONCE = 10
+
+
+def is_vit(clip_model: nn.Module) -> bool:
+    """Whether the vision tower is a transformer, which can take prompts."""
+    return hasattr(clip_model.visual, "transformer")
+
+
+def embed_patches(visual: nn.Module, images: Tensor, tokens: Tensor | None) -> Tensor:
+    """Layer 0's input, after ``ln_pre``: [CLS], patches and prompt tokens, (batch, 1 + patches + prompts, width)."""
+    x = visual.conv1(images.to(visual.conv1.weight.dtype)).flatten(2).transpose(1, 2)
+    cls = visual.class_embedding.to(x.dtype).expand(len(x), 1, -1)
+    x = torch.cat([cls, x], dim=1) + visual.positional_embedding.to(x.dtype)
+    if tokens is not None:
+        x = torch.cat([x, tokens.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+    return visual.ln_pre(x)
+
+
+class VisionEncoder(nn.Module):
+    """CLIP's frozen vision tower, run with prompts.
+
+    Args:
+        clip_model: a CLIP with OpenAI's attribute layout; its modules are used, not changed.
+
+    Attributes:
+        recompute: keep only each layer's input for the backward pass.
+    """
+
+    recompute = False
+
+    def __init__(self, clip_model: nn.Module) -> None:
+        super().__init__()
+        self.visual = clip_model.visual
+        self.takes_prompts = is_vit(clip_model)
+        self.resolution: int = self.visual.input_resolution
+
+    def forward(self, images: Tensor, prompts: VisionPrompts | None = None) -> Tensor:
+        """Features of normalised images, (batch, 3, resolution, resolution) -> (batch, embed_dim), not normalised.
+
+        Raises:
+            ValueError: for prompts on a ResNet tower, or images of another size than the tower's.
+        """
+        prompts = prompts or VisionPrompts()
+        if images.shape[-2:] != (self.resolution, self.resolution):
+            height, width = images.shape[-2:]
+            raise ValueError(
+                f"images of {height}x{width} pixels, but this backbone takes {self.resolution}x{self.resolution}: "
+                f"set INPUT.SIZE to ({self.resolution}, {self.resolution})"
+            )
+        if not self.takes_prompts:
+            if prompts.tokens is not None or prompts.deep:
+                raise ValueError(
+                    "a ResNet image tower takes no prompt tokens: use a ViT backbone, for example ViT-B/16"
+                )
+            return self.visual(images.to(self.visual.conv1.weight.dtype))
+        check_deep_prompts(prompts.deep, len(self.visual.transformer.resblocks), "vision")
+        if torch.is_grad_enabled() or few_launches(images.device) or not _same_for_all(prompts):
+            return self._run_blocks(images, prompts)
+        return torch.cat([self._run_blocks(some, prompts) for some in images.split(IMAGES_AT_ONCE)])
+
+    def _run_blocks(self, images: Tensor, prompts: VisionPrompts) -> Tensor:
+        with torch.no_grad():
+            kept = embed_patches(self.visual, images, None)
+        tokens = kept[:, :0]
+        if prompts.tokens is not None:
+            tokens = _for_each(self.visual.ln_pre(prompts.tokens.to(kept.dtype)), kept)  # ln_pre is per row
+        blocks = self.visual.transformer.resblocks
+        for index, block in enumerate(blocks[:-1]):
+            deep, following = prompts.deep.get(index), prompts.deep.get(index + 1)
+            kept, tokens = run_layer(self.recompute, self._layer, block, kept, tokens, deep, following)
+        return self._last_layer(blocks[-1], kept, tokens, prompts.deep.get(len(blocks) - 1))
+
+    def _layer(
+        self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None, following: DeepPrompt | None
+    ) -> tuple[Tensor, Tensor]:
+        """One layer but the last: [CLS] and patches, and the prompt tokens.
+
+        Prompt tokens that the following layer replaces (``following``) without a gate to read them are not computed.
+        """
+        x, qkv = self._project(block, kept, tokens, deep, QKV)
+        q, k, v = qkv.unbind(2)
+        n_kept = kept.shape[1]
+        if isinstance(following, Tensor):
+            return finish(block, kept, attend(q[:, :n_kept], k, v)), tokens
+        return finish(block, x, attend(q, k, v)).split([n_kept, x.shape[1] - n_kept], dim=1)
+
+    def _project(
+        self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None, parts: tuple[int, int]
+    ) -> tuple[Tensor, Tensor]:
+        """Replace the prompt tokens if this layer does: all rows, and their Q, K, V (or K, V)."""
+        if isinstance(deep, GatedPrompt):
+            projected = project(block, kept)  # the gate reads the queries too
+            tokens = _for_each(deep.mix(self._mass(block, projected, tokens)), kept)
+            projected = torch.cat([projected[:, :, slice(*parts)], project(block, tokens, parts)], dim=1)
+            return torch.cat([kept, tokens], dim=1), projected
+        if deep is not None:
+            tokens = _for_each(deep, kept)
+        x = torch.cat([kept, tokens], dim=1)
+        if tokens.requires_grad and not kept.requires_grad:  # layer 0: nothing is recorded for the frozen rows
+            return x, torch.cat([project(block, kept, parts), project(block, tokens, parts)], dim=1)
+        return x, project(block, x, parts)
+
+    @torch.no_grad()
+    def _mass(self, block: nn.Module, kept_qkv: Tensor, arriving: Tensor) -> AttentionMass:
+        """Attention of [CLS] and all patches to the prompts that arrive; (batch, n_prompts)."""
+        n_kept = kept_qkv.shape[1]
+        keys = torch.cat([kept_qkv[:, :, 1], project(block, arriving, K)[:, :, 0]], dim=1)
+        mass = prompt_mass(kept_qkv[:, :, 0], keys, slice(n_kept, None))
+        return AttentionMass(mass, keys.shape[1])
+
+    def _last_layer(self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None) -> Tensor:
+        """The last layer for [CLS] only, and the projection; (batch, embed_dim)."""
+        _, kv = self._project(block, kept, tokens, deep, KV)
+        cls = kept[:, :1]
+        cls = finish(block, cls, attend(project(block, cls, Q)[:, :, 0], *kv.unbind(2)))
+        features = self.visual.ln_post(cls[:, 0])
+        return features.to(self.visual.proj.dtype) @ self.visual.proj
+
+
+def _for_each(tokens: Tensor, kept: Tensor) -> Tensor:
+    """Prompt tokens next to the kept rows of every image, in their type; (batch, n_prompts, width)."""
+    return tokens.to(kept.dtype).expand(len(kept), -1, -1)
+
+
+def _same_for_all(prompts: VisionPrompts) -> bool:
+    """Whether every image gets the same prompts or makes its own, so that a batch may be cut."""
+    tensors = [] if prompts.tokens is None else [prompts.tokens]
+    for prompt in prompts.deep.values():
+        if isinstance(prompt, GatedPrompt) and not prompt.per_sample:
+            return False
+        tensors.append(prompt.own if isinstance(prompt, GatedPrompt) else prompt)
+    return all(tensor.dim() == 2 for tensor in tensors)
