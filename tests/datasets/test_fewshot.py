@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from dassl.config import get_cfg_default
-from datasets.fewshot import ClassSplitError, DataRootError, draw_shots
+from datasets.fewshot import ClassSplitError, draw_shots
+from datasets.folders import DataRootError
 from tests.datasets.toy_dataset import Toy, ToyFolder
 
 

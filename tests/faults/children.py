@@ -18,8 +18,7 @@ import dassl.engine.simple
 import results.results
 import sweep
 import train
-from datasets.download import DownloadOptions, download
-from datasets.fetch import FetchOptions
+from datasets.fetch import DownloadOptions, FetchOptions, download
 from trainers.base import PromptTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -12,7 +12,7 @@ import torch
 from common.unpickling import CheckpointError, read_checkpoint
 from dassl.utils import CheckpointError as EngineError
 from dassl.utils import load_checkpoint
-from datasets.import_selection import SelectionError, read_pickle
+from datasets.selection import SelectionError, read_pickle
 from prompting.backbone import BackboneError, read_state_dict
 from prompting.checkpoint import main
 
