@@ -38,10 +38,6 @@ class DownloadError(OSError):
     """A file that could not be fetched."""
 
 
-class IntegrityError(DownloadError):
-    """A file that is not the one that was asked for."""
-
-
 class NoSpaceError(OSError):
     """The disk is too small for what is to come."""
 
@@ -51,45 +47,27 @@ class BrokenTransferError(DownloadError):
 
 
 class LayoutError(ValueError):
-    """An archive that does not hold what it should."""
-
-
-class WrongContentError(ValueError):
-    """A file that is not of the kind it should be."""
+    """A file that is not of the kind it should be, or an archive that does not hold what it should."""
 
 
 @dataclass(frozen=True)
 class FetchOptions:
-    """How patiently to fetch.
+    """How patiently to fetch."""
 
-    Attributes:
-        timeout: seconds without a byte after which a connection counts as stalled.
-        retries: tries in a row that bring nothing new before a mirror is given up.
-        pause: seconds before the first new try after one that brought nothing; doubled each time.
-        progress: show bars; None shows them on a terminal only.
-    """
-
-    timeout: float = 60.0
-    retries: int = 3
-    pause: float = 1.0
-    progress: bool | None = None
+    timeout: float = 60.0  # seconds without a byte after which a connection counts as stalled
+    retries: int = 3  # tries in a row that bring nothing new before a mirror is given up
+    pause: float = 1.0  # seconds before the first new try after one that brought nothing; doubled each time
+    progress: bool | None = None  # show bars; None shows them on a terminal only
 
 
 @dataclass(frozen=True)
 class DownloadOptions:
-    """How to download.
-
-    Attributes:
-        fetch: how patiently.
-        limits: how much may come out of an archive.
-        bundle: fetch the bundle at once rather than the sources.
-        say: where lines for the user go.
-    """
+    """How to download."""
 
     fetch: FetchOptions = field(default_factory=FetchOptions)
     limits: Limits = field(default_factory=Limits)
-    bundle: bool = False
-    say: Callable[[str], None] = print
+    bundle: bool = False  # fetch the bundle at once rather than the sources
+    say: Callable[[str], None] = print  # where lines for the user go
 
 
 @dataclass(frozen=True)
@@ -104,10 +82,7 @@ class Step:
 
 
 def download(info: DatasetInfo, root: str, options: DownloadOptions) -> bool:
-    """Fetch what is missing of a data set.
-
-    Returns:
-        Whether everything that training and testing need is there now.
+    """Fetch what is missing of a data set; whether everything that training and testing need is there now.
 
     Raises:
         DataRootError: the data set's folder is one level off.
@@ -184,11 +159,7 @@ def missing_images(info: DatasetInfo, folder: Path) -> list[str]:
 
 
 def dataset_folder(root: str, info: DatasetInfo) -> Path:
-    """Where the data set goes.
-
-    Raises:
-        DataRootError: it exists near by, so that the root is probably meant to be another.
-    """
+    """Where the data set goes; a DataRootError if it exists near by, so that another root is probably meant."""
     base = os.path.abspath(os.path.expanduser(root))
     folder = Path(base, info.folder)
     if not folder.is_dir() and (case_hint(base, info.folder) or near_roots(base, info.folder)):
@@ -204,9 +175,6 @@ def staging(folder: Path) -> Iterator[Path]:
     """The folder for unfinished things, for this process alone; removed at the end if nothing is left in it.
 
     The lock ends with the process; file systems and systems without `flock` do without.
-
-    Raises:
-        DownloadError: another process has it.
     """
     aside = folder / STAGING
     aside.mkdir(exist_ok=True)
@@ -229,14 +197,7 @@ def staging(folder: Path) -> Iterator[Path]:
 
 
 class Job:
-    """The download of one data set.
-
-    Args:
-        info: the data set.
-        folder: its folder.
-        aside: folder for unfinished things, on the same disk.
-        options: how to download.
-    """
+    """The download of one data set into its folder; `aside` is for unfinished things, on the same disk."""
 
     def __init__(self, info: DatasetInfo, folder: Path, aside: Path, options: DownloadOptions) -> None:
         self.info, self.folder, self.aside, self.options = info, folder, aside, options
@@ -324,33 +285,25 @@ class Job:
 
 
 def check_content(path: Path, source: Source, info: DatasetInfo) -> None:
-    """Refuse a file that cannot be what it should be, such as the web page that a dead link leads to.
-
-    Raises:
-        ValueError: it is no archive, a web page, or not the split file with the published classes and counts.
-    """
+    """Refuse a file that cannot be what it should be, such as the web page that a dead link leads to."""
     if source.archive:
         if not is_archive(path):
-            raise WrongContentError(f"what came is neither a zip nor a tar file; {describe_start(path)}")
+            raise LayoutError(f"what came is neither a zip nor a tar file; {describe_start(path)}")
     elif source.split:
         entries = parse_entries(path.read_bytes(), info.split)
         classes = len(check_classes(entries, info.split))
         counts = tuple(len(entries[part]) for part in PARTS)
         if classes != info.classes or counts != info.counts:
-            raise WrongContentError(
+            raise LayoutError(
                 f"what came has {classes} classes and {counts} images for train, val and test; "
                 f"the published split has {info.classes} and {info.counts}"
             )
     elif path.read_bytes()[:64].lstrip()[:1] == b"<":
-        raise WrongContentError(f"what came is wrong; {describe_start(path)}")
+        raise LayoutError(f"what came is wrong; {describe_start(path)}")
 
 
 def find_top(unpacked: Path, source: Source, missing: Sequence[str]) -> Path:
-    """The folder in an unpacked archive that has all the names that are missing.
-
-    Raises:
-        LayoutError: no such folder.
-    """
+    """The folder in an unpacked archive that has all the names that are missing."""
     before = {new: old for old, new in source.renames}
     names = [before.get(name, name) for name in missing]
     for top in (unpacked / source.inside, unpacked):
@@ -382,7 +335,7 @@ def fetch(
     options: FetchOptions,
     check: Callable[[Path], None] = lambda path: None,
 ) -> Mirror:
-    """Fetch a file from the first mirror that has it whole and right.
+    """Fetch a file from the first mirror that has it whole and right; returns that mirror.
 
     Args:
         mirrors: tried in order.
@@ -390,9 +343,6 @@ def fetch(
         root: data root, for mirrors in it.
         options: how patiently.
         check: raises a ValueError if the content is not what it should be.
-
-    Returns:
-        The mirror that it came from.
 
     Raises:
         DownloadError: no mirror had it; the message says why for each.
@@ -419,29 +369,20 @@ def fetch_from(mirror: Mirror, path: Path, root: Path, options: FetchOptions, ch
     else:
         fetch_http(mirror, part, options)
     try:
-        verify(part, mirror)
+        size = size_of(part)
+        if mirror.size is not None and size != mirror.size:
+            raise DownloadError(f"it has {size:,} bytes instead of {mirror.size:,}")
+        kind, expected = ("sha256", mirror.sha256) if mirror.sha256 else ("md5", mirror.md5)
+        if expected and (found := hash_file(part, kind)) != expected:
+            raise DownloadError(f"its {kind} is {found} instead of {expected}: another version, or damaged on the way")
         check(part)
-    except (ValueError, IntegrityError) as error:
+    except (ValueError, DownloadError) as error:
         forget(part)
-        raise IntegrityError(str(error)) from error
+        raise DownloadError(str(error)) from error
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
     forget(part)
-
-
-def verify(path: Path, mirror: Mirror) -> None:
-    """Compare a file's size and checksum with those of the mirror, if known.
-
-    Raises:
-        IntegrityError: they differ.
-    """
-    size = path.stat().st_size
-    if mirror.size is not None and size != mirror.size:
-        raise IntegrityError(f"it has {size:,} bytes instead of {mirror.size:,}")
-    kind, expected = ("sha256", mirror.sha256) if mirror.sha256 else ("md5", mirror.md5)
-    if expected and (found := hash_file(path, kind)) != expected:
-        raise IntegrityError(f"its {kind} is {found} instead of {expected}: another version, or damaged on the way")
 
 
 def hash_file(path: Path, kind: str = "sha256") -> str:
@@ -475,12 +416,7 @@ def fetch_drive(mirror: Mirror, part: Path, options: FetchOptions) -> None:
 
 
 def fetch_http(mirror: Mirror, part: Path, options: FetchOptions) -> None:
-    """Fetch a file over HTTP, as often as it takes; urllib3's Retry would not take up an answer that breaks off.
-
-    Raises:
-        IntegrityError: the server has a file of another size.
-        DownloadError: the server does not have it, or several tries in a row brought nothing new.
-    """
+    """Fetch a file over HTTP, as often as it takes; urllib3's Retry would not take up an answer that breaks off."""
     idle = 0
     while True:
         before = size_of(part)
@@ -535,9 +471,14 @@ def transfer(mirror: Mirror, part: Path, options: FetchOptions) -> None:
                 forget(part)
                 raise BrokenTransferError("the server's file changed meanwhile")
         if None not in (total, mirror.size) and total != mirror.size:
-            raise IntegrityError(f"the server has {total:,} bytes instead of {mirror.size:,}: another version")
+            raise DownloadError(f"the server has {total:,} bytes instead of {mirror.size:,}: another version")
         expected = mirror.size if mirror.size is not None else total
-        check_space(part.parent, (expected or 0) - offset)
+        needed, free = (expected or 0) - offset, shutil.disk_usage(part.parent).free
+        if free < needed:
+            raise NoSpaceError(
+                f"{part.parent} is on a disk with {readable_size(free)} free, {readable_size(needed)} are needed: make "
+                "room, or link the data set's folder to another disk"
+            )
         # What identifies the server's version of the file: a strong ETag, else the date of the last change
         tag = response.headers.get("ETag", "")
         validator = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
@@ -548,11 +489,7 @@ def transfer(mirror: Mirror, part: Path, options: FetchOptions) -> None:
 
 
 def refuse_redirect(response: Any, **_: Any) -> None:
-    """Redirections are followed to web servers only, and never from https to http.
-
-    Raises:
-        DownloadError: this one is not followed.
-    """
+    """Refuse a redirection to anything but web servers, or from https to http."""
     if response.is_redirect:
         target = urljoin(response.url, response.headers["Location"])
         schemes = urlsplit(response.url).scheme, urlsplit(target).scheme
@@ -583,7 +520,7 @@ def receive(raw: Any, part: Path, offset: int, expected: int | None, options: Fe
             file.write(chunk)
             bar.update(len(chunk))
             if expected is not None and file.tell() > expected:
-                raise IntegrityError(f"the server sends more than the {expected:,} bytes it should")
+                raise DownloadError(f"the server sends more than the {expected:,} bytes it should")
 
 
 def progress_bar(name: str, total: int | None, initial: int, shown: bool | None) -> Any:
@@ -620,17 +557,3 @@ def write_state(part: Path, state: dict[str, Any]) -> None:
 def size_of(path: Path) -> int:
     """Bytes of a file, 0 if there is none."""
     return path.stat().st_size if path.exists() else 0
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse to begin what cannot end.
-
-    Raises:
-        NoSpaceError: the disk has less room.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise NoSpaceError(
-            f"{folder} is on a disk with {readable_size(free)} free, {readable_size(needed)} are needed: make room, or "
-            "link the data set's folder to another disk"
-        )

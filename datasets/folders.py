@@ -28,16 +28,7 @@ class NotAnImageError(SplitFileError):
 
 
 def find_dataset_dir(root: str, folder: str, how_to_get: str = "") -> str:
-    """Absolute path of a data set's folder under the data root.
-
-    Args:
-        root: the data root.
-        folder: the data set's folder in it.
-        how_to_get: one sentence for a user who does not have it.
-
-    Raises:
-        DataRootError: it is not there; the message suggests the right root if that is one level off.
-    """
+    """Absolute path of a data set's folder under the data root; the error names the right root if it is near."""
     if not root:
         raise DataRootError(f"the data root is not set: pass --root with the folder that holds {folder!r}")
     root = os.path.abspath(os.path.expanduser(root))
@@ -63,11 +54,7 @@ def suggest_root(root: str, folder: str, how_to_get: str = "") -> str:
 
 
 def find_image_dir(dataset_dir: str, folder: str) -> str:
-    """Absolute path of the folder of the images in a data set's folder; `folder` may be empty or have several levels.
-
-    Raises:
-        DataRootError: it is not there; the message says so if it lies one level deeper or is spelt in another case.
-    """
+    """Absolute path of the folder of the images, which may be empty or have several levels, in a data set's folder."""
     path = dataset_dir
     for name in filter(None, folder.split("/")):
         if not os.path.isdir(os.path.join(path, name)):
@@ -107,11 +94,7 @@ class Listed(NamedTuple):
 
 
 def list_images(folder: str) -> list[str]:
-    """Names of the images in a folder, sorted; hidden files are passed over.
-
-    Raises:
-        NotAnImageError: there is none, or something in it is not an image.
-    """
+    """Names of the images in a folder, sorted; hidden files are passed over, anything else is refused."""
     with os.scandir(folder) as entries:
         found = [entry for entry in entries if not is_clutter(entry.name)]
         nested = sorted(entry.name for entry in found if entry.is_dir())
@@ -132,11 +115,7 @@ def is_clutter(name: str) -> bool:
 
 
 def list_classes(folder: str) -> list[str]:
-    """Names of the class folders, sorted.
-
-    Raises:
-        NotAnImageError: there is none.
-    """
+    """Names of the class folders, sorted; at least one."""
     classes = subfolders(folder)
     if not classes:
         raise NotAnImageError(f"{folder} has no folders: it should hold one folder of images per class")
@@ -170,11 +149,6 @@ def read_classnames(path: str, how_to_get: str, wordnet: bool = False) -> dict[s
         path: the file.
         how_to_get: one sentence for a user who lacks it.
         wordnet: whether it is ImageNet's, with lines of "n01440764 tench" and no others.
-
-    Raises:
-        SplitFileMissingError: there is no such file.
-        SplitFileError: it is not in UTF-8, a line has no class name or is laid out in another way, or a folder comes
-            twice.
     """
     if not os.path.isfile(path):
         raise SplitFileMissingError(f"{path} does not exist. {how_to_get}")
@@ -195,11 +169,7 @@ def read_classnames(path: str, how_to_get: str, wordnet: bool = False) -> dict[s
 
 
 def read_lines(path: str) -> list[str]:
-    """The lines of a text file without the white space around them.
-
-    Raises:
-        SplitFileError: it is not in UTF-8.
-    """
+    """The lines of a text file in UTF-8 without the white space around them."""
     try:
         with open(path, encoding="utf-8-sig") as file:
             return [line.strip() for line in file]
@@ -208,11 +178,7 @@ def read_lines(path: str) -> list[str]:
 
 
 def names_of(folders: Sequence[str], names: dict[str, str], path: str) -> list[str]:
-    """The class name of every folder.
-
-    Raises:
-        SplitFileError: a folder has none.
-    """
+    """The class name of every folder, each of which must have one."""
     unnamed = [folder for folder in folders if folder not in names]
     if unnamed:
         raise SplitFileError(

@@ -33,12 +33,7 @@ def config_of(name: str, root: str, path: str = "") -> Any:
 
 
 def few_shot_class(name: str) -> type[FewShotDataset]:
-    """The data set of that name.
-
-    Raises:
-        ValueError: there is none.
-        NoNewSplitError: it does not work with split files.
-    """
+    """The data set of that name, which must work with split files."""
     dataset = DATASET_REGISTRY.get(name)
     if not (isinstance(dataset, type) and issubclass(dataset, FewShotDataset)):
         raise NoNewSplitError(f"{name} does not work with split files")
@@ -51,7 +46,7 @@ def make_split(name: str, root: StrPath, seed: int, path: str = "") -> Path:
     Args:
         name: DATASET.NAME.
         root: the data root.
-        seed: seed of the draw.
+        seed: seed of the draw, from 0.
         path: DATASET.PATH, for `folder` and `csv`; if empty, the root is the folder or the table itself.
 
     Returns:
@@ -61,8 +56,6 @@ def make_split(name: str, root: StrPath, seed: int, path: str = "") -> Path:
         NoNewSplitError: the data set's split is official, or not a file.
         FileNotFoundError: the data set's folder, its annotation, or images are not there.
         FileExistsError: there is a file of that name with other content.
-        PermissionError: the folder cannot be written to.
-        ValueError: the name is unknown, the seed negative, or the annotation cannot be used.
     """
     dataset = few_shot_class(name)
     if seed < 0:
@@ -77,15 +70,9 @@ def make_split(name: str, root: StrPath, seed: int, path: str = "") -> Path:
 
 
 def export_selection(name: str, root: str, shots: int, seed: int, path: str = "", out: StrPath | None = None) -> Path:
-    """Draw few-shot images as a run does, and write them to a file.
+    """Draw few-shot images as a run does, and write them to `out`.
 
-    Args:
-        name: DATASET.NAME.
-        root: the data root.
-        shots: DATASET.NUM_SHOTS.
-        seed: the run's seed.
-        path: DATASET.PATH, for `folder` and `csv`.
-        out: file to write; by default `selection_drawn_16shots_seed1.json` in the data set's folder.
+    Without `out` it is `selection_drawn_16shots_seed1.json` in the data set's folder; `path` is DATASET.PATH.
 
     Raises:
         SelectionError: the data set is for testing only, shots are below 1, or the seed is negative.
@@ -104,13 +91,9 @@ def export_selection(name: str, root: str, shots: int, seed: int, path: str = ""
 
 
 def import_selection(name: str, pickled: StrPath, root: StrPath, out: StrPath | None = None) -> Path:
-    """Turn a selection that CoOp's code pickled into JSON that DATASET.SELECTION can name.
+    """Turn `shot_N-seed_S.pkl`, as CoOp's code wrote it, into JSON that DATASET.SELECTION can name.
 
-    Args:
-        name: DATASET.NAME.
-        pickled: `shot_N-seed_S.pkl` as CoOp's code wrote it.
-        root: the data root; the images and the split must be there.
-        out: file to write; by default `selection_shot_N-seed_S.json` in the data set's folder.
+    Without `out` it is `selection_shot_N-seed_S.json` in the data set's folder. Images and split must be there.
 
     Raises:
         SelectionError: the pickle is not such a selection, or does not fit the split.

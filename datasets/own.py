@@ -77,11 +77,7 @@ class OwnData(FewShotDataset):
 
     @classmethod
     def find_source(cls, root: str, cfg: Any = None) -> str:
-        """Absolute path of the folder or file that describes the data.
-
-        Raises:
-            DataRootError: there is no such thing.
-        """
+        """Absolute path of the folder or file that describes the data."""
         path = cfg.DATASET.PATH if cfg is not None else ""
         source = os.path.abspath(os.path.join(os.path.expanduser(root), os.path.expanduser(path)))
         if not root and not path:
@@ -96,9 +92,6 @@ class OwnData(FewShotDataset):
         Args:
             rows: all images as they are described today; images may be new since, but none gone or changed.
             output_dir: the run's output folder, where the split goes if the data's folder is read-only.
-
-        Raises:
-            SplitFileError: the saved split has images that the data no longer has.
         """
         check_classes({"train": rows, "val": (), "test": ()}, self.source)  # before anything is written
         name = self.drawn_split_file(self.source, SAVED_SPLIT_SEED)
@@ -169,11 +162,7 @@ class folder(Folder):
 
 
 def has_parts(folder: str) -> bool:
-    """Does the folder have train and test folders (and not classes that happen to be called so)?
-
-    Raises:
-        SplitFileError: it has one of them only, or more folders beside them.
-    """
+    """Does the folder have train and test folders, and nothing beside (not classes that happen to be called so)?"""
     found = [name for name in subfolders(folder) if name in PARTS and subfolders(os.path.join(folder, name))]
     if not found:
         return False
@@ -190,9 +179,6 @@ def list_parts(folder: str, parts: Sequence[str]) -> dict[str, list[Entry]]:
     """The images of each part, a folder of class folders; the classes are those of the first part.
 
     Classes are called as classnames.txt says, or as their folders; one may be missing from the other parts.
-
-    Raises:
-        SplitFileError: a part has a class that the first does not have.
     """
     places = {part: os.path.join(folder, part) if part else folder for part in parts}
     classes = list_classes(places[parts[0]])
@@ -259,12 +245,7 @@ class Csv(OwnData):
         return self.with_domains(super().read_split_file(cfg), read_table(self.source), cfg)
 
     def with_domains(self, split: Split, rows: Sequence["Row"], cfg: Any) -> Split:
-        """The split with each image's domain, reduced to the configured domains.
-
-        Raises:
-            ValueError: only one of the two domain settings is given, or a domain is unknown.
-            SplitFileError: an image of the split is not in the table, or a class has no training image left.
-        """
+        """The split with each image's domain, reduced to the configured domains."""
         self.domains = sorted({row.domain for row in rows if row.domain})
         source, target = cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS
         if source or target:
@@ -295,23 +276,14 @@ class csv(Csv):
 
 @dataclass(frozen=True)
 class Row:
-    """One image.
+    """One image of a table."""
 
-    Attributes:
-        line: its line in the table.
-        image: path relative to the table's folder.
-        label: class label; -1 as long as it follows from the class name.
-        classname: class name; empty as long as it follows from the label.
-        part: train, val or test; empty when the table does not say.
-        domain: name of its domain; empty when the table does not say.
-    """
-
-    line: int
-    image: str
-    label: int
-    classname: str
-    part: str
-    domain: str
+    line: int  # in the table
+    image: str  # path relative to the table's folder
+    label: int  # -1 as long as it follows from the class name
+    classname: str  # empty as long as it follows from the label
+    part: str  # train, val or test; empty when the table does not say
+    domain: str  # empty when the table does not say
 
     @property
     def entry(self) -> Entry:
@@ -320,12 +292,7 @@ class Row:
 
 
 def read_table(path: str) -> list[Row]:
-    """All rows of a table, with labels and class names.
-
-    Raises:
-        TableError: a column is missing, a cell is empty or wrong, or an image comes twice: it could be trained and
-            tested on.
-    """
+    """All rows of a table, with labels and class names; no image twice: it could be trained and tested on."""
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header = file.readline()

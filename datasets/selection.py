@@ -51,13 +51,8 @@ def draw_shots(
 ) -> tuple[list[Datum], list[Datum]]:
     """Draw `shots` training and min(shots, 4) validation images per class, in one random stream.
 
-    Args:
-        train: the training images.
-        val: the validation images; may be empty.
-        shots: images per class.
-        seed: seed of the stream; a negative one draws from the global `random` instead.
-        hold_out: without validation images, draw them from the training images that are left. The stream is then
-            past the training images, which are the same with and without.
+    Without validation images and with `hold_out`, they are drawn from the training images that are left: the stream is
+    then past the training images, which are the same with and without. A negative seed draws from the global `random`.
     """
     sample = sample_of(seed)
     drawn = sample_per_class(train, shots, sample)
@@ -140,14 +135,10 @@ def load(path: str) -> dict[str, Any]:
 def select(
     train: Sequence[Entry], val: Sequence[Entry], split: Split, image_dir: str, path: str
 ) -> tuple[list[Datum], list[Datum]]:
-    """The split's images that the entries name.
+    """The split's images that the entries name; every class must have one.
 
     Training images come from the split's training images; validation images from its validation images or, where it
     has none, from the training images that were not chosen.
-
-    Raises:
-        SelectionError: an image is not where it may come from, comes twice or under another label or name, or a class
-            has no training image.
     """
     pool = index_by_path(split.train, image_dir)
     chosen = look_up(train, pool, split, image_dir, f"{path}, train")
@@ -165,7 +156,7 @@ def index_by_path(items: Iterable[Datum], image_dir: str) -> dict[str, Datum]:
 
 
 def look_up(entries: Sequence[Entry], pool: dict[str, Datum], split: Split, image_dir: str, where: str) -> list[Datum]:
-    """The images of `pool` that the entries name."""
+    """The images of `pool` that the entries name, each once and under its label and class name."""
     unknown = [impath for impath, _, _ in entries if impath not in pool]
     if unknown:
         tested = set(index_by_path(split.test, image_dir)).intersection(unknown)
@@ -186,19 +177,7 @@ def look_up(entries: Sequence[Entry], pool: dict[str, Datum], split: Split, imag
 def write_selection(
     path: str, train: Sequence[Datum], val: Sequence[Datum], image_dir: str, shots: int, **facts: Any
 ) -> None:
-    """Write a selection, atomically; a different file of that name is never replaced.
-
-    Args:
-        path: file to write.
-        train: the training images.
-        val: the validation images.
-        image_dir: folder that paths are made relative to.
-        shots: images per class.
-        facts: what else to state: dataset, seed, split_sha256, origin.
-
-    Raises:
-        FileExistsError: there is such a file with other content.
-    """
+    """Write a selection; `facts` are dataset, seed, split_sha256 and origin. A different file is never replaced."""
     rows = {
         part: [[relative_path(item.impath, image_dir), item.label, item.classname] for item in items]
         for part, items in (("train", train), ("val", val))
@@ -231,12 +210,7 @@ class SelectionUnpickler(Unpickler):
 
 
 def read_pickle(path: str) -> tuple[dict[str, list[Entry]], str]:
-    """The entries of a selection that CoOp's code pickled, with paths as they were stored, and the file's hash.
-
-    Raises:
-        SelectionError: it is not a selection.
-        FileNotFoundError: there is no such file.
-    """
+    """The entries of a selection that CoOp's code pickled, with paths as they were stored, and the file's hash."""
     if os.path.getsize(path) > MAX_BYTES:
         raise SelectionError(f"{path} is larger than any selection")
     with open(path, "rb") as file:

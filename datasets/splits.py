@@ -59,7 +59,7 @@ def read_split(path: str, image_dir: str, how_to_get: str, published: bool = Fal
 
     Args:
         path: the split file.
-        image_dir: folder that its paths are relative to; with backslashes, as Windows writes them, where needed.
+        image_dir: folder that its paths are relative to.
         how_to_get: one sentence for a user who lacks the file.
         published: whether its class names are taken as they are (:func:`prompting.names.check_names`).
 
@@ -87,19 +87,7 @@ def with_slashes(impath: str, image_dir: str) -> str:
 def build_split(
     entries: Mapping[str, Sequence[Entry]], image_dir: str, path: str, sha256: str = "", published: bool = False
 ) -> Split:
-    """Turn entries into a split, once their classes are in order and their images are on disk.
-
-    Args:
-        entries: for each of `PARTS`, its images; paths relative to `image_dir`.
-        image_dir: folder of the images.
-        path: where the entries come from, for errors.
-        sha256: hash of the split; computed from the entries when empty.
-        published: as for :func:`read_split`.
-
-    Raises:
-        SplitFileError: labels and names do not make a list of classes.
-        SplitFileMissingError: some images do not exist.
-    """
+    """A split of entries by part, once their classes are in order and their images on disk; `path` is for errors."""
     classnames = check_classes(entries, path, published)
     sha256 = sha256 or hash_entries(entries)
     images = [impath for part in PARTS for impath, _, _ in entries[part]]
@@ -161,11 +149,7 @@ def read_limited(path: str) -> bytes:
 
 
 def parse_json(content: bytes, path: str, error: type[ValueError]) -> Any:
-    """The JSON in a file that nobody vouches for.
-
-    Raises:
-        ValueError: of the kind given, when the file is too large, nested too deeply or no JSON.
-    """
+    """The JSON in a file that nobody vouches for: not too large, and not nested too deeply."""
     if len(content) > MAX_BYTES:
         raise error(f"{path} has more than {MAX_BYTES:,} bytes, which are the most that are read")
     try:
@@ -220,11 +204,7 @@ def hash_entries(entries: Mapping[str, Sequence[Entry]]) -> str:
 
 
 def split_trainval(entries: Sequence[Entry], rng: random.Random) -> tuple[list[Entry], list[Entry]]:
-    """Where there is an official test set: deal the other images into train and, a fifth of each class, val.
-
-    Raises:
-        AnnotationError: a class has too few images to validate on any.
-    """
+    """Where there is an official test set: deal the other images into train and, a fifth of each class, val."""
     train, val = [], []
     for group in by_label(entries):
         number = round(len(group) * VAL_SHARE)
@@ -237,11 +217,7 @@ def split_trainval(entries: Sequence[Entry], rng: random.Random) -> tuple[list[E
 
 
 def split_classes(entries: Iterable[Entry], rng: random.Random) -> dict[str, list[Entry]]:
-    """Where there is none: deal each class into half train, a fifth val, the rest test.
-
-    Raises:
-        AnnotationError: a class has too few images for one in each part.
-    """
+    """Where there is none: deal each class into half train, a fifth val, the rest test."""
     parts: dict[str, list[Entry]] = {part: [] for part in PARTS}
     for group in by_label(entries):
         train, val = round(len(group) * TRAIN_SHARE), round(len(group) * VAL_SHARE)

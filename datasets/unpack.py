@@ -45,19 +45,12 @@ class UnsafeArchiveError(ArchiveError):
 
 @dataclass(frozen=True)
 class Limits:
-    """How much may come out of an archive.
+    """How much may come out of an archive."""
 
-    Attributes:
-        total: bytes at most.
-        ratio: bytes at most for each byte of the archive; images are compressed already and stay near 1.
-        unrated: bytes for which the ratio does not matter, since lists of file names compress well.
-        entries: number of files and folders at most.
-    """
-
-    total: int = 400 * 10**9
-    ratio: float = 50.0
-    unrated: int = 256 * 2**20
-    entries: int = 3_000_000
+    total: int = 400 * 10**9  # bytes
+    ratio: float = 50.0  # bytes for each byte of the archive; images are compressed already and stay near 1
+    unrated: int = 256 * 2**20  # bytes for which the ratio does not matter: lists of file names compress well
+    entries: int = 3_000_000  # files and folders
 
 
 @dataclass(frozen=True)
@@ -91,7 +84,9 @@ def unpack(
     try:
         writer = Writer(folder, archive.stat().st_size, limits or Limits(), progress)
         links = []
-        for entry in read_entries(archive):
+        if not is_archive(archive):
+            raise ArchiveError(f"it is neither a zip nor a tar file; {describe_start(archive)}")
+        for entry in read_zip(archive) if is_zip(archive) else read_tar(archive):
             writer.count(1)
             name = safe_name(entry.name)
             if entry.target is not None:
@@ -159,16 +154,6 @@ class Writer:
             raise UnsafeArchiveError(f"{name!r} is a file and a folder in it") from error
 
 
-def read_entries(archive: Path) -> Iterator[Entry]:
-    """The entries of a zip or tar file, in order."""
-    if is_zip(archive):
-        yield from read_zip(archive)
-    elif is_archive(archive):
-        yield from read_tar(archive)
-    else:
-        raise ArchiveError(f"it is neither a zip nor a tar file; {describe_start(archive)}")
-
-
 def read_zip(archive: Path) -> Iterator[Entry]:
     """The entries of a zip file; those made on Unix may be links or devices."""
     with zipfile.ZipFile(archive) as file:
@@ -229,11 +214,7 @@ def beside(name: str, target: str) -> str:
 
 
 def safe_name(name: str) -> str:
-    """A relative path without "." and "..".
-
-    Raises:
-        UnsafeArchiveError: it is absolute, climbs out, or has characters that change its meaning on some system.
-    """
+    """A relative path without "." and "..", if it stays in the folder on every system."""
     parts = [part for part in name.split("/") if part not in ("", ".")]
     if name.startswith("/") or ".." in parts or re.match("[A-Za-z]:", name) or re.search(r"[\\\0]", name):
         raise UnsafeArchiveError(f"{name!r} would be written outside the folder")
