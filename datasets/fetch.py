@@ -452,7 +452,10 @@ def transfer(mirror: Mirror, part: Path, options: FetchOptions) -> None:
                 mirror.url, headers=headers, timeout=options.timeout, stream=True, hooks={"response": refuse_redirect}
             )
         except (requests.ConnectionError, requests.Timeout) as error:
-            raise BrokenTransferError(f"no connection ({str(error).rpartition(': ')[2].rstrip(')')})") from error
+            reason = (
+                "timed out" if isinstance(error, requests.Timeout) else str(error).rpartition(": ")[2].rstrip("')\"")
+            )
+            raise BrokenTransferError(f"no connection ({reason})") from error
         except requests.RequestException as error:  # redirected in circles, or to no address
             raise DownloadError(str(error)) from error
         if not 200 <= response.status_code < 300:
