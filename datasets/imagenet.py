@@ -13,15 +13,7 @@ from typing import Any, ClassVar
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.fewshot import FewShotDataset
-from datasets.folders import (
-    Listed,
-    find_image_dir,
-    hash_listed,
-    list_classes,
-    list_folders,
-    names_of,
-    read_classnames,
-)
+from datasets.folders import Listed, find_image_dir, hash_listed, list_classes, list_folders, names_of, read_classnames
 from datasets.splits import Split, SplitFileError, SplitFileMissingError, listed
 from prompting.names import check_names
 

@@ -36,15 +36,7 @@ from typing import Any, ClassVar
 from dassl.config import cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.fewshot import FewShotDataset
-from datasets.folders import (
-    DataRootError,
-    list_classes,
-    list_images,
-    names_of,
-    read_classnames,
-    read_lines,
-    subfolders,
-)
+from datasets.folders import DataRootError, list_classes, list_images, names_of, read_classnames, read_lines, subfolders
 from datasets.selection import relative_path
 from datasets.splits import (
     PARTS,
