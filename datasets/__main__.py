@@ -17,11 +17,10 @@ from collections.abc import Callable, Sequence
 
 from common.commandline import add_debug, guarded
 from dassl.data.datasets import DATASET_REGISTRY
-from datasets.check import check
-from datasets.download import DownloadOptions, describe_plan, download
-from datasets.fetch import FetchOptions
-from datasets.overview import overview
-from datasets.sources import DatasetInfo, UnknownDatasetError, find_name, known_datasets
+from datasets.check import check, overview
+from datasets.fetch import DownloadOptions, FetchOptions, describe_plan, download
+from datasets.make import export_selection, import_selection, make_split
+from datasets.sources import UnknownDatasetError, find_name, known_datasets
 
 ALL = "all"
 
@@ -43,29 +42,39 @@ def command_line() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
+    def add(name: str, text: str, run: Callable[..., int]) -> argparse.ArgumentParser:
+        """A command for a data set under a data root."""
+        command = commands.add_parser(name, help=text, description=text)
+        every = f", or {ALL}" if run in (run_check, run_download) else ""
+        command.add_argument("name", metavar="NAME", help=f"a data set as `list` shows it{every}")
+        command.add_argument("--root", required=True, metavar="DATA", help="data root: one folder per data set")
+        command.set_defaults(run=run)
+        add_debug(command)
+        return command
+
     command = commands.add_parser("list", help="all data sets, and whether they are there")
     command.add_argument("--root", default="", metavar="DATA", help="data root, to see what is in it")
-    command.set_defaults(run=run_list)
+    command.set_defaults(run=lambda options: print(overview(options.root)))
     add_debug(command)
 
-    command = add_command(commands, "check", "say what is wrong with a data set on disk, and the cure", run_check)
+    command = add("check", "say what is wrong with a data set on disk, and the cure", run_check)
     command.add_argument("--deep", action="store_true", help="decode every image, not one per class")
     command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
 
-    command = add_command(commands, "download", "fetch what is missing of a data set", run_download)
+    command = add("download", "fetch what is missing of a data set", run_download)
     command.add_argument("--dry-run", action="store_true", help="say what would be fetched from where; fetch nothing")
     command.add_argument("--bundle", action="store_true", help="take the one archive of the whole data set at once")
     command.add_argument("--timeout", type=float, default=60.0, help="seconds until a silent connection is given up")
 
-    command = add_command(commands, "make-split", "draw a split of your own, beside the published one", run_make_split)
+    command = add("make-split", "draw a new split, beside the published one", run_make_split)
     command.add_argument("--seed", type=int, required=True, help="seed of the split")
     command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
 
-    command = add_command(commands, "import-selection", "turn few-shot images that CoOp drew into JSON", run_import)
+    command = add("import-selection", "turn few-shot images that CoOp drew into JSON", run_import)
     command.add_argument("pickled", metavar="FILE.pkl", help="as CoOp wrote it; nothing in it is executed")
     command.add_argument("--out", metavar="OUT.json", help="where to write; the data set's folder if left out")
 
-    command = add_command(commands, "export-selection", "write down which few-shot images a seed draws", run_export)
+    command = add("export-selection", "write down which few-shot images a seed draws", run_export)
     command.add_argument("--shots", type=int, required=True, help="images per class")
     command.add_argument("--seed", type=int, required=True, help="the run's seed")
     command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
@@ -73,42 +82,20 @@ def command_line() -> argparse.ArgumentParser:
     return parser
 
 
-def add_command(commands: argparse.Action, name: str, text: str, run: Callable[..., int]) -> argparse.ArgumentParser:
-    """A command for a data set under a data root."""
-    command = commands.add_parser(name, help=text, description=text)
-    every = f", or {ALL}" if run in (run_check, run_download) else ""
-    command.add_argument("name", metavar="NAME", help=f"a data set as `list` shows it{every}")
-    command.add_argument("--root", required=True, metavar="DATA", help="data root: one folder per data set")
-    command.set_defaults(run=run)
-    add_debug(command)
-    return command
-
-
-def run_list(options: argparse.Namespace) -> int:
-    """Print the table of all data sets."""
-    print(overview(options.root))
-    return 0
-
-
 def run_check(options: argparse.Namespace) -> int:
     """Check data sets; 1 if anything is wrong. With "all", those that are not there do not count, unless none is."""
-    if options.name == ALL:
-        there = [info.name for info in known_datasets().values() if is_there(info, options.root)]
-        print(f"not there: {', '.join(name for name in known_datasets() if name not in there) or 'none'}")
-        names = there or [next(iter(known_datasets()))]
-    else:
-        names = [find_name(options.name, DATASET_REGISTRY.registered_names())]
+    names = [] if options.name == ALL else [registered(options.name)]
+    if not names:
+        root, known = os.path.expanduser(options.root), known_datasets()
+        there = [name for name, info in known.items() if os.path.isdir(os.path.join(root, info.folder))]
+        print(f"not there: {', '.join(name for name in known if name not in there) or 'none'}")
+        names = there or [next(iter(known))]
     wrong = 0
     for name in names:
         report = check(name, options.root, options.deep, options.path)
         wrong += not report.ok
         print("\n".join(report.lines()), flush=True)
     return 1 if wrong else 0
-
-
-def is_there(info: DatasetInfo, root: str) -> bool:
-    """Whether a data set's folder is under the data root."""
-    return os.path.isdir(os.path.join(os.path.expanduser(root), info.folder))
 
 
 def run_download(options: argparse.Namespace) -> int:
@@ -124,35 +111,29 @@ def run_download(options: argparse.Namespace) -> int:
     return 0 if all(complete) else 1
 
 
-def run_make_split(options: argparse.Namespace) -> int:
+def run_make_split(options: argparse.Namespace) -> None:
     """Draw a new split and say where it is."""
-    from datasets.make_split import make_split
-
-    name = find_name(options.name, DATASET_REGISTRY.registered_names())
-    path = make_split(name, os.path.expanduser(options.root), options.seed, options.path)
+    path = make_split(registered(options.name), os.path.expanduser(options.root), options.seed, options.path)
     print(f"{path}\nto use it: DATASET.SPLIT_FILE {path.name}")
-    return 0
 
 
-def run_import(options: argparse.Namespace) -> int:
+def run_import(options: argparse.Namespace) -> None:
     """Convert a pickled selection and say where it is."""
-    from datasets.import_selection import import_selection
-
-    name = find_name(options.name, DATASET_REGISTRY.registered_names())
+    name = registered(options.name)
     path = import_selection(name, options.pickled, os.path.expanduser(options.root), options.out)
     print(f"{path}\nto use it: DATASET.SELECTION {path}")
-    return 0
 
 
-def run_export(options: argparse.Namespace) -> int:
+def run_export(options: argparse.Namespace) -> None:
     """Draw a selection, write it and say where it is."""
-    from datasets.export_selection import export_selection
-
-    name = find_name(options.name, DATASET_REGISTRY.registered_names())
-    root = os.path.expanduser(options.root)
+    name, root = registered(options.name), os.path.expanduser(options.root)
     path = export_selection(name, root, options.shots, options.seed, options.path, options.out)
     print(f"{path}\nto use it: DATASET.SELECTION {path} DATASET.NUM_SHOTS {options.shots}")
-    return 0
+
+
+def registered(name: str) -> str:
+    """The registered data set that is meant."""
+    return find_name(name, DATASET_REGISTRY.registered_names())
 
 
 if __name__ == "__main__":

@@ -1,27 +1,79 @@
-"""Check a data set on disk: folders, counts, classes, the split's hash, and that images can be decoded.
+"""What is there of the data sets, and what is wrong with one: folders, counts, classes, hash of the split, images.
 
 Each finding comes with its cure. The data set is read by the class that training uses, with all its images.
 """
 
 import contextlib
 import io
+import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from datasets.download import STAGING
-from datasets.fetch import hash_file
-from datasets.locate import DataRootError, case_hint, find_dataset_dir, subfolders
-from datasets.sources import DatasetInfo, known_datasets
-from datasets.splitfile import PARTS, listed
+from datasets.fetch import STAGING, hash_file
+from datasets.folders import DataRootError, case_hint, find_dataset_dir, subfolders
+from datasets.make import config_of
+from datasets.sources import DatasetInfo, known_datasets, readable_size
+from datasets.splits import PARTS, listed
 
+BUNDLED_ROOT = Path(__file__).resolve().parents[1] / "assets"
+HEADERS = ("name", "classes", "images", "folder", "download", "licence", "found")
 DECODERS = 8
+
+
+def overview(root: str) -> str:
+    """All data sets as a table: the published ones, the bundled ones, and any that were added to this folder."""
+    from tabulate import tabulate
+
+    rows = []
+    for info in known_datasets().values():
+        size = "by hand" if info.by_hand else readable_size(info.download_size)
+        found = presence(root, info.folder, [path for path, _ in info.folders] + ([info.split] if info.split else []))
+        counts = f"{info.classes:,}", f"{info.images:,}"
+        rows.append((info.name, *counts, f"{info.folder}/", size, info.licence, found))
+    registered = DATASET_REGISTRY.registered_names()
+    for name in registered:
+        if name in known_datasets() or name != name.lower() in registered:  # Folder is also called folder
+            continue
+        dataset = DATASET_REGISTRY.get(name)
+        folder, split = dataset.dataset_dir, getattr(dataset, "split_file", "")
+        if not folder:
+            rows.append((name, "", "", "yours", "", "yours", ""))
+            continue
+        bundled = (BUNDLED_ROOT / folder).is_dir()
+        base = str(BUNDLED_ROOT) if bundled else root
+        counts = count_split(os.path.join(base, folder, split)) if base and split else ("?", "?")
+        licence = "see assets/ATTRIBUTION.md" if bundled else "yours"
+        found = "bundled (--root assets)" if bundled else presence(root, folder, [split] if split else [])
+        rows.append((name, *counts, f"{folder}/", "", licence, found))
+    return tabulate(rows, headers=HEADERS, maxcolwidths=[None] * 5 + [32, 40])
+
+
+def presence(root: str, folder: str, names: list[str]) -> str:
+    """Whether a data set's folder and what it needs are under the root; "-" without a root."""
+    if not root:
+        return "-"
+    path = os.path.join(os.path.expanduser(root), folder)
+    if not os.path.isdir(path):
+        return "no"
+    missing = [name for name in names if not os.path.exists(os.path.join(path, name))]
+    return f"without {', '.join(missing)}" if missing else "yes"
+
+
+def count_split(path: str) -> tuple[str, str]:
+    """Numbers of classes and images in a split file; "?" if it cannot be read."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            split = json.load(file)
+        rows = [row for part in PARTS for row in split[part]]
+        return f"{len({label for _, label, _ in rows}):,}", f"{len(rows):,}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "?", "?"
 
 
 @dataclass(frozen=True)
@@ -35,13 +87,7 @@ class Finding:
 
 @dataclass
 class Report:
-    """The outcome of a check.
-
-    Attributes:
-        name: the data set.
-        findings: what is wrong; empty if all is well.
-        facts: what was found, as lines.
-    """
+    """The outcome of a check of a data set: what is wrong, nothing if all is well, and what was found, as lines."""
 
     name: str
     findings: list[Finding] = field(default_factory=list)
@@ -68,12 +114,14 @@ def check(name: str, root: str, deep: bool = False, path: str = "", progress: bo
         name: as registered.
         root: data root.
         deep: decode every image rather than one per class and part.
-        path: DATASET.PATH, for data of one's own.
+        path: DATASET.PATH, for `folder` and `csv`.
         progress: show a bar; None shows it on a terminal only.
     """
     report, info = Report(name), known_datasets().get(name)
-    dataset_class, cfg = DATASET_REGISTRY.get(name), settings(name, root, path)
-    fetch = how_to_fetch(dataset_class, info, root)
+    dataset_class, cfg = DATASET_REGISTRY.get(name), config_of(name, root, path)
+    fetch = getattr(dataset_class, "split_help", "") or "put it there"
+    if info:
+        fetch = f"python -m datasets download {info.name} --root {root}"
     try:
         find = getattr(dataset_class, "find_folder", None)
         folder = find(root, cfg) if find else find_dataset_dir(root, dataset_class.dataset_dir)
@@ -88,30 +136,13 @@ def check(name: str, root: str, deep: bool = False, path: str = "", progress: bo
     return report
 
 
-def settings(name: str, root: str, path: str) -> Any:
-    """A configuration for the data set with all its images."""
-    cfg = get_cfg_default()
-    cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS, cfg.SEED = name, root, -1, 1
-    if path and "PATH" in cfg.DATASET:
-        cfg.DATASET.PATH = path
-    return cfg
-
-
-def how_to_fetch(dataset_class: type, info: DatasetInfo | None, root: str) -> str:
-    """The command that fetches a data set, or what else to do."""
-    if info:
-        return f"python -m datasets download {info.name} --root {root}"
-    return getattr(dataset_class, "split_help", "") or "put it there"
-
-
 def check_layout(info: DatasetInfo, folder: str, fetch: str) -> Iterator[Finding]:
     """Folders, files and numbers of entries that the data set needs."""
+    by_hand = info.by_hand.format(folder=folder).replace("\n", "\n      ")
     for path, least in info.folders:
         full = os.path.join(folder, path)
         if not os.path.isdir(full):
-            yield Finding(
-                f"there is no folder {full}", nearby(folder, path) or by_hand(info, folder) or fetch, missing=True
-            )
+            yield Finding(f"there is no folder {full}", nearby(folder, path) or by_hand or fetch, missing=True)
         elif (entries := count_entries(full)) < least:
             yield Finding(f"{full} has {entries} entries, at least {least} are expected", refetch(full, fetch))
     for name in needed_files(info):
@@ -137,11 +168,6 @@ def nearby(folder: str, path: str) -> str:
     return f"spell it so.{hint}" if hint else ""
 
 
-def by_hand(info: DatasetInfo, folder: str) -> str:
-    """What to do where a licence forbids to fetch; empty elsewhere."""
-    return info.by_hand.format(folder=folder).replace("\n", "\n      ")
-
-
 def refetch(path: str, fetch: str) -> str:
     """The cure for a folder or file that is there but wrong."""
     return f"move {path} aside and fetch it anew: {fetch}"
@@ -162,12 +188,28 @@ def check_items(report: Report, dataset_class: type, cfg: Any, fetch: str, deep:
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         report.findings.append(Finding(f"{kind}{error}", f"do as it says, or move what is wrong aside and: {fetch}"))
         return
-    parts = parts_of(dataset)
-    report.facts += describe(dataset, parts)
+    parts = dict(zip(PARTS, (dataset.train_x, dataset.val or [], dataset.test or []), strict=True))
+    if getattr(dataset, "test_only", False):
+        parts = {"test": parts["test"]}
+    report.facts.append(f"classes: {dataset.num_classes} ({listed(dataset.classnames, 3)})")
+    report.facts.append("images: " + ", ".join(f"{len(items)} {part}" for part, items in parts.items()))
+    if sha256 := getattr(dataset, "split_sha256", None):
+        report.facts.append(f"split sha256: {sha256}")
     if info := known_datasets().get(report.name):
-        report.findings += check_counts(info, dataset, parts, fetch)
-    images = [item for items in parts.values() for item in (items if deep else first_of_each_class(items))]
-    paths = list(dict.fromkeys(item.impath for item in images))
+        where = os.path.join(dataset.dataset_dir, info.split or info.folders[0][0])
+        cure = f"the split or the images are of another version; {refetch(where, fetch)}"
+        if dataset.num_classes != info.classes:
+            problem = f"there are {dataset.num_classes} classes, {info.classes} are published"
+            report.findings.append(Finding(problem, cure))
+        for part, expected in zip(PARTS, info.counts, strict=True):
+            if expected is not None and part in parts and len(parts[part]) != expected:
+                problem = f"there are {len(parts[part])} {part} images, {expected} are published"
+                report.findings.append(Finding(problem, cure))
+    images: dict[Any, str] = {}
+    for part, items in parts.items():
+        for index, item in enumerate(items):
+            images.setdefault((part, index if deep else item.label), item.impath)
+    paths = list(dict.fromkeys(images.values()))
     broken, scalings = decode_all(paths, progress)
     report.facts.append(f"decoded: {len(paths) - len(broken)} of {len(paths)} images tried")
     report.facts += [f"more than 8 bits: {count} images; {scaling}" for scaling, count in scalings.items()]
@@ -176,39 +218,6 @@ def check_items(report: Report, dataset_class: type, cfg: Any, fetch: str, deep:
     if broken:
         cure = f"unpack these files again, or {refetch(getattr(dataset, 'image_dir', dataset.dataset_dir), fetch)}"
         report.findings.append(Finding(f"{len(broken)} images cannot be decoded: {listed(broken)}", cure))
-
-
-def parts_of(dataset: Any) -> dict[str, Sequence[Datum]]:
-    """The images of each part; a test set has no other."""
-    parts = dict(zip(PARTS, (dataset.train_x, dataset.val or [], dataset.test or []), strict=True))
-    return {"test": parts["test"]} if getattr(dataset, "test_only", False) else parts
-
-
-def describe(dataset: Any, parts: dict[str, Sequence[Datum]]) -> Iterator[str]:
-    """Classes, images and the hash of the split."""
-    yield f"classes: {dataset.num_classes} ({listed(dataset.classnames, 3)})"
-    yield "images: " + ", ".join(f"{len(items)} {part}" for part, items in parts.items())
-    if sha256 := getattr(dataset, "split_sha256", None):
-        yield f"split sha256: {sha256}"
-
-
-def check_counts(info: DatasetInfo, dataset: Any, parts: dict[str, Sequence[Datum]], fetch: str) -> Iterator[Finding]:
-    """Compare classes and images with the published numbers."""
-    where = os.path.join(dataset.dataset_dir, info.split or info.folders[0][0])
-    cure = f"the split or the images are of another version; {refetch(where, fetch)}"
-    if dataset.num_classes != info.classes:
-        yield Finding(f"there are {dataset.num_classes} classes, {info.classes} are published", cure)
-    for part, expected in zip(PARTS, info.counts, strict=True):
-        if expected is not None and part in parts and len(parts[part]) != expected:
-            yield Finding(f"there are {len(parts[part])} {part} images, {expected} are published", cure)
-
-
-def first_of_each_class(items: Sequence[Datum]) -> list[Datum]:
-    """One image per label."""
-    first: dict[int, Datum] = {}
-    for item in items:
-        first.setdefault(item.label, item)
-    return list(first.values())
 
 
 def check_copies(report: Report, dataset: Any, parts: dict[str, Sequence[Datum]]) -> None:
@@ -235,9 +244,8 @@ def copies_among(paths: Sequence[str], others: Sequence[str]) -> list[tuple[str,
     for path in dict.fromkeys(others):
         by_size.setdefault(os.path.getsize(path), []).append(path)
     candidates = [path for path in dict.fromkeys(paths) if os.path.getsize(path) in by_size]
-    sizes = {os.path.getsize(path) for path in candidates}
     original: dict[str, str] = {}
-    for path in (path for size in sizes for path in by_size[size]):
+    for path in (path for size in {os.path.getsize(path) for path in candidates} for path in by_size[size]):
         original.setdefault(hash_file(Path(path)), path)
     found = ((path, original.get(hash_file(Path(path)))) for path in candidates)
     return [(path, other) for path, other in found if other is not None]
@@ -247,13 +255,9 @@ def decode_all(paths: Sequence[str], progress: bool | None) -> tuple[list[str], 
     """The images that cannot be decoded, each with the reason; and how many were scaled to 8 bits, by how."""
     from tqdm import tqdm
 
+    disable = None if progress is None else not progress
     with ThreadPoolExecutor(DECODERS) as pool:
-        outcomes: Iterable[tuple[str, str]] = tqdm(
-            pool.map(decode, paths),
-            total=len(paths),
-            desc="decoding",
-            disable=None if progress is None else not progress,
-        )
+        outcomes = tqdm(pool.map(decode, paths), total=len(paths), desc="decoding", disable=disable)
         done = list(zip(paths, outcomes, strict=True))
     broken = [f"{path} ({reason})" for path, (reason, _) in done if reason]
     return broken, Counter(scaling for _, (_, scaling) in done if scaling)

@@ -1,39 +1,41 @@
-"""Fetch one file: over HTTP with resumption, from Google Drive, or from elsewhere under the data root.
+"""Download a data set into CoOp's layout: fetch, verify, unpack aside, and move into place as the last step.
 
-A file is written under a name that holds `.part`, verified, and only then gets its own name. What arrived of it
+Everything unfinished lies in `.download` in the data set's folder. What is in the folder already is never touched: a
+source whose names all exist is skipped, and of others only what is missing is added.
+
+A file is written under a name that holds `.part`, verified, and only then gets its final name. What arrived of it
 survives an interruption, and the next try asks for the rest, provided that the server still has the same file.
 """
 
+import contextlib
 import hashlib
-import http.client
 import json
+import logging
 import os
 import re
 import shutil
 import sys
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from email.message import Message
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
-from urllib.parse import urlsplit
+from typing import Any
+from urllib.parse import urljoin, urlsplit
 
 from common.files import atomic_write, remove_dead_temporaries
-from datasets.sources import Mirror, readable_size
+from datasets.folders import DataRootError, case_hint, near_roots, suggest_root
+from datasets.sources import DatasetInfo, Mirror, Source, readable_size
+from datasets.splits import PARTS, check_classes, parse_entries
+from datasets.unpack import ArchiveError, Limits, describe_start, is_archive, unpack
 
+STAGING = ".download"
+UNPACKED = ".unpacked"
 CHUNK = 1 << 16
 PASSING = (408, 416, 425, 429, 500, 502, 503, 504)  # answers that may be different in a moment
 
 
 class DownloadError(OSError):
     """A file that could not be fetched."""
-
-
-class IntegrityError(DownloadError):
-    """A file that is not the one that was asked for."""
 
 
 class NoSpaceError(OSError):
@@ -44,21 +46,286 @@ class BrokenTransferError(DownloadError):
     """A transfer that broke off and can be taken up again."""
 
 
+class LayoutError(ValueError):
+    """A file that is not of the kind it should be, or an archive that does not hold what it should."""
+
+
 @dataclass(frozen=True)
 class FetchOptions:
-    """How patiently to fetch.
+    """How patiently to fetch."""
 
-    Attributes:
-        timeout: seconds without a byte after which a connection counts as stalled.
-        retries: tries in a row that bring nothing new before a mirror is given up.
-        pause: seconds before the first new try after one that brought nothing; doubled each time.
-        progress: show bars; None shows them on a terminal only.
+    timeout: float = 60.0  # seconds without a byte after which a connection counts as stalled
+    retries: int = 3  # tries in a row that bring nothing new before a mirror is given up
+    pause: float = 1.0  # seconds before the first new try after one that brought nothing; doubled each time
+    progress: bool | None = None  # show bars; None shows them on a terminal only
+
+
+@dataclass(frozen=True)
+class DownloadOptions:
+    """How to download."""
+
+    fetch: FetchOptions = field(default_factory=FetchOptions)
+    limits: Limits = field(default_factory=Limits)
+    bundle: bool = False  # fetch the bundle at once rather than the sources
+    say: Callable[[str], None] = print  # where lines for the user go
+
+
+@dataclass(frozen=True)
+class Step:
+    """A source that is needed, and the names that it should add."""
+
+    source: Source
+    missing: tuple[str, ...]
+
+
+# A whole data set
+
+
+def download(info: DatasetInfo, root: str, options: DownloadOptions) -> bool:
+    """Fetch what is missing of a data set; whether everything that training and testing need is there now.
+
+    Raises:
+        DataRootError: the data set's folder is one level off.
+        OSError: the disk is full or cannot be written to, or another process is downloading the same.
     """
+    folder = dataset_folder(root, info)
+    created = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    with staging(folder) as aside:
+        failures = Job(info, folder, aside, options).run()
+    if created:
+        with contextlib.suppress(OSError):  # nothing came
+            folder.rmdir()
+    for step, error in failures:
+        purpose = f" (only needed for {step.source.optional})" if step.source.optional else ""
+        pages = " or ".join(mirror.page for mirror in step.source.mirrors if mirror.scheme != "root")
+        cure = f"save {pages} as {folder / step.source.provides[0]}"
+        if step.source.archive:
+            cure = f"download {pages} and unpack it so that {folder} has {', '.join(step.missing)}"
+        options.say(f"{info.name}: {step.source.file} is missing{purpose}. {error}\n  By hand: {cure}")
+    unfetched = missing_images(info, folder)
+    if info.by_hand and unfetched:
+        options.say(info.by_hand.format(folder=folder))
+    complete = not unfetched and all(step.source.optional for step, _ in failures)
+    if complete:
+        options.say(
+            f"{info.name} is in {folder}. Check it: python -m datasets check {info.name} --root {folder.parent}"
+        )
+    return complete
 
-    timeout: float = 60.0
-    retries: int = 3
-    pause: float = 1.0
-    progress: bool | None = None
+
+def describe_plan(info: DatasetInfo, root: str) -> list[str]:
+    """What `download` would do, in lines; nothing is written."""
+    folder = dataset_folder(root, info)
+    steps = plan(info, folder)
+    lines = [f"{info.name} -> {folder} (licence: {info.licence})"]
+    for source in info.sources:
+        step = next((step for step in steps if step.source is source), None)
+        if step is None:
+            lines.append(f"  {source.file}: there already ({', '.join(source.provides)})")
+            continue
+        purpose = f", needed for {source.optional}" if source.optional else ""
+        lines.append(f"  {source.file}: {readable_size(source.size)}{purpose}; adds {', '.join(step.missing)}")
+        lines += describe_mirrors(source)
+    if info.bundle and steps:
+        lines.append(f"  {info.bundle.file}: {readable_size(info.bundle.size)}, if an image archive cannot be had")
+        lines += describe_mirrors(info.bundle)
+    if info.by_hand and missing_images(info, folder):
+        lines.append(info.by_hand.format(folder=folder))
+    return lines
+
+
+def describe_mirrors(source: Source) -> Iterator[str]:
+    """Address of each mirror and how what comes from it is verified."""
+    for mirror in source.mirrors:
+        how = "verified by its classes and counts" if source.split else "not verified"
+        if mirror.verified:
+            how = f"sha256 {mirror.sha256}" if mirror.sha256 else f"md5 {mirror.md5}"
+        yield f"    {mirror.page} ({how})"
+
+
+def plan(info: DatasetInfo, folder: Path) -> list[Step]:
+    """The sources of which something is missing."""
+    steps = [
+        Step(source, tuple(name for name in source.provides if not os.path.lexists(folder / name)))
+        for source in info.sources
+    ]
+    return [step for step in steps if step.missing]
+
+
+def missing_images(info: DatasetInfo, folder: Path) -> list[str]:
+    """The folders of images that are not there."""
+    return [name for name, _ in info.folders if not (folder / name).is_dir()]
+
+
+def dataset_folder(root: str, info: DatasetInfo) -> Path:
+    """Where the data set goes; a DataRootError if it exists near by, so that another root is probably meant."""
+    base = os.path.abspath(os.path.expanduser(root))
+    folder = Path(base, info.folder)
+    if not folder.is_dir() and (case_hint(base, info.folder) or near_roots(base, info.folder)):
+        raise DataRootError(
+            f"{base} has no folder {info.folder!r}.{suggest_root(base, info.folder)} "
+            f"(To download to {folder} all the same, create that folder first.)"
+        )
+    return folder
+
+
+@contextlib.contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """The folder for unfinished things, for this process alone; removed at the end if nothing is left in it.
+
+    The lock ends with the process; file systems and systems without `flock` do without.
+    """
+    aside = folder / STAGING
+    aside.mkdir(exist_ok=True)
+    lock = aside / "lock"
+    with open(lock, "w") as file:
+        try:
+            import fcntl
+
+            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DownloadError(f"another process is downloading to {folder}: wait until it is done") from error
+        except (ImportError, OSError) as error:
+            logging.getLogger(__name__).debug("no lock on %s: %s", folder, error)
+        for leftover in aside.glob(f"*{UNPACKED}"):
+            shutil.rmtree(leftover)
+        yield aside
+        lock.unlink()
+    with contextlib.suppress(OSError):  # partial downloads stay for the next try
+        aside.rmdir()
+
+
+class Job:
+    """The download of one data set into its folder; `aside` is for unfinished things, on the same disk."""
+
+    def __init__(self, info: DatasetInfo, folder: Path, aside: Path, options: DownloadOptions) -> None:
+        self.info, self.folder, self.aside, self.options = info, folder, aside, options
+
+    def run(self) -> list[tuple[Step, Exception]]:
+        """Fetch all that is missing; returns what could not be had, and why."""
+        steps = plan(self.info, self.folder)
+        for source in self.info.sources:
+            if all(step.source is not source for step in steps):
+                self.remove_leftovers(source)
+                self.options.say(f"{self.info.name}: {', '.join(source.provides)} is there already and stays as it is")
+        if self.info.bundle and not steps:
+            self.remove_leftovers(self.info.bundle)
+        if self.options.bundle and self.info.bundle and steps:
+            return self.try_bundle([(step, DownloadError("it was to come from the bundle.")) for step in steps])
+        failures = [(step, error) for step in steps if (error := self.attempt(step)) is not None]
+        images = [step for step, _ in failures if step.source.archive and not step.source.optional]
+        return self.try_bundle(failures) if images and self.info.bundle else failures
+
+    def try_bundle(self, failures: list[tuple[Step, Exception]]) -> list[tuple[Step, Exception]]:
+        """Fetch the bundle for what could not be had otherwise; returns what is missing still."""
+        wanted = [name for step, _ in failures if not step.source.optional for name in step.missing]
+        if not wanted:
+            return failures
+        self.options.say(f"{self.info.name}: taking {', '.join(wanted)} from {self.info.bundle.file}")
+        error = self.attempt(Step(self.info.bundle, tuple(wanted)))
+        if error:
+            self.options.say(f"{self.info.name}: no help from the bundle. {error}")
+        left = {step.source.file for step in plan(self.info, self.folder)}
+        return [(step, first) for step, first in failures if step.source.file in left]
+
+    def attempt(self, step: Step) -> Exception | None:
+        """Fetch one source and move what it holds into place; returns the error, if any."""
+        source, path = step.source, self.aside / step.source.file
+        try:
+            if not path.exists():
+                size = readable_size(source.size) if source.size else "size unknown"
+                self.options.say(f"{self.info.name}: fetching {source.file} ({size})")
+                mirror = fetch(
+                    *(source.mirrors, path, self.folder.parent, self.options.fetch),
+                    check=lambda file: check_content(file, source, self.info),
+                )
+                if not mirror.verified and not source.split and mirror.scheme != "root":
+                    self.options.say(f"{self.info.name}: {source.file} was not verified: no checksum is known")
+            if source.archive:
+                self.unpack_into_place(path, source, step.missing)
+            elif not os.path.lexists(self.folder / source.provides[0]):
+                os.rename(path, self.folder / source.provides[0])
+            self.remove_leftovers(source)
+        except (DownloadError, ArchiveError, LayoutError) as error:
+            return error
+        return None
+
+    def remove_leftovers(self, source: Source) -> None:
+        """Remove what was fetched of a source that is in place; the process that put it there may have been killed."""
+        for leftover in self.aside.glob(f"{source.file}*"):
+            leftover.unlink()
+
+    def unpack_into_place(self, path: Path, source: Source, missing: Sequence[str]) -> None:
+        """Unpack an archive aside, and move its content into place once it is all there."""
+        try:
+            top = self.unpack_aside(path, source.file)
+            if source.nested:
+                inner = top / source.nested
+                if not inner.is_file():
+                    raise LayoutError(f"{source.file} has no {source.nested}")
+                top = self.unpack_aside(inner, f"{source.file}-nested")
+            top = find_top(top, source, missing)
+            place(top, self.folder, dict(source.renames), missing, everything=bool(source.provides))
+        except ArchiveError:
+            path.unlink(missing_ok=True)  # damaged or hostile: the next try starts anew
+            raise
+        except LayoutError as error:
+            raise LayoutError(f"{error}. It is kept for you to look at: {path}") from error
+        finally:
+            for leftover in self.aside.glob(f"{source.file}*{UNPACKED}"):
+                shutil.rmtree(leftover)
+
+    def unpack_aside(self, archive: Path, name: str) -> Path:
+        """Unpack with a bar; returns where to."""
+        unpacked = self.aside / f"{name}{UNPACKED}"
+        with progress_bar(f"unpacking {archive.name}", None, 0, self.options.fetch.progress) as bar:
+            unpack(archive, unpacked, self.options.limits, bar.update)
+        return unpacked
+
+
+def check_content(path: Path, source: Source, info: DatasetInfo) -> None:
+    """Refuse a file that cannot be what it should be, such as the web page that a dead link leads to."""
+    if source.archive:
+        if not is_archive(path):
+            raise LayoutError(f"what came is neither a zip nor a tar file; {describe_start(path)}")
+    elif source.split:
+        entries = parse_entries(path.read_bytes(), info.split)
+        classes = len(check_classes(entries, info.split))
+        counts = tuple(len(entries[part]) for part in PARTS)
+        if classes != info.classes or counts != info.counts:
+            raise LayoutError(
+                f"what came has {classes} classes and {counts} images for train, val and test; "
+                f"the published split has {info.classes} and {info.counts}"
+            )
+    elif path.read_bytes()[:64].lstrip()[:1] == b"<":
+        raise LayoutError(f"what came is wrong; {describe_start(path)}")
+
+
+def find_top(unpacked: Path, source: Source, missing: Sequence[str]) -> Path:
+    """The folder in an unpacked archive that has all the names that are missing."""
+    before = {new: old for old, new in source.renames}
+    names = [before.get(name, name) for name in missing]
+    for top in (unpacked / source.inside, unpacked):
+        if all((top / name).exists() for name in names):
+            return top
+    found = ", ".join(sorted(child.name for child in unpacked.iterdir())[:5]) or "nothing"
+    raise LayoutError(f"{source.file} should hold {', '.join(names)} but holds {found}")
+
+
+def place(top: Path, folder: Path, renames: Mapping[str, str], missing: Sequence[str], everything: bool) -> None:
+    """Move what was unpacked into the data set's folder; what is there already stays.
+
+    The missing names go last: they are what tells the next run that nothing more is to be done.
+    """
+    children = {renames.get(child.name, child.name): child for child in top.iterdir()}
+    names = [name for name in sorted(children) if name in missing or everything]
+    for name in sorted(names, key=lambda name: name in missing):
+        if not os.path.lexists(folder / name):
+            os.rename(children[name], folder / name)
+
+
+# One file
 
 
 def fetch(
@@ -68,7 +335,7 @@ def fetch(
     options: FetchOptions,
     check: Callable[[Path], None] = lambda path: None,
 ) -> Mirror:
-    """Fetch a file from the first mirror that has it whole and right.
+    """Fetch a file from the first mirror that has it whole and right; returns that mirror.
 
     Args:
         mirrors: tried in order.
@@ -76,9 +343,6 @@ def fetch(
         root: data root, for mirrors in it.
         options: how patiently.
         check: raises a ValueError if the content is not what it should be.
-
-    Returns:
-        The mirror that it came from.
 
     Raises:
         DownloadError: no mirror had it; the message says why for each.
@@ -97,38 +361,28 @@ def fetch_from(mirror: Mirror, path: Path, root: Path, options: FetchOptions, ch
     """Fetch a file from one mirror, verify it, and give it its name."""
     part = path.with_name(f"{path.name}.part-{hashlib.sha256(mirror.url.encode()).hexdigest()[:8]}")
     if mirror.scheme == "root":
-        copy_file(root / mirror.rest, part)
+        if not (root / mirror.rest).is_file():
+            raise DownloadError("it is not there")
+        shutil.copyfile(root / mirror.rest, part)
     elif mirror.scheme == "gdrive":
         fetch_drive(mirror, part, options)
     else:
         fetch_http(mirror, part, options)
     try:
-        verify(part, mirror)
+        size = size_of(part)
+        if mirror.size is not None and size != mirror.size:
+            raise DownloadError(f"it has {size:,} bytes instead of {mirror.size:,}")
+        kind, expected = ("sha256", mirror.sha256) if mirror.sha256 else ("md5", mirror.md5)
+        if expected and (found := hash_file(part, kind)) != expected:
+            raise DownloadError(f"its {kind} is {found} instead of {expected}: another version, or damaged on the way")
         check(part)
-    except ValueError as error:
+    except (ValueError, DownloadError) as error:
         forget(part)
-        raise IntegrityError(str(error)) from error
-    except IntegrityError:
-        forget(part)
-        raise
+        raise DownloadError(str(error)) from error
     with open(part, "rb") as file:
         os.fsync(file.fileno())
     os.replace(part, path)
     forget(part)
-
-
-def verify(path: Path, mirror: Mirror) -> None:
-    """Compare a file's size and checksum with those of the mirror, if known.
-
-    Raises:
-        IntegrityError: they differ.
-    """
-    size = path.stat().st_size
-    if mirror.size is not None and size != mirror.size:
-        raise IntegrityError(f"it has {size:,} bytes instead of {mirror.size:,}")
-    kind, expected = ("sha256", mirror.sha256) if mirror.sha256 else ("md5", mirror.md5)
-    if expected and (found := hash_file(path, kind)) != expected:
-        raise IntegrityError(f"its {kind} is {found} instead of {expected}: another version, or damaged on the way")
 
 
 def hash_file(path: Path, kind: str = "sha256") -> str:
@@ -147,13 +401,6 @@ def forget(part: Path) -> None:
     remove_dead_temporaries(part.parent, state_path(part).name.__eq__)
 
 
-def copy_file(source: Path, part: Path) -> None:
-    """Copy a file that another data set has already."""
-    if not source.is_file():
-        raise DownloadError("it is not there")
-    shutil.copyfile(source, part)
-
-
 def fetch_drive(mirror: Mirror, part: Path, options: FetchOptions) -> None:
     """Fetch a file from Google Drive; gdown keeps what arrived and takes it up again."""
     import gdown
@@ -169,12 +416,7 @@ def fetch_drive(mirror: Mirror, part: Path, options: FetchOptions) -> None:
 
 
 def fetch_http(mirror: Mirror, part: Path, options: FetchOptions) -> None:
-    """Fetch a file over HTTP, as often as it takes.
-
-    Raises:
-        IntegrityError: the server has a file of another size.
-        DownloadError: the server does not have it, or several tries in a row brought nothing new.
-    """
+    """Fetch a file over HTTP, as often as it takes; urllib3's Retry would not take up an answer that breaks off."""
     idle = 0
     while True:
         before = size_of(part)
@@ -189,122 +431,107 @@ def fetch_http(mirror: Mirror, part: Path, options: FetchOptions) -> None:
 
 def transfer(mirror: Mirror, part: Path, options: FetchOptions) -> None:
     """One try: ask for what is missing, and write what comes."""
+    import requests  # takes as long as the rest of the package
+    from urllib3 import Retry
+
     state = read_state(part, mirror)
     offset = size_of(part) if state else 0
     if offset and offset == (mirror.size or state["total"]):
         return
-    with ask(mirror.url, offset, state, part, options.timeout) as response:
-        offset, total = place_in_file(response, offset, state, part)
-        if None not in (total, mirror.size) and total != mirror.size:
-            raise IntegrityError(f"the server has {total:,} bytes instead of {mirror.size:,}: another version")
-        expected = mirror.size if mirror.size is not None else total
-        check_space(part.parent, (expected or 0) - offset)
-        write_state(part, {"url": mirror.url, "validator": validator(response.headers), "total": total})
-        receive(response, part, offset, expected, options)
-    if expected is not None and size_of(part) != expected:
-        raise BrokenTransferError(f"the connection ended after {size_of(part):,} of {expected:,} bytes")
-
-
-def ask(url: str, offset: int, state: dict[str, Any], part: Path, timeout: float) -> Any:
-    """Send the request for everything from `offset` on."""
     headers = {"User-Agent": "Mozilla/5.0 (datasets download)", "Accept-Encoding": "identity"}
     if offset:
         headers["Range"] = f"bytes={offset}-"
         if state["validator"]:
             headers["If-Range"] = state["validator"]
-    opener = urllib.request.build_opener(WebRedirects)
-    try:
-        return opener.open(urllib.request.Request(url, headers=headers), timeout=timeout)
-    except DownloadError:
-        raise
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == 416:  # what is there already is no part of the server's file
+    with requests.Session() as session:
+        # A server may close, without a word, a connection that a redirection is about to use again
+        for scheme in ("http://", "https://"):
+            session.mount(scheme, requests.adapters.HTTPAdapter(max_retries=Retry(1, connect=0)))
+        try:
+            response = session.get(
+                mirror.url, headers=headers, timeout=options.timeout, stream=True, hooks={"response": refuse_redirect}
+            )
+        except (requests.ConnectionError, requests.Timeout) as error:
+            reason = (
+                "timed out" if isinstance(error, requests.Timeout) else str(error).rpartition(": ")[2].rstrip("')\"")
+            )
+            raise BrokenTransferError(f"no connection ({reason})") from error
+        except requests.RequestException as error:  # redirected in circles, or to no address
+            raise DownloadError(str(error)) from error
+        if not 200 <= response.status_code < 300:
+            if response.status_code == 416:  # what is there already is no part of the server's file
                 forget(part)
-            kind = BrokenTransferError if error.code in PASSING else DownloadError
-            raise kind(f"the server answers {error.code} ({error.reason})") from error
-    except (OSError, http.client.HTTPException) as error:
-        reason = getattr(error, "reason", error)
-        raise BrokenTransferError(f"no connection ({reason or type(error).__name__})") from error
-
-
-class WebRedirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirections to web servers only, and never from https to http."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> urllib.request.Request | None:
-        """The request to the new address.
-
-        Raises:
-            DownloadError: it is not on the web, or gives up encryption.
-        """
-        scheme = urlsplit(newurl).scheme
-        if scheme not in ("http", "https") or (urlsplit(req.full_url).scheme == "https" and scheme == "http"):
-            raise DownloadError(f"it redirects to {newurl}, which is not followed")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def place_in_file(response: Any, offset: int, state: dict[str, Any], part: Path) -> tuple[int, int | None]:
-    """Where in the file the answer begins, and how long the file is (None if the server does not say).
-
-    Raises:
-        BrokenTransferError: the answer does not fit what is there already, which is then dropped.
-    """
-    if response.status != 206:
+            kind = BrokenTransferError if response.status_code in PASSING else DownloadError
+            raise kind(f"the server answers {response.status_code} ({response.reason})")
         length = response.headers.get("Content-Length", "")
-        return 0, int(length) if length.isdecimal() else None
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-    total = int(match[2]) if match and match[2] != "*" else None
-    if not match or int(match[1]) != offset or total != state["total"]:
-        forget(part)
-        raise BrokenTransferError("the server's file changed meanwhile")
-    return offset, total
+        total = int(length) if length.isdecimal() else None
+        if response.status_code != 206:  # the whole file
+            offset = 0
+        else:
+            match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+            total = int(match[2]) if match and match[2] != "*" else None
+            if not match or int(match[1]) != offset or total != state.get("total"):
+                forget(part)
+                raise BrokenTransferError("the server's file changed meanwhile")
+        if None not in (total, mirror.size) and total != mirror.size:
+            raise DownloadError(f"the server has {total:,} bytes instead of {mirror.size:,}: another version")
+        expected = mirror.size if mirror.size is not None else total
+        needed, free = (expected or 0) - offset, shutil.disk_usage(part.parent).free
+        if free < needed:
+            raise NoSpaceError(
+                f"{part.parent} is on a disk with {readable_size(free)} free, {readable_size(needed)} are needed: make "
+                "room, or link the data set's folder to another disk"
+            )
+        # What identifies the server's version of the file: a strong ETag, else the date of the last change
+        tag = response.headers.get("ETag", "")
+        validator = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
+        write_state(part, {"url": mirror.url, "validator": validator, "total": total})
+        receive(response.raw, part, offset, expected, options)
+    if expected is not None and size_of(part) != expected:
+        raise BrokenTransferError(f"the connection ended after {size_of(part):,} of {expected:,} bytes")
 
 
-def receive(response: Any, part: Path, offset: int, expected: int | None, options: FetchOptions) -> None:
-    """Write the answer to the file from `offset` on, as it comes."""
+def refuse_redirect(response: Any, **_: Any) -> None:
+    """Refuse a redirection to anything but web servers, or from https to http."""
+    if response.is_redirect:
+        target = urljoin(response.url, response.headers["Location"])
+        schemes = urlsplit(response.url).scheme, urlsplit(target).scheme
+        if schemes[1] not in ("http", "https") or schemes == ("https", "http"):
+            raise DownloadError(f"it redirects to {target}, which is not followed")
+
+
+def receive(raw: Any, part: Path, offset: int, expected: int | None, options: FetchOptions) -> None:
+    """Write the body of an answer to the file from `offset` on, as it comes."""
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
+
+    raw.enforce_content_length = False  # what came before the end is kept; the caller compares the length
     with (
         open(part, "r+b" if offset else "wb") as file,
         progress_bar(part.name.split(".part")[0], expected, offset, options.progress) as bar,
     ):
         file.seek(offset)
         file.truncate()
-        while chunk := read_some(response):
+        while True:
+            try:
+                chunk = raw.read1(CHUNK)  # what has arrived, so that a stall loses nothing
+            except ReadTimeoutError as error:
+                raise BrokenTransferError("the connection stalled") from error
+            except (HTTPError, OSError) as error:
+                raise BrokenTransferError(f"the connection broke ({error or type(error).__name__})") from error
+            if not chunk:
+                return
             file.write(chunk)
             bar.update(len(chunk))
             if expected is not None and file.tell() > expected:
-                raise IntegrityError(f"the server sends more than the {expected:,} bytes it should")
-
-
-def read_some(response: Any) -> bytes:
-    """What has arrived; empty at the end."""
-    try:
-        return response.read1(CHUNK)
-    except TimeoutError as error:
-        raise BrokenTransferError("the connection stalled") from error
-    except (OSError, http.client.HTTPException) as error:
-        raise BrokenTransferError(f"the connection broke ({error or type(error).__name__})") from error
+                raise DownloadError(f"the server sends more than the {expected:,} bytes it should")
 
 
 def progress_bar(name: str, total: int | None, initial: int, shown: bool | None) -> Any:
-    """A bar that counts bytes, on the error stream."""
+    """A bar that counts bytes, on the error stream; None shows it on a terminal only."""
     from tqdm import tqdm
 
-    return tqdm(
-        desc=name,
-        total=total,
-        initial=initial,
-        unit="B",
-        unit_scale=True,
-        disable=None if shown is None else not shown,
-    )
-
-
-def validator(headers: Message) -> str:
-    """What identifies the server's version of the file: a strong ETag, else the date of the last change, else ""."""
-    tag = headers.get("ETag", "")
-    return tag if tag and not tag.startswith("W/") else headers.get("Last-Modified", "")
+    disable = None if shown is None else not shown
+    return tqdm(desc=name, total=total, initial=initial, unit="B", unit_scale=True, disable=disable)
 
 
 def state_path(part: Path) -> Path:
@@ -333,17 +560,3 @@ def write_state(part: Path, state: dict[str, Any]) -> None:
 def size_of(path: Path) -> int:
     """Bytes of a file, 0 if there is none."""
     return path.stat().st_size if path.exists() else 0
-
-
-def check_space(folder: Path, needed: int) -> None:
-    """Refuse to begin what cannot end.
-
-    Raises:
-        NoSpaceError: the disk has less room.
-    """
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise NoSpaceError(
-            f"{folder} is on a disk with {readable_size(free)} free, {readable_size(needed)} are needed: make room, or "
-            "link the data set's folder to another disk"
-        )

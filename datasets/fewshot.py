@@ -1,4 +1,4 @@
-"""What every few-shot data set shares: find the folder, read the split, draw the shots, take base or new classes.
+"""What every few-shot data set shares: find the folder, read the split, take the shots, take base or new classes.
 
 A data set is a subclass that says where its files lie. Nothing is written: the shots follow from the split file, the
 seed and the number of shots alone, and are those that CoOp's data set files draw, so a read-only data folder will do.
@@ -12,19 +12,16 @@ from typing import Any, ClassVar
 
 from dassl.config import cfg_default
 from dassl.data.datasets import DatasetBase, Datum
-from datasets.locate import DataRootError, find_dataset_dir, find_image_dir
-from datasets.sampling import draw_held_out, draw_shots, hash_selection, sample_of
-from datasets.selection import read_selection
+from datasets.folders import find_dataset_dir, find_image_dir
+from datasets.selection import draw_held_out, draw_shots, hash_selection, read_selection, sample_of
 from datasets.sources import known_datasets
-from datasets.splitfile import Entry, Split, read_split
+from datasets.splits import Entry, Split, read_split
 from prompting.tokens import check_template
-
-__all__ = ["ClassSplitError", "DataRootError", "FewShotDataset", "NoNewSplitError", "draw_shots", "hash_selection"]
 
 CLASS_SPLITS = ("all", "base", "new")
 
 cfg_default.DATASET.SUBSAMPLE_CLASSES = "all"  # all, base or new
-# A split of your own (python -m datasets make-split) in place of the published one: a file name in the data set's
+# A split that you drew (python -m datasets make-split) in place of the published one: a file name in the data set's
 # folder, or a path.
 cfg_default.DATASET.SPLIT_FILE = ""
 # Few-shot images from a file (python -m datasets import-selection) in place of drawing them; looked up likewise.
@@ -43,6 +40,31 @@ class NoNewSplitError(ValueError):
     """A data set's split is not ours to draw."""
 
 
+def subsample_classes(*sources: Sequence[Datum], subsample: str = "all") -> list[list[Datum]]:
+    """Keep base or new classes, relabelled from 0.
+
+    The first ceil(n / 2) of the n labels in the first source are the base classes, the others are new (CoOp's rule).
+
+    Raises:
+        ClassSplitError: `subsample` is none of all, base and new, or no class would be left.
+    """
+    if subsample not in CLASS_SPLITS:
+        raise ClassSplitError(f"DATASET.SUBSAMPLE_CLASSES is {subsample!r}; choose from: {', '.join(CLASS_SPLITS)}")
+    if subsample == "all":
+        return [list(source) for source in sources]
+    print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
+    labels = sorted({item.label for item in sources[0]})
+    base = math.ceil(len(labels) / 2)
+    kept = labels[:base] if subsample == "base" else labels[base:]
+    if not kept:
+        raise ClassSplitError(f"a data set with {len(labels)} classes has no {subsample} classes")
+    new = {label: index for index, label in enumerate(kept)}
+    return [
+        [Datum(item.impath, new[item.label], item.domain, item.classname) for item in source if item.label in new]
+        for source in sources
+    ]
+
+
 class FewShotDataset(DatasetBase):
     """A data set with a split file, as in CoOp (Zhou et al., IJCV 2022).
 
@@ -56,7 +78,7 @@ class FewShotDataset(DatasetBase):
             split is read from where there is no split file.
         split_help: one sentence on how to get it, for data sets that are not in `sources.json`.
         template: prompt for zero-shot classification, "{}" standing for the class name.
-        val_from_train: without validation images of its own, draw few-shot ones from the training images that are
+        val_from_train: where the split has no validation images, draw few-shot ones from the training images that are
             not among the shots; without shots there are none. Test images never validate.
         test_only: a test set: its test images also stand in for training images, which the engine needs for the
             class names; nothing may be trained on them.
@@ -77,7 +99,12 @@ class FewShotDataset(DatasetBase):
     has_domains: ClassVar[bool] = False
 
     def __init__(self, cfg: Any) -> None:
-        self.check_settings(cfg)
+        for key in () if self.has_domains else ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
+            if domains := cfg.DATASET[key]:
+                name = type(self).__name__
+                raise ValueError(f"DATASET.{key} is {list(domains)}, but {name} has no domains: leave it out")
+        if cfg.DATASET.TEMPLATE:
+            check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
         self.source = self.find_source(cfg.DATASET.ROOT, cfg)
         self.dataset_dir = self.find_folder(cfg.DATASET.ROOT, cfg)
         self.image_dir = find_image_dir(self.dataset_dir, self.image_folder)
@@ -90,24 +117,19 @@ class FewShotDataset(DatasetBase):
         train, val, test = subsample_classes(train, val, split.test, subsample=cfg.DATASET.SUBSAMPLE_CLASSES)
         super().__init__(train_x=train, val=val, test=test)
 
-    @classmethod
-    def check_settings(cls, cfg: Any) -> None:
-        """Refuse settings that this data set would not heed.
+    # What data set files written for CoOp call on OxfordPets
 
-        Raises:
-            ValueError: domains of a data set without, or a template without one place for the class name.
-        """
-        for key in () if cls.has_domains else ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
-            if cfg.DATASET[key]:
-                raise ValueError(
-                    f"DATASET.{key} is {list(cfg.DATASET[key])}, but {cls.__name__} has no domains: leave it out"
-                )
-        if cfg.DATASET.TEMPLATE:
-            check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
+    subsample_classes = staticmethod(subsample_classes)
+
+    @staticmethod
+    def read_split(filepath: str, path_prefix: str) -> tuple[list[Datum], list[Datum], list[Datum]]:
+        """Train, val and test of a split file."""
+        split = read_split(filepath, path_prefix, "")
+        return list(split.train), list(split.val), list(split.test)
 
     @classmethod
     def find_source(cls, root: str, cfg: Any = None) -> str:
-        """Absolute path of the data set's folder under the data root; data of your own may be a file instead."""
+        """Absolute path of the data set's folder under the data root; user data may be a file instead."""
         info = known_datasets().get(cls.__name__)
         fetch = f"Fetch it with: python -m datasets download {info.name} --root {root}" if info else cls.split_help
         return find_dataset_dir(root, cls.dataset_dir, fetch)
@@ -119,7 +141,7 @@ class FewShotDataset(DatasetBase):
         return source if os.path.isdir(source) else os.path.dirname(source)
 
     @classmethod
-    def own_split_file(cls, source: str, seed: int) -> str:
+    def drawn_split_file(cls, source: str, seed: int) -> str:
         """Name of the file for a split that `draw_split` draws."""
         return f"split_own_seed{seed}.json"
 
@@ -134,9 +156,11 @@ class FewShotDataset(DatasetBase):
     def read_split_file(self, cfg: Any) -> Split:
         """The split in the file at `split_path`."""
         print(f"Reading split from {self.split_path}")
-        own = cfg.DATASET.SPLIT_FILE
-        how_to_get = help_with_own(own) if own else self.how_to_get(self.split_file)
-        return read_split(self.split_path, self.image_dir, how_to_get, self.is_published() and not own)
+        name = cfg.DATASET.SPLIT_FILE
+        if not name:
+            return read_split(self.split_path, self.image_dir, self.how_to_get(self.split_file), self.is_published())
+        cure = f"DATASET.SPLIT_FILE is {name!r}: make one with python -m datasets make-split, or leave it out."
+        return read_split(self.split_path, self.image_dir, cure)
 
     @classmethod
     def is_published(cls) -> bool:
@@ -179,35 +203,3 @@ class FewShotDataset(DatasetBase):
             train, val = draw_shots(split.train, split.val, shots, cfg.SEED, hold_out)
         self.fewshot_sha256 = hash_selection(train, val, self.image_dir)
         return train, val
-
-
-def help_with_own(name: str) -> str:
-    """What to do when the file that DATASET.SPLIT_FILE names does not exist."""
-    return f"DATASET.SPLIT_FILE is {name!r}: make one with python -m datasets make-split, or leave it out."
-
-
-def subsample_classes(*sources: Sequence[Datum], subsample: str = "all") -> list[list[Datum]]:
-    """Keep base or new classes, relabelled from 0.
-
-    The first ceil(n / 2) of the n labels in the first source are the base classes, the others are new (CoOp's rule).
-
-    Raises:
-        ClassSplitError: `subsample` is none of all, base and new, or no class would be left.
-    """
-    if subsample not in CLASS_SPLITS:
-        raise ClassSplitError(f"DATASET.SUBSAMPLE_CLASSES is {subsample!r}; choose from: {', '.join(CLASS_SPLITS)}")
-    if subsample == "all":
-        return [list(source) for source in sources]
-    print(f"SUBSAMPLE {subsample.upper()} CLASSES!")
-    labels = sorted({item.label for item in sources[0]})
-    base = math.ceil(len(labels) / 2)
-    kept = labels[:base] if subsample == "base" else labels[base:]
-    if not kept:
-        raise ClassSplitError(f"a data set with {len(labels)} classes has no {subsample} classes")
-    relabelled = {label: index for index, label in enumerate(kept)}
-    return [[relabel(item, relabelled) for item in source if item.label in relabelled] for source in sources]
-
-
-def relabel(item: Datum, labels: dict[int, int]) -> Datum:
-    """The same image with its label looked up in `labels`."""
-    return Datum(impath=item.impath, label=labels[item.label], domain=item.domain, classname=item.classname)

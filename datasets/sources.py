@@ -20,16 +20,10 @@ class UnknownDatasetError(ValueError):
 
 @dataclass(frozen=True)
 class Mirror:
-    """One place to get a file from.
+    """One place to get a file from."""
 
-    Attributes:
-        url: `https://...` or `http://...`; `gdrive:ID` for Google Drive; `root:PATH` for a file under the data root.
-        size: bytes; None if unknown.
-        sha256, md5: checksums; None if unknown.
-    """
-
-    url: str
-    size: int | None = None
+    url: str  # `https://...` or `http://...`; `gdrive:ID` for Google Drive; `root:PATH` for a file under the data root
+    size: int | None = None  # bytes
     sha256: str | None = None
     md5: str | None = None
 
@@ -58,29 +52,17 @@ class Mirror:
 
 @dataclass(frozen=True)
 class Source:
-    """One file to download.
+    """One file to download."""
 
-    Attributes:
-        file: its name.
-        mirrors: where to get it, tried in order.
-        provides: names in the data set's folder that are there afterwards; a source whose names all exist is skipped.
-        archive: it is unpacked; otherwise it is the one name it provides.
-        split: it is the split file, whose content is checked.
-        inside: folder in the archive whose content goes to the data set's folder.
-        nested: an archive in the archive, which is unpacked in place of the outer one.
-        renames: names in `inside` that become others.
-        optional: what it is needed for, if training and testing do without it.
-    """
-
-    file: str
-    mirrors: tuple[Mirror, ...]
-    provides: tuple[str, ...] = ()
-    archive: bool = True
-    split: bool = False
-    inside: str = ""
-    nested: str = ""
-    renames: tuple[tuple[str, str], ...] = ()
-    optional: str = ""
+    file: str  # its name
+    mirrors: tuple[Mirror, ...]  # tried in order
+    provides: tuple[str, ...] = ()  # names in the data set's folder; a source whose names all exist is skipped
+    archive: bool = True  # it is unpacked; otherwise it is the one name it provides
+    split: bool = False  # it is the split file, whose content is checked
+    inside: str = ""  # folder in the archive whose content goes to the data set's folder
+    nested: str = ""  # an archive in the archive, which is unpacked in place of the outer one
+    renames: tuple[tuple[str, str], ...] = ()  # names in `inside` that become others
+    optional: str = ""  # what it is needed for, if training and testing do without it
 
     @property
     def size(self) -> int | None:
@@ -90,35 +72,20 @@ class Source:
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """What is known of a data set.
+    """What is known of a data set."""
 
-    Attributes:
-        name: as in DATASET.NAME.
-        folder: its folder under the data root.
-        classes: number of classes.
-        images: number of images that its parts use together.
-        counts: images in train, val and test; None where no fixed number is expected.
-        licence: as its authors state it; "see source" where that is not certain.
-        homepage: the authors' page.
-        folders: the folders with images, and the least number of entries in each.
-        split: name of the split file; empty if the layout itself is the split.
-        sources: what `download` fetches.
-        bundle: one archive of the whole data set, for when an image archive cannot be had.
-        by_hand: what to do by hand where a licence forbids to fetch the images; "{folder}" stands for the folder.
-    """
-
-    name: str
-    folder: str
+    name: str  # as in DATASET.NAME
+    folder: str  # under the data root
     classes: int
-    images: int
-    counts: tuple[int | None, int | None, int | None]
-    licence: str
-    homepage: str
-    folders: tuple[tuple[str, int], ...]
-    split: str = ""
-    sources: tuple[Source, ...] = ()
-    bundle: Source | None = None
-    by_hand: str = ""
+    images: int  # that its parts use together
+    counts: tuple[int | None, int | None, int | None]  # images in train, val, test; None: no fixed number
+    licence: str  # as its authors state it; "see source" where that is not certain
+    homepage: str  # the authors' page
+    folders: tuple[tuple[str, int], ...]  # the folders with images, and the least number of entries in each
+    split: str = ""  # name of the split file; empty if the layout itself is the split
+    sources: tuple[Source, ...] = ()  # what `download` fetches
+    bundle: Source | None = None  # one archive of the whole data set, for when an image archive cannot be had
+    by_hand: str = ""  # what to do where a licence forbids to fetch the images; "{folder}" stands for the folder
 
     @property
     def download_size(self) -> int | None:
@@ -132,22 +99,14 @@ class DatasetInfo:
 @lru_cache(maxsize=1)
 def known_datasets() -> dict[str, DatasetInfo]:
     """The table, by name."""
-    rows = json.loads(TABLE.read_text(encoding="utf-8"))["datasets"]
-    return {row["name"]: read_dataset(row) for row in rows}
-
-
-def read_dataset(row: dict[str, Any]) -> DatasetInfo:
-    """One data set of the table."""
-    return DatasetInfo(
-        **{
-            **row,
-            "counts": tuple(row["counts"]),
-            "folders": tuple(row["folders"].items()),
-            "sources": tuple(read_source(source) for source in row.get("sources", [])),
-            "bundle": read_source(row["bundle"]) if "bundle" in row else None,
-            "by_hand": "\n".join(row.get("by_hand", [])),
-        }
-    )
+    infos = {}
+    for row in json.loads(TABLE.read_text(encoding="utf-8"))["datasets"]:
+        row["counts"], row["folders"] = tuple(row["counts"]), tuple(row["folders"].items())
+        row["sources"] = tuple(read_source(source) for source in row.get("sources", []))
+        row["bundle"] = read_source(row["bundle"]) if "bundle" in row else None
+        row["by_hand"] = "\n".join(row.get("by_hand", []))
+        infos[row["name"]] = DatasetInfo(**row)
+    return infos
 
 
 def read_source(row: dict[str, Any]) -> Source:

@@ -16,9 +16,8 @@ from common.unpickling import CheckpointError, read_checkpoint
 from dassl.config import YamlFileError, read_yaml
 from dassl.utils import CheckpointError as EngineError
 from dassl.utils import load_checkpoint
-from datasets.import_selection import read_pickle
-from datasets.selection import SelectionError, load
-from datasets.splitfile import SplitFileError, check_classes, parse_entries
+from datasets.selection import SelectionError, load, read_pickle
+from datasets.splits import SplitFileError, check_classes, parse_entries
 from datasets.unpack import ArchiveError, Limits, is_archive, safe_name, unpack
 from results.schema import ResultsError, read_results
 

@@ -22,7 +22,7 @@ VARIANTS = ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
 
 def tiny(info: DatasetInfo, root: Path) -> DatasetInfo:
     """The table's row with the numbers of the tiny layout."""
-    dataset = DATASET_REGISTRY.get(info.name)(checking.settings(info.name, str(root), ""))
+    dataset = DATASET_REGISTRY.get(info.name)(checking.config_of(info.name, str(root), ""))
     counts = tuple(
         None if old is None else len(part or [])
         for old, part in zip(info.counts, (dataset.train_x, dataset.val, dataset.test), strict=True)

@@ -149,12 +149,8 @@ def test_own_data_is_split_and_drawn_by_its_path(tmp_path: Path, capsys: pytest.
 
 
 def test_import_selection_hands_its_arguments_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from datasets import import_selection
-
     asked = []
-    monkeypatch.setattr(
-        import_selection, "import_selection", lambda *given: asked.append(given) or tmp_path / "out.json"
-    )
+    monkeypatch.setattr(command, "import_selection", lambda *given: asked.append(given) or tmp_path / "out.json")
     assert main(["import-selection", "eurosat", "shot_1-seed_1.pkl", "--root", "data"]) == 0
     assert main(["import-selection", "EuroSAT", "a.pkl", "--root", "data", "--out", "b.json"]) == 0
     assert asked == [("EuroSAT", "shot_1-seed_1.pkl", "data", None), ("EuroSAT", "a.pkl", "data", "b.json")]

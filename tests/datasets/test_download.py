@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from datasets import download as downloading
-from datasets.download import DownloadOptions, describe_plan, download
-from datasets.fetch import DownloadError, FetchOptions
-from datasets.locate import DataRootError
+from datasets import fetch as downloading
+from datasets.fetch import DownloadError, DownloadOptions, FetchOptions, describe_plan, download
+from datasets.folders import DataRootError
 from datasets.sources import DatasetInfo, Mirror, Source
 from tests.datasets.web_server import Server, running_server
 

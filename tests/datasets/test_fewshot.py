@@ -1,5 +1,6 @@
 """The base of the few-shot data sets: drawing shots, base and new classes, finding the folder."""
 
+import importlib
 import math
 import os
 import random
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from dassl.config import get_cfg_default
-from datasets.fewshot import ClassSplitError, DataRootError, draw_shots
+from datasets.fewshot import ClassSplitError, draw_shots
+from datasets.folders import DataRootError
 from tests.datasets.toy_dataset import Toy, ToyFolder
 
 
@@ -144,3 +146,46 @@ def test_a_file_dropped_into_the_folder_is_found(tmp_path, monkeypatch):
     from dassl.data.datasets import DATASET_REGISTRY
 
     assert DATASET_REGISTRY.get("DroppedIn").__module__ == "dropped.mine"
+
+
+def test_files_written_for_coop_work_beside_ours_or_in_their_place(toy, make_cfg, tmp_path, monkeypatch):
+    import datasets
+    from dassl.data.datasets import DATASET_REGISTRY
+
+    package = tmp_path / "coop"
+    package.mkdir()
+    (package / "__init__.py").write_text(Path(datasets.__file__).read_text())
+    code = """
+        import os
+        from dassl.data.datasets import DATASET_REGISTRY, DatasetBase
+        from .oxford_pets import OxfordPets
+        from .dtd import DescribableTextures as DTD
+
+        @DATASET_REGISTRY.register()
+        class SUN397(DatasetBase):
+            def __init__(self, cfg):
+                folder = os.path.join(cfg.DATASET.ROOT, "toy")
+                train, val, test = OxfordPets.read_split(folder + "/split.json", folder + "/images")
+                train = self.generate_fewshot_dataset(train, num_shots=cfg.DATASET.NUM_SHOTS)
+                subsample = cfg.DATASET.SUBSAMPLE_CLASSES
+                train, val, test = OxfordPets.subsample_classes(train, val, test, subsample=subsample)
+                super().__init__(train_x=train, val=val, test=test)
+    """
+    (package / "sun397.py").write_text(textwrap.dedent(code))
+    monkeypatch.setattr(DATASET_REGISTRY, "_obj_map", dict(DATASET_REGISTRY._obj_map))
+    monkeypatch.syspath_prepend(tmp_path)
+    __import__("coop")
+    assert DATASET_REGISTRY.get("SUN397").__module__ == "coop.sun397"
+    cfg = make_cfg(toy.root, shots=2)
+    cfg.DATASET.SUBSAMPLE_CLASSES = "new"
+    data = DATASET_REGISTRY.get("SUN397")(cfg)
+    assert data.classnames == ["thing 3", "thing 4"]
+    assert (len(data.train_x), len(data.test)) == (4, 8)
+
+
+@pytest.mark.parametrize("module", ["oxford_pets", "dtd", "imagenet_a", "imagenetv2", "ucf101", "fgvc_aircraft"])
+def test_the_modules_of_coop_can_be_imported(module):
+    """As CoOp's train.py does it: `import datasets.oxford_pets`."""
+    import datasets
+
+    assert importlib.import_module(f"datasets.{module}") is getattr(datasets, module)

@@ -5,14 +5,14 @@ import threading
 
 import pytest
 
-from datasets.newfile import write_new_text
+from datasets.splits import write_new_text
 
 
 def write_at_once(path, texts, monkeypatch):
     """Let every writer see that there is no file yet before any of them writes; what each of them raised."""
     ready = threading.Barrier(len(texts))
     errors = []
-    monkeypatch.setattr("datasets.newfile.os.path.lexists", lambda _: ready.wait(timeout=10) and False)
+    monkeypatch.setattr("datasets.splits.os.path.lexists", lambda _: ready.wait(timeout=10) and False)
 
     def write(text):
         try:
@@ -47,7 +47,7 @@ def test_a_file_system_without_hard_links_will_do(tmp_path, monkeypatch):
     def refuse(source, target):
         raise PermissionError("no hard links here")
 
-    monkeypatch.setattr("datasets.newfile.os.link", refuse)
+    monkeypatch.setattr("datasets.splits.os.link", refuse)
     path = tmp_path / "selection.json"
     write_new_text(str(path), "one")
     with pytest.raises(FileExistsError, match="other content"):

@@ -12,8 +12,8 @@ import pytest
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
-from datasets.make_split import make_split
-from datasets.splitfile import SplitFileError
+from datasets.make import make_split
+from datasets.splits import SplitFileError
 from tests.datasets.trap_images import trap_images
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -135,16 +135,16 @@ def test_split_does_not_depend_on_the_order_of_listing(own, classes_only, tmp_pa
 
 
 def test_read_only_data_has_its_split_in_the_output_folder(own, classes_only, tmp_path, monkeypatch, capsys):
-    from datasets import owndata
+    from datasets import own as own_module
 
-    write = owndata.write_new_text
+    write = own_module.write_new_text
 
     def refuse(path, text):
         if path.startswith(str(classes_only)):
             raise PermissionError(f"cannot write {path}: Read-only file system")
         write(path, text)
 
-    monkeypatch.setattr(owndata, "write_new_text", refuse)
+    monkeypatch.setattr(own_module, "write_new_text", refuse)
     data = own()
     assert data.split_path == str(tmp_path / "output" / "split_own_seed0.json")
     assert "cannot write" in capsys.readouterr().out

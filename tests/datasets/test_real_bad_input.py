@@ -6,9 +6,8 @@ import shutil
 import pytest
 
 from dassl.data.datasets import build_dataset
-from datasets.imagefolders import NotAnImageError
-from datasets.locate import DataRootError
-from datasets.splitfile import SplitFileError, SplitFileMissingError
+from datasets.folders import DataRootError, NotAnImageError
+from datasets.splits import SplitFileError, SplitFileMissingError
 from tests.datasets.real_layouts import build_layout
 
 

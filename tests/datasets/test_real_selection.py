@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from dassl.data.datasets import Datum, build_dataset
-from datasets.export_selection import export_selection
-from datasets.import_selection import import_selection
+from datasets.make import export_selection, import_selection
 from datasets.selection import SelectionError, SelectionMissingError
 from tests.datasets.real_layouts import BUILDERS, build_layout
 

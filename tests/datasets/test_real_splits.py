@@ -11,10 +11,17 @@ from pathlib import Path
 import pytest
 
 from dassl.data.datasets import build_dataset
-from datasets.annotation import AnnotationError, AnnotationMissingError, split_classes, split_trainval
 from datasets.fewshot import NoNewSplitError
-from datasets.make_split import make_split
-from datasets.splitfile import SplitFileError, SplitFileMissingError, read_split
+from datasets.make import make_split
+from datasets.splits import (
+    AnnotationError,
+    SplitFileError,
+    SplitFileMissingError,
+    read_split,
+    split_classes,
+    split_trainval,
+)
+from datasets.standard import AnnotationMissingError
 from tests.datasets.real_layouts import build_layout
 
 COOP = json.loads((Path(__file__).parent / "coop_real.json").read_text())

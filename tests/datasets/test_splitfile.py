@@ -2,7 +2,7 @@
 
 import pytest
 
-from datasets.splitfile import SplitFileError, SplitFileMissingError
+from datasets.splits import SplitFileError, SplitFileMissingError
 from tests.datasets.toy_dataset import Toy
 
 

@@ -17,8 +17,7 @@ import torch.utils.tensorboard  # noqa: F401  what a run imports late
 import results.schema
 import sweep
 import train
-from datasets.download import DownloadOptions, download
-from datasets.fetch import FetchOptions
+from datasets.fetch import DownloadOptions, FetchOptions, download
 from trainers.base import PromptTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]

@@ -31,9 +31,8 @@ with atheris.instrument_imports(
     from dassl.config import YamlFileError, read_yaml
     from dassl.utils import CheckpointError as EngineError
     from dassl.utils import UnreadableImageError, load_checkpoint, read_image
-    from datasets.import_selection import read_pickle
-    from datasets.selection import SelectionError, load
-    from datasets.splitfile import SplitFileError, check_classes, parse_entries
+    from datasets.selection import SelectionError, load, read_pickle
+    from datasets.splits import SplitFileError, check_classes, parse_entries
     from datasets.unpack import ArchiveError, Limits, unpack
     from prompting.state_dict import BackboneError, read_state_dict
     from results.features import DAMAGED, FeatureStore

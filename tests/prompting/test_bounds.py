@@ -12,7 +12,7 @@ import torch
 from common.unpickling import CheckpointError, read_checkpoint
 from dassl.utils import CheckpointError as EngineError
 from dassl.utils import load_checkpoint
-from datasets.import_selection import SelectionError, read_pickle
+from datasets.selection import SelectionError, read_pickle
 from prompting.checkpoint import main
 from prompting.state_dict import BackboneError, read_state_dict
 
