@@ -1,10 +1,11 @@
-"""Many runs: a queue of train.py commands over GPUs, CPU slots or Slurm.
+"""Many runs: a queue of train.py commands over GPUs, CPU slots or Slurm, and the tables that they make.
 
     python sweep.py --protocol open_world --trainers CoOp MaPLe BMIP --datasets eurosat dtd --seeds 1 2 3 --root DATA
     python sweep.py --protocol few_shot --trainers BMIP=vit_b16_c2_ep10_batch4_2ctx --root DATA --gpus 0 1 2 3
     python sweep.py --protocol open_world --trainers BMIP --datasets bundled --vary TRAINER.BMIP.PROMPT_DEPTH 1 2 3
     python sweep.py --protocol cross_dataset --trainers MaPLe --root DATA --launcher slurm --time-limit 480 \
         -- OPTIM.MAX_EPOCH 4
+    python sweep.py --table ablation_depth --root DATA      # its runs, then the table; scripts/tables has one for each
 
 Each run writes to output/<protocol>/<trainer>/<setting>/<dataset>/shots16/seed1/. Finished runs (those with a
 results.json) are skipped, stopped ones go on, failed ones are listed at the end and run again with --retry. Ctrl-C
@@ -18,23 +19,46 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from common.commandline import add_debug, guarded
-from dassl.config.checks import MANY as MOST_SHOTS
-from dassl.config.checks import MOST_SEED
-from reporting.runs import ResultsError
-from sweeping.claims import forget_dead_claim
-from sweeping.inline import InlineLauncher
-from sweeping.jobs import Job, Plan, Variation, build_queue, protocol_named, variations_of
-from sweeping.local import LocalLauncher, Slot, Stop, slots_for
-from sweeping.pairs import check_pairs
+from dassl.config.checks import MANY as MAX_SHOTS
+from dassl.config.checks import MOST_SEED as MAX_SEED
+from reporting.runs import RESULTS_FILE, ResultsError
+from sweeping.plan import (
+    PROTOCOLS,
+    REPOSITORY,
+    SETTINGS,
+    TABLES,
+    Job,
+    Plan,
+    SweepError,
+    as_typed,
+    build_queue,
+    bundled_plan,
+    check_pairs,
+    is_bundled,
+    plans_varied,
+)
 from sweeping.progress import Progress
-from sweeping.protocols import PROTOCOLS
-from sweeping.settings import REPOSITORY, SweepError, bundled_plan
+from sweeping.runner import (
+    CONSOLE_FILE,
+    OVERWRITE,
+    Inline,
+    Processes,
+    Slot,
+    Stop,
+    console_tail,
+    earlier_failure,
+    finished_record,
+    forget_dead_claim,
+    is_done,
+    is_finished,
+    slots_for,
+    work_off,
+)
 from sweeping.slurm import SlurmLauncher, SlurmOptions
-from sweeping.state import CONSOLE_FILE, console_tail, earlier_failure, finished_record, is_finished
-from sweeping.together import seeds_per_process
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -46,7 +70,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     what = parser.add_argument_group("what to run")
     what.add_argument("--protocol", choices=tuple(PROTOCOLS), default="open_world", help="default: %(default)s")
-    what.add_argument("--trainers", nargs="+", required=True, metavar="NAME[=SETTING]")
+    what.add_argument("--table", choices=(*TABLES, "cost"), help="a table's runs, and the table; cost: see its --help")
+    what.add_argument("--trainers", nargs="+", default=[], metavar="NAME[=SETTING]", help="'all': every method")
     what.add_argument(
         "--datasets",
         nargs="+",
@@ -65,33 +90,32 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="KEY VALUE",
         help="one run for each value of a configuration key; several: all combinations",
     )
+    for table, preset in TABLES.items():
+        for axis in preset.axes:
+            what.add_argument(f"--{axis.replace('_', '-')}", nargs="+", default=[], metavar="VALUE", help=f"of {table}")
     what.add_argument(
         "--stage",
         choices=("train", "evaluate"),
         default="",
         help="only the runs that train, or only those that test trained weights",
     )
-    what.add_argument("--root", default="", help="folder that holds one folder per data set")
-    what.add_argument("--output", type=Path, default=Path("output"), help="default: %(default)s")
+    what.add_argument("--root", "--data", default="", help="folder that holds one folder per data set")
+    what.add_argument("--output", type=Path, help="default: output")
+    what.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="as after --")
     how = parser.add_argument_group("how to run")
     how.add_argument(
         "--launcher",
         choices=("local", "inline", "slurm"),
-        default="local",
-        help="processes on this machine (default), this process for many short runs, or Slurm",
+        help="processes on this machine (default), this process for many short runs (default for tables of bundled "
+        "data), or Slurm",
     )
     how.add_argument("--gpus", nargs="*", metavar="ID", help="default: all; without an ID: none")
     how.add_argument(
         "--slots", type=int, metavar="N", help="processes at a time; default: one per GPU, else one per four CPU cores"
     )
-    how.add_argument(
-        "--seeds-per-process",
-        type=int,
-        metavar="N",
-        help="seeds of one setting that a process or Slurm job trains at once; default: SEEDS_PER_PROCESS, else 1",
-    )
     how.add_argument("--foreground", action="store_true", help="one run at a time, on the terminal")
     how.add_argument("--retry", action="store_true", help="run again what failed in an earlier call")
+    how.add_argument("--overwrite", action="store_true", help="redo finished runs")
     how.add_argument("--dry-run", action="store_true", help="print the commands only")
     how.add_argument("--list-results", action="store_true", help="print the paths of the finished runs' results only")
     add_debug(how)
@@ -99,118 +123,156 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, tuple[str, ...]]:
-    """The options, and the words after ``--``."""
-    own, _, pairs = (list(part) for part in _split_at(argv, "--"))
-    return build_parser().parse_args(own), tuple(pairs)
-
-
-def _split_at(argv: Sequence[str], mark: str) -> tuple[Sequence[str], Sequence[str], Sequence[str]]:
-    cut = list(argv).index(mark) if mark in argv else len(argv)
-    return argv[:cut], argv[cut : cut + 1], argv[cut + 1 :]
-
-
-def plan_of(args: argparse.Namespace, pairs: tuple[str, ...]) -> Plan:
-    """What the command line asks for.
-
-    Raises:
-        SweepError: it makes no sense.
-    """
-    datasets, source = tuple(args.datasets), args.source
-    if datasets == ("bundled",):
-        datasets, source = bundled_plan(protocol_named(args.protocol), source)
-    elif datasets == ("all",):
-        datasets = ()
-    here = Path.cwd() == REPOSITORY
-    return Plan(
-        protocol=args.protocol,
-        trainers=tuple(args.trainers),
-        datasets=datasets,
-        seeds=tuple(args.seeds),
-        shots=tuple(args.shots),
-        # train.py runs in the repository's folder
-        root=args.root if here or not args.root else str(Path(args.root).expanduser().absolute()),
-        output=args.output if here else args.output.expanduser().absolute(),
-        source=source,
-        variations=variations_of(args.vary) if args.vary else (Variation(),),
-        stage=args.stage,
-        options=pairs,
-    )
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; KEY VALUE pairs, also those after `--`, in `opts`."""
+    words, parser = list(argv), build_parser()
+    cut = words.index("--") if "--" in words else len(words)
+    args = parser.parse_args(words[:cut])
+    args.opts = [*args.opts, *words[cut + 1 :]]
+    if not args.trainers and not (args.table and TABLES[args.table].trainers):
+        parser.error("the following arguments are required: --trainers")
+    return args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
-    args, pairs = parse(sys.argv[1:] if argv is None else argv)
-    return guarded(lambda args: run(args, pairs), args)
+    argv = sys.argv[1:] if argv is None else argv
+    asked, others = _table_parser().parse_known_args(argv)
+    if asked.table == "cost":
+        from sweeping.cost import main as cost
+
+        return cost(others, table=True)
+    return guarded(run, parse(argv))
 
 
-def run(args: argparse.Namespace, pairs: tuple[str, ...]) -> int:
-    """Plan the queue and do with it what the command line asks for."""
-    plan = plan_of(args, pairs)
-    check_numbers(args)
-    queue = build_queue(plan)
-    slots = slots_for(args.gpus, 1 if args.foreground or args.launcher == "inline" else args.slots)
-    if args.launcher == "inline":
-        os.environ.update(slots[0].environment())  # before torch is imported, which reads them once
-    varied = [word for variation in plan.variations for word in variation.options]
-    check_pairs((*varied, *pairs))
-    return show_or_run(queue, args, plan.output, slots)
+def _table_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--table", nargs="?")
+    return parser
 
 
-def check_numbers(args: argparse.Namespace) -> None:
-    """Refuse seeds and numbers of shots that no run takes.
+def plans_of(args: argparse.Namespace) -> list[Plan]:
+    """What the command line asks for; several plans where a table's trainers are varied in keys of their own.
 
     Raises:
-        SweepError: naming the option.
+        SweepError: it makes no sense.
     """
-    for option, numbers, least, most in (("seeds", args.seeds, 0, MOST_SEED), ("shots", args.shots, -1, MOST_SHOTS)):
+    preset = TABLES.get(args.table)
+    protocol = preset.protocol if preset else args.protocol
+    trainers = tuple(args.trainers or preset.trainers)
+    trainers = tuple(SETTINGS) if trainers == ("all",) else trainers
+    if protocol == "compare":  # CFG_<Trainer>: its setting, unless the command line has one
+        trainers = tuple("=".join(filter(None, (name, os.environ.get(f"CFG_{name}")))) for name in trainers)
+    datasets, source = tuple(args.datasets or (preset.datasets if preset else ())), args.source
+    if datasets == ("bundled",):
+        datasets, source = bundled_plan(PROTOCOLS[protocol], source)
+    elif datasets == ("all",):
+        datasets = ()
+    output = args.output or Path(preset.output if preset else "output")
+    here = Path.cwd() == REPOSITORY  # where train.py runs
+    plan = Plan(
+        protocol=protocol,
+        trainers=trainers,
+        datasets=datasets,
+        seeds=tuple(args.seeds),
+        shots=tuple(args.shots),
+        root=args.root if here or not args.root else str(Path(args.root).expanduser().absolute()),
+        output=output if here else output.expanduser().absolute(),
+        source=source,
+        stage=args.stage,
+        options=tuple(args.opts),
+        flags=(OVERWRITE,) if args.overwrite else (),
+    )
+    axes = list(args.vary)
+    for name, axis in (preset.axes if preset else {}).items():
+        bundled = all(map(is_bundled, datasets or ("",)))
+        axes.append((axis.key, *(getattr(args, name) or (bundled and axis.bundled) or axis.values)))
+    return plans_varied(plan, axes)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Plan the queue and do with it what the command line asks for."""
+    for option, numbers, least, most in (("seeds", args.seeds, 0, MAX_SEED), ("shots", args.shots, -1, MAX_SHOTS)):
         given = f"--{option} {' '.join(map(str, numbers))}"
         if not all(least <= number <= most for number in numbers):
             raise SweepError(f"{given}: give numbers from {least} to {most}")
         if len(set(numbers)) < len(numbers):
             raise SweepError(f"{given}: the same number comes twice")
-
-
-def show_or_run(jobs: list[Job], args: argparse.Namespace, output: Path, slots: list[Slot]) -> int:
-    """Do with the queue what the command line asks for."""
+    plans = plans_of(args)
+    jobs = list({job.folder: job for plan in plans for job in build_queue(plan)}.values())
+    bundled = all(map(is_bundled, plans[0].datasets or ("",)))
+    free = args.slots is None and args.gpus is None and not args.foreground
+    launcher = args.launcher or ("inline" if args.table and bundled and free else "local")
+    if args.overwrite and launcher == "slurm":
+        raise SweepError("--overwrite is not for Slurm, where a job that is queued again would begin anew")
+    slots = slots_for(args.gpus, 1 if args.foreground or launcher == "inline" else args.slots)
+    if launcher == "inline":
+        os.environ.update(slots[0].environment())  # before torch is imported, which reads them once
+    varied = [word for plan in plans for variation in plan.variations for word in variation.options]
+    check_pairs((*varied, *args.opts))
+    protocol = PROTOCOLS[plans[0].protocol].name
+    # a transfer's training run may be in another protocol's table
+    in_table = [job for job in jobs if job.protocol in ("", protocol)]
+    report = ["table", "--protocol", protocol]
     if args.dry_run:
         for job in jobs:
-            print(("# finished: " if is_finished(job.folder) else "") + job.shown())
+            print(("# finished: " if is_done(job) else "") + as_typed(job.command()))
+        if args.table:
+            print(as_typed(["python", "-m", "reporting", *report, *(str(job.folder) for job in in_table)]))
         return 0
     if args.list_results:
-        for job in jobs:
-            # a transfer's training run may be in another protocol's table
-            if is_finished(job.folder) and job.protocol in ("", PROTOCOLS[args.protocol].name):
-                print(job.folder / "results.json")
+        for job in in_table:
+            if is_finished(job.folder):
+                print(job.folder / RESULTS_FILE)
         return 0
-    return run_queue(jobs, args, output, slots)
+    if args.root and launcher != "slurm" and not Path(plans[0].root).is_dir():
+        raise SweepError(f"--root {args.root} is no folder")
+    status = run_queue(jobs, args, launcher, plans[0].output, slots)
+    if not args.table or status > 1:
+        return status
+    results = [str(job.folder / RESULTS_FILE) for job in in_table if is_finished(job.folder)]
+    if not results:
+        raise SweepError("no run finished: there is no table")
+    print(
+        "\nDemonstration on a tiny model (bundled:tiny_clip): not comparable with ViT-B/16 numbers." if bundled else ""
+    )
+    from reporting.__main__ import main as make_table
+
+    return make_table([*report, *results]) or status
 
 
-def run_queue(jobs: list[Job], args: argparse.Namespace, output: Path, slots: list[Slot]) -> int:
+def run_queue(jobs: list[Job], args: argparse.Namespace, launcher: str, output: Path, slots: list[Slot]) -> int:
     """Run what is not finished and say what became of it."""
-    seeds = seeds_per_process(args.seeds_per_process)
     # the live line moves the cursor: past the stream that lets nothing of the kind through
     progress = Progress(jobs, len(slots), getattr(sys.stdout, "stream", sys.stdout))
     with Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)
-        if args.launcher == "slurm":
-            SlurmLauncher(SlurmOptions.of(args), progress, stop, output, seeds=seeds).run(pending)
-        elif args.launcher == "inline":
-            InlineLauncher(slots[0], progress, stop, seeds).run(pending)
+        if launcher == "slurm":
+            SlurmLauncher(SlurmOptions.of(args), progress, stop, output).run(pending)
+        elif launcher == "inline":
+            work_off(pending, Inline(slots[0], stop), progress, stop)
         else:
-            LocalLauncher(slots, progress, stop, args.foreground, seeds).run(pending)
+            work_off(pending, Processes(slots, stop, args.foreground), progress, stop)
     progress.close()
-    report(progress, stop)
-    if stop.signal:
-        return 128 + stop.signal
-    return 1 if progress.failures else 0
+    # the counts, and every failure with the last lines that its run wrote
+    for job in jobs:
+        if job.folder in progress.failures:
+            print(f"\nFAILED {job.label}: {progress.failures[job.folder]}")
+            for line in console_tail(job.folder):
+                print(f"    {line}")
+            if (job.folder / CONSOLE_FILE).is_file():
+                print(f"    all of it: {job.folder / CONSOLE_FILE}")
+    left = len(progress.waiting) + len(progress.running)
+    counts = f"{len(jobs)} runs: {len(progress.finished)} finished, {len(progress.failures)} failed"
+    print(f"{counts}, {left} to be run" + ("; stopped: the same command goes on" if stop.signal else ""))
+    return 128 + stop.signal if stop.signal else 1 if progress.failures else 0
 
 
 def sort_out(jobs: list[Job], progress: Progress, retry: bool) -> list[Job]:
     """The jobs to run; the others are finished, or failed before and are not to be tried again."""
     pending = []
     for job in jobs:
-        if is_finished(job.folder):
+        if is_done(job):
             forget_dead_claim(job)
             try:
                 progress.skip(job, finished_record(job))
@@ -221,20 +283,6 @@ def sort_out(jobs: list[Job], progress: Progress, retry: bool) -> list[Job]:
         else:
             pending.append(job)
     return pending
-
-
-def report(progress: Progress, stop: Stop) -> None:
-    """The counts, and every failure with the last lines that its run wrote."""
-    for job in progress.jobs:
-        if job.folder in progress.failures:
-            print(f"\nFAILED {job.label}: {progress.failures[job.folder]}")
-            for line in console_tail(job.folder):
-                print(f"    {line}")
-            if (job.folder / CONSOLE_FILE).is_file():
-                print(f"    all of it: {job.folder / CONSOLE_FILE}")
-    left = len(progress.waiting) + len(progress.running)
-    counts = f"{len(progress.jobs)} runs: {len(progress.finished)} finished, {len(progress.failures)} failed"
-    print(f"{counts}, {left} to be run" + ("; stopped: the same command goes on" if stop.signal else ""))
 
 
 if __name__ == "__main__":

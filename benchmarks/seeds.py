@@ -27,7 +27,7 @@ from benchmarks.measure import MIN_GRADIENT_COSINE, ParityError, interleave, sum
 from benchmarks.setup import SIZES, build_trainer, random_batch, random_clip
 from benchmarks.tables import print_lines
 from common.commandline import add_debug, guarded
-from sweeping.settings import setting_options
+from sweeping.plan import setting_options
 from trainers.together import join_trainer, run_together
 
 MAX_LOSS_DIFFERENCE = 1e-4

@@ -32,7 +32,7 @@ from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from results.feature_store import forget_all
 from results.protocols import evaluate_class_splits
-from sweeping.settings import REPOSITORY, setting_options
+from sweeping.plan import REPOSITORY, setting_options
 
 SPLITS = ("base", "new", "all")
 

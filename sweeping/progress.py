@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from common.commandline import printable
-from sweeping.jobs import Job
+from sweeping.plan import Job
 
 REFRESH_SECONDS = 1.0
 
