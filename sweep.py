@@ -227,22 +227,25 @@ def run(args: argparse.Namespace) -> int:
         return 0
     if args.root and launcher != "slurm" and not Path(plans[0].root).is_dir():
         raise SweepError(f"--root {args.root} is no folder")
-    status = run_queue(jobs, args, launcher, plans[0].output, slots)
+    status, finished = run_queue(jobs, args, launcher, plans[0].output, slots)
     if not args.table or status > 1:
         return status
-    results = [str(job.folder / RESULTS_FILE) for job in in_table if is_finished(job.folder)]
+    results = [str(job.folder / RESULTS_FILE) for job in in_table if job.folder in finished]
     if not results:
-        raise SweepError("no run finished: there is no table")
-    print(
-        "\nDemonstration on a tiny model (bundled:tiny_clip): not comparable with ViT-B/16 numbers." if bundled else ""
-    )
+        print("error: no run finished, so there is no table", file=sys.stderr)
+        return 1
+    print()
+    if bundled:
+        print("Demonstration on a tiny model (bundled:tiny_clip): not comparable with ViT-B/16 numbers.")
     from reporting.__main__ import main as make_table
 
     return make_table([*report, *results]) or status
 
 
-def run_queue(jobs: list[Job], args: argparse.Namespace, launcher: str, output: Path, slots: list[Slot]) -> int:
-    """Run what is not finished and say what became of it."""
+def run_queue(
+    jobs: list[Job], args: argparse.Namespace, launcher: str, output: Path, slots: list[Slot]
+) -> tuple[int, set[Path]]:
+    """Run what is not finished and say what became of it; returns the exit status and the finished runs' folders."""
     # the live line moves the cursor: past the stream that lets nothing of the kind through
     progress = Progress(jobs, len(slots), getattr(sys.stdout, "stream", sys.stdout))
     with Stop().listening() as stop:
@@ -265,7 +268,7 @@ def run_queue(jobs: list[Job], args: argparse.Namespace, launcher: str, output: 
     left = len(progress.waiting) + len(progress.running)
     counts = f"{len(jobs)} runs: {len(progress.finished)} finished, {len(progress.failures)} failed"
     print(f"{counts}, {left} to be run" + ("; stopped: the same command goes on" if stop.signal else ""))
-    return 128 + stop.signal if stop.signal else 1 if progress.failures else 0
+    return (128 + stop.signal if stop.signal else 1 if progress.failures else 0), progress.finished
 
 
 def sort_out(jobs: list[Job], progress: Progress, retry: bool) -> list[Job]:

@@ -584,6 +584,7 @@ def _job(
     # what is tested was trained on the source: its setting is the one to use
     trained_on = protocol.source or dataset
     setting = Setting(given, given) if given else published_setting(name, protocol, trained_on, shots)
+    config, dataset_config = _relative(setting_file(name, setting.file)), _relative(dataset_file(dataset))
     pairs = (*variation.options, *plan.options)
     called = "_".join(filter(None, (setting.name, variation.name)))
     source_label, source = _names_of(protocol.source, plan, pairs) if protocol.source else ("", "")
@@ -600,8 +601,7 @@ def _job(
     needs = plan.output / protocol.weights_layout.format(**labels) if tests_only else None
     arguments = (
         *("--root", _root(dataset, plan), "--seed", str(seed), "--trainer", name),
-        *("--config-file", _relative(setting_file(name, setting.file))),
-        *("--dataset-config-file", _relative(dataset_file(dataset)), "--output-dir", str(folder)),
+        *("--config-file", config, "--dataset-config-file", dataset_config, "--output-dir", str(folder)),
         *(("--eval-only", "--model-dir", str(needs)) if needs else ()),
         *plan.flags,
         *("DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", protocol.train_classes),
