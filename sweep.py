@@ -19,7 +19,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from common.commandline import add_debug, guarded
@@ -58,7 +57,8 @@ from sweeping.runner import (
     slots_for,
     work_off,
 )
-from sweeping.slurm import SlurmLauncher, SlurmOptions
+from sweeping.slurm import SlurmLauncher
+from sweeping.slurm import add_arguments as add_slurm_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -119,7 +119,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--dry-run", action="store_true", help="print the commands only")
     how.add_argument("--list-results", action="store_true", help="print the paths of the finished runs' results only")
     add_debug(how)
-    SlurmOptions.add_arguments(parser.add_argument_group("Slurm"))
+    add_slurm_arguments(parser.add_argument_group("Slurm"))
     return parser
 
 
@@ -184,9 +184,9 @@ def plans_of(args: argparse.Namespace) -> list[Plan]:
         flags=(OVERWRITE,) if args.overwrite else (),
     )
     axes = list(args.vary)
-    for name, axis in (preset.axes if preset else {}).items():
+    for name, (key, values, for_bundled) in (preset.axes if preset else {}).items():
         bundled = all(map(is_bundled, datasets or ("",)))
-        axes.append((axis.key, *(getattr(args, name) or (bundled and axis.bundled) or axis.values)))
+        axes.append((key, *(getattr(args, name) or (bundled and for_bundled) or values)))
     return plans_varied(plan, axes)
 
 
@@ -251,7 +251,7 @@ def run_queue(
     with Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)
         if launcher == "slurm":
-            SlurmLauncher(SlurmOptions.of(args), progress, stop, output).run(pending)
+            SlurmLauncher(args, progress, stop, output).run(pending)
         elif launcher == "inline":
             work_off(pending, Inline(slots[0], stop), progress, stop)
         else:

@@ -13,7 +13,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dassl.config.yamlfile import YamlFileError, read_config
 from dataset_label import OWN_DATA, dataset_label
@@ -150,37 +150,29 @@ PROMPT_NODES = {"MaPLe": "MAPLE", "CoPrompt": "COPROMPT"} | dict.fromkeys(
 
 
 @dataclass(frozen=True)
-class Axis:
-    """What an ablation goes through.
-
-    Args:
-        key: configuration key; {node} stands for the method's of `PROMPT_NODES`.
-        values: what it is set to.
-        bundled: values for the bundled model, whose towers have four layers, where they differ.
-    """
-
-    key: str
-    values: tuple[str, ...]
-    bundled: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
 class Table:
-    """A table of the papers: its protocol, the methods in it, and for ablations what is varied, by option of sweep.py.
+    """A table of the papers: its protocol, the methods in it, and for ablations what is varied.
 
     Args:
+        axes: by option of sweep.py, a configuration key ({node}: the method's of `PROMPT_NODES`), its values, and those
+            for the bundled model, whose towers have four layers, where they differ.
         datasets, output: defaults of the options, where they differ from sweep.py's.
     """
 
     protocol: str
     trainers: tuple[str, ...] = ()
-    axes: Mapping[str, Axis] = field(default_factory=dict)
+    axes: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = field(default_factory=dict)
     datasets: tuple[str, ...] = ()
     output: str = "output"
 
 
 _COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC", "BMIP")
 _AGGREGATORS = ("gate", "add", "mean", "joint", "own", "text_to_vision", "vision_to_text")
+
+
+def _ablation(**axes: tuple[str, Sequence[str], Sequence[str]]) -> Table:
+    return Table("open_world", ("BMIP",), axes)
+
 
 TABLES: Mapping[str, Table] = {
     "open_world": Table("open_world", (*_COMPARED[:3], "ProDA", "KgCoOp", *_COMPARED[3:])),
@@ -190,22 +182,14 @@ TABLES: Mapping[str, Table] = {
     "combinations": Table(
         "open_world", ("MaPLe", "MaPLe_BMIP", "PromptSRC", "PromptSRC_BMIP", "CoPrompt", "CoPrompt_BMIP")
     ),
-    "ablation_aggregation": Table(
-        "open_world", ("BMIP",), {"aggregators": Axis("TRAINER.BMIP.AGGREGATOR", _AGGREGATORS)}
+    "ablation_aggregation": _ablation(aggregators=("TRAINER.BMIP.AGGREGATOR", _AGGREGATORS, ())),
+    "ablation_depth": _ablation(
+        depths=("TRAINER.{node}.PROMPT_DEPTH", ("1", "3", "6", "9", "12"), ("1", "2", "3", "4"))
     ),
-    "ablation_depth": Table(
-        *("open_world", ("BMIP",)),
-        {"depths": Axis("TRAINER.{node}.PROMPT_DEPTH", ("1", "3", "6", "9", "12"), ("1", "2", "3", "4"))},
-    ),
-    "ablation_length": Table(
-        "open_world", ("BMIP",), {"lengths": Axis("TRAINER.{node}.N_CTX", ("1", "2", "4", "6", "8"))}
-    ),
-    "ablation_sharing": Table(
-        *("open_world", ("BMIP",)),
-        {
-            "share_text": Axis("TRAINER.BMIP.SHARE_PARAMETER_TEXT", ("True", "False")),
-            "share_visual": Axis("TRAINER.BMIP.SHARE_PARAMETER_VISUAL", ("True", "False")),
-        },
+    "ablation_length": _ablation(lengths=("TRAINER.{node}.N_CTX", ("1", "2", "4", "6", "8"), ())),
+    "ablation_sharing": _ablation(
+        share_text=("TRAINER.BMIP.SHARE_PARAMETER_TEXT", ("True", "False"), ()),
+        share_visual=("TRAINER.BMIP.SHARE_PARAMETER_VISUAL", ("True", "False"), ()),
     ),
     "compare": Table("compare", output="output/compare"),
     "demo": Table("compare", ("ZeroshotCLIP", "CoOp", "MaPLe", "BMIP"), datasets=BUNDLED, output="output/demo"),
@@ -232,12 +216,8 @@ def is_bundled(dataset: str) -> bool:
 def bundled_plan(protocol: Protocol, source: str) -> tuple[tuple[str, ...], str]:
     """The bundled data sets that stand in for a protocol's, and the one to train on ("" where each trains its own).
 
-    Args:
-        protocol: which experiment.
-        source: the data set that the user wants to train on; "": the bundled one made for it.
-
     Raises:
-        SweepError: a transfer protocol without the bundled data it needs.
+        SweepError: a transfer protocol without the bundled data that it needs.
     """
     there = sorted(path.stem for path in DATASET_CONFIGS.glob("*.yaml") if is_bundled(path.stem))
     if not protocol.source:
@@ -254,11 +234,7 @@ def bundled_plan(protocol: Protocol, source: str) -> tuple[tuple[str, ...], str]
 
 
 def dataset_file(dataset: str) -> Path:
-    """The config file of a data set, given by its name or as a path of its own.
-
-    Raises:
-        SweepError: there is none; names the ones there are.
-    """
+    """The config file of a data set, given by its name or as a path; a SweepError names the ones there are."""
     path = Path(dataset) if dataset.endswith((".yaml", ".yml")) else DATASET_CONFIGS / f"{dataset}.yaml"
     if not path.is_file():
         known = ", ".join(sorted(path.stem for path in DATASET_CONFIGS.glob("*.yaml")))
@@ -268,11 +244,7 @@ def dataset_file(dataset: str) -> Path:
 
 @functools.cache
 def data_section(dataset: str) -> dict[str, Any]:
-    """The section DATASET of a data set's config file.
-
-    Raises:
-        SweepError: no such file, or it names no data set.
-    """
+    """The section DATASET of a data set's config file; a SweepError where it names no data set."""
     path = dataset_file(dataset)
     try:
         section = read_config(path)["DATASET"]
@@ -284,11 +256,7 @@ def data_section(dataset: str) -> dict[str, Any]:
 
 
 def setting_file(trainer: str, setting: str) -> Path:
-    """The config file of a trainer's setting.
-
-    Raises:
-        SweepError: unknown trainer or setting; names the ones there are.
-    """
+    """The config file of a trainer's setting; a SweepError names the ones there are."""
     names = settings_of(trainer)
     if setting not in names:
         raise SweepError(f"{trainer} has no setting {setting!r}; there are: {', '.join(names)}")
@@ -296,11 +264,7 @@ def setting_file(trainer: str, setting: str) -> Path:
 
 
 def settings_of(trainer: str) -> list[str]:
-    """All settings of a trainer.
-
-    Raises:
-        SweepError: no folder of that name under configs/trainers.
-    """
+    """All settings of a trainer; a SweepError names the trainers that have any."""
     known = sorted(path.name for path in TRAINER_CONFIGS.iterdir() if path.is_dir())
     names = sorted(path.stem for path in (TRAINER_CONFIGS / trainer).glob("*.yaml")) if trainer in known else []
     if not names:
@@ -335,8 +299,7 @@ def default_setting(trainer: str, protocol: Protocol, bundled: bool) -> str:
     raise SweepError(f"{trainer} has no setting {prefix}*: write configs/trainers/{trainer}/{prefix}_....yaml")
 
 
-@dataclass(frozen=True)
-class Setting:
+class Setting(NamedTuple):
     """A setting as the tables call it, and the file that one of its runs reads.
 
     They differ where a method's authors train differently per data set or number of shots: that is one row of a table.
@@ -347,13 +310,7 @@ class Setting:
 
 
 def published_setting(trainer: str, protocol: Protocol, dataset: str, shots: int) -> Setting:
-    """The setting to run where the user names none, with the file for this data set and number of shots.
-
-    Args:
-        trainer: a folder under configs/trainers.
-        protocol: which experiment.
-        dataset: config name of the data set trained on.
-        shots: images per class.
+    """The setting to run where the user names none, with the file for the data set trained on and the shots per class.
 
     Raises:
         SweepError: none fits, or several do.
@@ -444,18 +401,17 @@ class Job:
 
 def as_typed(command: Sequence[str]) -> str:
     """A command line as one types it into a shell."""
-    return " ".join(
-        word
-        if re.fullmatch(r"[A-Za-z0-9_./:=+,@%-]+", word)
-        else shlex.quote(word)
-        if re.search(r'["$`\\!]', word) or not word
-        else f'"{word}"'
-        for word in command
-    )
+    words = []
+    for word in command:
+        if re.search(r'["$`\\!]', word) or not word:
+            word = shlex.quote(word)
+        elif not re.fullmatch(r"[A-Za-z0-9_./:=+,@%-]+", word):
+            word = f'"{word}"'
+        words.append(word)
+    return " ".join(words)
 
 
-@dataclass(frozen=True)
-class Variation:
+class Variation(NamedTuple):
     """A setting changed in some keys, with the words that its folder and its row are called by."""
 
     name: str = ""
@@ -496,10 +452,7 @@ class Plan:
 
 
 def variations_of(axes: Sequence[Sequence[str]]) -> tuple[Variation, ...]:
-    """Every combination of values of some keys; of none, the setting itself.
-
-    Args:
-        axes: of each `KEY VALUE VALUE ...`.
+    """Every combination of the values of some axes, each `KEY VALUE VALUE ...`; of none, the setting itself.
 
     Raises:
         SweepError: a key without a value.
@@ -543,13 +496,9 @@ def build_queue(plan: Plan) -> list[Job]:
     if protocol.source:
         protocol = replace(protocol, source=plan.source or protocol.source)
     jobs: dict[Path, Job] = {}
-    for seed, shots, dataset, trainer, variation in itertools.product(
-        plan.seeds,
-        plan.shots or protocol.shots,
-        plan.datasets or protocol.datasets,
-        plan.trainers,
-        plan.variations,
-    ):
+    shots_list, datasets = plan.shots or protocol.shots, plan.datasets or protocol.datasets
+    cases = itertools.product(plan.seeds, shots_list, datasets, plan.trainers, plan.variations)
+    for seed, shots, dataset, trainer, variation in cases:
         if trainer.partition("=")[0] in UNTRAINED and seed != plan.seeds[0]:
             continue
         if protocol.source:  # the run on a target comes after the one that trains what it tests
@@ -559,7 +508,7 @@ def build_queue(plan: Plan) -> list[Job]:
         else:
             runs = [(protocol, dataset, bool(protocol.weights_layout))]
         for which, on, tests_only in runs:
-            job = _job(plan, which, on, trainer, variation, shots, seed, tests_only)
+            job = _job(plan, which, on, tests_only, (trainer, variation, shots, seed))
             if jobs.setdefault(job.folder, job) != job:
                 raise SweepError(f"two different runs would write to {job.folder}: name their files differently")
     queue = [job for job in jobs.values() if plan.stage in ("", "evaluate" if job.needs else "train")]
@@ -570,16 +519,8 @@ def build_queue(plan: Plan) -> list[Job]:
     return queue
 
 
-def _job(
-    plan: Plan,
-    protocol: Protocol,
-    dataset: str,
-    trainer: str,
-    variation: Variation,
-    shots: int,
-    seed: int,
-    tests_only: bool,
-) -> Job:
+def _job(plan: Plan, protocol: Protocol, dataset: str, tests_only: bool, case: tuple[str, Variation, int, int]) -> Job:
+    trainer, variation, shots, seed = case
     name, _, given = trainer.partition("=")
     # what is tested was trained on the source: its setting is the one to use
     trained_on = protocol.source or dataset

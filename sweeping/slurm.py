@@ -14,7 +14,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,64 +30,33 @@ POLL_SECONDS = 5.0
 FILES_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class SlurmOptions:
-    """What every job asks Slurm for.
+def add_arguments(group: Any) -> None:
+    """Declare what every job asks Slurm for on an argparse group."""
+    group.add_argument("--time-limit", type=int, default=240, metavar="MINUTES", help="default: %(default)s")
+    group.add_argument("--job-gpus", type=int, default=1, metavar="N", help="per job; default: %(default)s")
+    group.add_argument("--job-cpus", type=int, default=8, metavar="N", help="per job; default: %(default)s")
+    group.add_argument("--partition", default="", help="default: the cluster's")
+    group.add_argument("--parallel", type=int, default=256, metavar="N", help="jobs at once; default: %(default)s")
+    group.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="mem=16G, account=..., qos=...")
+    group.add_argument("--no-wait", action="store_true", help="submit and return; the same command watches")
 
-    Attributes:
-        minutes: time limit.
-        gpus, cpus: per job.
-        partition: "" for the cluster's default.
-        parallel: jobs of the array that may run at once.
-        extra: other sbatch parameters, as submitit names them.
-        wait: watch the jobs until they end.
+
+def parameters(args: argparse.Namespace, cluster: str) -> dict[str, Any]:
+    """Those options as submitit's executors take them.
+
+    Raises:
+        SweepError: a parameter without a value.
     """
-
-    minutes: int = 240
-    gpus: int = 1
-    cpus: int = 8
-    partition: str = ""
-    parallel: int = 256
-    extra: Mapping[str, str] = field(default_factory=dict)
-    wait: bool = True
-
-    @staticmethod
-    def add_arguments(group: Any) -> None:
-        """Declare the options on an argparse group."""
-        group.add_argument("--time-limit", type=int, default=240, metavar="MINUTES", help="default: %(default)s")
-        group.add_argument("--job-gpus", type=int, default=1, metavar="N", help="per job; default: %(default)s")
-        group.add_argument("--job-cpus", type=int, default=8, metavar="N", help="per job; default: %(default)s")
-        group.add_argument("--partition", default="", help="default: the cluster's")
-        group.add_argument("--parallel", type=int, default=256, metavar="N", help="jobs at once; default: %(default)s")
-        group.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="mem=16G, account=..., qos=...")
-        group.add_argument("--no-wait", action="store_true", help="submit and return; the same command watches")
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> SlurmOptions:
-        """The options of a command line.
-
-        Raises:
-            SweepError: a parameter without a value.
-        """
-        wrong = [text for text in args.slurm if "=" not in text]
-        if wrong:
-            raise SweepError(f"--slurm {wrong[0]!r}: write KEY=VALUE")
-        extra = dict(text.split("=", 1) for text in args.slurm)
-        return cls(
-            args.time_limit, args.job_gpus, args.job_cpus, args.partition, args.parallel, extra, not args.no_wait
-        )
-
-    def parameters(self, cluster: str) -> dict[str, Any]:
-        """As submitit's executors take them."""
-        common = {"timeout_min": self.minutes, "name": "sweep", "cpus_per_task": self.cpus}
-        if self.gpus:
-            common["gpus_per_node"] = self.gpus
-        if cluster != "slurm":
-            return common
-        slurm = {"slurm_array_parallelism": self.parallel, "slurm_use_srun": True}
-        if self.partition:
-            slurm["slurm_partition"] = self.partition
-        return common | slurm | {f"slurm_{key}": value for key, value in self.extra.items()}
+    for text in args.slurm:
+        if "=" not in text:
+            raise SweepError(f"--slurm {text!r}: write KEY=VALUE")
+    asked = {"timeout_min": args.time_limit, "name": "sweep", "cpus_per_task": args.job_cpus}
+    asked |= {"gpus_per_node": args.job_gpus} if args.job_gpus else {}
+    if cluster != "slurm":
+        return asked
+    asked |= {"slurm_array_parallelism": args.parallel, "slurm_use_srun": True}
+    asked |= {"slurm_partition": args.partition} if args.partition else {}
+    return asked | {f"slurm_{key}": value for key, value in (text.split("=", 1) for text in args.slurm)}
 
 
 class Chain:
@@ -170,7 +138,7 @@ class SlurmLauncher:
     """Submits a queue and watches it.
 
     Args:
-        options: what jobs ask for.
+        args: see `add_arguments`.
         progress: is told what happens.
         stop: ends the watching; the jobs go on by themselves.
         output: folder of the runs; submitit's files go into a folder in it.
@@ -178,10 +146,11 @@ class SlurmLauncher:
     """
 
     def __init__(
-        self, options: SlurmOptions, progress: Progress, stop: Stop, output: Path, cluster: str = "slurm"
+        self, args: argparse.Namespace, progress: Progress, stop: Stop, output: Path, cluster: str = "slurm"
     ) -> None:
-        self.options, self.progress, self.stop = options, progress, stop
+        self.args, self.progress, self.stop = args, progress, stop
         self.output, self.cluster = output, cluster
+        self.parameters = parameters(args, cluster)
         self._gone: dict[str, float] = {}  # since when, of jobs that have left the queue
 
     def run(self, jobs: Sequence[Job]) -> None:
@@ -198,14 +167,14 @@ class SlurmLauncher:
                 self.progress.fail(job, f"needs the run in {job.needs}, which is not finished")
         watched = self._queued_before(ready, self._queue_states() if self.cluster == "slurm" else {})
         known = {job.folder for chain in watched.values() for job in chain.jobs}
-        before, new = len(watched), chains_of([job for job in ready if job.folder not in known], self.options.cpus)
+        before, new = len(watched), chains_of([job for job in ready if job.folder not in known], self.args.job_cpus)
         handles = self._submit(new) if new else {}
         watched |= {_job_id(chain.jobs[0]): chain for chain in new}
         if not watched:
             return
         self.progress.line(f"{len(new)} jobs submitted, {before} were queued before")
         self.progress.line(f"scancel {' '.join(sorted({name.partition('_')[0] for name in watched}))} cancels them")
-        while self.options.wait and watched and not self.stop.signal:
+        while not self.args.no_wait and watched and not self.stop.signal:
             self._look_at(watched, handles)
             self.progress.tick()
             deadline = time.monotonic() + (POLL_SECONDS if self.cluster == "slurm" else 0.2)
@@ -222,7 +191,7 @@ class SlurmLauncher:
             if name in queued:
                 ids[job.folder] = name
                 members.setdefault(name, []).append(job)
-        return {name: Chain(group, self.options.cpus) for name, group in members.items()}
+        return {name: Chain(group, self.args.job_cpus) for name, group in members.items()}
 
     def _submit(self, chains: Sequence[Chain]) -> dict[str, Any]:
         """Submit one array; returns submitit's handles by job id."""
@@ -235,7 +204,7 @@ class SlurmLauncher:
         more = {f"{self.cluster}_max_num_timeout": MAX_REQUEUES} if self.cluster == "slurm" else {}
         try:
             executor = submitit.AutoExecutor(self.output / SUBMITIT_FOLDER / "%j", cluster=self.cluster, **more)
-            executor.update_parameters(**self.options.parameters(self.cluster))
+            executor.update_parameters(**self.parameters)
             for chain in chains:
                 for job in chain.jobs:
                     (job.folder / FAILURE_FILE).unlink(missing_ok=True)

@@ -236,7 +236,7 @@ def header(path):
 
 
 def command(path):
-    """The train.py arguments of the header's command, with the placeholders filled in; of a sweep, its training run's."""
+    """The train.py arguments of the header's command, with placeholders filled in; of a sweep, its training run's."""
     text = "\n".join(header(path)).replace("\\\n", " ")
     found = re.search(r"^python (train|sweep)\.py .*", text, flags=re.M)
     assert found, f"no command in {path}"

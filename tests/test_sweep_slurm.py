@@ -16,10 +16,11 @@ from pathlib import Path
 
 import pytest
 
+import sweep
 from sweeping.plan import Job
 from sweeping.progress import Progress
 from sweeping.runner import Stop, earlier_failure
-from sweeping.slurm import Chain, SlurmLauncher, SlurmOptions, chains_of
+from sweeping.slurm import Chain, SlurmLauncher, chains_of
 
 pytest.importorskip("submitit", reason="submitit is not installed")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
@@ -37,11 +38,11 @@ def make_job(tmp_path, request):
     return make
 
 
-def launch(jobs, tmp_path, cluster, **options):
+def launch(jobs, tmp_path, cluster, *options):
     stream = io.StringIO()
     progress = Progress(jobs, 1, stream)
-    options = SlurmOptions(**{"minutes": 5, "gpus": 0, "cpus": 1} | options)
-    SlurmLauncher(options, progress, Stop(), tmp_path / "runs", cluster).run(jobs)
+    args = sweep.parse(["--trainers", "BMIP", "--time-limit", "5", "--job-gpus", "0", "--job-cpus", "1", *options])
+    SlurmLauncher(args, progress, Stop(), tmp_path / "runs", cluster).run(jobs)
     return progress, stream.getvalue()
 
 
@@ -85,7 +86,7 @@ def test_what_is_queued_is_watched_as_it_was_submitted(make_job, tmp_path):
         (job.folder / "slurm_job.txt").write_text(f"{name}\n")
     queue, states = [*trains, test], {"7_0": "RUNNING", "8_1": "PENDING"}
     progress = Progress(queue, 1, io.StringIO())
-    launcher = SlurmLauncher(SlurmOptions(), progress, Stop(), tmp_path)
+    launcher = SlurmLauncher(sweep.parse(["--trainers", "BMIP"]), progress, Stop(), tmp_path)
     watched = launcher._queued_before(queue, states)
     assert {name: chain.jobs for name, chain in watched.items()} == {
         "7_0": (trains[0], trains[1], test),
@@ -216,7 +217,7 @@ def test_on_a_real_slurm(cluster, make_job, tmp_path):
     """An array with a run that is requeued in the middle, one that fails and one that tests the first one's weights."""
     jobs = [make_job("requeued", "twice"), make_job("bad", "fail"), make_job("test", needs="requeued")]
     requeued, bad, test = jobs
-    launch(jobs, tmp_path, "slurm", wait=False)
+    launch(jobs, tmp_path, "slurm", "--no-wait")
     wait_for(requeued.folder / "start0")
     wait_for(bad.folder / "failed.json")
     time.sleep(0.5)
