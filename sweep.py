@@ -25,6 +25,7 @@ from common.commandline import add_debug, guarded
 from dassl.config.checks import MANY as MAX_SHOTS
 from dassl.config.checks import MOST_SEED as MAX_SEED
 from reporting.runs import RESULTS_FILE, ResultsError
+from sweeping import runner, slurm
 from sweeping.plan import (
     PROTOCOLS,
     REPOSITORY,
@@ -37,28 +38,9 @@ from sweeping.plan import (
     build_queue,
     bundled_plan,
     check_pairs,
-    is_bundled,
     plans_varied,
 )
 from sweeping.progress import Progress
-from sweeping.runner import (
-    CONSOLE_FILE,
-    OVERWRITE,
-    Inline,
-    Processes,
-    Slot,
-    Stop,
-    console_tail,
-    earlier_failure,
-    finished_record,
-    forget_dead_claim,
-    is_done,
-    is_finished,
-    slots_for,
-    work_off,
-)
-from sweeping.slurm import SlurmLauncher
-from sweeping.slurm import add_arguments as add_slurm_arguments
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -68,58 +50,39 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="%(prog)s --protocol NAME --trainers NAME[=SETTING] ... [options] [-- KEY VALUE ...]",
     )
-    what = parser.add_argument_group("what to run")
-    what.add_argument("--protocol", choices=tuple(PROTOCOLS), default="open_world", help="default: %(default)s")
-    what.add_argument("--table", choices=(*TABLES, "cost"), help="a table's runs, and the table; cost: see its --help")
-    what.add_argument("--trainers", nargs="+", default=[], metavar="NAME[=SETTING]", help="'all': every method")
-    what.add_argument(
-        "--datasets",
-        nargs="+",
-        default=[],
-        metavar="NAME",
-        help="files of configs/datasets, paths of others, 'all' (the published table's, the default) or 'bundled'",
-    )
-    what.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="default: 1 2 3")
-    what.add_argument("--shots", nargs="+", type=int, default=[], metavar="N", help="default: the protocol's")
-    what.add_argument("--source", default="", help="cross_dataset and domain_generalization: what is trained on")
-    what.add_argument(
-        "--vary",
-        nargs="+",
-        action="append",
-        default=[],
-        metavar="KEY VALUE",
-        help="one run for each value of a configuration key; several: all combinations",
-    )
+    add = parser.add_argument_group("what to run").add_argument
+    add("--protocol", choices=tuple(PROTOCOLS), default="open_world", help="default: %(default)s")
+    add("--table", choices=(*TABLES, "cost"), help="a table's runs, and the table; cost has options of its own")
+    add("--trainers", nargs="+", default=[], metavar="NAME[=SETTING]", help="'all': every method")
+    datasets = "files of configs/datasets, paths of others, 'all' (the published table's, the default) or 'bundled'"
+    add("--datasets", nargs="+", default=[], metavar="NAME", help=datasets)
+    add("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="default: 1 2 3")
+    add("--shots", nargs="+", type=int, default=[], metavar="N", help="default: the protocol's")
+    add("--source", default="", help="cross_dataset and domain_generalization: what is trained on")
+    vary = "one run for each value of a configuration key; several: all combinations"
+    add("--vary", nargs="+", action="append", default=[], metavar="KEY VALUE", help=vary)
     for table, preset in TABLES.items():
         for axis in preset.axes:
-            what.add_argument(f"--{axis.replace('_', '-')}", nargs="+", default=[], metavar="VALUE", help=f"of {table}")
-    what.add_argument(
-        "--stage",
-        choices=("train", "evaluate"),
-        default="",
-        help="only the runs that train, or only those that test trained weights",
-    )
-    what.add_argument("--root", "--data", default="", help="folder that holds one folder per data set")
-    what.add_argument("--output", type=Path, help="default: output")
-    what.add_argument("--opts", nargs="+", default=[], metavar="KEY VALUE", help="as after --")
+            add(f"--{axis.replace('_', '-')}", nargs="+", default=[], metavar="VALUE", help=f"of {table}")
+    stages = "only the runs that train, or only those that test trained weights"
+    add("--stage", choices=("train", "evaluate"), default="", help=stages)
+    add("--root", "--data", default="", help="folder that holds one folder per data set")
+    add("--output", type=Path, help="default: output")
+    add("--opts", nargs="+", default=[], metavar="KEY VALUE", help="as after --")
     how = parser.add_argument_group("how to run")
-    how.add_argument(
-        "--launcher",
-        choices=("local", "inline", "slurm"),
-        help="processes on this machine (default), this process for many short runs (default for tables of bundled "
-        "data), or Slurm",
-    )
-    how.add_argument("--gpus", nargs="*", metavar="ID", help="default: all; without an ID: none")
-    how.add_argument(
-        "--slots", type=int, metavar="N", help="processes at a time; default: one per GPU, else one per four CPU cores"
-    )
-    how.add_argument("--foreground", action="store_true", help="one run at a time, on the terminal")
-    how.add_argument("--retry", action="store_true", help="run again what failed in an earlier call")
-    how.add_argument("--overwrite", action="store_true", help="redo finished runs")
-    how.add_argument("--dry-run", action="store_true", help="print the commands only")
-    how.add_argument("--list-results", action="store_true", help="print the paths of the finished runs' results only")
+    add = how.add_argument
+    launchers = "processes on this machine (default), this process (for tables of bundled data the default), or Slurm"
+    add("--launcher", choices=("local", "inline", "slurm"), help=launchers)
+    add("--gpus", nargs="*", metavar="ID", help="default: all; without an ID: none")
+    slots = "processes at a time; default: one per GPU, else one per four CPU cores"
+    add("--slots", type=int, metavar="N", help=slots)
+    add("--foreground", action="store_true", help="one run at a time, on the terminal")
+    add("--retry", action="store_true", help="run again what failed in an earlier call")
+    add("--overwrite", action="store_true", help="redo finished runs")
+    add("--dry-run", action="store_true", help="print the commands only")
+    add("--list-results", action="store_true", help="print the paths of the finished runs' results only")
     add_debug(how)
-    add_slurm_arguments(parser.add_argument_group("Slurm"))
+    slurm.add_arguments(parser.add_argument_group("Slurm"))
     return parser
 
 
@@ -137,18 +100,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    asked, others = _table_parser().parse_known_args(argv)
+    which = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    which.add_argument("--table", nargs="?")
+    asked, others = which.parse_known_args(argv)
     if asked.table == "cost":
         from sweeping.cost import main as cost
 
         return cost(others, table=True)
     return guarded(run, parse(argv))
-
-
-def _table_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--table", nargs="?")
-    return parser
 
 
 def plans_of(args: argparse.Namespace) -> list[Plan]:
@@ -181,12 +140,16 @@ def plans_of(args: argparse.Namespace) -> list[Plan]:
         source=source,
         stage=args.stage,
         options=tuple(args.opts),
-        flags=(OVERWRITE,) if args.overwrite else (),
+        flags=(runner.OVERWRITE,) if args.overwrite else (),
     )
     axes = list(args.vary)
-    for name, (key, values, for_bundled) in (preset.axes if preset else {}).items():
-        bundled = all(map(is_bundled, datasets or ("",)))
-        axes.append((key, *(getattr(args, name) or (bundled and for_bundled) or values)))
+    for name, table in TABLES.items():
+        for option, (key, values, for_bundled) in table.axes.items():
+            given = getattr(args, option)
+            if name == args.table:
+                axes.append((key, *(given or (plan.is_bundled and for_bundled) or values)))
+            elif given:
+                raise SweepError(f"--{option.replace('_', '-')} is of --table {name}")
     return plans_varied(plan, axes)
 
 
@@ -200,12 +163,11 @@ def run(args: argparse.Namespace) -> int:
             raise SweepError(f"{given}: the same number comes twice")
     plans = plans_of(args)
     jobs = list({job.folder: job for plan in plans for job in build_queue(plan)}.values())
-    bundled = all(map(is_bundled, plans[0].datasets or ("",)))
     free = args.slots is None and args.gpus is None and not args.foreground
-    launcher = args.launcher or ("inline" if args.table and bundled and free else "local")
+    launcher = args.launcher or ("inline" if args.table and plans[0].is_bundled and free else "local")
     if args.overwrite and launcher == "slurm":
         raise SweepError("--overwrite is not for Slurm, where a job that is queued again would begin anew")
-    slots = slots_for(args.gpus, 1 if args.foreground or launcher == "inline" else args.slots)
+    slots = runner.slots_for(args.gpus, 1 if args.foreground or launcher == "inline" else args.slots)
     if launcher == "inline":
         os.environ.update(slots[0].environment())  # before torch is imported, which reads them once
     varied = [word for plan in plans for variation in plan.variations for word in variation.options]
@@ -216,13 +178,13 @@ def run(args: argparse.Namespace) -> int:
     report = ["table", "--protocol", protocol]
     if args.dry_run:
         for job in jobs:
-            print(("# finished: " if is_done(job) else "") + as_typed(job.command()))
+            print(("# finished: " if runner.is_done(job) else "") + as_typed(job.command()))
         if args.table:
             print(as_typed(["python", "-m", "reporting", *report, *(str(job.folder) for job in in_table)]))
         return 0
     if args.list_results:
         for job in in_table:
-            if is_finished(job.folder):
+            if runner.is_finished(job.folder):
                 print(job.folder / RESULTS_FILE)
         return 0
     if args.root and launcher != "slurm" and not Path(plans[0].root).is_dir():
@@ -235,7 +197,7 @@ def run(args: argparse.Namespace) -> int:
         print("error: no run finished, so there is no table", file=sys.stderr)
         return 1
     print()
-    if bundled:
+    if plans[0].is_bundled:
         print("Demonstration on a tiny model (bundled:tiny_clip): not comparable with ViT-B/16 numbers.")
     from reporting.__main__ import main as make_table
 
@@ -243,28 +205,28 @@ def run(args: argparse.Namespace) -> int:
 
 
 def run_queue(
-    jobs: list[Job], args: argparse.Namespace, launcher: str, output: Path, slots: list[Slot]
+    jobs: list[Job], args: argparse.Namespace, launcher: str, output: Path, slots: list[runner.Slot]
 ) -> tuple[int, set[Path]]:
     """Run what is not finished and say what became of it; returns the exit status and the finished runs' folders."""
     # the live line moves the cursor: past the stream that lets nothing of the kind through
     progress = Progress(jobs, len(slots), getattr(sys.stdout, "stream", sys.stdout))
-    with Stop().listening() as stop:
+    with runner.Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)
         if launcher == "slurm":
-            SlurmLauncher(args, progress, stop, output).run(pending)
+            slurm.SlurmLauncher(args, progress, stop, output).run(pending)
         elif launcher == "inline":
-            work_off(pending, Inline(slots[0], stop), progress, stop)
+            runner.work_off(pending, runner.Inline(slots[0], stop), progress, stop)
         else:
-            work_off(pending, Processes(slots, stop, args.foreground), progress, stop)
+            runner.work_off(pending, runner.Processes(slots, stop, args.foreground), progress, stop)
     progress.close()
     # the counts, and every failure with the last lines that its run wrote
     for job in jobs:
         if job.folder in progress.failures:
             print(f"\nFAILED {job.label}: {progress.failures[job.folder]}")
-            for line in console_tail(job.folder):
+            for line in runner.console_tail(job.folder):
                 print(f"    {line}")
-            if (job.folder / CONSOLE_FILE).is_file():
-                print(f"    all of it: {job.folder / CONSOLE_FILE}")
+            if (job.folder / runner.CONSOLE_FILE).is_file():
+                print(f"    all of it: {job.folder / runner.CONSOLE_FILE}")
     left = len(progress.waiting) + len(progress.running)
     counts = f"{len(jobs)} runs: {len(progress.finished)} finished, {len(progress.failures)} failed"
     print(f"{counts}, {left} to be run" + ("; stopped: the same command goes on" if stop.signal else ""))
@@ -275,13 +237,13 @@ def sort_out(jobs: list[Job], progress: Progress, retry: bool) -> list[Job]:
     """The jobs to run; the others are finished, or failed before and are not to be tried again."""
     pending = []
     for job in jobs:
-        if is_done(job):
-            forget_dead_claim(job)
+        if runner.is_done(job):
+            runner.forget_dead_claim(job)
             try:
-                progress.skip(job, finished_record(job))
+                progress.skip(job, runner.finished_record(job))
             except ResultsError as error:
                 progress.fail(job, str(error))
-        elif not retry and (reason := earlier_failure(job)) is not None:
+        elif not retry and (reason := runner.earlier_failure(job)) is not None:
             progress.fail(job, f"{reason} (in an earlier call; --retry runs it again)")
         else:
             pending.append(job)

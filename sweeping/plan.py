@@ -450,6 +450,11 @@ class Plan:
     options: tuple[str, ...] = ()
     flags: tuple[str, ...] = ()
 
+    @property
+    def is_bundled(self) -> bool:
+        """Whether only bundled data sets are named."""
+        return bool(self.datasets) and all(map(is_bundled, self.datasets))
+
 
 def variations_of(axes: Sequence[Sequence[str]]) -> tuple[Variation, ...]:
     """Every combination of the values of some axes, each `KEY VALUE VALUE ...`; of none, the setting itself.

@@ -111,11 +111,8 @@ class Progress:
             return None
         waiting = sum(self._expected(job, known) for job in self.waiting)
         now = time.monotonic()
-        under_way = [
-            max(0.0, self._expected(job, known) - (now - self.running[job.folder]))
-            for job in self.jobs
-            if job.folder in self.running
-        ]
+        running = [job for job in self.jobs if job.folder in self.running]
+        under_way = [max(0.0, self._expected(job, known) - (now - self.running[job.folder])) for job in running]
         return max([(waiting + sum(under_way)) / self.slots, *under_way])
 
     def _expected(self, job: Job, known: list[float]) -> float:

@@ -118,7 +118,7 @@ def earlier_failure(job: Job) -> str | None:
         return None
 
 
-def console_tail(folder: Path, lines: int = SHOWN_LINES) -> list[str]:
+def console_tail(folder: Path) -> list[str]:
     """The last lines that a run wrote to its console file."""
     try:
         with (folder / CONSOLE_FILE).open("rb") as file:
@@ -126,7 +126,7 @@ def console_tail(folder: Path, lines: int = SHOWN_LINES) -> list[str]:
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
-    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()][-lines:]
+    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()][-SHOWN_LINES:]
 
 
 def outcome(job: Job, status: int) -> str | None:
@@ -323,22 +323,18 @@ class Slot:
 
 
 def slots_for(gpus: Sequence[str] | None, count: int | None) -> list[Slot]:
-    """The slots of this machine; the cores are shared out evenly.
-
-    Args:
-        gpus: ids to use; None for all that are visible, empty for none.
-        count: slots in all; default one per GPU, or one per four cores without a GPU.
+    """The slots of this machine, as --gpus and --slots say; the cores are shared out evenly.
 
     Raises:
         SweepError: no slot at all; an id that is none, comes twice or is known to lack.
     """
-    if gpus is None:  # all that this process may use, without loading torch
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = (
-            _listed_gpus() if visible is None else [gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
-        )
-    else:
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus is not None:
         gpus = _checked_gpus(gpus)
+    elif visible is None:
+        gpus = _listed_gpus()
+    else:  # all that this process may use, without loading torch
+        gpus = [gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = (len(gpus) or max(1, cores // CORES_PER_SLOT)) if count is None else count
     if not 1 <= count <= MAX_SLOTS:
@@ -424,11 +420,9 @@ class Processes:
             for child in children:
                 with contextlib.suppress(ProcessLookupError):
                     os.killpg(child.pid, number)  # the loader's workers, too
-            while (
-                any(child.poll() is None for child in children)
-                and time.monotonic() < deadline
-                and not self.stop.at_once
-            ):
+            while any(child.poll() is None for child in children) and not self.stop.at_once:
+                if time.monotonic() > deadline:
+                    break
                 time.sleep(POLL_SECONDS)
         for child in children:
             child.wait()
