@@ -10,11 +10,12 @@ import functools
 import itertools
 import re
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.free_options import flatten
 from dassl.config.yamlfile import YamlFileError, read_config
 from dataset_label import OWN_DATA, dataset_label
 
@@ -342,19 +343,11 @@ def setting_options(trainer: str, bundled: bool) -> tuple[str, list[str]]:
     setting = setting or default_setting(name, PROTOCOLS["open_world"], bundled)
     pairs = {
         key: value
-        for key, value in _flat(read_config(setting_file(name, setting)))
+        for key, value in flatten(read_config(setting_file(name, setting))).items()
         if key.startswith("TRAINER.") or key == "DATALOADER.K_TRANSFORMS"  # CoPrompt takes two views of an image
     }
     pairs |= {key: "fp32" for key in pairs if key.endswith(".PREC")}
     return setting, [text for key, value in pairs.items() for text in (key, str(value))]
-
-
-def _flat(node: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in node.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _relative(path: Path) -> str:

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,6 +27,7 @@ from typing import Any
 
 from common.files import atomic_write
 from common.folder_lock import SWEEP_LOCK, FolderLock, LockedError, NoLockError
+from common.free_options import flatten, is_free
 from reporting.runs import RESULTS_FILE, ResultsError, read_results
 from sweeping.plan import REPOSITORY, Job, SweepError
 from sweeping.progress import Progress
@@ -66,16 +67,13 @@ def finished_record(job: Job) -> dict[str, Any]:
     pairs = job.arguments[job.arguments.index("DATASET.NUM_SHOTS") :]
     # the last value of a key wins, as on train.py's command line
     wanted = dict(zip(pairs[::2], pairs[1::2], strict=True)) | {"TRAINER.NAME": job.trainer, "SEED": str(job.seed)}
-    differing = []
-    for key, value in wanted.items():
-        # what is kept for reuse is free; the protocol has a name of its own in results.json
-        if key.startswith("FEATURES.") or key == "TEST.PROTOCOL":
-            continue
-        had: Any = record["config"]
-        for part in key.split("."):
-            had = had.get(part) if isinstance(had, Mapping) else None
-        if had is not None and had != _parsed(value, had):
-            differing.append(f"{key} was {had!r}, now {value}")
+    wanted.pop("TEST.PROTOCOL", None)  # results.json has it under a name of its own
+    config = flatten(record["config"])
+    differing = [
+        f"{key} was {config[key]!r}, now {value}"
+        for key, value in wanted.items()
+        if config.get(key) is not None and not is_free(key, config) and config[key] != _parsed(value, config[key])
+    ]
     if job.protocol and record["protocol"] != job.protocol:
         differing.append(f"its protocol was {record['protocol']}, now {job.protocol}")
     if differing:

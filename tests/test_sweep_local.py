@@ -243,14 +243,15 @@ def test_a_finished_run_with_other_settings_is_named(make_job, run, capsys):
     assert "finished run with other settings (OPTIM.MAX_EPOCH was 1, now 5)" in capsys.readouterr().out
 
 
-def test_where_features_are_kept_makes_no_other_run(make_job, run):
+def test_where_data_and_features_are_kept_makes_no_other_run(make_job, run):
     job = make_job("a")
     assert run([job]) == 0
     path = job.folder / "results.json"
     record = json.loads(path.read_text())
     record["config"]["FEATURES"] = {"FOLDER": ""}
+    record["config"]["DATASET"]["ROOT"] = "y"
     path.write_text(json.dumps(record))
-    elsewhere = make_job("a", options=("OPTIM.MAX_EPOCH", "1", "FEATURES.FOLDER", "features"))
+    elsewhere = make_job("a", options=("OPTIM.MAX_EPOCH", "1", "FEATURES.FOLDER", "features", "DATASET.ROOT", "x"))
     assert finished_record(elsewhere)["config"]["FEATURES"] == {"FOLDER": ""}
 
 
