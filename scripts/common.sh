@@ -78,12 +78,10 @@ table() { # table of sweep.py, variables that it reads beside the common ones, -
         shift
     done
     read -ra values <<<"${SWEEP:-}"
-    case " $* " in
-        *" -h "* | *" --help "*)
-            usage # and what sweep.py says
-            echo 'Environment: TRAINERS, DATASETS, SEEDS, DATA, OUTPUT, OPTS and the options above, as flags are given,'
-            echo 'e.g. DATASETS=bundled SEEDS="1 2"; SWEEP: further options of sweep.py, e.g. SWEEP="--gpus 0 1 2 3".'
-            ;;
-    esac
+    if [[ " $* " = *" -h "* || " $* " = *" --help "* ]]; then
+        usage # and what sweep.py says
+        echo 'Environment: TRAINERS, DATASETS, SEEDS, DATA, OUTPUT, OPTS and the options above, as flags are given,'
+        echo 'e.g. DATASETS=bundled SEEDS="1 2"; SWEEP: further options of sweep.py, e.g. SWEEP="--gpus 0 1 2 3".'
+    fi
     exec "${command[@]}" ${values[@]+"${values[@]}"} "${@:2}"
 }

@@ -5,8 +5,7 @@
 # Usage: scripts/compare.sh [--overwrite] [--dry-run] DATASET SEED TRAINER[=SETTING]...
 #   DATASET      a file of configs/datasets; with bundled data, e.g. digits, every method's tiny setting
 #   SEED         one seed, or several in quotes: "1 2 3"
-#   TRAINER      a folder of configs/trainers; SETTING is a file in it, by default the published one for ViT-B/16. The
-#                same trainer may come with several settings.
+#   TRAINER      a folder of configs/trainers; SETTING is a file in it, by default the published one for ViT-B/16
 #   --overwrite  redo finished runs, which are skipped otherwise
 #   --dry-run    print the commands only
 # Environment: DATA, the folder that holds one folder per data set (needed unless DATASET is bundled), SHOTS=16,

@@ -9,7 +9,7 @@ source "$(dirname "$0")/common.sh"
 read_arguments --dev -- "$@"
 [ "${#WORDS[@]}" = 0 ] || wrong "unexpected argument ${WORDS[0]}"
 requirements="requirements.txt"
-case " ${FLAGS[*]:-} " in *" --dev "*) requirements="requirements-dev.txt" ;; esac
+[[ " ${FLAGS[*]:-} " != *" --dev "* ]] || requirements="requirements-dev.txt"
 if [ ! -x "$PYTHON" ]; then
     [ -n "$DRY_RUN" ] || echo "Making the environment $REPO/.venv"
     step "${BASE_PYTHON:-python3}" -m venv "$REPO/.venv"
