@@ -276,11 +276,11 @@ def work_off(jobs: Sequence[Job], executor: Processes | Inline, progress: Progre
                 elif executor.is_free() and not stop.signal and claims.take(job):
                     waiting.remove(job)
                     # another sweep may have ended it since this one looked
-                    settled = claims.settled_elsewhere(job)
-                    if settled or is_done(job):
+                    if claims.settled_elsewhere(job):
                         claims.release(job)
-                        if not settled:
-                            progress.finish(job)
+                    elif is_done(job):
+                        claims.release(job)
+                        progress.finish(job)
                     else:
                         make_ready(job)
                         progress.start(job)
