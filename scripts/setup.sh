@@ -5,39 +5,23 @@
 #   --dev      also what the tests need
 #   --dry-run  print the commands only
 # Runs again in a second when nothing has changed.
-
-# shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
-
+read_arguments --dev -- "$@"
+[ "${#WORDS[@]}" = 0 ] || wrong "unexpected argument ${WORDS[0]}"
 requirements="requirements.txt"
-DRY_RUN=""
-while [ $# -gt 0 ]; do
-    case "$1" in
-        --dev) requirements="requirements-dev.txt" ;;
-        --dry-run) DRY_RUN=1 ;;
-        -h | --help) usage; exit 0 ;;
-        *) echo "$SCRIPT: unknown option $1" >&2; usage >&2; exit 2 ;;
-    esac
-    shift
-done
-make_environment=("${BASE_PYTHON:-python3}" -m venv "$REPO/.venv")
+[[ " ${FLAGS[*]:-} " != *" --dev "* ]] || requirements="requirements-dev.txt"
+if [ ! -x "$PYTHON" ]; then
+    [ -n "$DRY_RUN" ] || echo "Making the environment $REPO/.venv"
+    step "${BASE_PYTHON:-python3}" -m venv "$REPO/.venv"
+fi
 install=("$PYTHON" -m pip install --disable-pip-version-check --quiet -r "$requirements")
-
 if [ -n "$DRY_RUN" ]; then
-    [ -x "$PYTHON" ] || show "${make_environment[@]}"
-    show "${install[@]}"
+    step "${install[@]}"
     exit 0
 fi
-if [ ! -x "$PYTHON" ]; then
-    echo "Making the environment $REPO/.venv"
-    "${make_environment[@]}"
-fi
-"$PYTHON" - <<'CHECK' || exit 1
-import sys
+"$PYTHON" -c 'import sys
 if sys.version_info < (3, 10):
-    sys.exit(f"Python 3.10 or newer is needed, {sys.executable} is {sys.version.split()[0]}: set BASE_PYTHON")
-CHECK
-
+    sys.exit(f"Python 3.10 or newer is needed, {sys.executable} is {sys.version.split()[0]}: set BASE_PYTHON")'
 stamp="$("$PYTHON" -c 'import sys; print(sys.prefix)')/.prompt-learning-$requirements"
 wanted="$(cat requirements.txt "$requirements")"
 if [ ! -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then

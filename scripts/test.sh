@@ -4,16 +4,10 @@
 # Usage: scripts/test.sh [--dry-run] [PYTEST ARGUMENTS]
 #   --dry-run  print the commands only
 # Environment: WORKERS=2, the number of pytest processes.
-
-# shellcheck source=scripts/common.sh
 source "$(dirname "$0")/common.sh"
-
-step() { # command: run it, or print it
-    "$@"
-}
 case "${1:-}" in
     -h | --help) usage; exit 0 ;;
-    --dry-run) step() { show "$@"; }; shift ;;
+    --dry-run) DRY_RUN=1; shift ;;
 esac
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 step bash scripts/setup.sh --dev

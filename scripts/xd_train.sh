@@ -1,18 +1,6 @@
 #!/usr/bin/env bash
 # Cross-dataset transfer and domain generalization, first step: train on all classes of the source data set.
-#
-# Usage: scripts/xd_train.sh [--dry-run] TRAINER DATASET SEED [CFG]
-#   TRAINER  a folder of configs/trainers; CFG is a file in it, by default the published setting
-#   DATASET  a file of configs/datasets, imagenet in the published tables
-# Environment: DATA, the folder that holds one folder per data set (not needed for the bundled data), OUTPUT=output,
-#   SHOTS=16, OPTS="KEY VALUE ..." for train.py, e.g. OPTS="OPTIM.MAX_EPOCH 1". --dry-run prints the command.
-# Writes to OUTPUT/cross_dataset/TRAINER/CFG/DATASET/shots16/seedSEED.
-# Example: DATA=data scripts/xd_train.sh BMIP imagenet 1
-
-# shellcheck source=scripts/common.sh
+# Usage: scripts/xd_train.sh [--dry-run] TRAINER DATASET SEED [CFG], e.g. DATA=data scripts/xd_train.sh BMIP imagenet 1
 source "$(dirname "$0")/common.sh"
-# shellcheck source=scripts/protocol.sh
-source "$REPO/scripts/protocol.sh"
-
-read_positional TRAINER DATASET SEED [CFG] -- "$@"
-run_protocol cross_dataset --source "$DATASET" --datasets "$DATASET" --seeds "$SEED" --shots "$SHOTS" --stage train
+positional TRAINER DATASET SEED [CFG] -- "$@"
+protocol cross_dataset --source "$DATASET" --stage train

@@ -1,6 +1,7 @@
 """What methods cost: trained parameters and floating-point operations, on a random CLIP of a published size.
 
     python -m sweeping.cost --trainers CoOp MaPLe BMIP --backbone ViT-B/16 --classes 100
+    python sweep.py --table cost     # with memory and throughput, as `python -m benchmarks` measures them
 
 Operations are counted by torch.utils.flop_counter while the trainer runs (a multiplication and an addition are two);
 what cannot be counted so, element-wise work, is left out, as is usual.
@@ -12,6 +13,7 @@ import argparse
 import contextlib
 import io
 import json
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -25,24 +27,87 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.models import SIZES, build_trainer, random_batch, random_clip
 from common.commandline import add_debug, guarded
 from results.schema import RESULTS_FILE
-from sweeping.settings import setting_options
+from sweeping.plan import REPOSITORY, UNTRAINED, as_typed, setting_options
 
 TRAIN_BATCH = 4
+TRAINERS = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC", "BMIP")
+MEASURES = ("train", "eval", "memory")  # of `python -m benchmarks`
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Command line."""
+def build_parser(table: bool = False) -> argparse.ArgumentParser:
+    """Command line; of `sweep.py --table cost` if wanted."""
     parser = argparse.ArgumentParser(
-        prog="python -m sweeping.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="sweep.py --table cost" if table else "python -m sweeping.cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--trainers", nargs="+", default=[], metavar="NAME[=SETTING]")
+    parser.add_argument("--trainers", nargs="+", default=list(TRAINERS if table else ()), metavar="NAME[=SETTING]")
     parser.add_argument("--backbone", choices=tuple(SIZES), default="ViT-B/16")
-    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--classes", type=int, help="default: 100; of the bundled model 3")
     parser.add_argument("--tiny", action="store_true", help="the settings of the bundled model")
-    parser.add_argument("--runs", type=Path, help="folder of finished runs that may tell the number of parameters")
-    parser.add_argument("--output", type=Path, help="also write the figures as JSON")
+    parser.add_argument("--measures", nargs="*", choices=MEASURES, default=list(MEASURES if table else ()))
+    parser.add_argument("--device", default="cpu", help="that is measured; default: %(default)s")
+    parser.add_argument("--precision", default="fp32", help="that is measured; default: %(default)s")
+    parser.add_argument("--rounds", type=int, help="that are measured; default: 5, of the bundled model 1")
+    if table:
+        parser.add_argument("--datasets", nargs="*", help="'bundled': a few classes on the smallest size, one round")
+        parser.add_argument("--output", dest="runs", type=lambda text: Path(text, "open_world"), default="output")
+        parser.add_argument("--dry-run", action="store_true", help="print the commands of what is measured only")
+    else:
+        parser.add_argument("--runs", type=Path, help="folder of finished runs that may tell the number of parameters")
+        parser.add_argument("--output", type=Path, help="also write the figures as JSON")
+        parser.set_defaults(datasets=None, dry_run=False)
     add_debug(parser)
     return parser
+
+
+def main(argv: Sequence[str] | None = None, table: bool = False) -> int:
+    """Command line; returns the exit status."""
+    args = build_parser(table).parse_args(argv)
+    if args.datasets == ["bundled"]:
+        args.tiny, args.backbone = True, "tiny"
+    small = args.backbone == "tiny"
+    args.classes = (3 if small and table else 100) if args.classes is None else args.classes
+    args.rounds = (1 if small else 5) if args.rounds is None else args.rounds
+    return guarded(run, args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure and count, print, and write where asked to."""
+    status = measure(args)
+    if status or args.dry_run:
+        return status
+    clip_model = random_clip(args.backbone)
+    rows = []
+    for trainer in args.trainers:
+        print(f"counting {trainer}", file=sys.stderr)  # a method of many prompts takes minutes
+        row = cost_of(trainer, clip_model, args.classes, args.tiny)
+        recorded = recorded_parameters(args.runs, row["trainer"], row["setting"])
+        row["recorded"] = recorded is not None
+        rows.append(row if recorded is None else row | {"parameters": recorded})
+    print(report(rows, args))
+    if getattr(args, "output", None):
+        args.output.write_text(json.dumps({"classes": args.classes, "rows": rows}, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def measure(args: argparse.Namespace) -> int:
+    """Run `python -m benchmarks` for each method and measure, each in a process of its own; the first bad status."""
+    settings = [(trainer.partition("=")[0], setting_options(trainer, args.tiny)[1]) for trainer in args.trainers]
+    for name, options in settings:
+        for what in args.measures:
+            if name in UNTRAINED and what != "eval":
+                continue
+            command = [
+                *("-W", "ignore", "-m", "benchmarks", what, "--trainer", name, "--backbone", args.backbone),
+                *("--classes", str(args.classes), "--path", "fast", "--device", args.device),
+                *("--precision", args.precision, "--rounds", str(args.rounds), "--opts", *options),
+            ]
+            if args.dry_run:
+                print(as_typed(["python", *command]))
+            elif status := subprocess.run([sys.executable, *command], cwd=REPOSITORY, check=False).returncode:
+                return status
+    return 0
 
 
 def operations(work: Callable[[], Any]) -> int:
@@ -109,32 +174,10 @@ def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
         for row in rows
     ]
     table = tabulate(lines, headers=head, tablefmt="github", disable_numparse=True)
-    legend = (
-        f"{args.classes} classes, {TRAIN_BATCH} images per training step, random {args.backbone}. A multiplication and "
-        "an addition count as two operations."
+    return (
+        f"{table}\n\n{args.classes} classes, {TRAIN_BATCH} images per training step, random {args.backbone}. "
+        "A multiplication and an addition count as two operations."
     )
-    return f"{table}\n\n{legend}"
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; returns the exit status."""
-    return guarded(run, build_parser().parse_args(argv))
-
-
-def run(args: argparse.Namespace) -> None:
-    """Count, print, and write where asked to."""
-    clip_model = random_clip(args.backbone)
-    rows = []
-    for trainer in args.trainers:
-        print(f"counting {trainer}", file=sys.stderr)  # a method of many prompts takes minutes
-        rows.append(cost_of(trainer, clip_model, args.classes, args.tiny))
-    for row in rows:
-        recorded = recorded_parameters(args.runs, row["trainer"], row["setting"])
-        row["recorded"] = recorded is not None
-        row["parameters"] = row["parameters"] if recorded is None else recorded
-    print(report(rows, args))
-    if args.output:
-        args.output.write_text(json.dumps({"classes": args.classes, "rows": rows}, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

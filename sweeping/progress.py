@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TextIO
 
 from common.commandline import printable
-from sweeping.jobs import Job
+from sweeping.plan import Job
 
 REFRESH_SECONDS = 1.0
 
@@ -56,13 +56,12 @@ class Progress:
     def finish(self, job: Job) -> None:
         """The job is done."""
         self.finished.add(job.folder)
-        began = self.running.pop(job.folder, None)
-        if began is None:
-            self.line(f"finished {job.label}")
-            return
-        seconds = time.monotonic() - began
-        self._seconds[_kind(job)].append(seconds)
-        self.line(f"finished {job.label} ({duration(seconds)})")
+        took = ""  # nothing is known of another sweep's
+        if job.folder in self.running:
+            seconds = time.monotonic() - self.running.pop(job.folder)
+            self._seconds[_kind(job)].append(seconds)
+            took = f" ({duration(seconds)})"
+        self.line(f"finished {job.label}{took}")
 
     def fail(self, job: Job, reason: str) -> None:
         """The job failed, now or before."""
@@ -90,14 +89,10 @@ class Progress:
             return
         self._clear()
         self._drawn = now
-        width = shutil.get_terminal_size().columns - 1
-        self.stream.write(self.summary()[:width])
-        self.stream.flush()
-
-    def summary(self) -> str:
-        """The counts and the time left in one line."""
         counts = f"{len(self.finished)} done, {len(self.running)} running, {len(self.failures)} failed"
-        return f"{counts}, {len(self.waiting)} waiting of {len(self.jobs)}{self._time_left()}"
+        text = f"{counts}, {len(self.waiting)} waiting of {len(self.jobs)}{self._time_left()}"
+        self.stream.write(text[: shutil.get_terminal_size().columns - 1])
+        self.stream.flush()
 
     def close(self) -> None:
         """Leave the terminal with a clean line."""
@@ -111,11 +106,8 @@ class Progress:
             return None
         waiting = sum(self._expected(job, known) for job in self.waiting)
         now = time.monotonic()
-        under_way = [
-            max(0.0, self._expected(job, known) - (now - self.running[job.folder]))
-            for job in self.jobs
-            if job.folder in self.running
-        ]
+        running = [job for job in self.jobs if job.folder in self.running]
+        under_way = [max(0.0, self._expected(job, known) - (now - self.running[job.folder])) for job in running]
         return max([(waiting + sum(under_way)) / self.slots, *under_way])
 
     def _expected(self, job: Job, known: list[float]) -> float:

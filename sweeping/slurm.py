@@ -14,97 +14,61 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from sweeping.jobs import Job
-from sweeping.local import Stop, outcomes
+from sweeping.plan import REPOSITORY, Job, SweepError
 from sweeping.progress import Progress
-from sweeping.settings import REPOSITORY, SweepError
-from sweeping.state import CONSOLE_FILE, earlier_failure, forget_failure, is_finished
-from sweeping.together import common_arguments, companions
+from sweeping.runner import CONSOLE_FILE, FAILURE_FILE, Stop, earlier_failure, is_finished, make_ready, outcome
 
 JOB_FILE = "slurm_job.txt"
 SUBMITIT_FOLDER = ".slurm"
 END_SECONDS = 60  # for a run to end once its job is told to
-REQUEUES = 50  # a run that resumes may reach its time limit often
+MAX_REQUEUES = 50  # a run that resumes may reach its time limit often
 POLL_SECONDS = 5.0
 # How long a job that left the queue may take until its files are seen here (network file systems).
 FILES_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class SlurmOptions:
-    """What every job asks Slurm for.
+def add_arguments(group: Any) -> None:
+    """Declare what every job asks Slurm for on an argparse group."""
+    group.add_argument("--time-limit", type=int, default=240, metavar="MINUTES", help="default: %(default)s")
+    group.add_argument("--job-gpus", type=int, default=1, metavar="N", help="per job; default: %(default)s")
+    group.add_argument("--job-cpus", type=int, default=8, metavar="N", help="per job; default: %(default)s")
+    group.add_argument("--partition", default="", help="default: the cluster's")
+    group.add_argument("--parallel", type=int, default=256, metavar="N", help="jobs at once; default: %(default)s")
+    group.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="mem=16G, account=..., qos=...")
+    group.add_argument("--no-wait", action="store_true", help="submit and return; the same command watches")
 
-    Attributes:
-        minutes: time limit.
-        gpus, cpus: per job.
-        partition: "" for the cluster's default.
-        parallel: jobs of the array that may run at once.
-        extra: other sbatch parameters, as submitit names them.
-        wait: watch the jobs until they end.
+
+def parameters(args: argparse.Namespace, cluster: str) -> dict[str, Any]:
+    """Those options as submitit's executors take them.
+
+    Raises:
+        SweepError: a parameter without a value.
     """
-
-    minutes: int = 240
-    gpus: int = 1
-    cpus: int = 8
-    partition: str = ""
-    parallel: int = 256
-    extra: Mapping[str, str] = field(default_factory=dict)
-    wait: bool = True
-
-    @staticmethod
-    def add_arguments(group: Any) -> None:
-        """Declare the options on an argparse group."""
-        group.add_argument("--time-limit", type=int, default=240, metavar="MINUTES", help="default: %(default)s")
-        group.add_argument("--job-gpus", type=int, default=1, metavar="N", help="per job; default: %(default)s")
-        group.add_argument("--job-cpus", type=int, default=8, metavar="N", help="per job; default: %(default)s")
-        group.add_argument("--partition", default="", help="default: the cluster's")
-        group.add_argument("--parallel", type=int, default=256, metavar="N", help="jobs at once; default: %(default)s")
-        group.add_argument("--slurm", nargs="+", default=[], metavar="KEY=VALUE", help="mem=16G, account=..., qos=...")
-        group.add_argument("--no-wait", action="store_true", help="submit and return; the same command watches")
-
-    @classmethod
-    def of(cls, args: argparse.Namespace) -> SlurmOptions:
-        """The options of a command line.
-
-        Raises:
-            SweepError: a parameter without a value.
-        """
-        wrong = [text for text in args.slurm if "=" not in text]
-        if wrong:
-            raise SweepError(f"--slurm {wrong[0]!r}: write KEY=VALUE")
-        extra = dict(text.split("=", 1) for text in args.slurm)
-        return cls(
-            args.time_limit, args.job_gpus, args.job_cpus, args.partition, args.parallel, extra, not args.no_wait
-        )
-
-    def parameters(self, cluster: str) -> dict[str, Any]:
-        """As submitit's executors take them."""
-        common = {"timeout_min": self.minutes, "name": "sweep", "cpus_per_task": self.cpus}
-        if self.gpus:
-            common["gpus_per_node"] = self.gpus
-        if cluster != "slurm":
-            return common
-        slurm = {"slurm_array_parallelism": self.parallel, "slurm_use_srun": True}
-        if self.partition:
-            slurm["slurm_partition"] = self.partition
-        return common | slurm | {f"slurm_{key}": value for key, value in self.extra.items()}
+    for text in args.slurm:
+        if "=" not in text:
+            raise SweepError(f"--slurm {text!r}: write KEY=VALUE")
+    asked = {"timeout_min": args.time_limit, "name": "sweep", "cpus_per_task": args.job_cpus}
+    asked |= {"gpus_per_node": args.job_gpus} if args.job_gpus else {}
+    if cluster != "slurm":
+        return asked
+    asked |= {"slurm_array_parallelism": args.parallel, "slurm_use_srun": True}
+    asked |= {"slurm_partition": args.partition} if args.partition else {}
+    return asked | {f"slurm_{key}": value for key, value in (text.split("=", 1) for text in args.slurm)}
 
 
 class Chain:
-    """Runs that one Slurm job does one after another: a run, or several seeds of it, and the tests of their weights.
+    """Runs that one Slurm job does one after another: one that trains, and the tests of its weights.
 
     Args:
         jobs: in order.
         threads: OMP_NUM_THREADS of each process.
-        seeds: jobs that differ in the seed only and that one process takes at most.
     """
 
-    def __init__(self, jobs: Sequence[Job], threads: int, seeds: int = 1) -> None:
-        self.jobs, self.threads, self.seeds = tuple(jobs), threads, seeds
+    def __init__(self, jobs: Sequence[Job], threads: int) -> None:
+        self.jobs, self.threads = tuple(jobs), threads
         self._child: subprocess.Popen[bytes] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
@@ -117,20 +81,26 @@ class Chain:
             RuntimeError: a run failed.
         """
         failures = []
-        for jobs in self.steps([job for job in self.jobs if not is_finished(job.folder)]):
-            if jobs[0].needs is None or is_finished(jobs[0].needs):
-                failures += self._run(jobs)
+        for job in self.jobs:
+            if is_finished(job.folder) or (job.needs is not None and not is_finished(job.needs)):
+                continue
+            make_ready(job)
+            with (job.folder / CONSOLE_FILE).open("ab") as console:
+                self._child = subprocess.Popen(
+                    job.command(sys.executable),
+                    cwd=REPOSITORY,
+                    env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
+                    stdin=subprocess.DEVNULL,
+                    stdout=console,
+                    stderr=subprocess.STDOUT,
+                    preexec_fn=_ignore_warning,
+                )
+                reason = outcome(job, self._child.wait())
+            if reason is not None:
+                failures.append(f"{job.label}: {reason}")
         if failures:
             raise RuntimeError("; ".join(failures))
         return len(self.jobs)
-
-    def steps(self, jobs: Sequence[Job]) -> list[list[Job]]:
-        """Those of the jobs that one process takes, process by process."""
-        left, steps = list(jobs), []
-        while left:
-            steps.append(companions(left[0], left, self.seeds))
-            left = [job for job in left if job not in steps[-1]]
-        return steps
 
     def checkpoint(self) -> Any:
         """Called by submitit when the job's time is nearly up: end the run and ask for the job to be queued again."""
@@ -139,28 +109,9 @@ class Chain:
         if self._child is not None:
             self._child.terminate()
             deadline = time.monotonic() + END_SECONDS
-            while _alive(self._child.pid) and time.monotonic() < deadline:
+            while _is_alive(self._child.pid) and time.monotonic() < deadline:
                 time.sleep(0.1)
         return submitit.helpers.DelayedSubmission(self)
-
-    def _run(self, jobs: Sequence[Job]) -> list[str]:
-        """Run jobs in one process; says which failed, and why."""
-        for job in jobs:
-            forget_failure(job)
-            job.folder.mkdir(parents=True, exist_ok=True)
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
-        with (jobs[0].folder / CONSOLE_FILE).open("ab") as console:
-            self._child = subprocess.Popen(
-                replace(jobs[0], arguments=common_arguments(jobs)).command(sys.executable),
-                cwd=REPOSITORY,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=console,
-                stderr=subprocess.STDOUT,
-                preexec_fn=_ignore_warning,
-            )
-            status = self._child.wait()
-        return [f"{job.label}: {reason}" for job, reason in outcomes(jobs, status) if reason is not None]
 
 
 def _ignore_warning() -> None:
@@ -168,57 +119,39 @@ def _ignore_warning() -> None:
     signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-def _alive(pid: int) -> bool:
+def _is_alive(pid: int) -> bool:
     """Whether a child runs. This is asked inside a signal handler that interrupted Popen.wait(), which holds a lock."""
     with contextlib.suppress(ChildProcessError):
         return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None
     return False
 
 
-def chains_of(jobs: Sequence[Job], threads: int, seeds: int = 1) -> list[Chain]:
-    """Jobs with those that need them, the seeds that go together in one chain; what needs a finished run stands alone.
-
-    Args:
-        jobs: in order, each after the one that it needs.
-        threads: see `Chain`.
-        seeds: see `Chain`.
-    """
+def chains_of(jobs: Sequence[Job], threads: int) -> list[Chain]:
+    """Jobs, in order, with those that need them; what needs a finished run stands alone."""
     groups: dict[Path, list[Job]] = {}
     for job in jobs:
         groups.setdefault(job.needs if job.needs in groups else job.folder, []).append(job)
-    chains, heads = [], [group[0] for group in groups.values()]
-    while heads:
-        together = companions(heads[0], heads, seeds)
-        heads = [head for head in heads if head not in together]
-        tests = [job for head in together for job in groups[head.folder][1:]]
-        chains.append(Chain([*together, *tests], threads, seeds))
-    return chains
+    return [Chain(group, threads) for group in groups.values()]
 
 
 class SlurmLauncher:
     """Submits a queue and watches it.
 
     Args:
-        options: what jobs ask for.
+        args: see `add_arguments`.
         progress: is told what happens.
-        stop: is asked whether to go on watching; the jobs go on by themselves.
+        stop: ends the watching; the jobs go on by themselves.
         output: folder of the runs; submitit's files go into a folder in it.
         cluster: submitit's name for where jobs run: "slurm", or "local" to try it out without one.
-        seeds: jobs that differ in the seed only and that one Slurm job trains at once at most.
     """
 
     def __init__(
-        self,
-        options: SlurmOptions,
-        progress: Progress,
-        stop: Stop,
-        output: Path,
-        cluster: str = "slurm",
-        seeds: int = 1,
+        self, args: argparse.Namespace, progress: Progress, stop: Stop, output: Path, cluster: str = "slurm"
     ) -> None:
-        self.options, self.progress, self.stop = options, progress, stop
-        self.output, self.cluster, self.seeds = output, cluster, seeds
-        self._gone: dict[str, float] = {}
+        self.args, self.progress, self.stop = args, progress, stop
+        self.output, self.cluster = output, cluster
+        self.parameters = parameters(args, cluster)
+        self._gone: dict[str, float] = {}  # since when, of jobs that have left the queue
 
     def run(self, jobs: Sequence[Job]) -> None:
         """Submit the jobs that no earlier call has in the queue, and watch until all ended or a stop is asked for.
@@ -226,30 +159,31 @@ class SlurmLauncher:
         Raises:
             SweepError: submitit or Slurm is missing, or refuses.
         """
-        ready = [job for job in jobs if self._may_run(job, jobs)]
-        queued = self._queue_states() if self.cluster == "slurm" else {}
-        watched = self._queued_before(ready, queued)
+        folders, ready = {job.folder for job in jobs}, []
+        for job in jobs:
+            if job.needs is None or is_finished(job.needs) or job.needs in folders:
+                ready.append(job)
+            else:
+                self.progress.fail(job, f"needs the run in {job.needs}, which is not finished")
+        watched = self._queued_before(ready, self._queue_states() if self.cluster == "slurm" else {})
         known = {job.folder for chain in watched.values() for job in chain.jobs}
-        before, new = len(watched), self._chains([job for job in ready if job.folder not in known])
+        before, new = len(watched), chains_of([job for job in ready if job.folder not in known], self.args.job_cpus)
         handles = self._submit(new) if new else {}
         watched |= {_job_id(chain.jobs[0]): chain for chain in new}
         if not watched:
             return
         self.progress.line(f"{len(new)} jobs submitted, {before} were queued before")
         self.progress.line(f"scancel {' '.join(sorted({name.partition('_')[0] for name in watched}))} cancels them")
-        while self.options.wait and watched and not self.stop.signal:
+        while not self.args.no_wait and watched and not self.stop.signal:
             self._look_at(watched, handles)
             self.progress.tick()
-            self._pause()
-
-    def _chains(self, jobs: Sequence[Job]) -> list[Chain]:
-        return chains_of(jobs, self.options.cpus, self.seeds)
+            deadline = time.monotonic() + (POLL_SECONDS if self.cluster == "slurm" else 0.2)
+            while time.monotonic() < deadline and not self.stop.signal:
+                time.sleep(0.1)
+                self.progress.tick()
 
     def _queued_before(self, jobs: Sequence[Job], queued: Mapping[str, str]) -> dict[str, Chain]:
-        """What earlier calls have in the queue, by id: together as they were submitted, whatever goes together now.
-
-        Tests of weights that are being trained belong to the job that trains them.
-        """
+        """What earlier calls have in the queue, by id; tests of weights that are being trained belong to that job."""
         ids: dict[Path, str] = {}
         members: dict[str, list[Job]] = {}
         for job in jobs:
@@ -257,14 +191,7 @@ class SlurmLauncher:
             if name in queued:
                 ids[job.folder] = name
                 members.setdefault(name, []).append(job)
-        return {name: Chain(group, self.options.cpus, self.seeds) for name, group in members.items()}
-
-    def _may_run(self, job: Job, jobs: Sequence[Job]) -> bool:
-        """Whether the weights that a job tests exist or will."""
-        if job.needs is None or is_finished(job.needs) or any(other.folder == job.needs for other in jobs):
-            return True
-        self.progress.fail(job, f"needs the run in {job.needs}, which is not finished")
-        return False
+        return {name: Chain(group, self.args.job_cpus) for name, group in members.items()}
 
     def _submit(self, chains: Sequence[Chain]) -> dict[str, Any]:
         """Submit one array; returns submitit's handles by job id."""
@@ -274,13 +201,13 @@ class SlurmLauncher:
             import submitit
         except ImportError as error:
             raise SweepError("--launcher slurm needs submitit: pip install submitit") from error
-        more = {f"{self.cluster}_max_num_timeout": REQUEUES} if self.cluster == "slurm" else {}
+        more = {f"{self.cluster}_max_num_timeout": MAX_REQUEUES} if self.cluster == "slurm" else {}
         try:
             executor = submitit.AutoExecutor(self.output / SUBMITIT_FOLDER / "%j", cluster=self.cluster, **more)
-            executor.update_parameters(**self.options.parameters(self.cluster))
+            executor.update_parameters(**self.parameters)
             for chain in chains:
                 for job in chain.jobs:
-                    forget_failure(job)
+                    (job.folder / FAILURE_FILE).unlink(missing_ok=True)
             with executor.batch():
                 submitted = [executor.submit(chain) for chain in chains]
         except (RuntimeError, submitit.core.utils.FailedJobError, NameError) as error:
@@ -293,19 +220,20 @@ class SlurmLauncher:
 
     def _look_at(self, watched: dict[str, Chain], handles: Mapping[str, Any]) -> None:
         """Tell the progress view what has changed; ended jobs are watched no more."""
-        states = self._states(watched, handles)
+        if self.cluster == "slurm":
+            states = self._queue_states()
+        else:
+            states = {name: "RUNNING" for name in watched if name in handles and not handles[name].done()}
         for name, chain in list(watched.items()):
             self._settle(chain, states.get(name))
             if name in states:
                 self._gone.pop(name, None)
-            elif not self._unsettled(chain) or self._gone_for(name) > FILES_SECONDS:
+                continue
+            since = self._gone.setdefault(name, time.monotonic())
+            if not self._unsettled(chain) or time.monotonic() - since > FILES_SECONDS:
                 del watched[name]
-                self._give_up(chain)
-
-    def _states(self, watched: Mapping[str, Chain], handles: Mapping[str, Any]) -> dict[str, str]:
-        if self.cluster == "slurm":
-            return self._queue_states()
-        return {name: "RUNNING" for name in watched if name in handles and not handles[name].done()}
+                for job in self._unsettled(chain):
+                    self.progress.fail(job, f"its Slurm job {_job_id(job)} ended without results")
 
     def _queue_states(self) -> dict[str, str]:
         """State of every job of this user that Slurm has not done with, by id."""
@@ -330,7 +258,7 @@ class SlurmLauncher:
                 self.progress.fail(job, reason)
             elif job.needs in self.progress.failures:
                 self.progress.fail(job, f"needs the run in {job.needs}, which failed")
-        for job in next(iter(chain.steps(self._unsettled(chain))), []):  # at work, or next
+        for job in self._unsettled(chain)[:1]:  # at work, or next
             if state == "RUNNING" and job.folder not in self.progress.running:
                 self.progress.start(job)
             elif state is not None and state != "RUNNING":
@@ -339,20 +267,6 @@ class SlurmLauncher:
     def _unsettled(self, chain: Chain) -> list[Job]:
         known = self.progress.finished | self.progress.failures.keys()
         return [job for job in chain.jobs if job.folder not in known]
-
-    def _gone_for(self, name: str) -> float:
-        return time.monotonic() - self._gone.setdefault(name, time.monotonic())
-
-    def _give_up(self, chain: Chain) -> None:
-        """The job has ended: what it has not finished has failed."""
-        for job in self._unsettled(chain):
-            self.progress.fail(job, f"its Slurm job {_job_id(job)} ended without results")
-
-    def _pause(self) -> None:
-        deadline = time.monotonic() + (POLL_SECONDS if self.cluster == "slurm" else 0.2)
-        while time.monotonic() < deadline and not self.stop.signal:
-            time.sleep(0.1)
-            self.progress.tick()
 
 
 def _job_id(job: Job) -> str:

@@ -187,6 +187,12 @@ SWEEPS = {
     "nothing to vary": ([*SWEEP, "--vary", "OPTIM.LR"], r"--vary OPTIM.LR: give a key and its values"),
     "no slot": ([*SWEEP, "--slots", "0"], r"--slots 0"),
     "slurm parameter": ([*SWEEP, "--launcher", "slurm", "--slurm", "mem"], r"--slurm 'mem': write KEY=VALUE"),
+    "unknown table": ([*SWEEP, "--table", "chess"], r"--table: invalid choice: 'chess'"),
+    "option of another table": (
+        [*SWEEP, "--table", "open_world", "--depths", "1"],
+        r"--depths is of --table ablation_depth",
+    ),
+    "no such root": ([*SWEEP, "--root", "nowhere"], r"--root nowhere is no folder"),
     "unknown protocol": ([*SWEEP, "--protocol", "chess"], r"--protocol: invalid choice: 'chess'"),
 }
 

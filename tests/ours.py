@@ -1,7 +1,7 @@
 """What this repository lists as its own: a fork's own trainers and settings are the fork's to test.
 
 A method that joins the repository is added here, to the tables of tests/test_configs.py, README.md and
-scripts/settings.sh; then every test of trainers and of settings takes it.
+sweeping/plan.py; then every test of trainers and of settings takes it.
 """
 
 TRAINERS = (

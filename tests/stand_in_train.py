@@ -1,8 +1,7 @@
 """Stands in for train.py in tests of sweeps: takes its options, starts at once and does what --behave says.
 
 finish (default), fail, stopped (by a signal, at the first start), nothing (no results), sleep (for a minute), or twice
-(sleeps at the first start, finishes at the second). With --seeds it does so for each seed's folder; "odd" fails for the
-even ones.
+(sleeps at the first start, finishes at the second).
 """
 
 import argparse
@@ -45,15 +44,8 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--output-dir", required=True)
     parser.add_argument("--behave", default="finish")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1])
     args, _ = parser.parse_known_args()
-    even = [seed for seed in args.seeds if seed % 2 == 0]
-    for seed in args.seeds:
-        if args.behave != "odd" or seed not in even:
-            behave(args, Path(args.output_dir.replace("{seed}", str(seed))))
-    if args.behave == "odd" and even:
-        print("error: an even seed", file=sys.stderr)
-        sys.exit(2)
+    behave(args, Path(args.output_dir))
 
 
 def behave(args, folder):

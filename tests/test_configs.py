@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+import sweep
 import train
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
+from sweeping.plan import build_queue
 from tests.ours import TRAINERS
 
 FOLDER = Path("configs/trainers")
@@ -234,15 +236,21 @@ def header(path):
 
 
 def command(path):
-    """The arguments of the header's train.py command, with the placeholders filled in."""
-    text = "\n".join(header(path))
-    found = re.search(r"^python train\.py (?:.*\\\n)*.*", text, flags=re.M)
-    assert found, f"no train.py command in {path}"
-    line = found.group().replace("\\\n", " ")
+    """The train.py arguments of the header's command, with placeholders filled in; of a sweep, its training run's."""
+    text = "\n".join(header(path)).replace("\\\n", " ")
+    found = re.search(r"^python (train|sweep)\.py .*", text, flags=re.M)
+    assert found, f"no command in {path}"
+    line = found.group()
     for name, value in PLACEHOLDERS.items():
         line = re.sub(re.escape(name) + r"\b", value, line)
     assert "$" not in line, line
-    return shlex.split(line)[2:]
+    words = shlex.split(line)[2:]
+    if found[1] == "train":
+        return words
+    (plan,) = sweep.plans_of(sweep.parse(words))
+    jobs = [job for job in build_queue(plan) if job.seed == 1 and job.shots == 16 and job.needs is None]
+    assert len(jobs) == 1
+    return list(jobs[0].arguments)
 
 
 def flat(node, prefix=""):

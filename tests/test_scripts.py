@@ -11,15 +11,12 @@ from pathlib import Path
 import pytest
 
 import train
-from sweeping.protocols import PROTOCOLS
-from sweeping.settings import published_setting
 from tests.ours import TRAINERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPTS = {"setup.sh": [], "test.sh": [], "test_lowest.sh": [], "demo.sh": [], "compare.sh": ["digits", "1", "CoOp"]}
 QUICK = {"SHOTS": "1", "OPTS": "OPTIM.MAX_EPOCH 1"}
 MAPLE_RUN = "MaPLe/tiny_c2_ep10_batch4_2ctx/digits/shots1/seed1"
-DEFAULTS = "source scripts/settings.sh; for t in $(every_trainer); do echo $t $(default_setting $t {dataset}); done"
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +68,7 @@ def test_dry_run_prints_commands_and_does_nothing(script, tmp_path):
 
 
 def test_dry_run_commands_are_what_train_takes(tmp_path):
-    options = {"OUTPUT": str(tmp_path / "with space"), "OPTS": "OPTIM.MAX_EPOCH 1 SEED 7", "SHOTS": "4"}
+    options = {"OUTPUT": str(tmp_path / "with space"), "OPTS": "OPTIM.MAX_EPOCH 1 OPTIM.LR 0.1", "SHOTS": "4"}
     shown = run("compare.sh", "--dry-run", "--overwrite", "digits", "1 2", "CoOp", "MaPLe", **options)
     commands = training_commands(shown.stdout)
     assert [(args.trainer, args.seed) for args in commands] == [("CoOp", 1), ("MaPLe", 1), ("CoOp", 2), ("MaPLe", 2)]
@@ -79,7 +76,7 @@ def test_dry_run_commands_are_what_train_takes(tmp_path):
         cfg = train.setup_cfg(args)
         assert args.overwrite
         assert (cfg.DATASET.ROOT, cfg.DATASET.NAME, cfg.DATASET.SUBSAMPLE_CLASSES) == ("assets", "Digits", "base")
-        assert (cfg.DATASET.NUM_SHOTS, cfg.OPTIM.MAX_EPOCH, cfg.SEED) == (4, 1, 7)
+        assert (cfg.DATASET.NUM_SHOTS, cfg.OPTIM.MAX_EPOCH, cfg.OPTIM.LR) == (4, 1, 0.1)
         assert tuple(cfg.TEST.CLASS_SPLITS) == ("base", "new", "all")
     table = shlex.split(shown.stdout.splitlines()[-1])
     assert table[1:6] == ["-m", "reporting", "table", "--protocol", "open_world"]
@@ -115,40 +112,32 @@ def test_settings_by_argument_and_by_environment():
     ]
 
 
-@pytest.mark.parametrize("dataset", ["digits", "eurosat", "imagenet"])
-def test_defaults_are_those_of_the_sweeps(dataset):
-    """One answer to "which setting?", whichever way a method is run."""
-    shown = subprocess.run(["bash", "-c", DEFAULTS.format(dataset=dataset)], capture_output=True, text=True, check=True)
-    defaults = dict(line.split() for line in shown.stdout.splitlines())
-    assert sorted(defaults) == sorted(TRAINERS)
-    for trainer, setting in defaults.items():
-        assert Path(f"configs/trainers/{trainer}/{setting}.yaml").is_file()
-        assert published_setting(trainer, PROTOCOLS["open_world"], dataset, 16).file == setting
-
-
 WRONG = {
     "too few arguments": (["digits", "1"], {}, r"needs DATASET, SEED and at least one TRAINER"),
-    "unknown data set": (["digit", "1", "CoOp"], {"DATA": "assets"}, r"data set 'digit'; choose from .*digits"),
-    "unknown trainer": (["digits", "1", "BMPI"], {}, r"trainer 'BMPI'; choose from BMIP, .*ZeroshotCLIP2"),
-    "trainer as a path": (["digits", "1", "../trainers"], {}, r"trainer '\.\./trainers'; choose from BMIP"),
-    "no trainer's name": (["digits", "1", "=tiny"], {}, r"trainer ''; choose from BMIP"),
-    "unknown setting": (["digits", "1", "CoOp=tiny"], {}, r"CoOp has no setting 'tiny'; choose from .*tiny_c4_ep50"),
+    "unknown data set": (["digit", "1", "CoOp"], {"DATA": "assets"}, r"data set 'digit'.*; there are: .*digits"),
+    "unknown trainer": (["digits", "1", "BMPI"], {}, r"trainer 'BMPI'; there are: BMIP, .*ZeroshotCLIP2"),
+    "trainer as a path": (["digits", "1", "../datasets"], {}, r"trainer '\.\./datasets'; there are: BMIP"),
+    "no trainer's name": (["digits", "1", "=tiny"], {}, r"trainer ''; there are: BMIP"),
+    "unknown setting": (["digits", "1", "CoOp=tiny"], {}, r"CoOp has no setting 'tiny'; there are: .*tiny_c4_ep50"),
     "unknown setting in the environment": (["digits", "1", "CoOp"], {"CFG_CoOp": "x"}, r"CoOp has no setting 'x'"),
     "one wrong among several": (["digits", "1", "CoOp", "MaPl"], {}, r"trainer 'MaPl'"),
-    "seed": (["digits", "1 two", "CoOp"], {}, r"seed 'two' is not a whole number"),
+    "seed": (["digits", "1 two", "CoOp"], {}, r"--seeds: .*'two'"),
     "no seed": (["digits", " ", "CoOp"], {}, r"no seed given"),
-    "shots": (["digits", "1", "CoOp"], {"SHOTS": "none"}, r"SHOTS is 'none'"),
-    "no such folder of data": (["digits", "1", "CoOp"], {"DATA": "nowhere"}, r"DATA is 'nowhere', which is no folder"),
+    "shots": (["digits", "1", "CoOp"], {"SHOTS": "none"}, r"--shots: .*'none'"),
+    "no such folder of data": (["digits", "1", "CoOp"], {"DATA": "nowhere"}, r"--root nowhere is no folder"),
+    "no folder of data": (["eurosat", "1", "CoOp"], {}, r"eurosat needs --root"),
 }
 
 
 @pytest.mark.parametrize("case", WRONG)
-def test_wrong_use_is_one_line_before_anything_runs(case, tmp_path):
+def test_wrong_use_is_told_before_anything_runs(case, tmp_path):
     arguments, variables, message = WRONG[case]
     refused = run("compare.sh", *arguments, OUTPUT=str(tmp_path / "output"), **variables)
     assert refused.returncode == 2
-    assert re.match(f"compare.sh: .*{message}", refused.stderr.splitlines()[0]), refused.stderr
-    assert "==" not in refused.stdout
+    lines = [line for line in refused.stderr.splitlines() if "error: " in line or line.startswith("compare.sh: ")]
+    assert len(lines) == 1
+    assert re.search(message, lines[0]), refused.stderr
+    assert "start " not in refused.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -185,20 +174,42 @@ def test_compare_end_to_end(compared):
 def test_compare_skips_finished_runs(compared):
     _, output = compared
     before = (output / MAPLE_RUN / "results.json").read_bytes()
+    console = (output / MAPLE_RUN / "console.txt").read_bytes()
     again = run("compare.sh", "digits", "1", "MaPLe", OUTPUT=str(output), **QUICK)
     assert again.returncode == 0, again.stderr
+    assert "start " not in again.stdout
+    assert "| MaPLe" in again.stdout
     assert (output / MAPLE_RUN / "results.json").read_bytes() == before
-    console = (output / MAPLE_RUN / "console.txt").read_text(encoding="utf-8")
-    assert "Finished already" in console
-    assert "Finish training" in console  # the first output is kept
+    assert (output / MAPLE_RUN / "console.txt").read_bytes() == console
+    assert b"Finish training" in console
 
 
-def test_a_failing_run_stops_the_script_and_shows_its_last_lines(compared):
+def test_overwrite_redoes_a_finished_run(compared):
+    _, output = compared
+    before = json.loads((output / MAPLE_RUN / "results.json").read_text(encoding="utf-8"))
+    again = run("compare.sh", "--overwrite", "digits", "1", "MaPLe", OUTPUT=str(output), **QUICK)
+    assert again.returncode == 0, again.stderr
+    after = json.loads((output / MAPLE_RUN / "results.json").read_text(encoding="utf-8"))
+    assert after["finished_at"] != before["finished_at"]
+    assert after["metrics"]["all"]["accuracy"] == before["metrics"]["all"]["accuracy"]
+
+
+def test_a_run_that_cannot_be_is_named_with_its_reason(compared):
     _, output = compared
     before = (output / MAPLE_RUN / "results.json").read_bytes()
     failed = run("compare.sh", "digits", "1", "MaPLe", OUTPUT=str(output), SHOTS="1", OPTS="OPTIM.LR 0.1")
     assert failed.returncode == 1
-    assert "OPTIM.LR was 0.0035, now 0.1" in failed.stderr
-    assert "compare.sh: MaPLe, seed 1 failed; its whole output is in" in failed.stderr
+    assert "finished run with other settings" in failed.stdout
+    assert "OPTIM.LR was 0.0035, now 0.1" in failed.stdout
+    assert "no run finished" in failed.stderr
     assert "| Method" not in failed.stdout
     assert (output / MAPLE_RUN / "results.json").read_bytes() == before
+
+
+def test_a_failing_run_shows_its_last_lines_and_where_all_of_them_are(tmp_path):
+    options = "OPTIM.MAX_EPOCH 1 DATASET.NUM_SHOTS 1 TRAINER.MAPLE.PROMPT_DEPTH 99"
+    failed = run("compare.sh", "digits", "1", "MaPLe", OUTPUT=str(tmp_path), OPTS=options)
+    assert failed.returncode == 1
+    assert re.search(r"FAILED MaPLe .*exit status \d.*PROMPT_DEPTH", failed.stdout)
+    assert f"all of it: {tmp_path / MAPLE_RUN.replace('shots1', 'shots16')}/console.txt" in failed.stdout
+    assert "| Method" not in failed.stdout

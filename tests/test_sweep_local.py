@@ -9,17 +9,26 @@ import sys
 import threading
 import time
 import types
+from dataclasses import replace
 
 import pytest
 
 import sweep
 from common.folder_lock import SWEEP_LOCK, FolderLock
-from sweeping.claims import Claims
-from sweeping.jobs import Job
-from sweeping.local import LocalLauncher, Slot, Stop, slots_for
+from sweeping.plan import REPOSITORY, Job, SweepError
 from sweeping.progress import Progress, duration
-from sweeping.settings import REPOSITORY, SweepError
-from sweeping.state import earlier_failure, is_finished, record_failure
+from sweeping.runner import (
+    Claims,
+    Processes,
+    Slot,
+    Stop,
+    earlier_failure,
+    finished_record,
+    is_finished,
+    record_failure,
+    slots_for,
+    work_off,
+)
 
 
 @pytest.fixture
@@ -57,8 +66,8 @@ def test_runs_are_done_once_and_skipped_after(make_job, run, capsys):
 
 def test_every_slot_has_its_gpu_and_share_of_the_cores(make_job):
     jobs = [make_job("a"), make_job("b")]
-    slots = [Slot("3", 5), Slot("", 2)]
-    LocalLauncher(slots, Progress(jobs, 2, io.StringIO()), Stop()).run(jobs)
+    stop = Stop()
+    work_off(jobs, Processes([Slot("3", 5), Slot("", 2)], stop), Progress(jobs, 2, io.StringIO()), stop)
     environments = [json.loads((job.folder / "results.json").read_text())["environment"] for job in jobs]
     assert environments == [
         {"CUDA_VISIBLE_DEVICES": "3", "OMP_NUM_THREADS": "5"},
@@ -117,7 +126,7 @@ def test_a_run_that_somebody_stopped_goes_on_without_retry(make_job, run, capsys
 
 def test_what_another_sweep_runs_is_waited_for(make_job, run, capsys, monkeypatch):
     """The lock of a live process stands for the other sweep, which finishes one job and fails at another."""
-    monkeypatch.setattr("sweeping.claims.ELSEWHERE_SECONDS", 0.1)
+    monkeypatch.setattr("sweeping.runner.ELSEWHERE_SECONDS", 0.1)
     jobs = [make_job("theirs"), make_job("failing"), make_job("ours")]
     locks = []
     for job in jobs[:2]:
@@ -147,7 +156,7 @@ def test_what_another_sweep_runs_is_waited_for(make_job, run, capsys, monkeypatc
 
 
 def test_what_another_sweep_fails_at_just_before_the_claim_is_not_run(make_job, run, capsys, monkeypatch):
-    monkeypatch.setattr("sweeping.claims.ELSEWHERE_SECONDS", 0)
+    monkeypatch.setattr("sweeping.runner.ELSEWHERE_SECONDS", 0)
     job = make_job("failing")
     job.folder.mkdir()
     lock = FolderLock(job.folder / SWEEP_LOCK)
@@ -196,13 +205,15 @@ def test_a_job_that_nobody_can_claim_fails_and_holds_nothing_up(make_job, run, c
 def test_two_sweeps_share_a_queue(make_job, tmp_path):
     """Each job is run once, by whichever sweep comes to it first."""
     jobs = [make_job(name) for name in "abcdef"]
-    sweeps = [LocalLauncher([Slot("", 1)], Progress(jobs, 1, io.StringIO()), Stop()) for _ in range(2)]
-    threads = [threading.Thread(target=launcher.run, args=(jobs,)) for launcher in sweeps]
+    views = [Progress(jobs, 1, io.StringIO()) for _ in range(2)]
+    threads = [
+        threading.Thread(target=work_off, args=(jobs, Processes([Slot("", 1)], Stop()), view, Stop())) for view in views
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert all(launcher.progress.finished == {job.folder for job in jobs} for launcher in sweeps)
+    assert all(view.finished == {job.folder for job in jobs} for view in views)
     assert all(len(list(job.folder.glob("start*"))) == 1 for job in jobs)
     assert not list(tmp_path.rglob("*.lock*"))
 
@@ -232,6 +243,37 @@ def test_a_finished_run_with_other_settings_is_named(make_job, run, capsys):
     assert "finished run with other settings (OPTIM.MAX_EPOCH was 1, now 5)" in capsys.readouterr().out
 
 
+def test_where_data_and_features_are_kept_makes_no_other_run(make_job, run):
+    job = make_job("a")
+    assert run([job]) == 0
+    path = job.folder / "results.json"
+    record = json.loads(path.read_text())
+    record["config"]["FEATURES"] = {"FOLDER": ""}
+    record["config"]["DATASET"]["ROOT"] = "y"
+    path.write_text(json.dumps(record))
+    elsewhere = make_job("a", options=("OPTIM.MAX_EPOCH", "1", "FEATURES.FOLDER", "features", "DATASET.ROOT", "x"))
+    assert finished_record(elsewhere)["config"]["FEATURES"] == {"FOLDER": ""}
+
+
+def test_a_run_of_another_protocol_is_named(make_job, run, capsys):
+    job = replace(make_job("a"), protocol="open_world")
+    assert run([job]) == 0
+    assert run([job]) == 0
+    assert run([replace(job, protocol="base_to_new")]) == 1
+    assert "its protocol was open_world, now base_to_new" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("launcher", ["local", "inline"])
+def test_overwrite_redoes_what_is_finished_once(launcher, make_job, run, run_inline):
+    train = make_job("train")
+    redone = replace(train, arguments=(*train.arguments[:4], "--overwrite", *train.arguments[4:]))
+    test = make_job("test", needs=train.folder)
+    assert run([train, test]) == 0
+    run_inline([train, test])
+    assert run([redone, test], "--overwrite", "--launcher", launcher) == 0
+    assert [len(list(job.folder.glob("start*"))) for job in (train, test)] == [2, 1]
+
+
 def test_damaged_results_are_named(make_job, run, capsys):
     assert run([make_job("a")]) == 0
     path = make_job("a").folder / "results.json"
@@ -251,7 +293,7 @@ def test_listing_results(make_job, run, capsys):
 DRIVER = """
 import sys, sweep
 from pathlib import Path
-from sweeping.jobs import Job
+from sweeping.plan import Job
 jobs = []
 for name, behave in (("a", "finish"), ("b", "BEHAVE"), ("c", "finish")):
     folder = Path(r"OUTPUT") / name
@@ -312,10 +354,11 @@ def test_children_end_with_a_sweep_that_is_killed(request, tmp_path):
 
 def test_a_child_killed_from_outside_is_named(request, tmp_path, make_job):
     job, stream, stop = make_job("a", "sleep"), io.StringIO(), Stop()
-    launcher = LocalLauncher([Slot("", 1)], Progress([job], 1, stream), stop)
-    launcher._start([job], 0)
-    launcher._children[0][1].kill()
-    launcher.run([])
+    processes = Processes([Slot("", 1)], stop)
+    job.folder.mkdir()
+    processes.start(job)
+    processes.children[0][1].kill()
+    work_off([], processes, Progress([job], 1, stream), stop)
     assert "killed by SIGKILL" in stream.getvalue()
     assert not is_finished(job.folder)
 
@@ -361,6 +404,22 @@ def train_inline(monkeypatch):
         module = types.ModuleType("train")
         module.main = main
         monkeypatch.setitem(sys.modules, "train", module)
+
+    return put
+
+
+@pytest.fixture
+def run_inline(train_inline, monkeypatch):
+    """Let the inline launcher run the jobs' own program in train.main's place."""
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES"):
+        monkeypatch.setenv(variable, "1")  # set by the launcher, put back after the test
+
+    def put(jobs):
+        def main(arguments):
+            subprocess.run([sys.executable, jobs[0].program, *arguments], check=True, stdout=subprocess.DEVNULL)
+            return 0
+
+        train_inline(main)
 
     return put
 

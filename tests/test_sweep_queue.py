@@ -1,13 +1,22 @@
 """The queue of a sweep: which runs a protocol needs, their settings, folders and command lines; and wrong requests."""
 
-import subprocess
-
 import pytest
 
 import sweep
-from sweeping.jobs import Plan, build_queue, variations_of
-from sweeping.protocols import ELEVEN, PROTOCOLS
-from sweeping.settings import SweepError, bundled_plan, published_setting, settings_of
+from sweeping.plan import (
+    ELEVEN,
+    PROTOCOLS,
+    SETTINGS,
+    TABLES,
+    Plan,
+    SweepError,
+    build_queue,
+    bundled_plan,
+    default_setting,
+    published_setting,
+    settings_of,
+    variations_of,
+)
 from tests.ours import TRAINERS
 
 TINY = "tiny_c2_ep10_batch4_2ctx"
@@ -138,14 +147,48 @@ def test_every_trainer_has_a_default_setting_for_every_protocol():
                     assert published_setting(trainer, protocol, dataset, shots).file in settings_of(trainer)
 
 
-def test_the_defaults_are_those_of_compare_sh(request):
-    """Two scripts that run "BMIP" without more must run the same."""
-    listing = "source scripts/common.sh; source scripts/settings.sh; for t in $(every_trainer); do "
-    listing += 'for d in digits imagenet eurosat food101; do echo "$t $d $(default_setting $t $d)"; done; done'
-    listed = subprocess.run(["bash", "-c", listing], capture_output=True, text=True, check=True).stdout.splitlines()
-    assert len(listed) >= 60
-    for trainer, dataset, setting in map(str.split, listed):
-        assert published_setting(trainer, PROTOCOLS["open_world"], dataset, 16).file == setting, (trainer, dataset)
+def test_the_listed_settings_are_there_and_are_what_is_run():
+    assert list(SETTINGS) == list(TRAINERS)
+    for trainer, row in SETTINGS.items():
+        assert set(row.values()) <= set(settings_of(trainer))
+        assert default_setting(trainer, PROTOCOLS["open_world"], bundled=True) == row["tiny"]
+        assert default_setting(trainer, PROTOCOLS["open_world"], bundled=False) == row["base"]
+
+
+def test_a_trainer_that_is_not_listed_runs_the_only_setting_that_fits(monkeypatch, tmp_path):
+    monkeypatch.setattr("sweeping.plan.TRAINER_CONFIGS", tmp_path)
+    (tmp_path / "Mine").mkdir()
+    for name in ("vit_b16_ep5", "vit_b16_ep5_deep", "vit_b16_ep2_cross_datasets", "rn50_ep5", "tiny"):
+        (tmp_path / "Mine" / f"{name}.yaml").touch()
+    for protocol, bundled, setting in (
+        ("open_world", False, "vit_b16_ep5"),
+        ("few_shot", False, "vit_b16_ep5"),
+        ("cross_dataset", False, "vit_b16_ep2_cross_datasets"),
+        ("open_world", True, "tiny"),
+    ):
+        assert default_setting("Mine", PROTOCOLS[protocol], bundled) == setting
+    (tmp_path / "Mine" / "vit_b16_ep9.yaml").touch()
+    with pytest.raises(SweepError, match="several settings: say Mine=SETTING"):
+        default_setting("Mine", PROTOCOLS["open_world"], bundled=False)
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_is_planned(name, capsys):
+    given = {"compare": ["--trainers", "BMIP", "--datasets", "digits"], "demo": []}.get(name, ["--datasets", "bundled"])
+    assert sweep.main(["--table", name, *given, "--seeds", "1", "--dry-run"]) == 0
+    *runs, table = capsys.readouterr().out.splitlines()
+    assert all(" train.py --root assets " in line for line in runs)
+    assert table.startswith("python -m reporting table --protocol ")
+
+
+def test_depths_are_each_methods_own_and_fit_the_bundled_model(capsys):
+    argv = ["--table", "ablation_depth", "--trainers", "MaPLe", "BMIP", "--datasets", "digits", "--seeds", "1"]
+    assert sweep.main([*argv, "--dry-run"]) == 0
+    lines = capsys.readouterr().out.splitlines()[:-1]
+    keys = [line.split()[-2:] for line in lines]
+    assert keys == [
+        [f"TRAINER.{node}.PROMPT_DEPTH", depth] for node in ("MAPLE", "BMIP") for depth in ("1", "2", "3", "4")
+    ]
 
 
 def test_bundled_data_stand_in_for_every_protocol():

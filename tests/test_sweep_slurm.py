@@ -12,16 +12,15 @@ import signal
 import socket
 import subprocess
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from sweeping.jobs import Job
-from sweeping.local import Stop
+import sweep
+from sweeping.plan import Job
 from sweeping.progress import Progress
-from sweeping.slurm import Chain, SlurmLauncher, SlurmOptions, chains_of
-from sweeping.state import earlier_failure
+from sweeping.runner import Stop, earlier_failure
+from sweeping.slurm import Chain, SlurmLauncher, chains_of
 
 pytest.importorskip("submitit", reason="submitit is not installed")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
@@ -39,22 +38,11 @@ def make_job(tmp_path, request):
     return make
 
 
-@pytest.fixture
-def make_seed(tmp_path, make_job):
-    """A job that differs from its like in the seed only, or one that tests the weights of such a job."""
-
-    def make(seed, behave="odd", needs=None):
-        job = make_job(f"{'test' if needs else 'train'}/seed{seed}", behave, needs and f"train/seed{needs}")
-        return replace(job, seed=seed, arguments=("--seed", str(seed), *job.arguments))
-
-    return make
-
-
-def launch(jobs, tmp_path, cluster, seeds=1, **options):
+def launch(jobs, tmp_path, cluster, *options):
     stream = io.StringIO()
     progress = Progress(jobs, 1, stream)
-    options = SlurmOptions(**{"minutes": 5, "gpus": 0, "cpus": 1} | options)
-    SlurmLauncher(options, progress, Stop(), tmp_path / "runs", cluster, seeds).run(jobs)
+    args = sweep.parse(["--trainers", "BMIP", "--time-limit", "5", "--job-gpus", "0", "--job-cpus", "1", *options])
+    SlurmLauncher(args, progress, Stop(), tmp_path / "runs", cluster).run(jobs)
     return progress, stream.getvalue()
 
 
@@ -81,50 +69,33 @@ def test_with_submitits_local_executor(make_job, tmp_path, monkeypatch, request)
     assert "2 jobs submitted" in text
 
 
-def test_seeds_that_go_together_are_one_job_with_the_tests_of_their_weights(make_seed):
-    trains, tests = [make_seed(seed) for seed in (1, 2, 3)], [make_seed(seed, needs=seed) for seed in (1, 2, 3)]
-    queue = [job for pair in zip(trains, tests, strict=True) for job in pair]
-    chains = chains_of(queue, 1, seeds=2)
-    assert [chain.jobs for chain in chains] == [(*trains[:2], *tests[:2]), (trains[2], tests[2])]
-    assert chains[0].steps(chains[0].jobs) == [trains[:2], [tests[0]], [tests[1]]]
-    assert [len(chain.jobs) for chain in chains_of(queue, 1)] == [2, 2, 2]
-
-
-def test_seeds_together_with_submitits_local_executor(make_seed, tmp_path, monkeypatch, request):
-    """A seed that fails keeps neither the other from finishing nor the tests of the other's weights."""
+def test_a_failed_training_fails_the_tests_of_its_weights(make_job, tmp_path, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)
-    trains = [make_seed(seed) for seed in (1, 2)]
-    tests = [make_seed(seed, behave="finish", needs=seed) for seed in (1, 2)]
-    progress, text = launch([*trains, *tests], tmp_path, "local", seeds=2)
-    assert progress.finished == {trains[0].folder, tests[0].folder}
-    reason = "exit status 2, error: an even seed"
-    assert progress.failures.pop(trains[1].folder) == earlier_failure(trains[1]) == reason
-    assert progress.failures.pop(tests[1].folder) == f"needs the run in {trains[1].folder}, which failed"
-    assert "1 jobs submitted" in text
-    consoles = [(job.folder / "console.txt").read_text() for job in trains]
-    assert consoles[0] == consoles[1]
-    assert consoles[0].count("started") == 1
+    train, test = make_job("train", "fail"), make_job("test", needs="train")
+    progress, _ = launch([train, test], tmp_path, "local")
+    reason = "exit status 2, error: the data are not there"
+    assert progress.failures.pop(train.folder) == earlier_failure(train) == reason
+    assert progress.failures.pop(test.folder) == f"needs the run in {train.folder}, which failed"
 
 
-def test_what_is_queued_is_watched_as_it_was_submitted(make_seed, tmp_path):
-    """Whatever number of seeds goes together now; tests belong to the job that trains what they need."""
-    trains, test = [make_seed(seed) for seed in (1, 2, 3)], make_seed(1, needs=1)
+def test_what_is_queued_is_watched_as_it_was_submitted(make_job, tmp_path):
+    """Tests belong to the job that trains what they need; jobs of earlier versions may hold several trainings."""
+    trains, test = [make_job(name) for name in ("a", "b", "c")], make_job("test", needs="a")
     for job, name in zip(trains, ("7_0", "7_0", "8_1"), strict=True):
         job.folder.mkdir(parents=True)
         (job.folder / "slurm_job.txt").write_text(f"{name}\n")
     queue, states = [*trains, test], {"7_0": "RUNNING", "8_1": "PENDING"}
-    for seeds in (1, 3):
-        progress = Progress(queue, 1, io.StringIO())
-        launcher = SlurmLauncher(SlurmOptions(), progress, Stop(), tmp_path, "slurm", seeds)
-        watched = launcher._queued_before(queue, states)
-        assert {name: chain.jobs for name, chain in watched.items()} == {
-            "7_0": (trains[0], trains[1], test),
-            "8_1": (trains[2],),
-        }
-        assert launcher._queued_before(queue, {}) == {}
+    progress = Progress(queue, 1, io.StringIO())
+    launcher = SlurmLauncher(sweep.parse(["--trainers", "BMIP"]), progress, Stop(), tmp_path)
+    watched = launcher._queued_before(queue, states)
+    assert {name: chain.jobs for name, chain in watched.items()} == {
+        "7_0": (trains[0], trains[1], test),
+        "8_1": (trains[2],),
+    }
+    assert launcher._queued_before(queue, {}) == {}
     for name, chain in watched.items():
         launcher._settle(chain, states[name])
-    assert progress.running.keys() == {trains[0].folder, trains[1].folder}, "both seeds of the job are at work"
+    assert progress.running.keys() == {trains[0].folder}
 
 
 class Cluster:
@@ -246,7 +217,7 @@ def test_on_a_real_slurm(cluster, make_job, tmp_path):
     """An array with a run that is requeued in the middle, one that fails and one that tests the first one's weights."""
     jobs = [make_job("requeued", "twice"), make_job("bad", "fail"), make_job("test", needs="requeued")]
     requeued, bad, test = jobs
-    launch(jobs, tmp_path, "slurm", wait=False)
+    launch(jobs, tmp_path, "slurm", "--no-wait")
     wait_for(requeued.folder / "start0")
     wait_for(bad.folder / "failed.json")
     time.sleep(0.5)
@@ -259,20 +230,3 @@ def test_on_a_real_slurm(cluster, make_job, tmp_path):
     assert earlier_failure(bad) == "exit status 2, error: the data are not there"
     assert len(list(requeued.folder.glob("start*"))) == 2
     assert "ended politely" in (requeued.folder / "console.txt").read_text()
-
-
-@pytest.mark.slow
-def test_seeds_together_on_a_real_slurm(cluster, make_seed, tmp_path):
-    """One job for two seeds, requeued in either one, and for the tests of their weights; then watched seed by seed."""
-    trains = [make_seed(seed, "twice") for seed in (1, 2)]
-    queue = [*trains, *(make_seed(seed, "finish", needs=seed) for seed in (1, 2))]
-    launch(queue, tmp_path, "slurm", seeds=2, wait=False)
-    (job_id,) = {(job.folder / "slurm_job.txt").read_text().strip() for job in queue}
-    for job in trains:
-        wait_for(job.folder / "start0")
-        time.sleep(0.5)
-        subprocess.run(["scancel", "--signal=USR1", job_id], check=True)
-    progress, text = launch(queue, tmp_path, "slurm")
-    assert "0 jobs submitted, 1 were queued before" in text
-    assert progress.finished == {job.folder for job in queue}
-    assert [len(list(job.folder.glob("start*"))) for job in trains] == [2, 2]

@@ -75,7 +75,7 @@ def test_imports_are_offered_by_what_a_fork_has(path):
 
 def test_the_check_sees_what_a_fork_does_not_have():
     assert not is_offered("dassl.utils", "atomic_write", True)
-    assert not is_offered("results.protocols", "CLASS_SPLITS", True)
+    assert not is_offered("results.evaluate", "CLASS_SPLITS", True)
     assert not is_offered("open_clip", "*module*", True)
     assert not is_offered("trainers.coop", "CoOp", True)
 

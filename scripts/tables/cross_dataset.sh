@@ -1,19 +1,5 @@
 #!/usr/bin/env bash
 # Table: cross-dataset transfer. Train on all classes of ImageNet; accuracy there and on ten other data sets.
-#
-# Usage: scripts/tables/cross_dataset.sh [--dry-run]
-# Environment: TRAINERS="ZeroshotCLIP CoOp CoCoOp MaPLe PromptSRC BMIP", DATASETS=all.
-# Each can be a flag instead, e.g. --seeds 1 2 3: TRAINERS (NAME or NAME=SETTING), DATASETS (files of configs/datasets,
-#   "all": the published table's, "bundled": a small demonstration), SEEDS="1 2 3", DATA (the folder that holds one
-#   folder per data set), OUTPUT=output, OPTS="KEY VALUE ..." for train.py, SWEEP (options of sweep.py, e.g. "--gpus 0 1
-#   2 3" or "--launcher slurm"). --dry-run prints the commands. Finished runs are skipped.
-
-# shellcheck source=scripts/common.sh
+# Usage: scripts/tables/cross_dataset.sh [--dry-run] [OPTIONS OF sweep.py]
 source "$(dirname "$0")/../common.sh"
-# shellcheck source=scripts/tables/table.sh
-source "$REPO/scripts/tables/table.sh"
-
-TRAINERS="${TRAINERS:-ZeroshotCLIP CoOp CoCoOp MaPLe PromptSRC BMIP}"
-read_flags -- "$@"
-sweep cross_dataset "$TRAINERS"
-print_table cross_dataset
+table cross_dataset -- "$@"

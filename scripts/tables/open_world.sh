@@ -1,21 +1,5 @@
 #!/usr/bin/env bash
-# Table: open-world and base-to-new generalization. Train on base classes; accuracy on base and new classes, their H, and
-# over all classes at once, by data set and averaged.
-#
-# Usage: scripts/tables/open_world.sh [--dry-run]
-# Environment: TRAINERS="ZeroshotCLIP CoOp CoCoOp ProDA KgCoOp MaPLe PromptSRC BMIP",
-#   DATASETS=all (the eleven).
-# Each can be a flag instead, e.g. --seeds 1 2 3: TRAINERS (NAME or NAME=SETTING), DATASETS (files of configs/datasets,
-#   "all": the published table's, "bundled": a small demonstration), SEEDS="1 2 3", DATA (the folder that holds one
-#   folder per data set), OUTPUT=output, OPTS="KEY VALUE ..." for train.py, SWEEP (options of sweep.py, e.g. "--gpus 0 1
-#   2 3" or "--launcher slurm"). --dry-run prints the commands. Finished runs are skipped.
-
-# shellcheck source=scripts/common.sh
+# Table: open-world and base-to-new generalization: accuracy on base and new classes, their H, and over all classes.
+# Usage: scripts/tables/open_world.sh [--dry-run] [OPTIONS OF sweep.py]
 source "$(dirname "$0")/../common.sh"
-# shellcheck source=scripts/tables/table.sh
-source "$REPO/scripts/tables/table.sh"
-
-TRAINERS="${TRAINERS:-ZeroshotCLIP CoOp CoCoOp ProDA KgCoOp MaPLe PromptSRC BMIP}"
-read_flags -- "$@"
-sweep open_world "$TRAINERS"
-print_table open_world
+table open_world -- "$@"

@@ -6,7 +6,7 @@ from reporting.__main__ import main
 from reporting.methods import PROTOCOLS
 from reporting.table import build_table
 from results.schema import load_runs
-from sweeping.protocols import PROTOCOLS as SWEPT
+from sweeping.plan import PROTOCOLS as SWEPT
 
 
 def test_a_block_per_metric_with_data_sets_and_their_average_as_columns(runs):

@@ -9,8 +9,7 @@ import pytest
 
 from dassl.config import read_config
 from reporting.published import load_published
-from sweeping.protocols import ELEVEN, PROTOCOLS
-from sweeping.settings import published_setting, setting_file
+from sweeping.plan import ELEVEN, PROTOCOLS, published_setting, setting_file
 
 TEXT = (Path(__file__).parents[2] / "docs" / "reproduce.md").read_text(encoding="utf-8")
 CLASSES = dict(zip(ELEVEN, (1000, 100, 37, 196, 102, 101, 100, 397, 47, 10, 101), strict=True))

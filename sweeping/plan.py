@@ -1,0 +1,603 @@
+"""What a sweep runs: protocols, each method's settings and the tables as data, and the queue of runs that they make.
+
+Base-to-new, cross-dataset and domain generalization: Zhou et al., CoCoOp, CVPR 2022, https://arxiv.org/abs/2203.05557;
+few-shot: Zhou et al., CoOp, IJCV 2022, https://arxiv.org/abs/2109.01134; open-world: Lv et al., BMIP, IJCAI 2025.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from common.free_options import flatten
+from dassl.config import YamlFileError, read_config
+from results.schema import OWN_DATA, dataset_label
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DATASET_CONFIGS = REPOSITORY / "configs" / "datasets"
+TRAINER_CONFIGS = REPOSITORY / "configs" / "trainers"
+
+
+class SweepError(ValueError):
+    """A sweep that cannot be: the message says what to change."""
+
+
+# ---- data sets, by the names of configs/datasets/<name>.yaml
+
+ELEVEN = (
+    *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101"),
+    *("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101"),
+)
+IMAGENET_VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r")
+# What stands in for them on the bundled model. Transfer trains on the first drawing style of the kinds of emoji, whose
+# other styles are files named after it; digits and concepts are other data sets.
+BUNDLED = ("digits",)
+BUNDLED_SOURCE = "emoji_kinds"
+BUNDLED_TARGETS = ("digits", "emoji_concepts")
+BUNDLED_ROOT = "assets"
+
+# ---- protocols
+
+LAYOUT = "{protocol}/{trainer}/{setting}/{dataset}/shots{shots}/seed{seed}"
+# Where CoOp's two-step scripts write, so that its users' other tools find the logs.
+COOP_TRAIN_LAYOUT = "base2new/train_base/{dataset}/shots_{shots}/{trainer}/{setting}/seed{seed}"
+COOP_TEST_LAYOUT = "base2new/test_new/{dataset}/shots_{shots}/{trainer}/{setting}/seed{seed}"
+TRANSFER_WEIGHTS = "cross_dataset/{trainer}/{setting}/{source}/shots{shots}/seed{seed}"
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """One protocol.
+
+    Args:
+        name: as in results.json and in the tables.
+        train_classes: "all" or "base".
+        splits: class splits to test on.
+        shots: training images per class; several make a curve.
+        datasets: config names of the published table's data sets.
+        settings: which of a method's settings it takes; a key of the rows of `SETTINGS`.
+        layout: a run's folder below the output folder.
+        source: data set that is trained on once; the others are only tested. "": every data set is trained on.
+        weights_layout: where the weights lie that are tested without training; "": the run trains its own.
+    """
+
+    name: str
+    train_classes: str = "all"
+    splits: tuple[str, ...] = ("all",)
+    shots: tuple[int, ...] = (16,)
+    datasets: tuple[str, ...] = ELEVEN
+    settings: str = "base"
+    layout: str = LAYOUT
+    source: str = ""
+    weights_layout: str = ""
+
+
+_OPEN_WORLD = Protocol("open_world", "base", ("base", "new", "all"))
+_TRANSFER = Protocol("cross_dataset", settings="cross_datasets", source="imagenet", weights_layout=TRANSFER_WEIGHTS)
+
+# By the name that sweep.py takes; two of them are the halves of base_to_new, as CoOp's scripts split it.
+PROTOCOLS: Mapping[str, Protocol] = {
+    "open_world": _OPEN_WORLD,
+    "base_to_new": Protocol("base_to_new", "base", ("base", "new")),
+    "base2new_train": Protocol("base_to_new", "base", ("base",), layout=COOP_TRAIN_LAYOUT),
+    "base2new_test": Protocol(
+        "base_to_new", "base", ("base", "new"), layout=COOP_TEST_LAYOUT, weights_layout=COOP_TRAIN_LAYOUT
+    ),
+    "few_shot": Protocol("few_shot", shots=(1, 2, 4, 8, 16), settings="few_shot"),
+    "cross_dataset": _TRANSFER,
+    # The model is cross-dataset transfer's: ImageNet is trained on once for both.
+    "domain_generalization": replace(
+        _TRANSFER, name="domain_generalization", datasets=("imagenet", *IMAGENET_VARIANTS)
+    ),
+    "zero_shot": Protocol("zero_shot"),
+    # open_world in an output folder that holds nothing else: scripts/demo.sh and scripts/compare.sh
+    "compare": replace(_OPEN_WORLD, layout=LAYOUT.removeprefix("{protocol}/")),
+}
+
+# ---- each method's settings
+
+# Files of configs/trainers/<method>: on the bundled model, and those of the published tables on ViT-B/16. "base" stands
+# where a method has no setting of the protocol's own. In the order in which the methods appeared.
+SETTINGS: Mapping[str, Mapping[str, str]] = {
+    "ZeroshotCLIP": {"tiny": "tiny", "base": "vit_b16"},
+    "ZeroshotCLIP2": {"tiny": "tiny", "base": "vit_b16"},
+    "CoOp": {"tiny": "tiny_c4_ep50_batch32", "base": "vit_b16_ctxv1", "few_shot": "vit_b16"},
+    "CoCoOp": {"tiny": "tiny_c4_ep10_batch1_ctxv1", "base": "vit_b16_c4_ep10_batch1_ctxv1"},
+    "ProDA": {"tiny": "tiny_c16_ep20_batch4", "base": "vit_b16_c2_e100_ctx16_warmup5_BZ64_ProDA"},
+    "KgCoOp": {"tiny": "tiny_c4_ep100_batch128_ctxv1", "base": "vit_b16_ep100_ctxv1"},
+    "VPT": {"tiny": "tiny_c2_ep10_batch4_8ctx", "base": "vit_b16_c2_ep5_batch4_4"},
+    "IVLP": {"tiny": "tiny_c2_ep10_batch4_2+2ctx", "base": "vit_b16_c2_ep5_batch4_2+2ctx"},
+    "MaPLe": {
+        "tiny": "tiny_c2_ep10_batch4_2ctx",
+        "base": "vit_b16_c2_ep5_batch4_2ctx",
+        "cross_datasets": "vit_b16_c2_ep5_batch4_2ctx_cross_datasets",
+    },
+    "PromptSRC": {
+        "tiny": "tiny_c2_ep20_batch4_4+4ctx",
+        "base": "vit_b16_c2_ep20_batch4_4+4ctx",
+        "cross_datasets": "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
+        "few_shot": "vit_b16_c2_ep50_batch4_4+4ctx_few_shot",
+    },
+    "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
+    "BMIP": {
+        "tiny": "tiny_c2_ep10_batch4_2ctx",
+        "base": "vit_b16_c2_ep10_batch4_2ctx",
+        "cross_datasets": "vit_b16_c2_ep4_batch4_2ctx_cross_datasets",
+    },
+    "MaPLe_BMIP": {"tiny": "tiny_c2_ep10_batch4_2ctx", "base": "vit_b16_c2_ep5_batch4_2ctx"},
+    "PromptSRC_BMIP": {
+        "tiny": "tiny_c2_ep20_batch4_4+4ctx",
+        "base": "vit_b16_c2_ep20_batch4_4+4ctx",
+        "cross_datasets": "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
+    },
+    "CoPrompt_BMIP": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
+}
+# Data sets on which PromptSRC's few-shot setting averages its prompts over other epochs.
+GPA45 = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
+# Trainers without anything to learn: every seed gives the same numbers, so one is run.
+UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
+# The config node that sets the depth and the length of a method's prompts.
+PROMPT_NODES = {"MaPLe": "MAPLE", "CoPrompt": "COPROMPT"} | dict.fromkeys(
+    ("BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"), "BMIP"
+)
+
+# ---- tables
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table of the papers: its protocol, the methods in it, and for ablations what is varied.
+
+    Args:
+        axes: by option of sweep.py, a configuration key ({node}: the method's of `PROMPT_NODES`), its values, and those
+            for the bundled model, whose towers have four layers, where they differ.
+        datasets, output: defaults of the options, where they differ from sweep.py's.
+    """
+
+    protocol: str
+    trainers: tuple[str, ...] = ()
+    axes: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = field(default_factory=dict)
+    datasets: tuple[str, ...] = ()
+    output: str = "output"
+
+
+_COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC", "BMIP")
+_AGGREGATORS = ("gate", "add", "mean", "joint", "own", "text_to_vision", "vision_to_text")
+
+
+def _ablation(**axes: tuple[str, Sequence[str], Sequence[str]]) -> Table:
+    return Table("open_world", ("BMIP",), axes)
+
+
+TABLES: Mapping[str, Table] = {
+    "open_world": Table("open_world", (*_COMPARED[:3], "ProDA", "KgCoOp", *_COMPARED[3:])),
+    "few_shot_curve": Table("few_shot", _COMPARED),
+    "cross_dataset": Table("cross_dataset", _COMPARED),
+    "domain_generalization": Table("domain_generalization", _COMPARED),
+    "combinations": Table(
+        "open_world", ("MaPLe", "MaPLe_BMIP", "PromptSRC", "PromptSRC_BMIP", "CoPrompt", "CoPrompt_BMIP")
+    ),
+    "ablation_aggregation": _ablation(aggregators=("TRAINER.BMIP.AGGREGATOR", _AGGREGATORS, ())),
+    "ablation_depth": _ablation(
+        depths=("TRAINER.{node}.PROMPT_DEPTH", ("1", "3", "6", "9", "12"), ("1", "2", "3", "4"))
+    ),
+    "ablation_length": _ablation(lengths=("TRAINER.{node}.N_CTX", ("1", "2", "4", "6", "8"), ())),
+    "ablation_sharing": _ablation(
+        share_text=("TRAINER.BMIP.SHARE_PARAMETER_TEXT", ("True", "False"), ()),
+        share_visual=("TRAINER.BMIP.SHARE_PARAMETER_VISUAL", ("True", "False"), ()),
+    ),
+    "compare": Table("compare", output="output/compare"),
+    "demo": Table("compare", ("ZeroshotCLIP", "CoOp", "MaPLe", "BMIP"), datasets=BUNDLED, output="output/demo"),
+}
+
+# Keys that differ from run to run, with the option of sweep.py that sets them.
+OF_A_RUN = {
+    "OUTPUT_DIR": "--output",
+    "SEED": "--seeds",
+    "RESUME": "the same command again: it goes on by itself",
+    "DATASET.ROOT": "--root",
+    "DATASET.NAME": "--datasets",
+    "TRAINER.NAME": "--trainers",
+}
+
+# ---- which files a run reads
+
+
+def is_bundled(dataset: str) -> bool:
+    """Whether the data set comes with the repository and goes with the bundled model's settings."""
+    return dataset == "digits" or dataset.startswith("emoji")
+
+
+def bundled_plan(protocol: Protocol, source: str) -> tuple[tuple[str, ...], str]:
+    """The bundled data sets that stand in for a protocol's, and the one to train on ("" where each trains its own).
+
+    Raises:
+        SweepError: a transfer protocol without the bundled data that it needs.
+    """
+    there = sorted(path.stem for path in DATASET_CONFIGS.glob("*.yaml") if is_bundled(path.stem))
+    if not protocol.source:
+        return tuple(name for name in BUNDLED if name in there), ""
+    source = source or BUNDLED_SOURCE
+    styles = protocol.name == "domain_generalization"
+    targets = tuple(name for name in there if (name.startswith(f"{source}_") if styles else name in BUNDLED_TARGETS))
+    if source not in there or not targets:
+        raise SweepError(
+            f"{protocol.name} on bundled data needs configs/datasets/{source}.yaml and data sets to test on, which are "
+            "not there: give real data with --root and --datasets"
+        )
+    return (source, *targets), source
+
+
+def dataset_file(dataset: str) -> Path:
+    """The config file of a data set, given by its name or as a path; a SweepError names the ones there are."""
+    path = Path(dataset) if dataset.endswith((".yaml", ".yml")) else DATASET_CONFIGS / f"{dataset}.yaml"
+    if not path.is_file():
+        known = ", ".join(sorted(path.stem for path in DATASET_CONFIGS.glob("*.yaml")))
+        raise SweepError(f"data set {dataset!r}: no file {_relative(path)}; there are: {known}")
+    return path
+
+
+@functools.cache
+def data_section(dataset: str) -> dict[str, Any]:
+    """The section DATASET of a data set's config file; a SweepError where it names no data set."""
+    path = dataset_file(dataset)
+    try:
+        section = read_config(path)["DATASET"]
+        return {**section, "NAME": str(section["NAME"])}
+    except YamlFileError as error:
+        raise SweepError(str(error)) from error
+    except (KeyError, TypeError) as error:
+        raise SweepError(f"{_relative(path)} names no data set (DATASET: NAME: ...)") from error
+
+
+def setting_file(trainer: str, setting: str) -> Path:
+    """The config file of a trainer's setting; a SweepError names the ones there are."""
+    names = settings_of(trainer)
+    if setting not in names:
+        raise SweepError(f"{trainer} has no setting {setting!r}; there are: {', '.join(names)}")
+    return TRAINER_CONFIGS / trainer / f"{setting}.yaml"
+
+
+def settings_of(trainer: str) -> list[str]:
+    """All settings of a trainer; a SweepError names the trainers that have any."""
+    known = sorted(path.name for path in TRAINER_CONFIGS.iterdir() if path.is_dir())
+    names = sorted(path.stem for path in (TRAINER_CONFIGS / trainer).glob("*.yaml")) if trainer in known else []
+    if not names:
+        raise SweepError(f"no settings under configs/trainers for trainer {trainer!r}; there are: {', '.join(known)}")
+    return names
+
+
+def default_setting(trainer: str, protocol: Protocol, bundled: bool) -> str:
+    """The setting to run where the user names none: that of `SETTINGS`; of another trainer, the only one that fits.
+
+    Files are told by their names: tiny* is for the bundled model, *_cross_datasets and *_few_shot for these protocols.
+
+    Raises:
+        SweepError: none fits, or several do.
+    """
+    names = settings_of(trainer)
+    row = SETTINGS.get(trainer, {})
+    listed = row.get("tiny") if bundled else row.get(protocol.settings, row.get("base"))
+    if listed in names:
+        return listed
+    prefix = "tiny" if bundled else "vit_b16"
+    pool = [name for name in names if name.startswith("tiny") == bundled]
+    pool = [name for name in pool if name.startswith(prefix)] or pool
+    others = [name for name in pool if not any(word in name for word in ("_cross_datasets", "_few_shot"))]
+    fitting = [name for name in pool if f"_{protocol.settings}" in name] or others
+    # the one candidate, or the one that all others are variants of
+    stems = [name for name in fitting if all(other.startswith(name) for other in fitting)]
+    if stems:
+        return stems[0]
+    if fitting:
+        raise SweepError(f"{trainer} has several settings: say {trainer}=SETTING with one of {', '.join(fitting)}")
+    raise SweepError(f"{trainer} has no setting {prefix}*: write configs/trainers/{trainer}/{prefix}_....yaml")
+
+
+class Setting(NamedTuple):
+    """A setting as the tables call it, and the file that one of its runs reads.
+
+    They differ where a method's authors train differently per data set or number of shots: that is one row of a table.
+    """
+
+    name: str
+    file: str
+
+
+def published_setting(trainer: str, protocol: Protocol, dataset: str, shots: int) -> Setting:
+    """The setting to run where the user names none, with the file for the data set trained on and the shots per class.
+
+    Raises:
+        SweepError: none fits, or several do.
+    """
+    bundled = is_bundled(dataset)
+    name = default_setting(trainer, protocol, bundled)
+    file = f"{name}_{dataset}"
+    if trainer == "CoOp" and not bundled:
+        # 200 epochs; 50 on ImageNet; in few-shot curves 50 at one shot and 100 at two and four
+        curve = shots if protocol.name == "few_shot" else 16
+        epochs = "_ep50" if dataset == "imagenet" or curve == 1 else "_ep100" if curve <= 4 else ""
+        file = name.replace("vit_b16", f"vit_b16{epochs}", 1)
+    elif trainer == "PromptSRC" and name.endswith("_few_shot") and dataset in GPA45:
+        file = f"{name}_gpa45"
+    return Setting(name, file if file in settings_of(trainer) else name)
+
+
+def setting_options(trainer: str, bundled: bool) -> tuple[str, list[str]]:
+    """A setting's name and what it sets of the method, in float32: keys and values for benchmarks on a random CLIP.
+
+    Args:
+        trainer: "NAME", or "NAME=SETTING" for another than the base-to-new setting.
+        bundled: of the bundled model.
+
+    Raises:
+        SweepError: no such trainer or setting.
+    """
+    name, _, setting = trainer.partition("=")
+    setting = setting or default_setting(name, PROTOCOLS["open_world"], bundled)
+    pairs = {
+        key: value
+        for key, value in flatten(read_config(setting_file(name, setting))).items()
+        if key.startswith("TRAINER.") or key == "DATALOADER.K_TRANSFORMS"  # CoPrompt takes two views of an image
+    }
+    pairs |= {key: "fp32" for key in pairs if key.endswith(".PREC")}
+    return setting, [text for key, value in pairs.items() for text in (key, str(value))]
+
+
+def _relative(path: Path) -> str:
+    path = path.resolve()
+    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else str(path)
+
+
+# ---- the queue
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: one call of train.py with a folder of its own.
+
+    Attributes:
+        trainer, setting, dataset, shots, seed: what tells it apart; the data set by its config name.
+        folder: where it writes.
+        arguments: of train.py.
+        needs: folder of the run whose weights it tests; None: it trains.
+        program: what is run, in the repository's folder.
+        protocol: whose table it belongs to, as in results.json.
+    """
+
+    trainer: str
+    setting: str
+    dataset: str
+    shots: int
+    seed: int
+    folder: Path
+    arguments: tuple[str, ...]
+    needs: Path | None = None
+    program: str = "train.py"
+    protocol: str = ""
+
+    @property
+    def label(self) -> str:
+        """One line for people."""
+        return f"{self.trainer} {self.setting} {self.dataset} {self.shots} shots seed {self.seed}"
+
+    def command(self, python: str = "python") -> list[str]:
+        """The command line, to be run in the repository's folder."""
+        return [python, self.program, *self.arguments]
+
+
+def as_typed(command: Sequence[str]) -> str:
+    """A command line as one types it into a shell."""
+    words = []
+    for word in command:
+        if re.search(r'["$`\\!]', word) or not word:
+            word = shlex.quote(word)
+        elif not re.fullmatch(r"[A-Za-z0-9_./:=+,@%-]+", word):
+            word = f'"{word}"'
+        words.append(word)
+    return " ".join(words)
+
+
+class Variation(NamedTuple):
+    """A setting changed in some keys, with the words that its folder and its row are called by."""
+
+    name: str = ""
+    options: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a sweep is asked for.
+
+    Attributes:
+        protocol: key of `PROTOCOLS`.
+        trainers: "NAME" or "NAME=SETTING".
+        datasets: config names, or paths of config files; empty: the published table's.
+        seeds: of the few-shot samples.
+        shots: empty: the protocol's.
+        root: data root; "": the bundled data's for bundled data sets.
+        output: folder that the layout starts from.
+        source: for transfer protocols, the data set that is trained on; "": the protocol's.
+        variations: of every setting; one without a name is the setting itself.
+        stage: "train", "evaluate" or "" for both.
+        options: KEY VALUE pairs, stronger than everything else.
+        flags: further options of train.py.
+    """
+
+    protocol: str
+    trainers: tuple[str, ...]
+    datasets: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (1, 2, 3)
+    shots: tuple[int, ...] = ()
+    root: str = ""
+    output: Path = Path("output")
+    source: str = ""
+    variations: tuple[Variation, ...] = (Variation(),)
+    stage: str = ""
+    options: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
+
+    @property
+    def is_bundled(self) -> bool:
+        """Whether only bundled data sets are named."""
+        return bool(self.datasets) and all(map(is_bundled, self.datasets))
+
+
+def variations_of(axes: Sequence[Sequence[str]]) -> tuple[Variation, ...]:
+    """Every combination of the values of some axes, each `KEY VALUE VALUE ...`; of none, the setting itself.
+
+    Raises:
+        SweepError: a key without a value.
+    """
+    for axis in axes:
+        if len(axis) < 2:
+            raise SweepError(f"--vary {' '.join(axis)}: give a key and its values")
+    choices = [[(axis[0], value) for value in axis[1:]] for axis in axes]
+    return tuple(
+        Variation("_".join(f"{key.rpartition('.')[2].lower()}_{value}" for key, value in pairs), sum(pairs, ()))
+        for pairs in itertools.product(*choices)
+    )
+
+
+def plans_varied(plan: Plan, axes: Sequence[Sequence[str]]) -> list[Plan]:
+    """The plan with every combination of the axes' values; one per trainer where a key's {node} is the trainer's.
+
+    Raises:
+        SweepError: a key without a value; a trainer whose prompts have not one node.
+    """
+    if not any("{node}" in axis[0] for axis in axes):
+        return [replace(plan, variations=variations_of(axes))]
+    plans = []
+    for trainer in plan.trainers:
+        name = trainer.partition("=")[0]
+        if name not in PROMPT_NODES:
+            key = axes[0][0].rpartition(".")[2]
+            raise SweepError(f"{name} has no single key for {key}; choose from {', '.join(PROMPT_NODES)}")
+        varied = [(axis[0].format(node=PROMPT_NODES[name]), *axis[1:]) for axis in axes]
+        plans.append(replace(plan, trainers=(trainer,), variations=variations_of(varied)))
+    return plans
+
+
+def build_queue(plan: Plan) -> list[Job]:
+    """All jobs in order: seed by seed, so that a whole table of one seed is there first; each folder once.
+
+    Raises:
+        SweepError: unknown trainer, setting or data set, no data root, two runs for one folder, or no run.
+    """
+    protocol = PROTOCOLS[plan.protocol]
+    if protocol.source:
+        protocol = replace(protocol, source=plan.source or protocol.source)
+    jobs: dict[Path, Job] = {}
+    shots_list, datasets = plan.shots or protocol.shots, plan.datasets or protocol.datasets
+    cases = itertools.product(plan.seeds, shots_list, datasets, plan.trainers, plan.variations)
+    for seed, shots, dataset, trainer, variation in cases:
+        if trainer.partition("=")[0] in UNTRAINED and seed != plan.seeds[0]:
+            continue
+        if protocol.source:  # the run on a target comes after the one that trains what it tests
+            runs = [(replace(PROTOCOLS["cross_dataset"], source=protocol.source), protocol.source, False)]
+            if dataset != protocol.source or protocol.name != "cross_dataset":
+                runs.append((protocol, dataset, True))
+        else:
+            runs = [(protocol, dataset, bool(protocol.weights_layout))]
+        for which, on, tests_only in runs:
+            job = _job(plan, which, on, tests_only, (trainer, variation, shots, seed))
+            if jobs.setdefault(job.folder, job) != job:
+                raise SweepError(f"two different runs would write to {job.folder}: name their files differently")
+    queue = [job for job in jobs.values() if plan.stage in ("", "evaluate" if job.needs else "train")]
+    if not queue:
+        raise SweepError(
+            f"nothing to {plan.stage or 'run'}: {' '.join(plan.datasets)} is what {plan.protocol} trains on"
+        )
+    return queue
+
+
+def _job(plan: Plan, protocol: Protocol, dataset: str, tests_only: bool, case: tuple[str, Variation, int, int]) -> Job:
+    trainer, variation, shots, seed = case
+    name, _, given = trainer.partition("=")
+    # what is tested was trained on the source: its setting is the one to use
+    trained_on = protocol.source or dataset
+    setting = Setting(given, given) if given else published_setting(name, protocol, trained_on, shots)
+    config, dataset_config = _relative(setting_file(name, setting.file)), _relative(dataset_file(dataset))
+    pairs = (*variation.options, *plan.options)
+    called = "_".join(filter(None, (setting.name, variation.name)))
+    source_label, source = _names_of(protocol.source, plan, pairs) if protocol.source else ("", "")
+    labels = {
+        "protocol": protocol.name,
+        "trainer": name,
+        "setting": called,
+        "dataset": _names_of(dataset, plan, pairs)[1],
+        "shots": shots,
+        "seed": seed,
+        "source": source,
+    }
+    folder = plan.output / protocol.layout.format(**labels)
+    needs = plan.output / protocol.weights_layout.format(**labels) if tests_only else None
+    arguments = (
+        *("--root", _root(dataset, plan), "--seed", str(seed), "--trainer", name),
+        *("--config-file", config, "--dataset-config-file", dataset_config, "--output-dir", str(folder)),
+        *(("--eval-only", "--model-dir", str(needs)) if needs else ()),
+        *plan.flags,
+        *("DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", protocol.train_classes),
+        *("TEST.CLASS_SPLITS", str(protocol.splits), "TEST.PROTOCOL", protocol.name),
+        *(("TEST.SOURCE_DATASET", source_label) if source_label else ()),
+        *(("TEST.SETTING", called) if called != setting.file else ()),
+        *pairs,
+    )
+    return Job(name, called, labels["dataset"], shots, seed, folder, arguments, needs, protocol=protocol.name)
+
+
+def _names_of(dataset: str, plan: Plan, pairs: Sequence[str]) -> tuple[str, str]:
+    """What results.json calls a data set, and what output paths do: its file's name; the label of data of one's own."""
+    given = {key.removeprefix("DATASET."): value for key, value in zip(pairs[::2], pairs[1::2], strict=False)}
+    label = dataset_label({**data_section(dataset), **given}, _root(dataset, plan))
+    name = dataset_file(dataset).stem
+    return label, label if name in OWN_DATA else name
+
+
+def _root(dataset: str, plan: Plan) -> str:
+    data_section(dataset)  # a file that cannot be read is refused before any run starts
+    if not plan.root and not is_bundled(dataset):
+        raise SweepError(f"{dataset} needs --root: the folder that holds one folder per data set")
+    return plan.root or BUNDLED_ROOT
+
+
+def check_pairs(pairs: Sequence[str]) -> None:
+    """Check KEY VALUE pairs of many runs as train.py does, but for what only a whole configuration shows.
+
+    Args:
+        pairs: key, value, key, value ...; the same key may come again.
+
+    Raises:
+        SweepError, ConfigError, ValueError: a pair that no run could use, or a key of `OF_A_RUN`.
+    """
+    if len(pairs) % 2:
+        raise SweepError(f"options come in pairs KEY VALUE; {pairs[-1]!r} has no value")
+    for key in pairs[::2]:
+        if key in OF_A_RUN:
+            raise SweepError(f"{key} is set for every run: use {OF_A_RUN[key]} instead")
+    if not pairs:
+        return
+    # what defines the keys takes seconds to import, and is not needed without pairs
+    import datasets  # noqa: F401
+    import trainers  # noqa: F401
+    from dassl.config import check_values, get_cfg_default
+    from dassl.data.datasets import DATASET_REGISTRY
+    from extras.trackers import check_trackers
+    from prompting.tokens import check_template
+    from results import evaluate, features, rundir  # noqa: F401
+    from trainers.checks import RANGES
+
+    for key, value in zip(pairs[::2], pairs[1::2], strict=True):
+        cfg = get_cfg_default()
+        cfg.DATASET.NAME = DATASET_REGISTRY.registered_names()[0]  # each run's own file names it
+        cfg.merge_from_list([key, value])
+        check_values(cfg, RANGES)
+        check_trackers(cfg)
+        if value and key.endswith(".TEMPLATE"):
+            check_template(value, key)

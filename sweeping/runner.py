@@ -1,0 +1,482 @@
+"""Works off a queue on this machine: one loop that claims jobs, starts them and takes note of what became of them.
+
+What runs a job is an executor: `Processes`, one on each GPU or share of the CPU's cores, or `Inline`, this process.
+Slurm has a module of its own. A job's folder tells its state: finished means that results.json is there; a failure
+leaves the command that failed, so that the next call does not fail at the same again unless it is asked to.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import ctypes
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from common.files import atomic_write
+from common.folder_lock import SWEEP_LOCK, FolderLock, LockedError, NoLockError
+from common.free_options import flatten, is_free
+from results.schema import RESULTS_FILE, ResultsError, read_results
+from sweeping.plan import REPOSITORY, Job, SweepError
+from sweeping.progress import Progress
+
+CONSOLE_FILE = "console.txt"
+FAILURE_FILE = "failed.json"
+SHOWN_LINES = 8
+POLL_SECONDS = 0.1
+ELSEWHERE_SECONDS = 2.0  # between looks at a job that another sweep runs
+STOP_SECONDS = 30.0  # for a child to write its checkpoint and end
+CORES_PER_SLOT = 4  # without GPUs
+MAX_SLOTS = 1024
+FAILED, BUSY, STOPPED = 1, 69, 75  # of train.py's statuses: another process has the folder; a signal stopped it
+OVERWRITE = "--overwrite"
+
+
+# ---- what a folder says
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the folder holds a finished run."""
+    return (folder / RESULTS_FILE).is_file()
+
+
+def is_done(job: Job) -> bool:
+    """Whether nothing is left to do for a job."""
+    return is_finished(job.folder) and OVERWRITE not in job.arguments
+
+
+def finished_record(job: Job) -> dict[str, Any]:
+    """The results of a finished job.
+
+    Raises:
+        ResultsError: they cannot be read, or are those of a run with other settings.
+    """
+    record = read_results(job.folder / RESULTS_FILE)
+    pairs = job.arguments[job.arguments.index("DATASET.NUM_SHOTS") :]
+    # the last value of a key wins, as on train.py's command line
+    wanted = dict(zip(pairs[::2], pairs[1::2], strict=True)) | {"TRAINER.NAME": job.trainer, "SEED": str(job.seed)}
+    wanted.pop("TEST.PROTOCOL", None)  # results.json has it under a name of its own
+    config = flatten(record["config"])
+    differing = [
+        f"{key} was {config[key]!r}, now {value}"
+        for key, value in wanted.items()
+        if config.get(key) is not None and not is_free(key, config) and config[key] != _parsed(value, config[key])
+    ]
+    if job.protocol and record["protocol"] != job.protocol:
+        differing.append(f"its protocol was {record['protocol']}, now {job.protocol}")
+    if differing:
+        raise ResultsError(
+            f"{job.folder} holds a finished run with other settings ({'; '.join(differing[:3])}): "
+            "choose another --output, or remove it"
+        )
+    return record
+
+
+def _parsed(text: str, like: Any) -> Any:
+    """A command line value as results.json would hold it."""
+    if isinstance(like, str):
+        return text
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+    return list(value) if isinstance(value, tuple) else value
+
+
+def record_failure(job: Job, reason: str) -> None:
+    """Leave word in the job's folder that its command failed."""
+    with atomic_write(job.folder / FAILURE_FILE, "w") as file:
+        file.write(json.dumps({"command": job.command(), "reason": reason}, indent=1) + "\n")
+
+
+def make_ready(job: Job) -> None:
+    """Before a job is started: its folder is there, and no word of an earlier failure in it."""
+    (job.folder / FAILURE_FILE).unlink(missing_ok=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
+
+
+def earlier_failure(job: Job) -> str | None:
+    """Why this very command failed in an earlier call; None where it did not, or where another command did."""
+    try:
+        failure = json.loads((job.folder / FAILURE_FILE).read_text(encoding="utf-8"))
+        return failure["reason"] if failure["command"] == job.command() else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def console_tail(folder: Path) -> list[str]:
+    """The last lines that a run wrote to its console file."""
+    try:
+        with (folder / CONSOLE_FILE).open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            text = file.read().decode("utf-8", errors="replace")
+    except OSError:
+        return []
+    return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()][-SHOWN_LINES:]
+
+
+def outcome(job: Job, status: int) -> str | None:
+    """Why a run that ended with this status has not finished its job; None where it has.
+
+    Word of a failure of its own is left in the job's folder.
+    """
+    if status == 0 and is_finished(job.folder):
+        return None
+    if status == STOPPED:
+        return "stopped by a signal, its state is saved: the same command goes on"
+    if status == 0:
+        reason = "ended without results"
+    elif status > 0:
+        reason = f"exit status {status}"
+    else:
+        names = {number.value: number.name for number in signal.Signals}
+        reason = f"killed by {names.get(-status, f'signal {-status}')}"
+    errors = [line for line in console_tail(job.folder) if status and line.startswith("error:")]
+    reason = f"{reason}, {errors[-1]}" if errors else reason
+    if status != BUSY:
+        record_failure(job, reason)
+    return reason
+
+
+# ---- claims: several sweeps may work on one output folder, on several machines too
+
+
+class Claims:
+    """The jobs that this sweep runs, so that no other one runs them at the same time.
+
+    Args:
+        progress: is told of jobs that others have, and of what became of them.
+    """
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._held: dict[Path, FolderLock] = {}
+        self._elsewhere: dict[Path, float] = {}  # when to look again
+        self._blocked: dict[Path, str] = {}  # something else has the lock's name, and says nothing of when it goes
+
+    def take(self, job: Job) -> bool:
+        """Claim a job; False when another sweep has it."""
+        if time.monotonic() < self._elsewhere.get(job.folder, 0.0):
+            return False
+        lock = FolderLock(job.folder / SWEEP_LOCK)
+        try:
+            lock.acquire()
+        except LockedError as error:
+            if isinstance(error, NoLockError):
+                self._blocked[job.folder] = str(error)
+            elif job.folder not in self._elsewhere:
+                self._progress.line(f"elsewhere {job.label}: {error}")
+            self._elsewhere[job.folder] = time.monotonic() + ELSEWHERE_SECONDS
+            return False
+        self._held[job.folder] = lock
+        return True
+
+    def settled_elsewhere(self, job: Job) -> bool:
+        """Whether another sweep has finished the job meanwhile, or failed at it; the progress view is told.
+
+        So is a job that no sweep can claim.
+        """
+        if job.folder in self._blocked:
+            self._progress.fail(job, self._blocked[job.folder])
+            return True
+        if job.folder not in self._elsewhere:
+            return False
+        if is_finished(job.folder):
+            self._progress.finish(job)
+            return True
+        under_way = job.folder not in self._held and (job.folder / SWEEP_LOCK).exists()
+        reason = None if under_way else earlier_failure(job)
+        if reason is not None:
+            self._progress.fail(job, f"{reason} (in another sweep; --retry runs it again)")
+        return reason is not None
+
+    def release(self, job: Job) -> None:
+        """Give a claim up."""
+        if job.folder in self._held:
+            self._held.pop(job.folder).release()
+
+
+def forget_dead_claim(job: Job) -> None:
+    """Remove the claim on a finished job of a sweep that was killed before it gave it up."""
+    lock = FolderLock(job.folder / SWEEP_LOCK)
+    if lock.path.exists():
+        with contextlib.suppress(LockedError, OSError):  # its owner lives; a folder that is for reading only
+            lock.acquire()
+            lock.release()
+
+
+# ---- the loop
+
+
+@dataclass
+class Stop:
+    """Whether to stop, and how hard; set by signals.
+
+    Attributes:
+        signal: the last one received; 0: none.
+        at_once: a second one came.
+        interrupts: whether a signal also raises KeyboardInterrupt, for work that does not ask.
+    """
+
+    signal: int = 0
+    at_once: bool = False
+    interrupts: bool = False
+
+    def request(self, number: int, _frame: FrameType | None = None) -> None:
+        """A first signal asks for an end, a second one for an end at once."""
+        self.at_once, self.signal = self.signal != 0, number
+        if self.interrupts:
+            raise KeyboardInterrupt
+
+    @contextlib.contextmanager
+    def listening(self) -> Iterator[Stop]:
+        """SIGINT, SIGTERM and SIGUSR1 come here while the context lasts."""
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+        before = {number: signal.signal(number, self.request) for number in numbers}
+        try:
+            yield self
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def work_off(jobs: Sequence[Job], executor: Processes | Inline, progress: Progress, stop: Stop) -> None:
+    """Run jobs in order, each after the one that it needs, until all ended or a stop was asked for."""
+    claims, waiting = Claims(progress), list(jobs)
+    try:
+        while (waiting or executor.jobs) and not stop.signal:
+            for job, status in executor.ended():
+                reason = outcome(job, status)
+                claims.release(job)
+                if reason is None:
+                    progress.finish(job)
+                else:
+                    progress.fail(job, reason)
+            under_way = {job.folder for job in (*waiting, *executor.jobs)}
+            for job in list(waiting):
+                if claims.settled_elsewhere(job):
+                    waiting.remove(job)
+                elif job.needs in under_way:
+                    continue
+                elif job.needs is not None and not is_finished(job.needs):
+                    waiting.remove(job)
+                    progress.fail(job, f"needs the run in {job.needs}, which is not finished")
+                elif executor.is_free() and not stop.signal and claims.take(job):
+                    waiting.remove(job)
+                    # another sweep may have ended it since this one looked
+                    if claims.settled_elsewhere(job):
+                        claims.release(job)
+                    elif is_done(job):
+                        claims.release(job)
+                        progress.finish(job)
+                    else:
+                        make_ready(job)
+                        progress.start(job)
+                        executor.start(job)
+            progress.tick()
+            time.sleep(POLL_SECONDS)
+    except KeyboardInterrupt:
+        if not stop.signal:
+            raise
+    finally:  # an error of a full disk, too
+        stop.interrupts = False
+        executor.end()
+        for job in jobs:
+            claims.release(job)
+            if job.folder in progress.running:
+                (progress.finish if is_done(job) else progress.drop)(job)
+
+
+# ---- executors
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place for one process.
+
+    Attributes:
+        gpu: value of CUDA_VISIBLE_DEVICES; "" hides all GPUs.
+        threads: OMP_NUM_THREADS.
+    """
+
+    gpu: str
+    threads: int
+
+    def environment(self) -> dict[str, str]:
+        """The environment of the process."""
+        threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+        return {**os.environ, **threads, "CUDA_VISIBLE_DEVICES": self.gpu}
+
+
+def slots_for(gpus: Sequence[str] | None, count: int | None) -> list[Slot]:
+    """The slots of this machine, as --gpus and --slots say; the cores are shared out evenly.
+
+    Raises:
+        SweepError: no slot at all; an id that is none, comes twice or is known to lack.
+    """
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if gpus is not None:
+        gpus = _checked_gpus(gpus)
+    elif visible is None:
+        gpus = _listed_gpus()
+    else:  # all that this process may use, without loading torch
+        gpus = [gpu for gpu in visible.split(",") if gpu.strip() not in ("", "-1")]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    count = (len(gpus) or max(1, cores // CORES_PER_SLOT)) if count is None else count
+    if not 1 <= count <= MAX_SLOTS:
+        raise SweepError(f"--slots {count}: at least one process must run, and at most {MAX_SLOTS}")
+    # a user who sets it knows why, for example that the machine is not theirs alone
+    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // count))
+    return [Slot(gpus[index % len(gpus)] if gpus else "", threads) for index in range(count)]
+
+
+def _checked_gpus(gpus: Sequence[str]) -> list[str]:
+    given = f"--gpus {' '.join(gpus)}"
+    for gpu in gpus:
+        if not re.fullmatch(r"[0-9]{1,4}|(GPU|MIG)-[0-9A-Za-z/-]+", gpu, flags=re.ASCII):
+            raise SweepError(f"{given}: {gpu!r} is no GPU's number; write them with spaces between, for example 0 1")
+    numbers = [str(int(gpu)) if gpu.isdecimal() else gpu for gpu in gpus]
+    if len(set(numbers)) < len(numbers):
+        raise SweepError(f"{given}: a GPU comes twice; --slots sets how many processes share them")
+    there = _listed_gpus()
+    missing = [gpu for gpu in numbers if gpu.isdecimal() and there and gpu not in there]
+    if missing:
+        raise SweepError(f"{given}: there is no GPU {missing[0]}; this machine has {', '.join(there)}")
+    return numbers
+
+
+def _listed_gpus() -> list[str]:
+    """Ids of the machine's GPUs; none where its driver's tool is not there to tell."""
+    if shutil.which("nvidia-smi") is None:
+        return []
+    command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    listed = subprocess.run(command, capture_output=True, text=True, check=False)
+    return listed.stdout.split() if listed.returncode == 0 else []
+
+
+class Processes:
+    """Runs each job in a process of its own.
+
+    Args:
+        slots: where processes run.
+        stop: is asked how hard to stop.
+        foreground: processes write to the terminal instead of into a file.
+    """
+
+    def __init__(self, slots: Sequence[Slot], stop: Stop, foreground: bool = False) -> None:
+        self.slots, self.stop, self.foreground = slots, stop, foreground
+        self.children: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+
+    @property
+    def jobs(self) -> list[Job]:
+        """Those that run."""
+        return [job for job, _ in self.children.values()]
+
+    def is_free(self) -> bool:
+        """Whether another job may be started."""
+        return len(self.children) < len(self.slots)
+
+    def start(self, job: Job) -> None:
+        """Start a job in a free slot."""
+        index = next(index for index in range(len(self.slots)) if index not in self.children)
+        with contextlib.ExitStack() as stack:
+            output = None if self.foreground else stack.enter_context((job.folder / CONSOLE_FILE).open("wb"))
+            child = subprocess.Popen(
+                job.command(sys.executable),
+                cwd=REPOSITORY,
+                env=self.slots[index].environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT if output else None,
+                start_new_session=True,  # Ctrl-C on the terminal is for the sweep, which ends its children itself
+                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            )
+        self.children[index] = (job, child)
+
+    def ended(self) -> list[tuple[Job, int]]:
+        """The jobs whose processes have ended since the last call, with their exit statuses."""
+        gone = [index for index, (_, child) in self.children.items() if child.poll() is not None]
+        return [(job, child.returncode) for job, child in map(self.children.pop, gone)]
+
+    def end(self) -> None:
+        """End what still runs: first politely, then, after a while or a second signal, by force."""
+        children = [child for _, child in self.children.values()]
+        deadline = time.monotonic() + STOP_SECONDS
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            for child in children:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(child.pid, number)  # the loader's workers, too
+            while any(child.poll() is None for child in children) and not self.stop.at_once:
+                if time.monotonic() > deadline:
+                    break
+                time.sleep(POLL_SECONDS)
+        for child in children:
+            child.wait()
+        self.children.clear()
+
+
+def _end_with_parent() -> None:
+    """In the child: be ended when the sweep dies, however it dies, so that no run goes on unseen beside its retry."""
+    set_parent_death_signal = 1
+    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+
+
+class Inline:
+    """Runs one job after another in this process: importing torch takes longer than a run on the bundled data.
+
+    Args:
+        slot: the threads and devices to use.
+        stop: a signal to it also interrupts the run.
+    """
+
+    def __init__(self, slot: Slot, stop: Stop) -> None:
+        os.environ.update(slot.environment())
+        stop.interrupts = True
+        self._ended: list[tuple[Job, int]] = []
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The one that has ended."""
+        return [job for job, _ in self._ended]
+
+    def is_free(self) -> bool:
+        """Whether the last job is done with."""
+        return not self._ended
+
+    def start(self, job: Job) -> None:
+        """Run a job to its end; an error that train.py does not know is written out, and the next run goes on."""
+        with (
+            (job.folder / CONSOLE_FILE).open("w", encoding="utf-8", buffering=1) as console,
+            contextlib.redirect_stdout(console),
+            contextlib.redirect_stderr(console),
+        ):
+            try:
+                import train
+
+                status = train.main(job.arguments)
+            except SystemExit as stop:
+                status = stop.code if isinstance(stop.code, int) else FAILED if stop.code else 0
+            except Exception:
+                traceback.print_exc(file=sys.stderr)
+                status = FAILED
+        self._ended.append((job, status))
+
+    def ended(self) -> list[tuple[Job, int]]:
+        """The job that has ended since the last call, with train.py's exit status."""
+        ended, self._ended = self._ended, []
+        return ended
+
+    def end(self) -> None:
+        """Nothing runs on by itself."""
