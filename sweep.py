@@ -48,7 +48,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="%(prog)s --protocol NAME --trainers NAME[=SETTING] ... [options] [-- KEY VALUE ...]",
+        usage="%(prog)s {--protocol NAME --trainers NAME[=SETTING] ... | --table NAME} [options] [-- KEY VALUE ...]",
     )
     add = parser.add_argument_group("what to run").add_argument
     add("--protocol", choices=tuple(PROTOCOLS), default="open_world", help="default: %(default)s")
