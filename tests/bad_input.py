@@ -61,6 +61,7 @@ TRAIN = {
     "infinite learning rate": (["OPTIM.LR", "1e999"], r"OPTIM.LR is inf.*above 0"),
     "unknown optimiser": (["OPTIM.NAME", "sdg"], r"OPTIM.NAME.*did you mean sgd"),
     "unknown schedule": (["OPTIM.LR_SCHEDULER", "cosin"], r"OPTIM.LR_SCHEDULER.*did you mean cosine"),
+    "negative warm-up": (["OPTIM.WARMUP_EPOCH", "-3"], r"OPTIM.WARMUP_EPOCH is -3.*at least -1"),
     "unknown warm-up": (["OPTIM.WARMUP_TYPE", "exp"], r"OPTIM.WARMUP_TYPE.*linear, constant"),
     "no batch": (["DATALOADER.TRAIN_X.BATCH_SIZE", "0"], r"TRAIN_X.BATCH_SIZE is 0.*at least 1"),
     "negative test batch": (["DATALOADER.TEST.BATCH_SIZE", "-1"], r"TEST.BATCH_SIZE is -1.*at least 1"),

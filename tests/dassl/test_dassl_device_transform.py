@@ -1,6 +1,7 @@
 """The training transform on the device: Pillow's pixels to the last bit, the same batches, and what it refuses."""
 
 import copy
+import sys
 
 import numpy as np
 import pytest
@@ -219,6 +220,17 @@ def read_split_of(cfg):
     from pathlib import Path
 
     return read_split(Path(cfg.DATASET.ROOT), "train")
+
+
+def test_where_the_extra_is_not_there_the_error_says_so(cfg, monkeypatch):
+    """As in a checkout that has the folder dassl only."""
+    monkeypatch.setitem(sys.modules, "extras", None)
+    DataManager(cfg)
+    for build in (DataManager, check_cfg):
+        with pytest.raises(
+            ValueError, match=r"DEVICE_TRANSFORM is True, which needs extras/device_transform.py.*False"
+        ):
+            build(with_device(cfg))
 
 
 def test_it_is_off_by_default():
