@@ -104,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     which.add_argument("--table", nargs="?")
     asked, others = which.parse_known_args(argv)
     if asked.table == "cost":
-        from sweeping.cost import main as cost
+        from benchmarks.cost import main as cost
 
         return cost(others, table=True)
     return guarded(run, parse(argv))

@@ -63,7 +63,7 @@ SECTIONS = (
     Section(
         "cost",
         "docs/measured.md",
-        ("{python}", "-W", "ignore", "-m", "sweeping.cost", "--classes", "100", "--trainers", *EVERY),
+        ("{python}", "-W", "ignore", "-m", "benchmarks.cost", "--classes", "100", "--trainers", *EVERY),
     ),
 )
 

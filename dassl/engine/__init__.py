@@ -1,7 +1,6 @@
 """The engine: trainers, their registry, the training loop."""
 
-from .build import TRAINER_REGISTRY, build_trainer  # isort: skip
-from .trainer import SimpleNet, SimpleTrainer, TrainerBase, TrainerX, TrainerXU
+from .trainer import TRAINER_REGISTRY, SimpleNet, SimpleTrainer, TrainerBase, TrainerX, TrainerXU, build_trainer
 
 __all__ = [
     "TRAINER_REGISTRY",

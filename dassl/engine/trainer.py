@@ -5,7 +5,8 @@
     TrainerX        batches of labelled images: what most methods derive from, writing `forward_backward`
     TrainerXU       pairs of a labelled and an unlabelled batch
 
-`TrainerBase.train` and `SimpleTrainer.run_epoch` are the loop; all else is what they call.
+`TrainerBase.train` and `SimpleTrainer.run_epoch` are the loop; all else is what they call. `build_trainer` finds a
+trainer by its name.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from torch import nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from dassl import keep_old_paths
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.modeling import build_backbone, build_head
@@ -34,6 +36,7 @@ from dassl.utils import (
     AverageMeter,
     CheckpointError,
     MetricMeter,
+    Registry,
     StopRequest,
     atomic_write,
     count_num_param,
@@ -63,6 +66,15 @@ Names = str | list[str] | None
 FINAL_MODELS = ("last_step", "best_val")
 SHOWN_IMAGES = 4
 METER_FIELDS = ("val", "avg", "sum", "count")
+TRAINER_REGISTRY = Registry("TRAINER")
+
+
+def build_trainer(cfg: CfgNode) -> Any:
+    """Build the trainer `cfg.TRAINER.NAME`."""
+    trainer = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
+    if cfg.VERBOSE:
+        print(f"Loading trainer: {cfg.TRAINER.NAME}")
+    return trainer(cfg)
 
 
 class TrainerBase:
@@ -1012,3 +1024,6 @@ class SimpleNet(nn.Module):
             return features
         scores = self.classifier(features)
         return (scores, features) if return_feature else scores
+
+
+keep_old_paths(__name__, "dassl.engine.build")

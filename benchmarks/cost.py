@@ -1,6 +1,6 @@
 """What methods cost: trained parameters and floating-point operations, on a random CLIP of a published size.
 
-    python -m sweeping.cost --trainers CoOp MaPLe BMIP --backbone ViT-B/16 --classes 100
+    python -m benchmarks.cost --trainers CoOp MaPLe BMIP --backbone ViT-B/16 --classes 100
     python sweep.py --table cost     # with memory and throughput, as `python -m benchmarks` measures them
 
 Operations are counted by torch.utils.flop_counter while the trainer runs (a multiplication and an addition are two);
@@ -37,7 +37,7 @@ MEASURES = ("train", "eval", "memory")  # of `python -m benchmarks`
 def build_parser(table: bool = False) -> argparse.ArgumentParser:
     """Command line; of `sweep.py --table cost` if wanted."""
     parser = argparse.ArgumentParser(
-        prog="sweep.py --table cost" if table else "python -m sweeping.cost",
+        prog="sweep.py --table cost" if table else "python -m benchmarks.cost",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
