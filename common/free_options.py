@@ -29,15 +29,38 @@ FREE_OPTIONS = (
 )
 # But an option matters where another one has a certain value: BMIP's official gate reads all images of a test batch.
 NOT_FREE_WITH = {"DATALOADER.TEST.BATCH_SIZE": ("TRAINER.BMIP.GATE", "official")}
+# The nodes of TRAINER that a method reads: other methods' nodes change nothing of its runs. A trainer that is not here,
+# such as a fork's, may read them all.
+TRAINER_NODES = {
+    "BMIP": ("BMIP",),
+    "CoCoOp": ("COCOOP",),
+    "CoOp": ("COOP",),
+    "CoPrompt": ("COPROMPT",),
+    "CoPrompt_BMIP": ("COPROMPT", "BMIP"),
+    "IVLP": ("IVLP",),
+    "KgCoOp": ("KGCOOP",),
+    "MaPLe": ("MAPLE",),
+    "MaPLe_BMIP": ("MAPLE", "BMIP"),
+    "ProDA": ("PRODA",),
+    "PromptSRC": ("PROMPTSRC",),
+    "PromptSRC_BMIP": ("PROMPTSRC", "BMIP"),
+    "VPT": ("VPT",),
+    "ZeroshotCLIP": ("ZEROSHOTCLIP",),
+    "ZeroshotCLIP2": ("ZEROSHOTCLIP",),
+}
 
 
 def is_free(option: str, config: Mapping[str, Any]) -> bool:
-    """Return whether an option may differ between the parts of a run.
+    """Return whether an option may differ between the parts of a run, or between runs of one row of a table.
 
     Args:
         option: its dotted name.
         config: of the run, by dotted names; values, or their `repr`.
     """
+    node = option.split(".")[1] if option.startswith("TRAINER.") and option.count(".") > 1 else ""
+    nodes = TRAINER_NODES.get(str(config.get("TRAINER.NAME", "")).strip("'\""), (node,))
+    if node and node not in nodes:
+        return True
     other, value = NOT_FREE_WITH.get(option, ("", None))
     return option in FREE_OPTIONS and not (other and config.get(other) in (value, repr(value)))
 

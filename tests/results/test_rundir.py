@@ -202,6 +202,17 @@ def test_what_changes_no_result_may_change(cfg, option, tmp_path):
     assert not prepare_run_dir(cfg)
 
 
+def test_other_methods_settings_may_change(cfg):
+    """Another version of the code has other defaults; a finished baseline is not for that to be redone."""
+    cfg.TRAINER.NAME = "CoOp"
+    begin_run(cfg)
+    cfg.TRAINER.BMIP.N_CTX = 7
+    assert not prepare_run_dir(cfg)
+    cfg.TRAINER.COOP.N_CTX = 7
+    with pytest.raises(RunDirError, match=r"TRAINER\.COOP\.N_CTX was 16, now 7"):
+        prepare_run_dir(cfg)
+
+
 def test_a_test_batch_that_a_gate_reads_may_not_change(cfg):
     """BMIP's official gate: a prediction depends on the images that share its batch."""
     cfg.TRAINER.BMIP.GATE = "official"

@@ -5,12 +5,16 @@ import copy
 import pytest
 import torch
 from torch.nn import functional as F
+from yacs.config import CfgNode
 
+from common.free_options import TRAINER_NODES
+from dassl.engine import build_trainer
 from tests.trainers.small_runs import (
     BATCH,
     OPTIONS,
     VARIANTS,
     build,
+    configuration,
     first_batch,
     logits_of,
     needing,
@@ -325,3 +329,17 @@ def test_class_specific_context_serves_its_own_classes_only(case, built):
         ):
             trainer.model.set_classes(names)
     assert trainer.model.classnames == tuple(trainer.train_classnames)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_reads_no_other_methods_node(method):
+    """What stands there is free to change: in a run that goes on, in a finished one, in a table's row."""
+    cfg = configuration(method).clone()
+    cfg.defrost()
+    for node in [key for key, value in cfg.TRAINER.items() if isinstance(value, CfgNode)]:
+        if node not in TRAINER_NODES[method]:
+            del cfg.TRAINER[node]
+    trainer = build_trainer(cfg)
+    if trainer.needs_training:
+        assert torch.isfinite(torch.tensor(train_on(trainer, first_batch(trainer))["loss"]))
+    assert len(trainer.checkpoint_extra("prompt_learner")["settings"]) > 0
