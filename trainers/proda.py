@@ -74,7 +74,7 @@ class ProDAModel(PromptedCLIP):
     def set_classes(self, classnames: Sequence[str]) -> None:
         super().set_classes(classnames)
         learner = self.prompt_learner
-        self.layouts = {p: learner.layout_at(p, classnames) for p in set(learner.positions)}
+        self.layouts = {p: learner.layout_at(p, classnames) for p in dict.fromkeys(learner.positions)}
         self.class_free = learner.layout_at("end", [""])
 
     def text_features(self, prompts: Prompts | None = None) -> Tensor:

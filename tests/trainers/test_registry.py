@@ -1,6 +1,9 @@
 """What holds for every registered method: training, saving, resuming, copying, precision, both paths, class lists."""
 
 import copy
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -343,3 +346,32 @@ def test_a_method_reads_no_other_methods_node(method):
     if trainer.needs_training:
         assert torch.isfinite(torch.tensor(train_on(trainer, first_batch(trainer))["loss"]))
     assert len(trainer.checkpoint_extra("prompt_learner")["settings"]) > 0
+
+
+def test_no_sum_depends_on_how_python_orders_a_set():
+    """Sets of texts have another order in every process: the same command would give other bits."""
+    code = (
+        "import hashlib\n"
+        "from tests.trainers.small_runs import build, first_batch, registered, train_on, trained_tensors\n"
+        "for name in registered():\n"
+        "    options = {'TRAINER.PRODA.N_PROMPT': 8, 'TRAINER.PRODA.PROMPT_BATCH': 8} if name == 'ProDA' else {}\n"
+        "    trainer = build(name, **options)\n"
+        "    if trainer.needs_training:\n"
+        "        train_on(trainer, first_batch(trainer))\n"
+        "        tensors = [tensor.detach().numpy().tobytes() for tensor in trained_tensors(trainer).values()]\n"
+        "        print('digest', name, hashlib.sha256(b''.join(tensors)).hexdigest())\n"
+    )
+    outputs = [
+        subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=repository(),
+            env=os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+        for seed in ("1", "2")  # "front" comes first, and last
+    ]
+    digests = [[line for line in text.splitlines() if line.startswith("digest ")] for text in outputs]
+    assert digests[0] == digests[1]
+    assert len(digests[0]) == len(TRAINED)
