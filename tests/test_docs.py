@@ -3,6 +3,8 @@
 import ast
 import importlib.util
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -84,3 +86,14 @@ def test_named_modules_and_paths_exist(page):
     folders = "|".join([*ROOMS, "assets", "benchmarks", "configs", "scripts", "tests", "tools"])
     paths = set(re.findall(rf"(?<![\w./$-])((?:{folders})/[\w./+-]*\w\.(?:py|sh|yaml|json|md))", text)) - set(ELSEWHERE)
     assert [path for path in sorted(paths) if not (ROOT / path).exists()] == []
+
+
+def test_the_new_methods_file_passes_the_style_check():
+    """scripts/test.sh checks it as soon as a reader has it."""
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs/new_method.md").read_text(encoding="utf-8"), flags=re.DOTALL
+    )
+    for check in (["check"], ["format", "--check"]):
+        command = [sys.executable, "-m", "ruff", *check, "--no-cache", "--stdin-filename", "trainers/lasp.py", "-"]
+        done = subprocess.run(command, cwd=ROOT, input=code, capture_output=True, text=True)
+        assert done.returncode == 0, done.stdout + done.stderr
