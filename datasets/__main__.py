@@ -42,12 +42,19 @@ def command_line() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, text: str, run: Callable[..., int]) -> argparse.ArgumentParser:
+    def add(
+        name: str, text: str, run: Callable[..., int], path: bool = False, out: bool = False
+    ) -> argparse.ArgumentParser:
         """A command for a data set under a data root."""
         command = commands.add_parser(name, help=text, description=text)
         every = f", or {ALL}" if run in (run_check, run_download) else ""
         command.add_argument("name", metavar="NAME", help=f"a data set as `list` shows it{every}")
-        command.add_argument("--root", required=True, metavar="DATA", help="data root: one folder per data set")
+        root_help = "data root: one folder per data set"
+        command.add_argument("--root", required=True, metavar="DATA", type=os.path.expanduser, help=root_help)
+        if path:
+            command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
+        if out:
+            command.add_argument("--out", metavar="OUT.json", help="where to write; the data set's folder if left out")
         command.set_defaults(run=run)
         add_debug(command)
         return command
@@ -57,28 +64,23 @@ def command_line() -> argparse.ArgumentParser:
     command.set_defaults(run=lambda options: print(overview(options.root)))
     add_debug(command)
 
-    command = add("check", "say what is wrong with a data set on disk, and the cure", run_check)
+    command = add("check", "say what is wrong with a data set on disk, and the cure", run_check, path=True)
     command.add_argument("--deep", action="store_true", help="decode every image, not one per class")
-    command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
 
     command = add("download", "fetch what is missing of a data set", run_download)
     command.add_argument("--dry-run", action="store_true", help="say what would be fetched from where; fetch nothing")
     command.add_argument("--bundle", action="store_true", help="take the one archive of the whole data set at once")
     command.add_argument("--timeout", type=float, default=60.0, help="seconds until a silent connection is given up")
 
-    command = add("make-split", "draw a new split, beside the published one", run_make_split)
+    command = add("make-split", "draw a new split, beside the published one", run_make_split, path=True)
     command.add_argument("--seed", type=int, required=True, help="seed of the split")
-    command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
 
-    command = add("import-selection", "turn few-shot images that CoOp drew into JSON", run_import)
+    command = add("import-selection", "turn few-shot images that CoOp drew into JSON", run_import, out=True)
     command.add_argument("pickled", metavar="FILE.pkl", help="as CoOp wrote it; nothing in it is executed")
-    command.add_argument("--out", metavar="OUT.json", help="where to write; the data set's folder if left out")
 
-    command = add("export-selection", "write down which few-shot images a seed draws", run_export)
+    command = add("export-selection", "write down which few-shot images a seed draws", run_export, path=True, out=True)
     command.add_argument("--shots", type=int, required=True, help="images per class")
     command.add_argument("--seed", type=int, required=True, help="the run's seed")
-    command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
-    command.add_argument("--out", metavar="OUT.json", help="where to write; the data set's folder if left out")
     return parser
 
 
@@ -86,8 +88,8 @@ def run_check(options: argparse.Namespace) -> int:
     """Check data sets; 1 if anything is wrong. With "all", those that are not there do not count, unless none is."""
     names = [] if options.name == ALL else [registered(options.name)]
     if not names:
-        root, known = os.path.expanduser(options.root), known_datasets()
-        there = [name for name, info in known.items() if os.path.isdir(os.path.join(root, info.folder))]
+        known = known_datasets()
+        there = [name for name, info in known.items() if os.path.isdir(os.path.join(options.root, info.folder))]
         print(f"not there: {', '.join(name for name in known if name not in there) or 'none'}")
         names = there or [next(iter(known))]
     wrong = 0
@@ -113,21 +115,20 @@ def run_download(options: argparse.Namespace) -> int:
 
 def run_make_split(options: argparse.Namespace) -> None:
     """Draw a new split and say where it is."""
-    path = make_split(registered(options.name), os.path.expanduser(options.root), options.seed, options.path)
+    path = make_split(registered(options.name), options.root, options.seed, options.path)
     print(f"{path}\nto use it: DATASET.SPLIT_FILE {path.name}")
 
 
 def run_import(options: argparse.Namespace) -> None:
     """Convert a pickled selection and say where it is."""
-    name = registered(options.name)
-    path = import_selection(name, options.pickled, os.path.expanduser(options.root), options.out)
+    path = import_selection(registered(options.name), options.pickled, options.root, options.out)
     print(f"{path}\nto use it: DATASET.SELECTION {path}")
 
 
 def run_export(options: argparse.Namespace) -> None:
     """Draw a selection, write it and say where it is."""
-    name, root = registered(options.name), os.path.expanduser(options.root)
-    path = export_selection(name, root, options.shots, options.seed, options.path, options.out)
+    name = registered(options.name)
+    path = export_selection(name, options.root, options.shots, options.seed, options.path, options.out)
     print(f"{path}\nto use it: DATASET.SELECTION {path} DATASET.NUM_SHOTS {options.shots}")
 
 

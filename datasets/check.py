@@ -5,7 +5,6 @@ Each finding comes with its cure. The data set is read by the class that trainin
 
 import contextlib
 import io
-import json
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ from datasets.fetch import STAGING, hash_file
 from datasets.folders import DataRootError, case_hint, find_dataset_dir, subfolders
 from datasets.make import config_of
 from datasets.sources import DatasetInfo, known_datasets, readable_size
-from datasets.splits import PARTS, listed
+from datasets.splits import PARTS, listed, parse_entries, read_limited
 
 BUNDLED_ROOT = Path(__file__).resolve().parents[1] / "assets"
 HEADERS = ("name", "classes", "images", "folder", "download", "licence", "found")
@@ -68,12 +67,10 @@ def presence(root: str, folder: str, names: list[str]) -> str:
 def count_split(path: str) -> tuple[str, str]:
     """Numbers of classes and images in a split file; "?" if it cannot be read."""
     try:
-        with open(path, encoding="utf-8") as file:
-            split = json.load(file)
-        rows = [row for part in PARTS for row in split[part]]
-        return f"{len({label for _, label, _ in rows}):,}", f"{len(rows):,}"
-    except (OSError, ValueError, KeyError, TypeError):
+        rows = [row for part in parse_entries(read_limited(path), path).values() for row in part]
+    except (OSError, ValueError):
         return "?", "?"
+    return f"{len({label for _, label, _ in rows}):,}", f"{len(rows):,}"
 
 
 @dataclass(frozen=True)
@@ -107,15 +104,10 @@ class Report:
             yield f"    cure: {finding.cure}"
 
 
-def check(name: str, root: str, deep: bool = False, path: str = "", progress: bool | None = None) -> Report:
-    """Check a data set.
+def check(name: str, root: str, deep: bool = False, path: str = "") -> Report:
+    """Check a registered data set; `path` is DATASET.PATH, for `folder` and `csv`.
 
-    Args:
-        name: as registered.
-        root: data root.
-        deep: decode every image rather than one per class and part.
-        path: DATASET.PATH, for `folder` and `csv`.
-        progress: show a bar; None shows it on a terminal only.
+    With `deep` every image is decoded rather than one per class and part.
     """
     report, info = Report(name), known_datasets().get(name)
     dataset_class, cfg = DATASET_REGISTRY.get(name), config_of(name, root, path)
@@ -124,7 +116,7 @@ def check(name: str, root: str, deep: bool = False, path: str = "", progress: bo
         fetch = f"python -m datasets download {info.name} --root {root}"
     try:
         find = getattr(dataset_class, "find_folder", None)
-        folder = find(root, cfg) if find else find_dataset_dir(root, dataset_class.dataset_dir)
+        folder = find(cfg) if find else find_dataset_dir(root, dataset_class.dataset_dir)
     except DataRootError as error:
         report.findings.append(Finding(str(error), f"correct --root, or fetch it: {fetch}"))
         return report
@@ -132,7 +124,7 @@ def check(name: str, root: str, deep: bool = False, path: str = "", progress: bo
     if info:
         report.findings += check_layout(info, folder, fetch)
     if not any(finding.missing for finding in report.findings):
-        check_items(report, dataset_class, cfg, fetch, deep, progress)
+        check_items(report, dataset_class, cfg, fetch, deep)
     return report
 
 
@@ -179,7 +171,7 @@ def count_entries(folder: str) -> int:
         return sum(not entry.name.startswith(".") for entry in entries)
 
 
-def check_items(report: Report, dataset_class: type, cfg: Any, fetch: str, deep: bool, progress: bool | None) -> None:
+def check_items(report: Report, dataset_class: type, cfg: Any, fetch: str, deep: bool) -> None:
     """Read the data set as training does, and compare and decode what comes."""
     try:
         with contextlib.redirect_stdout(io.StringIO()):
@@ -210,7 +202,7 @@ def check_items(report: Report, dataset_class: type, cfg: Any, fetch: str, deep:
         for index, item in enumerate(items):
             images.setdefault((part, index if deep else item.label), item.impath)
     paths = list(dict.fromkeys(images.values()))
-    broken, scalings = decode_all(paths, progress)
+    broken, scalings = decode_all(paths)
     report.facts.append(f"decoded: {len(paths) - len(broken)} of {len(paths)} images tried")
     report.facts += [f"more than 8 bits: {count} images; {scaling}" for scaling, count in scalings.items()]
     if deep:
@@ -251,13 +243,12 @@ def copies_among(paths: Sequence[str], others: Sequence[str]) -> list[tuple[str,
     return [(path, other) for path, other in found if other is not None]
 
 
-def decode_all(paths: Sequence[str], progress: bool | None) -> tuple[list[str], Counter[str]]:
+def decode_all(paths: Sequence[str]) -> tuple[list[str], Counter[str]]:
     """The images that cannot be decoded, each with the reason; and how many were scaled to 8 bits, by how."""
     from tqdm import tqdm
 
-    disable = None if progress is None else not progress
     with ThreadPoolExecutor(DECODERS) as pool:
-        outcomes = tqdm(pool.map(decode, paths), total=len(paths), desc="decoding", disable=disable)
+        outcomes = tqdm(pool.map(decode, paths), total=len(paths), desc="decoding", disable=None)  # shown on a terminal
         done = list(zip(paths, outcomes, strict=True))
     broken = [f"{path} ({reason})" for path, (reason, _) in done if reason]
     return broken, Counter(scaling for _, (_, scaling) in done if scaling)

@@ -16,7 +16,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class DownloadOptions:
 
 @dataclass(frozen=True)
 class Step:
-    """A source that is needed, and the names that it should add."""
+    """A source, and the names that it should add; none if all of them are there."""
 
     source: Source
     missing: tuple[str, ...]
@@ -119,15 +119,15 @@ def describe_plan(info: DatasetInfo, root: str) -> list[str]:
     folder = dataset_folder(root, info)
     steps = plan(info, folder)
     lines = [f"{info.name} -> {folder} (licence: {info.licence})"]
-    for source in info.sources:
-        step = next((step for step in steps if step.source is source), None)
-        if step is None:
+    for step in steps:
+        source = step.source
+        if not step.missing:
             lines.append(f"  {source.file}: there already ({', '.join(source.provides)})")
             continue
         purpose = f", needed for {source.optional}" if source.optional else ""
         lines.append(f"  {source.file}: {readable_size(source.size)}{purpose}; adds {', '.join(step.missing)}")
         lines += describe_mirrors(source)
-    if info.bundle and steps:
+    if info.bundle and any(step.missing for step in steps):
         lines.append(f"  {info.bundle.file}: {readable_size(info.bundle.size)}, if an image archive cannot be had")
         lines += describe_mirrors(info.bundle)
     if info.by_hand and missing_images(info, folder):
@@ -145,12 +145,11 @@ def describe_mirrors(source: Source) -> Iterator[str]:
 
 
 def plan(info: DatasetInfo, folder: Path) -> list[Step]:
-    """The sources of which something is missing."""
-    steps = [
+    """Every source with what is missing of it."""
+    return [
         Step(source, tuple(name for name in source.provides if not os.path.lexists(folder / name)))
         for source in info.sources
     ]
-    return [step for step in steps if step.missing]
 
 
 def missing_images(info: DatasetInfo, folder: Path) -> list[str]:
@@ -204,11 +203,14 @@ class Job:
 
     def run(self) -> list[tuple[Step, Exception]]:
         """Fetch all that is missing; returns what could not be had, and why."""
-        steps = plan(self.info, self.folder)
-        for source in self.info.sources:
-            if all(step.source is not source for step in steps):
-                self.remove_leftovers(source)
-                self.options.say(f"{self.info.name}: {', '.join(source.provides)} is there already and stays as it is")
+        steps = []
+        for step in plan(self.info, self.folder):
+            if step.missing:
+                steps.append(step)
+            else:
+                self.remove_leftovers(step.source)
+                there = ", ".join(step.source.provides)
+                self.options.say(f"{self.info.name}: {there} is there already and stays as it is")
         if self.info.bundle and not steps:
             self.remove_leftovers(self.info.bundle)
         if self.options.bundle and self.info.bundle and steps:
@@ -226,7 +228,7 @@ class Job:
         error = self.attempt(Step(self.info.bundle, tuple(wanted)))
         if error:
             self.options.say(f"{self.info.name}: no help from the bundle. {error}")
-        left = {step.source.file for step in plan(self.info, self.folder)}
+        left = {step.source.file for step in plan(self.info, self.folder) if step.missing}
         return [(step, first) for step, first in failures if step.source.file in left]
 
     def attempt(self, step: Step) -> Exception | None:
@@ -265,8 +267,7 @@ class Job:
                 if not inner.is_file():
                     raise LayoutError(f"{source.file} has no {source.nested}")
                 top = self.unpack_aside(inner, f"{source.file}-nested")
-            top = find_top(top, source, missing)
-            place(top, self.folder, dict(source.renames), missing, everything=bool(source.provides))
+            place(top, source, self.folder, missing)
         except ArchiveError:
             path.unlink(missing_ok=True)  # damaged or hostile: the next try starts anew
             raise
@@ -302,26 +303,19 @@ def check_content(path: Path, source: Source, info: DatasetInfo) -> None:
         raise LayoutError(f"what came is wrong; {describe_start(path)}")
 
 
-def find_top(unpacked: Path, source: Source, missing: Sequence[str]) -> Path:
-    """The folder in an unpacked archive that has all the names that are missing."""
+def place(unpacked: Path, source: Source, folder: Path, missing: Sequence[str]) -> None:
+    """Move what was unpacked, which must hold all that is missing, into the data set's folder; what is there stays."""
+    renames = dict(source.renames)
     before = {new: old for old, new in source.renames}
     names = [before.get(name, name) for name in missing]
-    for top in (unpacked / source.inside, unpacked):
-        if all((top / name).exists() for name in names):
-            return top
-    found = ", ".join(sorted(child.name for child in unpacked.iterdir())[:5]) or "nothing"
-    raise LayoutError(f"{source.file} should hold {', '.join(names)} but holds {found}")
-
-
-def place(top: Path, folder: Path, renames: Mapping[str, str], missing: Sequence[str], everything: bool) -> None:
-    """Move what was unpacked into the data set's folder; what is there already stays.
-
-    The missing names go last: they are what tells the next run that nothing more is to be done.
-    """
-    children = {renames.get(child.name, child.name): child for child in top.iterdir()}
-    names = [name for name in sorted(children) if name in missing or everything]
-    for name in sorted(names, key=lambda name: name in missing):
-        if not os.path.lexists(folder / name):
+    tops = [top for top in (unpacked / source.inside, unpacked) if all((top / name).exists() for name in names)]
+    if not tops:
+        found = ", ".join(sorted(child.name for child in unpacked.iterdir())[:5]) or "nothing"
+        raise LayoutError(f"{source.file} should hold {', '.join(names)} but holds {found}")
+    children = {renames.get(child.name, child.name): child for child in tops[0].iterdir()}
+    # The missing names go last: they are what tells the next run that nothing more is to be done
+    for name in sorted(children, key=lambda name: (name in missing, name)):
+        if (name in missing or source.provides) and not os.path.lexists(folder / name):
             os.rename(children[name], folder / name)
 
 
@@ -337,12 +331,7 @@ def fetch(
 ) -> Mirror:
     """Fetch a file from the first mirror that has it whole and right; returns that mirror.
 
-    Args:
-        mirrors: tried in order.
-        path: where the file goes.
-        root: data root, for mirrors in it.
-        options: how patiently.
-        check: raises a ValueError if the content is not what it should be.
+    `root` is the data root, for mirrors in it; `check` raises a ValueError if the content is not what it should be.
 
     Raises:
         DownloadError: no mirror had it; the message says why for each.

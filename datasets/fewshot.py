@@ -72,31 +72,26 @@ class FewShotDataset(DatasetBase):
 
     Attributes:
         source: absolute path of the folder, or of the file, that describes the data set.
-        dataset_dir: folder under DATASET.ROOT; on an instance, its absolute path.
-        image_folder: folder in it that the split file's paths are relative to; `image_dir` is its absolute path.
-        split_file: name of the split file in it; `split_path` is its absolute path, or the folder or file that the
-            split is read from where there is no split file.
-        split_help: one sentence on how to get it, for data sets that are not in `sources.json`.
-        template: prompt for zero-shot classification, "{}" standing for the class name.
-        val_from_train: where the split has no validation images, draw few-shot ones from the training images that are
-            not among the shots; without shots there are none. Test images never validate.
-        test_only: a test set: its test images also stand in for training images, which the engine needs for the
-            class names; nothing may be trained on them.
-        has_domains: whether DATASET.SOURCE_DOMAINS and TARGET_DOMAINS choose among its images.
+        image_dir: absolute path of `image_folder`.
+        split_path: absolute path of the split file, or of what the split is read from where there is no such file.
         all_classnames: the class names before base or new classes were taken.
         split_sha256: hash of the split file, or of the listed images where there is none.
         fewshot_sha256: hash of the images drawn for train and val, before base or new classes were taken; None when
             all training images are used.
     """
 
-    dataset_dir: str = ""
-    image_folder: ClassVar[str] = ""
-    split_file: ClassVar[str] = ""
-    split_help: ClassVar[str] = ""
-    template: str = "a photo of a {}."
+    dataset_dir: str = ""  # folder under DATASET.ROOT; on an instance, its absolute path
+    image_folder: ClassVar[str] = ""  # folder in it that the split file's paths are relative to
+    split_file: ClassVar[str] = ""  # name of the split file in `dataset_dir`
+    split_help: ClassVar[str] = ""  # one sentence on how to get it, for data sets that are not in `sources.json`
+    template: str = "a photo of a {}."  # prompt for zero-shot classification, "{}" standing for the class name
+    # Where the split has no validation images, draw few-shot ones from the training images that are not among the
+    # shots; without shots there are none. Test images never validate.
     val_from_train: ClassVar[bool] = False
+    # A test set: its test images also stand in for training images, which the engine needs for the class names; nothing
+    # may be trained on them.
     test_only: ClassVar[bool] = False
-    has_domains: ClassVar[bool] = False
+    has_domains: ClassVar[bool] = False  # whether DATASET.SOURCE_DOMAINS and TARGET_DOMAINS choose among its images
 
     def __init__(self, cfg: Any) -> None:
         for key in () if self.has_domains else ("SOURCE_DOMAINS", "TARGET_DOMAINS"):
@@ -105,8 +100,8 @@ class FewShotDataset(DatasetBase):
                 raise ValueError(f"DATASET.{key} is {list(domains)}, but {name} has no domains: leave it out")
         if cfg.DATASET.TEMPLATE:
             check_template(cfg.DATASET.TEMPLATE, "DATASET.TEMPLATE")
-        self.source = self.find_source(cfg.DATASET.ROOT, cfg)
-        self.dataset_dir = self.find_folder(cfg.DATASET.ROOT, cfg)
+        self.source = self.find_source(cfg)
+        self.dataset_dir = self.find_folder(cfg)
         self.image_dir = find_image_dir(self.dataset_dir, self.image_folder)
         self.template = cfg.DATASET.TEMPLATE or self.template
         self.split_path = self.beside(cfg.DATASET.SPLIT_FILE or self.split_file)
@@ -128,16 +123,16 @@ class FewShotDataset(DatasetBase):
         return list(split.train), list(split.val), list(split.test)
 
     @classmethod
-    def find_source(cls, root: str, cfg: Any = None) -> str:
+    def find_source(cls, cfg: Any) -> str:
         """Absolute path of the data set's folder under the data root; user data may be a file instead."""
-        info = known_datasets().get(cls.__name__)
+        root, info = cfg.DATASET.ROOT, known_datasets().get(cls.__name__)
         fetch = f"Fetch it with: python -m datasets download {info.name} --root {root}" if info else cls.split_help
         return find_dataset_dir(root, cls.dataset_dir, fetch)
 
     @classmethod
-    def find_folder(cls, root: str, cfg: Any = None) -> str:
+    def find_folder(cls, cfg: Any) -> str:
         """Absolute path of the data set's folder."""
-        source = cls.find_source(root, cfg)
+        source = cls.find_source(cfg)
         return source if os.path.isdir(source) else os.path.dirname(source)
 
     @classmethod
@@ -180,10 +175,6 @@ class FewShotDataset(DatasetBase):
     @classmethod
     def draw_split(cls, source: str, rng: random.Random) -> dict[str, list[Entry]]:
         """Draw a new split from the original annotation, by the rule that the published one was drawn by.
-
-        Args:
-            source: what `find_source` returns: the data set's folder.
-            rng: where chance comes from.
 
         Raises:
             NoNewSplitError: the data set comes with an official split.

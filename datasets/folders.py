@@ -5,11 +5,9 @@ Images and folders come in the order of their names, so that every machine sees 
 
 import os
 import re
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from dassl.data.datasets import Datum
-from datasets.splits import SplitFileError, SplitFileMissingError, hash_entries, listed
+from datasets.splits import Entry, SplitFileError, SplitFileMissingError, listed
 
 EXTENSIONS = (
     *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".gif", ".webp"),
@@ -81,18 +79,6 @@ def subfolders(parent: str) -> list[str]:
     return sorted(entry.name for entry in os.scandir(parent) if entry.is_dir() and not entry.name.startswith("."))
 
 
-class Listed(NamedTuple):
-    """An image of a long list: what `Datum` holds, without a look at the disk for each."""
-
-    impath: str
-    label: int
-    classname: str
-
-    def datum(self) -> Datum:
-        """The same as a `Datum`."""
-        return Datum(impath=self.impath, label=self.label, classname=self.classname)
-
-
 def list_images(folder: str) -> list[str]:
     """Names of the images in a folder, sorted; hidden files are passed over, anything else is refused."""
     with os.scandir(folder) as entries:
@@ -122,43 +108,27 @@ def list_classes(folder: str) -> list[str]:
     return classes
 
 
-def list_folders(image_dir: str, folders: Sequence[str], classnames: Sequence[str]) -> list[Listed]:
-    """The images of some class folders; the label is the folder's position."""
-    items = []
-    for label, (folder, classname) in enumerate(zip(folders, classnames, strict=True)):
-        path = os.path.join(image_dir, folder)
-        items += [Listed(os.path.join(path, name), label, classname) for name in list_images(path)]
-    return items
-
-
-def hash_listed(parts: Mapping[str, Sequence[Listed]], image_dir: str) -> str:
-    """SHA-256 of a split that is read from folders."""
-    start = len(os.path.join(image_dir, ""))
-    return hash_entries(
-        {
-            part: [(item.impath[start:].replace(os.sep, "/"), item.label, item.classname) for item in items]
-            for part, items in parts.items()
-        }
-    )
+def list_folders(image_dir: str, folders: Sequence[str], classnames: Sequence[str], part: str = "") -> list[Entry]:
+    """The images of the class folders in `part`, a folder in `image_dir`; the label is the folder's position."""
+    return [
+        ("/".join(filter(None, (part, folder, image))), label, classname)
+        for label, (folder, classname) in enumerate(zip(folders, classnames, strict=True))
+        for image in list_images(os.path.join(image_dir, part, folder))
+    ]
 
 
 def read_classnames(path: str, how_to_get: str, wordnet: bool = False) -> dict[str, str]:
     """Class name by folder from lines of "folder class name"; a tab may take the place of the first space.
 
-    Args:
-        path: the file.
-        how_to_get: one sentence for a user who lacks it.
-        wordnet: whether it is ImageNet's, with lines of "n01440764 tench" and no others.
+    With `wordnet` it is ImageNet's, with lines of "n01440764 tench" and no others.
     """
     if not os.path.isfile(path):
         raise SplitFileMissingError(f"{path} does not exist. {how_to_get}")
-    lines = read_lines(path)
-    for number, line in enumerate(lines, start=1):
+    names: dict[str, str] = {}
+    for number, line in enumerate(read_lines(path), start=1):
         if wordnet and line and not WORDNET_LINE.match(line):
             found = f"{path}, line {number}: {line[:80]!r}"
             raise SplitFileError(f"{found} is not laid out as 'n01440764 tench'. {how_to_get}")
-    names: dict[str, str] = {}
-    for number, line in enumerate(lines, start=1):
         folder, _, name = line.partition("\t" if "\t" in line else " ")
         if folder and (not name.strip() or folder in names):
             wrong = "no class name" if not name.strip() else f"{folder} a second time"

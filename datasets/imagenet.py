@@ -9,13 +9,25 @@ your machine can be used again: python -m datasets import-selection.
 
 import os
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.fewshot import FewShotDataset
-from datasets.folders import Listed, find_image_dir, hash_listed, list_classes, list_folders, names_of, read_classnames
-from datasets.splits import Split, SplitFileError, SplitFileMissingError, listed
+from datasets.folders import find_image_dir, list_classes, list_folders, names_of, read_classnames
+from datasets.splits import Split, SplitFileError, SplitFileMissingError, hash_entries, items_of, listed
 from prompting.tokens import check_names
+
+
+class Listed(NamedTuple):
+    """An image of a long list: what `Datum` holds, without a look at the disk for each."""
+
+    impath: str
+    label: int
+    classname: str
+
+    def datum(self) -> Datum:
+        """The same as a `Datum`."""
+        return Datum(self.impath, self.label, classname=self.classname)
 
 
 @DATASET_REGISTRY.register()
@@ -37,9 +49,10 @@ class ImageNet(FewShotDataset):
         path = os.path.join(self.dataset_dir, "classnames.txt")
         names = names_of(folders, read_classnames(path, self.how_to_get("classnames.txt"), wordnet=True), path)
         check_names(names, [f"folder {folder}" for folder in folders], path, published=True)
-        train, test = (list_folders(part, folders, names) for part in (train_dir, test_dir))
-        sha256 = hash_listed({"train": train, "test": test}, self.image_dir)
-        return Split(train, [], [item.datum() for item in test], names, sha256)
+        train, test = (list_folders(self.image_dir, folders, names, part) for part in ("train", "val"))
+        items = [Listed(os.path.join(self.image_dir, impath), label, name) for impath, label, name in train]
+        sha256 = hash_entries({"train": train, "test": test})
+        return Split(items, [], items_of(test, self.image_dir), names, sha256)
 
     def choose(self, split: Split, cfg: Any) -> tuple[Sequence[Datum], Sequence[Datum]]:
         """Draw from the list, and only then look at the files: there are more than a million."""
@@ -65,8 +78,8 @@ class ImageNetVariant(FewShotDataset):
         folders, names = self.class_folders(read_classnames(path, hint, wordnet=True), path)
         check_names(names, [f"folder {folder}" for folder in folders], path, published=True)
         test = list_folders(self.image_dir, folders, names)
-        data = [item.datum() for item in test]
-        return Split(data, [], data, names, hash_listed({"test": test}, self.image_dir))
+        data = items_of(test, self.image_dir)
+        return Split(data, [], data, names, hash_entries({"test": test}))
 
     def class_folders(self, names: dict[str, str], path: str) -> tuple[list[str], list[str]]:
         """The class folders and their class names, in the order of the labels."""

@@ -43,14 +43,8 @@ def few_shot_class(name: str) -> type[FewShotDataset]:
 def make_split(name: str, root: StrPath, seed: int, path: str = "") -> Path:
     """Draw a split from the original annotation and write it beside the data, under a name that no published one has.
 
-    Args:
-        name: DATASET.NAME.
-        root: the data root.
-        seed: seed of the draw, from 0.
-        path: DATASET.PATH, for `folder` and `csv`; if empty, the root is the folder or the table itself.
-
-    Returns:
-        The split file; a run uses it only when told to (DATASET.SPLIT_FILE).
+    `path` is DATASET.PATH, for `folder` and `csv`; if empty, the root is the folder or the table itself. A run uses
+    the split only when told to (DATASET.SPLIT_FILE).
 
     Raises:
         NoNewSplitError: the data set's split is official, or not a file.
@@ -61,7 +55,7 @@ def make_split(name: str, root: StrPath, seed: int, path: str = "") -> Path:
     if seed < 0:
         raise ValueError(f"the seed is {seed}: a split that can be made again needs one from 0")
     cfg = config_of(name, os.fspath(root), path)
-    source, folder = dataset.find_source(cfg.DATASET.ROOT, cfg), dataset.find_folder(cfg.DATASET.ROOT, cfg)
+    source, folder = dataset.find_source(cfg), dataset.find_folder(cfg)
     entries = dataset.draw_split(source, random.Random(seed))
     build_split(entries, find_image_dir(folder, dataset.image_folder), f"the annotation in {source}")
     split_path = os.path.join(folder, dataset.drawn_split_file(source, seed))
@@ -82,12 +76,11 @@ def export_selection(name: str, root: str, shots: int, seed: int, path: str = ""
         raise SelectionError(f"{shots} shots with seed {seed}: a selection needs shots from 1 and a seed from 0")
     cfg = config_of(name, root, path)
     cfg.DATASET.NUM_SHOTS, cfg.SEED = shots, seed
-    dataset = few_shot_class(name)(cfg)
-    refuse_test_set(dataset)
-    target = out or os.path.join(dataset.dataset_dir, f"selection_drawn_{shots}shots_seed{seed}.json")
+    dataset = trainable(name, cfg)
+    path = os.fspath(out or os.path.join(dataset.dataset_dir, f"selection_drawn_{shots}shots_seed{seed}.json"))
     facts = {"dataset": name, "seed": seed, "split_sha256": dataset.split_sha256, "origin": "drawn by seed"}
-    write_selection(os.fspath(target), dataset.train_x, dataset.val or [], dataset.image_dir, shots, **facts)
-    return Path(target)
+    write_selection(path, dataset.train_x, dataset.val or [], dataset.image_dir, shots, **facts)
+    return Path(path)
 
 
 def import_selection(name: str, pickled: StrPath, root: StrPath, out: StrPath | None = None) -> Path:
@@ -101,8 +94,7 @@ def import_selection(name: str, pickled: StrPath, root: StrPath, out: StrPath | 
     """
     pickled = os.fspath(pickled)
     parts, sha256 = read_pickle(pickled)
-    dataset = few_shot_class(name)(config_of(name, os.fspath(root)))
-    refuse_test_set(dataset)
+    dataset = trainable(name, config_of(name, os.fspath(root)))
     split = Split(dataset.train_x, dataset.val, dataset.test, dataset.all_classnames, dataset.split_sha256)
     marker = PurePosixPath(type(dataset).dataset_dir, dataset.image_folder).parts
     train, val = ([relative(entry, marker, pickled) for entry in parts.get(part, [])] for part in ("train", "val"))
@@ -111,17 +103,19 @@ def import_selection(name: str, pickled: StrPath, root: StrPath, out: StrPath | 
     match = re.fullmatch(r"shot_(\d+)-seed_(-?\d+)", stem)
     if not match:
         raise SelectionError(f"{stem}.pkl: the name should be shot_N-seed_S.pkl, for the number of shots and the seed")
-    path = os.fspath(out) if out else os.path.join(dataset.dataset_dir, f"selection_{stem}.json")
-    origin = f"{stem}.pkl sha256 {sha256}"
-    facts = {"dataset": name, "seed": int(match[2]), "split_sha256": split.sha256, "origin": origin}
+    path = os.fspath(out or os.path.join(dataset.dataset_dir, f"selection_{stem}.json"))
+    facts = {"dataset": name, "seed": int(match[2]), "split_sha256": split.sha256}
+    facts["origin"] = f"{stem}.pkl sha256 {sha256}"
     write_selection(path, *chosen, dataset.image_dir, int(match[1]), **facts)
     return Path(path)
 
 
-def refuse_test_set(dataset: FewShotDataset) -> None:
-    """Refuse a data set that is for testing only."""
+def trainable(name: str, cfg: Any) -> FewShotDataset:
+    """The data set as the configuration has it; one that is for testing only is refused."""
+    dataset = few_shot_class(name)(cfg)
     if dataset.test_only:
         raise SelectionError(f"{type(dataset).__name__} is for testing only: it has no few-shot images")
+    return dataset
 
 
 def relative(entry: Entry, marker: tuple[str, ...], path: str) -> Entry:

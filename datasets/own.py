@@ -27,6 +27,7 @@ domains to train and validate, and to test on.
 """
 
 import csv as csv_files
+import hashlib
 import os
 import random
 from collections.abc import Sequence
@@ -49,7 +50,6 @@ from datasets.splits import (
     listed,
     parse_entries,
     read_limited,
-    read_split,
     split_classes,
     with_slashes,
     write_new_text,
@@ -68,9 +68,9 @@ class OwnData(FewShotDataset):
     val_from_train: ClassVar[bool] = True
 
     @classmethod
-    def find_source(cls, root: str, cfg: Any = None) -> str:
+    def find_source(cls, cfg: Any) -> str:
         """Absolute path of the folder or file that describes the data."""
-        path = cfg.DATASET.PATH if cfg is not None else ""
+        root, path = cfg.DATASET.ROOT, cfg.DATASET.PATH
         source = os.path.abspath(os.path.join(os.path.expanduser(root), os.path.expanduser(path)))
         if not root and not path:
             raise DataRootError("DATASET.ROOT (--root) and DATASET.PATH are empty: together they say where the data is")
@@ -81,9 +81,8 @@ class OwnData(FewShotDataset):
     def saved_split(self, rows: Sequence[Entry], output_dir: str) -> Split:
         """The saved split of data that comes without one; drawn and saved when there is none yet.
 
-        Args:
-            rows: all images as they are described today; images may be new since, but none gone or changed.
-            output_dir: the run's output folder, where the split goes if the data's folder is read-only.
+        `rows` are all images as they are described today: some may be new since, but none gone or changed. The split
+        goes to the run's output folder if the data's folder is read-only.
         """
         check_classes({"train": rows, "val": (), "test": ()}, self.source)  # before anything is written
         name = self.drawn_split_file(self.source, SAVED_SPLIT_SEED)
@@ -101,7 +100,8 @@ class OwnData(FewShotDataset):
             print(f"The data has no split: drew one (half train, a fifth val, the rest test) and saved it to {path}")
         print(f"Reading split from {path}")
         self.split_path = path
-        parts = parse_entries(read_limited(path), path)
+        content = read_limited(path)
+        parts = parse_entries(content, path)
         saved, today = {entry for part in PARTS for entry in parts[part]}, set(rows)
         if saved - today:
             gone = listed(sorted(f"{impath} ({name})" for impath, _, name in saved - today))
@@ -111,15 +111,15 @@ class OwnData(FewShotDataset):
             )
         if today - saved:
             print(f"{len(today - saved)} images came after {path} was drawn and are left out")
-        return read_split(path, self.image_dir, "")
+        return build_split(parts, self.image_dir, path, hashlib.sha256(content).hexdigest())
 
-    def given_split(self, parts: dict[str, list[Entry]], origin: str) -> Split:
+    def given_split(self, parts: dict[str, list[Entry]]) -> Split:
         """A split that the data states itself."""
         for part in ("train", "test"):
             if not parts[part]:
-                raise SplitFileError(f"{origin} has no images in {part!r}")
-        self.split_path = origin
-        return build_split(parts, self.image_dir, origin)
+                raise SplitFileError(f"{self.source} has no images in {part!r}")
+        self.split_path = self.source
+        return build_split(parts, self.image_dir, self.source)
 
 
 @DATASET_REGISTRY.register()
@@ -127,9 +127,9 @@ class Folder(OwnData):
     """Images in class folders."""
 
     @classmethod
-    def find_source(cls, root: str, cfg: Any = None) -> str:
+    def find_source(cls, cfg: Any) -> str:
         """The folder itself."""
-        source = super().find_source(root, cfg)
+        source = super().find_source(cfg)
         if not os.path.isdir(source):
             raise DataRootError(f"{source} is a file, not a folder of images; for a table use DATASET.NAME csv")
         return source
@@ -143,9 +143,9 @@ class Folder(OwnData):
 
     def read(self, cfg: Any) -> Split:
         """The split that the folders state, or the saved one."""
-        if has_parts(self.dataset_dir):
-            return self.given_split(list_parts(self.dataset_dir, PARTS), self.dataset_dir)
-        return self.saved_split(list_parts(self.dataset_dir, ("",))[""], cfg.OUTPUT_DIR)
+        if has_parts(self.source):
+            return self.given_split(list_parts(self.source, PARTS))
+        return self.saved_split(list_parts(self.source, ("",))[""], cfg.OUTPUT_DIR)
 
 
 @DATASET_REGISTRY.register()
@@ -202,9 +202,9 @@ class Csv(OwnData):
     has_domains: ClassVar[bool] = True
 
     @classmethod
-    def find_source(cls, root: str, cfg: Any = None) -> str:
+    def find_source(cls, cfg: Any) -> str:
         """The table."""
-        source = super().find_source(root, cfg)
+        source = super().find_source(cfg)
         if os.path.isdir(source):
             tables = sorted(name for name in os.listdir(source) if name.endswith(".csv"))
             found = f"it has {listed(tables)}" if tables else "it has no .csv file"
@@ -228,9 +228,10 @@ class Csv(OwnData):
         """The split that the table states, or the saved one."""
         rows = read_table(self.source)
         if any(row.part for row in rows):
-            parts = {part: [row.entry for row in rows if row.part == part] for part in PARTS}
-            return self.with_domains(self.given_split(parts, self.source), rows, cfg)
-        return self.with_domains(self.saved_split([row.entry for row in rows], cfg.OUTPUT_DIR), rows, cfg)
+            split = self.given_split({part: [row.entry for row in rows if row.part == part] for part in PARTS})
+        else:
+            split = self.saved_split([row.entry for row in rows], cfg.OUTPUT_DIR)
+        return self.with_domains(split, rows, cfg)
 
     def read_split_file(self, cfg: Any) -> Split:
         """The split that DATASET.SPLIT_FILE names, with the table's domains."""

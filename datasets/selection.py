@@ -93,13 +93,7 @@ def relative_path(impath: str, image_dir: str) -> str:
 
 
 def read_selection(path: str, split: Split, image_dir: str, shots: int) -> tuple[list[Datum], list[Datum]]:
-    """The training and validation images that a selection names.
-
-    Args:
-        path: the selection.
-        split: the data set's split, which every image must be in, under the same label and name.
-        image_dir: folder that paths are relative to.
-        shots: DATASET.NUM_SHOTS, which must be the selection's.
+    """The training and validation images that a selection of as many shots names, all of them in the split.
 
     Raises:
         SelectionError: the file is malformed, or does not fit the split or the number of shots.

@@ -39,29 +39,19 @@ class AnnotationError(ValueError):
 
 @dataclass(frozen=True)
 class Split:
-    """A data set as its split states it.
-
-    Attributes:
-        train, val, test: the images of each part, in order; val may be empty.
-        classnames: the name of every class; the label is the index.
-        sha256: hash of the split file, or of the entries where there is no such file.
-    """
+    """A data set as its split states it, with the images of each part in order."""
 
     train: Sequence[Datum]
-    val: Sequence[Datum]
+    val: Sequence[Datum]  # may be empty
     test: Sequence[Datum]
-    classnames: list[str]
-    sha256: str
+    classnames: list[str]  # by label
+    sha256: str  # of the split file, or of the entries where there is no such file
 
 
 def read_split(path: str, image_dir: str, how_to_get: str, published: bool = False) -> Split:
-    """Read a split file and check it against the images on disk.
+    """Read a split file and check it against the images on disk, in `image_dir`.
 
-    Args:
-        path: the split file.
-        image_dir: folder that its paths are relative to.
-        how_to_get: one sentence for a user who lacks the file.
-        published: whether its class names are taken as they are (:func:`prompting.tokens.check_names`).
+    The class names of a published one are taken as they are (:func:`prompting.tokens.check_names`).
 
     Raises:
         SplitFileError: the content is malformed, or its labels and names do not make a list of classes.
@@ -98,11 +88,12 @@ def build_split(
             f"{other_spelling(image_dir, missing[0])} Unpack the images there again, unless the split file "
             f"(sha256 {sha256[:12]}...) is of another version than the images."
         )
-    train, val, test = (
-        [Datum(os.path.join(image_dir, impath), label, classname=name) for impath, label, name in entries[part]]
-        for part in PARTS
-    )
-    return Split(train, val, test, classnames, sha256)
+    return Split(*(items_of(entries[part], image_dir) for part in PARTS), classnames, sha256)
+
+
+def items_of(entries: Iterable[Entry], image_dir: str) -> list[Datum]:
+    """The entries as Dassl has them, each of which must be there."""
+    return [Datum(os.path.join(image_dir, impath), label, classname=name) for impath, label, name in entries]
 
 
 def other_spelling(image_dir: str, impath: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets.fewshot import FewShotDataset
-from datasets.folders import list_classes, list_images
+from datasets.folders import list_classes, list_folders, read_lines
 from datasets.splits import (
     PARTS,
     AnnotationError,
@@ -48,7 +48,7 @@ class AnnotationMissingError(FileNotFoundError):
 
 
 def require(folder: str, name: str) -> str:
-    """Path of a file of the annotation, which must be there."""
+    """Path of a file of the original annotation."""
     path = os.path.join(folder, name)
     if not os.path.isfile(path):
         raise AnnotationMissingError(
@@ -57,10 +57,9 @@ def require(folder: str, name: str) -> str:
     return path
 
 
-def read_lines(path: str) -> list[str]:
-    """The lines of a text file that are not empty."""
-    with open(path, encoding="utf-8") as file:
-        return [line.strip() for line in file if line.strip()]
+def annotation_lines(folder: str, name: str) -> list[str]:
+    """The lines of a text file of the annotation that are not empty."""
+    return list(filter(None, read_lines(require(folder, name))))
 
 
 def load_matlab(folder: str, name: str, variable: str) -> list:
@@ -82,11 +81,7 @@ def load_matlab(folder: str, name: str, variable: str) -> list:
 def class_folders(image_dir: str, ignored: Sequence[str] = (), names: Mapping[str, str] | None = None) -> list[Entry]:
     """The images of the class folders; the label is the folder's position, `names` those called otherwise."""
     folders = [folder for folder in list_classes(image_dir) if folder not in ignored]
-    return [
-        (f"{folder}/{image}", label, (names or {}).get(folder, folder))
-        for label, folder in enumerate(folders)
-        for image in list_images(os.path.join(image_dir, folder))
-    ]
+    return list_folders(image_dir, folders, [(names or {}).get(folder, folder) for folder in folders])
 
 
 def read_flowers(image_dir: str) -> list[Entry]:
@@ -103,20 +98,23 @@ def read_flowers(image_dir: str) -> list[Entry]:
 TrainAndTest = tuple[list[Entry], list[Entry]]
 
 
+def read_lists(folder: str, names: tuple[str, str], read: Callable[[str, str], Entry]) -> TrainAndTest:
+    """The entries of two text files, from the file's name and each of its lines."""
+    train, test = ([read(name, line) for line in annotation_lines(folder, name)] for name in names)
+    return train, test
+
+
 def read_pets(folder: str) -> TrainAndTest:
     """Lines of "Abyssinian_100 1 1 1": name, class from 1, species, breed within the species."""
 
-    def read(name: str) -> list[Entry]:
-        entries = []
-        for line in read_lines(require(folder, name)):
-            fields = line.split()
-            breed, _, number = fields[0].rpartition("_")
-            if len(fields) != 4 or not breed or not number.isdecimal() or not fields[1].isdecimal():
-                raise AnnotationError(f"{name}: expected lines as 'Abyssinian_100 1 1 1', found {line!r}")
-            entries.append((f"{fields[0]}.jpg", int(fields[1]) - 1, breed.lower()))
-        return entries
+    def read(name: str, line: str) -> Entry:
+        fields = line.split()
+        breed, _, number = fields[0].rpartition("_")
+        if len(fields) != 4 or not breed or not number.isdecimal() or not fields[1].isdecimal():
+            raise AnnotationError(f"{name}: expected lines as 'Abyssinian_100 1 1 1', found {line!r}")
+        return f"{fields[0]}.jpg", int(fields[1]) - 1, breed.lower()
 
-    return read("annotations/trainval.txt"), read("annotations/test.txt")
+    return read_lists(folder, ("annotations/trainval.txt", "annotations/test.txt"), read)
 
 
 def read_cars(folder: str) -> TrainAndTest:
@@ -134,37 +132,31 @@ def read_cars(folder: str) -> TrainAndTest:
 
 def read_sun(folder: str) -> TrainAndTest:
     """The first official partition; lines of "/c/church/indoor/sun_aabb.jpg", whose class is "indoor church"."""
-    scenes = [line.lstrip("/") for line in read_lines(require(folder, "ClassName.txt"))]
+    scenes = [line.lstrip("/") for line in annotation_lines(folder, "ClassName.txt")]
     labels = {scene: label for label, scene in enumerate(scenes)}
 
-    def read(name: str) -> list[Entry]:
-        entries = []
-        for line in read_lines(require(folder, name)):
-            scene, _, _ = line.lstrip("/").rpartition("/")
-            if scene not in labels:
-                raise AnnotationError(f"{name}: the scene of {line} is not in ClassName.txt")
-            entries.append((line.lstrip("/"), labels[scene], " ".join(reversed(scene.split("/")[1:]))))
-        return entries
+    def read(name: str, line: str) -> Entry:
+        scene, _, _ = line.lstrip("/").rpartition("/")
+        if scene not in labels:
+            raise AnnotationError(f"{name}: the scene of {line} is not in ClassName.txt")
+        return line.lstrip("/"), labels[scene], " ".join(reversed(scene.split("/")[1:]))
 
-    return read("Training_01.txt"), read("Testing_01.txt")
+    return read_lists(folder, ("Training_01.txt", "Testing_01.txt"), read)
 
 
 def read_ucf(folder: str) -> TrainAndTest:
     """The first official lists; lines of "YoYo/v_YoYo_g08_c01.avi 101", without the number in the test list."""
-    rows = [line.split() for line in read_lines(require(folder, "ucfTrainTestlist/classInd.txt"))]
+    rows = [line.split() for line in annotation_lines(folder, "ucfTrainTestlist/classInd.txt")]
     labels = {action: int(number) - 1 for number, action in rows}
 
-    def read(name: str) -> list[Entry]:
-        entries = []
-        for line in read_lines(require(folder, name)):
-            action, _, video = line.split()[0].partition("/")
-            if action not in labels:
-                raise AnnotationError(f"{name}: the action of {line!r} is not in classInd.txt")
-            classname = "_".join(re.findall("[A-Z][^A-Z]*", action))  # YoYo: Yo_Yo, the folder of its frames
-            entries.append((f"{classname}/{video.removesuffix('.avi')}.jpg", labels[action], classname))
-        return entries
+    def read(name: str, line: str) -> Entry:
+        action, _, video = line.split()[0].partition("/")
+        if action not in labels:
+            raise AnnotationError(f"{name}: the action of {line!r} is not in classInd.txt")
+        classname = "_".join(re.findall("[A-Z][^A-Z]*", action))  # YoYo: Yo_Yo, the folder of its frames
+        return f"{classname}/{video.removesuffix('.avi')}.jpg", labels[action], classname
 
-    return read("ucfTrainTestlist/trainlist01.txt"), read("ucfTrainTestlist/testlist01.txt")
+    return read_lists(folder, ("ucfTrainTestlist/trainlist01.txt", "ucfTrainTestlist/testlist01.txt"), read)
 
 
 class Standard(NamedTuple):
@@ -255,4 +247,4 @@ class FGVCAircraft(FewShotDataset):
         path = os.path.join(self.dataset_dir, name)
         if not os.path.isfile(path):
             raise SplitFileMissingError(f"{path} does not exist. {self.how_to_get(name)}")
-        return read_lines(path)
+        return list(filter(None, read_lines(path)))

@@ -65,16 +65,9 @@ class Entry:
 def unpack(
     archive: Path, folder: Path, limits: Limits | None = None, progress: Callable[[int], None] = lambda count: None
 ) -> int:
-    """Unpack an archive into a new folder, whole or not at all.
+    """Unpack an archive into a new folder, whole or not at all; returns the number of bytes written.
 
-    Args:
-        archive: zip or tar file.
-        folder: must not exist yet; it is removed again if anything goes wrong.
-        limits: how much may come out; the defaults suit sets of images.
-        progress: called with the number of bytes just written.
-
-    Returns:
-        The number of bytes written.
+    `folder` must not exist yet; `progress` is called with the number of bytes just written.
 
     Raises:
         ArchiveError: it is no archive, or damaged.
