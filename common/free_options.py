@@ -32,12 +32,7 @@ NOT_FREE_WITH = {"DATALOADER.TEST.BATCH_SIZE": ("TRAINER.BMIP.GATE", "official")
 
 
 def is_free(option: str, config: Mapping[str, Any]) -> bool:
-    """Return whether an option may differ between the parts of a run.
-
-    Args:
-        option: its dotted name.
-        config: of the run, by dotted names; values, or their `repr`.
-    """
+    """Return whether an option may differ between the parts of a run; its config holds values, or their `repr`."""
     other, value = NOT_FREE_WITH.get(option, ("", None))
     return option in FREE_OPTIONS and not (other and config.get(other) in (value, repr(value)))
 
