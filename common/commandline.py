@@ -34,29 +34,28 @@ def guarded(
     statuses: Mapping[type[Exception], int] | None = None,
     status: int = WRONG_INPUT,
 ) -> int:
-    """Run a command and turn an expected error into one line on stderr.
+    """Run a command, turn an expected error into one line on stderr, and return the exit status.
+
+    It is what the command returns, ``None`` standing for 0. When the reader of the output has gone away, as ``head``
+    does, it is 1 and nothing is said. ``args.debug`` shows the traceback before the line.
 
     Args:
-        run: the command; what it returns is the exit status, ``None`` standing for 0.
-        args: parsed arguments; ``args.debug`` shows the traceback before the line.
-        statuses: exit status by kind of error, for kinds that have their own; the first that fits counts.
+        statuses: exit status by kind of error; the first that fits counts.
         status: exit status of all other errors.
-
-    Returns:
-        The exit status. When the reader of the output has gone away, as ``head`` does, it is 1 and nothing is said.
     """
-    own = statuses or {}
+    statuses = statuses or {}
     try:
         with printable_output():
             return run(args) or 0
     except BrokenPipeError:
-        close_stdout()
+        if sys.stdout is sys.__stdout__:  # keeps the interpreter from writing what is left to a pipe that nobody reads
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
-    except (*EXPECTED, *own) as error:
+    except (*EXPECTED, *statuses) as error:
         if getattr(args, "debug", False):
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
-        return next((number for kind, number in own.items() if isinstance(error, kind)), status)
+        return next((number for kind, number in statuses.items() if isinstance(error, kind)), status)
 
 
 def one_line(error: BaseException) -> str:
@@ -117,9 +116,3 @@ def shown(error: BaseException) -> str:
     if isinstance(error, MemoryError) and not str(error):
         return "out of memory: take a smaller DATALOADER.*.BATCH_SIZE or fewer DATALOADER.NUM_WORKERS"
     return str(error) or type(error).__name__
-
-
-def close_stdout() -> None:
-    """Keep the interpreter from writing what is left in its buffer to a pipe that nobody reads."""
-    if sys.stdout is sys.__stdout__:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -19,12 +19,8 @@ StrPath = str | os.PathLike[str]
 def atomic_write(path: StrPath, mode: str = "wb", replace: bool = True) -> Iterator[IO[Any]]:
     """Open a temporary file beside `path`; it takes the place of `path` only once it is complete and on disk.
 
-    It is removed when anything goes wrong; of a process that is killed it stays, until the next one writes `path`.
-
-    Args:
-        path: file to write; its directory is made when missing.
-        mode: `wb` or `w`.
-        replace: whether it may take the place of another file.
+    It is removed when anything goes wrong; of a process that is killed it stays, until the next one writes `path`. The
+    directory is made when missing; the mode is `wb` or `w`.
 
     Raises:
         FileExistsError: there is a file, perhaps only just, and `replace` is False.
@@ -39,10 +35,17 @@ def atomic_write(path: StrPath, mode: str = "wb", replace: bool = True) -> Itera
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if not replace:
+            try:
+                os.link(temporary, path)  # unlike os.replace, it fails on an existing name
+            except FileExistsError:
+                raise
+            except OSError:  # a file system without hard links
+                if os.path.lexists(path):
+                    raise FileExistsError(path) from None
+                replace = True
         if replace:
             os.replace(temporary, path)
-        else:
-            _put_in_place(temporary, path)
         _sync_directory(folder or ".")
     finally:
         with suppress(FileNotFoundError):
@@ -50,10 +53,7 @@ def atomic_write(path: StrPath, mode: str = "wb", replace: bool = True) -> Itera
 
 
 def is_zip(path: StrPath) -> bool:
-    """Whether a file is a zip archive, one that its end calls a part of several, too: `zipfile` raises an error there.
-
-    Opening such an archive raises the same `zipfile.BadZipFile`, where it is named as damaged.
-    """
+    """Whether a file is a zip archive; one that calls itself a part of several counts, and opening it is an error."""
     try:
         return zipfile.is_zipfile(path)
     except zipfile.BadZipFile:
@@ -63,9 +63,7 @@ def is_zip(path: StrPath) -> bool:
 def remove_dead_temporaries(folder: StrPath, is_target: Callable[[str], bool]) -> None:
     """Remove what killed processes of this machine left in a folder of the files that they were writing.
 
-    Args:
-        folder: looked through without those below it; it may be missing.
-        is_target: whether a file's name is one whose unfinished versions may go.
+    The folder may be missing. `is_target` says whether a file's name is one whose unfinished versions may go.
     """
     pattern = re.compile(
         rf"\.(?P<target>.+)\.{re.escape(socket.gethostname())}\.(?P<pid>\d{{1,9}})\.[0-9a-f]{{8}}\.tmp"
@@ -90,18 +88,6 @@ def is_process_dead(pid: int) -> bool:
     except OSError:  # a system without /proc
         return False
     return state[:1] in (["Z"], ["X"])
-
-
-def _put_in_place(temporary: str, path: StrPath) -> None:
-    """Give a finished file its name, if no other file has it."""
-    try:
-        os.link(temporary, path)  # unlike os.replace, it fails on an existing name
-    except FileExistsError:
-        raise
-    except OSError:  # a file system without hard links
-        if os.path.lexists(path):
-            raise FileExistsError(path) from None
-        os.replace(temporary, path)
 
 
 def _sync_directory(path: str) -> None:

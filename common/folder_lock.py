@@ -13,8 +13,6 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,18 +36,12 @@ class NoLockError(LockedError):
 
 
 class Holder(NamedTuple):
-    """Who has a lock.
-
-    Attributes:
-        pid, host: the process, and the machine (with its container) whose number that is.
-        content: of the file; with the process's start, so that no two locks have the same.
-        since: when the file was written, in seconds since 1970.
-    """
+    """Who has a lock."""
 
     pid: int
-    host: str
-    content: str
-    since: float
+    host: str  # the machine (with its container) whose number that is
+    content: str  # of the file; with the process's start, so that no two locks have the same
+    since: float  # when the file was written, in seconds since 1970
 
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
@@ -81,11 +73,7 @@ def read_holder(path: Path) -> Holder:
 
 
 class FolderLock:
-    """The lock in a file.
-
-    Args:
-        path: the file; its folder is made when missing.
-    """
+    """The lock in a file, whose folder is made when missing."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
@@ -130,11 +118,7 @@ class FolderLock:
         return True
 
     def _refuse_living(self, holder: Holder) -> None:
-        """Remove a dead owner's lock that the library left.
-
-        Raises:
-            LockedError: its owner lives, or may live.
-        """
+        """Remove a dead owner's lock that the library left; LockedError: its owner lives, or may live."""
         here = holder.host == this_host()
         if not (is_process_dead(holder.pid) if here else self._is_earlier_life(holder)):
             which = f"{self.path.parent} is in use by {holder}"
@@ -185,19 +169,3 @@ def this_host() -> str:
     """This machine's name in locks, with the container's process numbers: what the library writes."""
     with tempfile.TemporaryDirectory() as folder, SoftFileLock(Path(folder) / "lock"):
         return read_holder(Path(folder) / "lock").host
-
-
-@contextmanager
-def locked(folder: Path, name: str = RUN_LOCK) -> Iterator[None]:
-    """Have a folder, which is made where it is missing, to oneself.
-
-    Raises:
-        LockedError: another process has it.
-        OSError: the folder cannot be written to.
-    """
-    lock = FolderLock(folder / name)
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

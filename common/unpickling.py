@@ -72,11 +72,9 @@ class Inert:
 
 
 def read_file(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
-    """What a file written by ``torch.save`` holds, on the CPU, with nothing executed.
+    """What a file written by ``torch.save``, before 1.6 too, holds, on the CPU, with nothing executed.
 
-    Args:
-        path: a zip archive, or a file of PyTorch before 1.6.
-        placeholders: whether objects of unknown types become :class:`Inert`; else they are refused.
+    ``placeholders`` says whether objects of unknown types become :class:`Inert`; else they are refused.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -126,13 +124,8 @@ def read_content(path: str | os.PathLike[str], placeholders: bool = True) -> Any
 def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[str, Any]:
     """Content of a checkpoint file, on the CPU, with nothing executed.
 
-    Args:
-        path: written by this project or by code that saves ``{"state_dict": ..., "epoch": ...}`` with ``torch.save``.
-        bare: whether the file may be the state dict itself.
-
-    Returns:
-        The file's dictionary; ``"state_dict"`` maps names to tensors, and every field of :data:`FIELDS` that is there
-        is of its kind.
+    It is the file's dictionary: ``"state_dict"`` maps names to tensors, and every field of :data:`FIELDS` that is there
+    is of its kind. With ``bare`` the file may be the state dict itself.
 
     Raises:
         FileNotFoundError: when there is no such file.
@@ -271,12 +264,8 @@ def cost_limit(size: int) -> int:
 class Unpickler(pickle._Unpickler):
     """Makes plain values, tensors without their numbers' origin, and placeholders; every read and every copy costs.
 
-    It is the standard library's in Python: that in C takes memory for numbers that a file merely states.
-
-    Args:
-        file: the pickle.
-        size: bytes of the whole file that it is in.
-        placeholders: whether unknown types become :class:`Inert`; else they are refused.
+    It is the standard library's in Python: that in C takes memory for numbers that a file merely states. ``size`` is
+    the bytes of the whole file that the pickle is in; for ``placeholders`` see `read_file`.
     """
 
     dispatch = dict(pickle._Unpickler.dispatch)
@@ -300,7 +289,7 @@ class Unpickler(pickle._Unpickler):
             ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
             ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
             ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_of_dtype,
-            ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+            ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
         }
         self._known: dict[tuple[str, str], Any] = {
             **{key: functools.partial(self._make, function) for key, function in known.items()},
@@ -452,11 +441,6 @@ def _rebuild_tensor_of_dtype(
 ) -> Tensor:
     """A tensor over its storage of bytes."""
     return flat.view(dtype).as_strided(size, stride, offset)
-
-
-def _rebuild_parameter(data: Tensor, *_: Any) -> Tensor:
-    """A parameter's values."""
-    return data
 
 
 def _encode(text: str, encoding: str) -> bytes:

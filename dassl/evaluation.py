@@ -47,15 +47,7 @@ class EvaluatorBase:
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """Evaluator for classification.
-
-    Args:
-        cfg: config; TEST.PER_CLASS_RESULT and TEST.COMPUTE_CMAT are read.
-        lab2cname: class name per label.
-
-    Raises:
-        ValueError: if per-class results are asked for without class names.
-    """
+    """Evaluator for classification; TEST.PER_CLASS_RESULT needs the class name per label, `lab2cname`."""
 
     def __init__(self, cfg: CfgNode, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
         super().__init__(cfg)
@@ -66,17 +58,12 @@ class Classification(EvaluatorBase):
 
     def reset(self) -> None:
         """Forget all batches."""
-        self._correct = 0
-        self._total = 0
+        self._correct = self._total = 0
         self._y_true: list[int] = []
         self._y_pred: list[int] = []
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
-        """Take in a batch.
-
-        Args:
-            mo: model output, scores (batch, classes).
-            gt: labels (batch,).
+        """Take in the model output of a batch, scores (batch, classes), and the ground truth, labels (batch,).
 
         Raises:
             FloatingPointError: if an image's largest score is NaN or infinite; -inf may exclude a class.
@@ -105,20 +92,24 @@ class Classification(EvaluatorBase):
             hits = np.sum((true == label) & (pred == label))
             scores.append(2 * hits / (np.sum(true == label) + np.sum(pred == label)))
         accuracy = 100.0 * self._correct / self._total
-        results: dict[str, float] = OrderedDict()
-        results["accuracy"] = accuracy
-        results["error_rate"] = 100.0 - accuracy
-        results["macro_f1"] = 100.0 * float(np.mean(scores))
+        macro_f1 = 100.0 * float(np.mean(scores))
+        results: dict[str, float] = OrderedDict(accuracy=accuracy, error_rate=100.0 - accuracy, macro_f1=macro_f1)
         print(
             "=> result\n"
             f"* total: {self._total:,}\n"
             f"* correct: {self._correct:,}\n"
             f"* accuracy: {accuracy:.1f}%\n"
             f"* error: {results['error_rate']:.1f}%\n"
-            f"* macro_f1: {results['macro_f1']:.1f}%"
+            f"* macro_f1: {macro_f1:.1f}%"
         )
         if self.cfg.TEST.PER_CLASS_RESULT:
-            results["perclass_accuracy"] = self._print_per_class()
+            print("=> per-class result")
+            rows = self.per_class_results()
+            for label, row in rows.items():
+                counts = f"total: {row['total']:,}\tcorrect: {row['correct']:,}\tacc: {row['accuracy']:.1f}%"
+                print(f"* class: {label} ({row['classname']})\t{counts}")
+            results["perclass_accuracy"] = mean = sum(row["accuracy"] for row in rows.values()) / len(rows)
+            print(f"* average: {mean:.1f}%")
         if self.cfg.TEST.COMPUTE_CMAT:
             path = os.path.join(self.cfg.OUTPUT_DIR, "cmat.pt")
             with atomic_write(path) as file:
@@ -133,12 +124,11 @@ class Classification(EvaluatorBase):
         for label in np.unique(y_true).tolist():
             rows = y_true == label
             total, correct = int(rows.sum()), int((y_pred[rows] == label).sum())
-            results[label] = {
-                "classname": self._classname(label),
-                "total": total,
-                "correct": correct,
-                "accuracy": 100.0 * correct / total,
-            }
+            names = {label: ""} if self._lab2cname is None else self._lab2cname
+            if label not in names:
+                raise ValueError(f"label {label} has no class name; the names cover {sorted(names)}")
+            counts = {"total": total, "correct": correct, "accuracy": 100.0 * correct / total}
+            results[label] = {"classname": names[label], **counts}
         return results
 
     def confusion_matrix(self) -> torch.Tensor:
@@ -152,27 +142,6 @@ class Classification(EvaluatorBase):
         counts = np.zeros((len(labels), len(labels)))
         np.add.at(counts, (np.searchsorted(labels, y_true), np.searchsorted(labels, y_pred)), 1)
         return torch.from_numpy(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
-
-    def _classname(self, label: int) -> str:
-        if self._lab2cname is None:
-            return ""
-        if label not in self._lab2cname:
-            raise ValueError(f"label {label} has no class name; the names cover {sorted(self._lab2cname)}")
-        return self._lab2cname[label]
-
-    def _print_per_class(self) -> float:
-        print("=> per-class result")
-        results = self.per_class_results()
-        for label, row in results.items():
-            print(
-                f"* class: {label} ({row['classname']})\t"
-                f"total: {row['total']:,}\t"
-                f"correct: {row['correct']:,}\t"
-                f"acc: {row['accuracy']:.1f}%"
-            )
-        mean = sum(row["accuracy"] for row in results.values()) / len(results)
-        print(f"* average: {mean:.1f}%")
-        return mean
 
 
 keep_old_paths(__name__, "dassl.evaluation.build", "dassl.evaluation.evaluator")

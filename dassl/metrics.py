@@ -10,15 +10,9 @@ import torch
 def compute_accuracy(
     output: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor, topk: Sequence[int] = (1,)
 ) -> list[torch.Tensor]:
-    """Return the share of samples, in percent, whose label is among the k highest scores.
+    """Return, per k, the percentage of samples whose label is among the k highest scores, a tensor of shape (1,).
 
-    Args:
-        output: scores (batch, classes), or a tuple that starts with them.
-        target: labels (batch,).
-        topk: the values of k.
-
-    Returns:
-        One tensor of shape (1,) per k.
+    The output is scores (batch, classes), or a tuple that starts with them; the target is labels (batch,).
     """
     if isinstance(output, (tuple, list)):
         output = output[0]

@@ -27,10 +27,7 @@ def build_optimizer(
 ) -> Optimizer:
     """Build the optimiser `optim_cfg.NAME`.
 
-    Args:
-        model: network, or its parameters.
-        optim_cfg: the section OPTIM of a config.
-        param_groups: parameters or groups to optimise instead of the model's.
+    `model` is a network or its parameters; `param_groups` are optimised instead of them, where they are given.
 
     Raises:
         ValueError: if the name is unknown, or NEW_LAYERS names a layer that the model lacks.

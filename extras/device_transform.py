@@ -57,11 +57,7 @@ FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
 
 
 def check_device_transform(cfg: CfgNode) -> None:
-    """Check that a config with DATALOADER.DEVICE_TRANSFORM asks for nothing that only the loader can do.
-
-    Raises:
-        ValueError: if it does, naming the key, its value and the cure.
-    """
+    """Raise ValueError, naming key, value and cure, if the config asks for what only the loader can do."""
     names, mode, problem = tuple(cfg.INPUT.TRANSFORMS), cfg.INPUT.INTERPOLATION, ""
     if cfg.INPUT.NO_TRANSFORM:
         problem = "the training transform, but INPUT.NO_TRANSFORM is True: set that to False"
@@ -240,15 +236,12 @@ def begins_vertically(height: int, width: int, size: tuple[int, int]) -> bool:
 
 
 def resize_all(images: Tensor, down: Taps, across: Taps, vertically: bool) -> Tensor:
-    """Resize images of different sizes, each as `PIL.Image.resize` does.
+    """Resize images of different sizes, each as `PIL.Image.resize` does, to (B, 3, *size) uint8.
 
     Args:
         images: (B, H, W, 3) uint8; an image fills its first rows and columns, what lies beyond does not matter.
         down, across: taps of their heights and widths, on the images' device.
         vertically: `begins_vertically` of all of them.
-
-    Returns:
-        (B, 3, *size) uint8.
     """
     rows = images.transpose(2, 3).to(torch.float64, memory_format=torch.contiguous_format)  # (B, H, 3, W)
     for is_down in (True, False) if vertically else (False, True):
@@ -271,11 +264,7 @@ def _matrices(taps: Taps, widest: int) -> Tensor:
 
 @functools.cache
 def check_pillow() -> None:
-    """Check on some images that the installed Pillow resizes as this file does.
-
-    Raises:
-        ValueError: if it does not, naming its version and the cure.
-    """
+    """Raise ValueError, naming version and cure, if the installed Pillow resizes images otherwise than this file."""
     size, rng = (24, 20), np.random.default_rng(0)
     for (height, width), name in zip(((70, 61), (90, 40), (9, 33), (24, 50)), (*FILTERS, *FILTERS), strict=True):
         pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)

@@ -22,11 +22,7 @@ cfg_default.TRAIN.TRACKERS = ("tensorboard",)
 
 
 def check_trackers(cfg: Any) -> tuple[str, ...]:
-    """The trackers of a run, once each is known and can be used: before hours of training, not after.
-
-    Raises:
-        ValueError: an unknown name, or wandb is asked for and not installed.
-    """
+    """The trackers of a run; ValueError, before hours of training, where one is unknown or is not installed."""
     names, choices = cfg.TRAIN.TRACKERS, ", ".join(TRACKERS)
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ValueError(f"TRAIN.TRACKERS must be a tuple of names out of {choices}, got {names!r}")
@@ -42,14 +38,7 @@ def track_run(cfg: Any, record: Mapping[str, Any]) -> None:
     """Hand a finished run's record to every tracker that is written at the end.
 
     history.csv has a line per epoch and a column per quantity, empty where an epoch has none. WANDB_MODE=offline keeps
-    what goes to Weights & Biases (history, gates and results) in the run's folder.
-
-    Args:
-        cfg: the run's configuration; `OUTPUT_DIR` is where the files go.
-        record: as in results.json.
-
-    Raises:
-        ValueError: wandb is asked for and not installed.
+    what goes to Weights & Biases (history, gates and results) in the run's folder. The record is that of results.json.
     """
     history = record["history"]
     if history:

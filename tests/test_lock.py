@@ -10,7 +10,8 @@ import pytest
 from filelock import SoftFileLock
 
 from common import folder_lock as module
-from common.folder_lock import FolderLock, LockedError, NoLockError, locked, read_holder, this_host
+from common.folder_lock import FolderLock, LockedError, NoLockError, read_holder, this_host
+from tests.locks import locked
 
 HOLD = (
     "import sys, pathlib; from common.folder_lock import FolderLock; "
@@ -176,7 +177,8 @@ def test_a_forked_child_does_not_give_the_lock_up(path):
 
 COUNT = """
 import os, pathlib, sys, time
-from common.folder_lock import FolderLock, LockedError, locked
+from common.folder_lock import FolderLock, LockedError
+from tests.locks import locked
 if sys.argv[2] == "no exchange":
     from filelock import SoftFileLock
     SoftFileLock._take_over = lambda *_: None

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import train
-from common.folder_lock import locked
 from dassl.config import KEYS
 from dassl.config.defaults import Number
 from reporting import __main__ as reporting
+from tests.locks import locked
 from tests.trainers.small_runs import data_root
 
 SETTINGS = {

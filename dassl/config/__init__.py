@@ -5,6 +5,8 @@ that is not in it, as those of other people's trainers, may hold what is of its 
 ranges of their keys (`ranges` of `check_values`).
 """
 
+# ruff: noqa: F401  an index: what others import from here
+
 from __future__ import annotations
 
 import os
@@ -27,24 +29,6 @@ from .node import (
     short,
 )
 
-__all__ = [
-    "KEYS",
-    "MAX_COUNT",
-    "MAX_SEED",
-    "CfgNode",
-    "ConfigError",
-    "ConfigTypeError",
-    "UnknownKeyError",
-    "YamlFileError",
-    "cfg_default",
-    "check_cfg",
-    "check_values",
-    "clean_cfg",
-    "get_cfg_default",
-    "leaves",
-    "read_config",
-    "read_yaml",
-]
 # Options of train.py that set a key.
 OPTIONS = {
     "SEED": "--seed",
@@ -72,11 +56,7 @@ def clean_cfg(cfg: _YacsNode, trainer: str) -> None:
 
 
 def check_cfg(cfg: Any, ranges: Mapping[str, tuple[Any, ...]] | None = None) -> None:
-    """Check a config: every value by itself, then those that must go together.
-
-    Args:
-        cfg: the whole config, as `get_cfg_default` makes it.
-        ranges: see `check_values`.
+    """Check a whole config: every value by itself, as `check_values` does, then those that must go together.
 
     Raises:
         ConfigError, ValueError: naming the key, its value, and what it may be.
@@ -84,11 +64,7 @@ def check_cfg(cfg: Any, ranges: Mapping[str, tuple[Any, ...]] | None = None) -> 
     check_values(cfg, ranges)
     if cfg.RESUME and not os.path.isdir(cfg.RESUME):
         raise ConfigError(f"RESUME (--resume) is {cfg.RESUME!r}: there is no such folder; leave it out to start anew")
-    if cfg.TRAIN.PATIENCE > 0 and (cfg.TEST.FINAL_MODEL != "best_val" or cfg.TEST.NO_TEST):
-        raise ConfigError(
-            f"TRAIN.PATIENCE is {cfg.TRAIN.PATIENCE}, which stops by validation results: set TEST.FINAL_MODEL best_val "
-            "and TEST.NO_TEST False, or TRAIN.PATIENCE 0"
-        )
+    check_patience(cfg)
     smallest, largest = cfg.INPUT.RRCROP_SCALE
     if smallest > largest:
         raise ConfigError(f"INPUT.RRCROP_SCALE is {cfg.INPUT.RRCROP_SCALE}: write the smaller share first")
@@ -102,15 +78,20 @@ def check_cfg(cfg: Any, ranges: Mapping[str, tuple[Any, ...]] | None = None) -> 
         device_transform().check_device_transform(cfg)
 
 
+def check_patience(cfg: Any) -> None:
+    """Check, also for trainers whose config nobody else checks, that there is what TRAIN.PATIENCE stops by."""
+    patience = cfg.TRAIN.get("PATIENCE", 0)
+    if patience > 0 and (cfg.TEST.FINAL_MODEL != "best_val" or cfg.TEST.NO_TEST):
+        raise ConfigError(
+            f"TRAIN.PATIENCE is {patience}, which stops by validation results and needs TEST.FINAL_MODEL best_val and "
+            f"TEST.NO_TEST False, but they are {cfg.TEST.FINAL_MODEL} and {cfg.TEST.NO_TEST}: set them, or PATIENCE 0"
+        )
+
+
 def check_values(cfg: Any, ranges: Mapping[str, tuple[Any, ...]] | None = None) -> None:
-    """Check every value of a config, or of some of its sections, by itself.
+    """Check every value of a config, or of some of its sections, by itself; ConfigError says what it may be.
 
-    Args:
-        cfg: the config.
-        ranges: of keys that trainers add: (least, most) of a number, or the names to choose from, by dotted key.
-
-    Raises:
-        ConfigError: naming the key, its value, and what it may be.
+    `ranges`, by dotted key, are of keys that trainers add: (least, most) of a number, or the names to choose from.
     """
     defaults = dict(leaves(cfg_default))
     for key, value in leaves(cfg):

@@ -29,6 +29,17 @@ NOT_TEXT = ("Cc", "Cs")  # Unicode's control characters, and halves of character
 
 # Kinds of values: `fits` says whether a value is of the kind, `str()` says in words what the kind wants.
 @dataclass(frozen=True)
+class Kind:
+    """Values that a test tells from others."""
+
+    words: str
+    fits: Callable[[Any], bool]
+
+    def __str__(self) -> str:
+        return self.words
+
+
+@dataclass(frozen=True)
 class Number:
     """A finite number in a range; with `whole` an int. `above` and `below` are ends that do not belong to it."""
 
@@ -41,10 +52,9 @@ class Number:
     def fits(self, value: Any) -> bool:
         if isinstance(value, bool) or not isinstance(value, int if self.whole else (int, float)):
             return False
-        if not (MIN_INT <= value <= MAX_INT if isinstance(value, int) else math.isfinite(value)):
-            return False
         return (
-            (self.least is None or value >= self.least)
+            (MIN_INT <= value <= MAX_INT if isinstance(value, int) else math.isfinite(value))
+            and (self.least is None or value >= self.least)
             and (self.most is None or value <= self.most)
             and (self.above is None or value > self.above)
             and (self.below is None or value < self.below)
@@ -55,33 +65,6 @@ class Number:
         given = " and ".join(f"{word} {end}" for word, end in ends if end is not None)
         kind = "a whole number" if self.whole else "a number"
         return f"{kind}, {given}" if given else f"{kind} of 64 bits" if self.whole else "a finite number"
-
-
-@dataclass(frozen=True)
-class Flag:
-    """True or False."""
-
-    def fits(self, value: Any) -> bool:
-        return isinstance(value, bool)
-
-    def __str__(self) -> str:
-        return "True or False"
-
-
-@dataclass(frozen=True)
-class Text:
-    """A text that a file and a terminal can hold; `empty`: whether it may have no characters."""
-
-    empty: bool = True
-
-    def fits(self, value: Any) -> bool:
-        if not isinstance(value, str) or len(value) > MAX_CHARACTERS or not (value or self.empty):
-            return False
-        return not any(unicodedata.category(character) in NOT_TEXT for character in value)
-
-    def __str__(self) -> str:
-        least = 0 if self.empty else 1
-        return f"a text of {least} to {MAX_CHARACTERS} characters, none of them a control character"
 
 
 @dataclass(frozen=True)
@@ -119,32 +102,37 @@ class Several:
         return f"{self.words}, each of them {self.of}"
 
 
-@dataclass(frozen=True)
-class Anything:
-    """Whatever yacs reads: where a default says nothing about the values."""
+def _text(least: int) -> Kind:
+    """A text that a file and a terminal can hold."""
 
-    def fits(self, value: Any) -> bool:
-        return True
+    def fits(value: Any) -> bool:
+        if not isinstance(value, str) or not least <= len(value) <= MAX_CHARACTERS:
+            return False
+        return not any(unicodedata.category(character) in NOT_TEXT for character in value)
 
-    def __str__(self) -> str:
-        return "any value"
+    return Kind(f"a text of {least} to {MAX_CHARACTERS} characters, none of them a control character", fits)
+
+
+FLAG = Kind("True or False", lambda value: isinstance(value, bool))
+TEXT, WORD = _text(0), _text(1)
+ANYTHING = Kind("any value", lambda value: True)  # whatever yacs reads: where a default says nothing about the values
 
 
 def kind_of(default: Any) -> Any:
     """Return the kind that a default value is of, without a range."""
     if isinstance(default, bool):
-        return Flag()
+        return FLAG
     if isinstance(default, int):
         return Number(whole=True)
     if isinstance(default, float) and math.isfinite(default):
         return Number()
     if isinstance(default, str):
-        return Text()
+        return TEXT
     if isinstance(default, list | tuple):
         kinds = {kind_of(each) for each in default}
         kinds = {Number()} if kinds == {Number(), Number(whole=True)} else kinds
-        return Several(kinds.pop() if len(kinds) == 1 else Anything())
-    return Anything()
+        return Several(kinds.pop() if len(kinds) == 1 else ANYTHING)
+    return ANYTHING
 
 
 def kind_in(default: Any, allowed: tuple[Any, ...]) -> Any:
@@ -170,7 +158,7 @@ def _listed(module: str, name: str) -> Choice:
     return Choice(names)
 
 
-FLAG, TEXT, SHARE, NAMES = Flag(), Text(), Number(0, 1), Several(Text(empty=False))
+SHARE, NAMES = Number(0, 1), Several(WORD)
 RATE = Number(0, 1000)  # of learning, and of what is added to it
 SAMPLER = _listed("dassl.data.data_manager", "AVAI_SAMPLERS")
 BATCH = _int(1, 2**20)
@@ -193,7 +181,7 @@ def _section(options: Mapping[str, Any], prefix: str = "") -> CfgNode:
 _C = _section(
     {
         "VERSION": (1, _int()),
-        "OUTPUT_DIR": ("./output", Text(empty=False)),  # log, checkpoints and TensorBoard events of the run
+        "OUTPUT_DIR": ("./output", WORD),  # log, checkpoints and TensorBoard events of the run
         "RESUME": ("", TEXT),  # directory of an earlier run to continue; empty: OUTPUT_DIR
         "SEED": (-1, _int(most=MAX_SEED)),  # negative: a different run each time
         "USE_CUDA": (True, FLAG),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -48,14 +48,14 @@ class PlainLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         """Compose one node, unless it is an alias or too deep."""
-        event = self.peek_event()
-        if isinstance(event, yaml.AliasEvent):
-            raise yaml.composer.ComposerError(
-                None, None, f"the alias *{event.anchor}: write the value out", event.start_mark
-            )
+        event, problem = self.peek_event(), ""
         self.depth += 1
-        if self.depth > MAX_DEPTH:
-            raise yaml.composer.ComposerError(None, None, f"more than {MAX_DEPTH} levels", event.start_mark)
+        if isinstance(event, yaml.AliasEvent):
+            problem = f"the alias *{event.anchor}: write the value out"
+        elif self.depth > MAX_DEPTH:
+            problem = f"more than {MAX_DEPTH} levels"
+        if problem:
+            raise yaml.composer.ComposerError(None, None, problem, event.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         return node
@@ -64,11 +64,10 @@ class PlainLoader(yaml.SafeLoader):
         """Construct a mapping whose keys differ."""
         seen = set()
         for key, _ in node.value:
-            name = key.value if isinstance(key, yaml.ScalarNode) else None
+            name = key.value if isinstance(key, yaml.ScalarNode) else key  # a node is like no other
             if name in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"the key {name!r} a second time", key.start_mark)
-            if name is not None:
-                seen.add(name)
+            seen.add(name)
         return super().construct_mapping(node, deep)
 
 
@@ -89,20 +88,16 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
         raise YamlFileError(f"{path} is not YAML of plain values: {error}") from error
 
 
-def read_config(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the sections of a config file, laid over the files that its `_BASE_` names.
+def read_config(path: str | os.PathLike[str], files: list[str] | None = None) -> dict[str, Any]:
+    """Return the sections of a config file, laid over the files that its `_BASE_` names; an empty file has none.
 
-    These are relative to it, and later ones win. An empty file has no sections.
+    These are relative to it, and later ones win. `files` are those read before, of which it is a base.
 
     Raises:
         OSError: it, or one of its bases, cannot be opened.
         YamlFileError: see `read_yaml`; or it holds no sections, or its bases are not files or lead in a circle.
     """
-    return _laid_over_bases(os.fspath(path), [])
-
-
-def _laid_over_bases(path: str, files: list[str]) -> dict[str, Any]:
-    """Lay a file over its bases; `files` are those read before."""
+    path, files = os.fspath(path), [] if files is None else files
     if len(files) > MAX_FILES:
         raise YamlFileError(f"{files[0]}: its {BASE_KEY} leads to more than {MAX_FILES} files, perhaps in a circle")
     files.append(path)
@@ -118,13 +113,13 @@ def _laid_over_bases(path: str, files: list[str]) -> dict[str, Any]:
         base_path = os.path.normpath(os.path.join(os.path.dirname(path), base))
         if not os.path.isfile(base_path):
             raise YamlFileError(f"{path}: its {BASE_KEY} {base} is no file (looked at {base_path})")
-        _overlay(merged, _laid_over_bases(base_path, files))
+        _overlay(merged, read_config(base_path, files))
     _overlay(merged, content)
     return merged
 
 
 def _overlay(tree: dict[str, Any], over: dict[str, Any]) -> None:
-    """Lay the second tree over the first, which is changed."""
+    """Change the first tree to have the second laid over it."""
     for key, value in over.items():
         if isinstance(value, dict) and isinstance(tree.get(key), dict):
             _overlay(tree[key], value)
@@ -157,11 +152,11 @@ class CfgNode(YacsNode):
             tree = read_config(path)
         except YamlFileError as error:
             raise ConfigError(f"config file {error}") from error
-        self._merge(leaves(tree), lambda key: f"config file {path}")
+        self._merge(leaves(tree), f"config file {path}")
 
     def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
         """Merge another config tree; raises as `merge_from_file` does."""
-        self._merge(leaves(cfg_other), lambda key: "the other config")
+        self._merge(leaves(cfg_other), "the other config")
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Merge `[key, value, key, value, ...]`, as typed on a command line; raises as `merge_from_file` does."""
@@ -169,11 +164,10 @@ class CfgNode(YacsNode):
             raise ConfigError(
                 f"options come in pairs KEY VALUE, but {len(cfg_list)} words were given: {list(cfg_list)}"
             )
-        pairs = zip(map(str, cfg_list[0::2]), cfg_list[1::2], strict=True)
-        self._merge(pairs, lambda key: f"option {key}")
+        self._merge(zip(map(str, cfg_list[0::2]), cfg_list[1::2], strict=True))
 
-    def _merge(self, pairs: Any, source_of: Any) -> None:
-        changes = [change for key, value in pairs for change in self._checked(key, value, source_of(key))]
+    def _merge(self, pairs: Iterable[tuple[str, Any]], source: str = "") -> None:
+        changes = [change for key, value in pairs for change in self._checked(key, value, source or f"option {key}")]
         for node, key, value in changes:
             node[key] = value
 
@@ -193,10 +187,9 @@ class CfgNode(YacsNode):
             with warnings.catch_warnings():  # of Python's parser, about a backslash
                 warnings.simplefilter("ignore")
                 value = self._decode_cfg_value(value)
-        except (RecursionError, MemoryError) as error:  # of Python's parser
-            raise ConfigError(f"{source}: the value of {full_key} is nested too deeply: {short(value)}") from error
-        except TypeError as error:  # a list as a key
-            raise ConfigError(f"{source}: the value of {full_key} is no plain value: {short(value)}") from error
+        except (RecursionError, MemoryError, TypeError) as error:  # of Python's parser; the last of a list as a key
+            problem = "no plain value" if isinstance(error, TypeError) else "nested too deeply"
+            raise ConfigError(f"{source}: the value of {full_key} is {problem}: {short(value)}") from error
         return [(node, last, _coerced(value, node[last], full_key, source) if last in node else value)]
 
     def _suggest(self, full_key: str) -> str:

@@ -36,9 +36,7 @@ CAN_BE_SHARED = fcntl is not None and hasattr(reduction, "DupFd")
 class SharedMemory:
     """Memory of several processes, taken up only as it is written to.
 
-    Args:
-        size: bytes.
-        descriptor: of another process's memory, to have the same; None for new memory, all zero.
+    `size` is in bytes; `descriptor` that of another process's memory, to have the same, or None for new, all zero.
     """
 
     def __init__(self, size: int, descriptor: int | None = None) -> None:
@@ -78,11 +76,7 @@ def _attach(size: int, duplicate: Any) -> SharedMemory:
 class ImageCache:
     """Images by their path, up to a number of megabytes; those that come when it is full are not kept.
 
-    An image takes 3 bytes per pixel. Only pixels are kept, no metadata such as EXIF.
-
-    Args:
-        paths: the images that may be kept.
-        megabytes: bound of the memory, in MiB.
+    An image takes 3 bytes per pixel, and megabytes are MiB. Only pixels are kept, no metadata such as EXIF.
     """
 
     def __init__(self, paths: Iterable[str], megabytes: int) -> None:
@@ -117,10 +111,7 @@ class ImageCache:
     def get(self, path: str) -> Image.Image | None:
         """Return a copy of the image, or None if it is not kept."""
         pixels = self.pixels(path)
-        if pixels is None:
-            return None
-        height, width = pixels.shape[:2]
-        return Image.frombytes("RGB", (width, height), pixels.data.cast("B"))
+        return None if pixels is None else Image.frombytes("RGB", pixels.shape[1::-1], pixels.data.cast("B"))
 
     def pixels(self, path: str) -> np.ndarray | None:
         """Return the image as (height, width, 3) uint8, the memory itself and no copy, or None if it is not kept."""
@@ -149,11 +140,7 @@ class ImageCache:
 
 
 def build_image_cache(cfg: CfgNode, *sources: Sequence[Datum]) -> ImageCache | None:
-    """Build the memory for decoded images; None under DATALOADER.CACHE_MB 0, or where processes cannot share it.
-
-    Raises:
-        ValueError: if DATALOADER.CACHE_MB is negative.
-    """
+    """Build the memory for decoded images; None under DATALOADER.CACHE_MB 0, or where processes cannot share it."""
     megabytes = cfg.DATALOADER.CACHE_MB
     if megabytes < 0:
         raise ValueError(f"DATALOADER.CACHE_MB must be 0 (no cache) or above, but got {megabytes}")

@@ -33,11 +33,7 @@ AVAI_SAMPLERS = ("RandomSampler", "SequentialSampler")
 
 
 def device_transform() -> Any:
-    """Return what does DATALOADER.DEVICE_TRANSFORM: the one place that knows where it is.
-
-    Raises:
-        ValueError: it is not there, as in a checkout that has this package only.
-    """
+    """Return what does DATALOADER.DEVICE_TRANSFORM; this alone knows where it is. ValueError: it is not there."""
     try:
         from extras import device_transform
     except ModuleNotFoundError as error:
@@ -73,12 +69,8 @@ def build_sampler(
 ) -> Sampler[int]:
     """Build a sampler by name; with `cfg.SEED >= 0` its order depends on that seed, the stream and the epoch only.
 
-    Args:
-        sampler_type: one of `AVAI_SAMPLERS`.
-        cfg: config; None for an order without seed.
-        data_source: the images.
-        batch_size, n_domain, n_ins: of Dassl's samplers for several domains, which are not here.
-        stream: keeps the orders of two loaders of one run apart.
+    The stream keeps the orders of two loaders of one run apart. `batch_size`, `n_domain` and `n_ins` are of Dassl's
+    samplers for several domains, which are not here.
 
     Raises:
         ValueError: if the name is unknown.
@@ -99,10 +91,8 @@ class DatasetWrapper(TorchDataset):
     DATALOADER.RETURN_IMG0.
 
     Args:
-        cfg: config.
-        data_source: the images.
         transform: one transform, a list of them, or None for the image as it is.
-        is_train: for training: K_TRANSFORMS counts, and the random numbers of an item follow from the seed.
+        is_train: K_TRANSFORMS counts, and the random numbers of an item follow from the seed.
 
     Raises:
         ValueError: if K_TRANSFORMS asks for several views without a transform, or INPUT.JPEG_DRAFT is negative.
@@ -195,10 +185,8 @@ class EpochDataLoader(DataLoader):
     With `persistent_workers` its processes live on between passes, which one pass at a time can read from; starting
     them takes longer than a few-shot epoch does on a GPU. `release_workers` ends them.
 
-    Args:
-        seed: seed of its generator; None for torch's global one.
-        on_device: does the rest of a batch's transform where it is wanted, when it is asked for; None: nothing is left.
-        kwargs: of `torch.utils.data.DataLoader`.
+    `seed` is its generator's, None for torch's global one; `on_device` does the rest of a batch's transform when the
+    batch is asked for, None where nothing is left; all else is `torch.utils.data.DataLoader`'s.
     """
 
     def __init__(self, *args: Any, seed: int | None = None, on_device: Any = None, **kwargs: Any) -> None:
@@ -215,49 +203,32 @@ class EpochDataLoader(DataLoader):
             self.sampler.set_epoch(epoch)
 
     def skip_batches(self, number: int) -> None:
-        """Begin the epoch after its first `number` batches, which may be more than one pass; their images stay unread.
-
-        Call it after `set_epoch`.
-        """
+        """Begin the epoch, after `set_epoch`, behind its first `number` batches, perhaps of several passes, unread."""
         self._finished = number
 
     def __iter__(self) -> Iterator[Any]:
-        batches = self._rest_of_epoch() if self._finished else self._next_pass()
-        return batches if self.on_device is None else map(self.on_device, batches)
-
-    def _next_pass(self) -> Iterator[Any]:
-        self._count_pass()
-        return super().__iter__()
-
-    def _count_pass(self) -> None:
+        left, self._finished = self._finished, 0
+        if left:  # in the pass that the skipped batches end in
+            order = list(self.batch_sampler)
+            while left > len(order):
+                left -= len(order)
+                self.passes += 1
+                order = list(self.batch_sampler)
         # Without set_epoch(), as in a loop of one's own, passes are told apart by counting them.
         if hasattr(self.dataset, "set_pass"):
             self.dataset.set_pass(self.epoch, self.passes)
         self.passes += 1
+        if left:
+            same = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "generator")
+            rest = DataLoader(self.dataset, batch_sampler=order[left:], **{name: getattr(self, name) for name in same})
+            batches = iter(rest)
+        else:
+            batches = super().__iter__()
+        return batches if self.on_device is None else map(self.on_device, batches)
 
     def release_workers(self) -> None:
         """End the processes that live on between passes; the next pass starts others."""
         self._iterator = None
-
-    def _rest_of_epoch(self) -> Iterator[Any]:
-        """Return what is left of the pass that the skipped batches end in."""
-        left, self._finished = self._finished, 0
-        batches = list(self.batch_sampler)
-        while left > len(batches):
-            left -= len(batches)
-            self.passes += 1
-            batches = list(self.batch_sampler)
-        self._count_pass()
-        rest = DataLoader(
-            self.dataset,
-            batch_sampler=batches[left:],
-            num_workers=self.num_workers,
-            collate_fn=self.collate_fn,
-            pin_memory=self.pin_memory,
-            worker_init_fn=self.worker_init_fn,
-            generator=self.generator,
-        )
-        return iter(rest)
 
 
 def build_data_loader(
@@ -276,14 +247,9 @@ def build_data_loader(
     """Build the loader of one split.
 
     Args:
-        cfg: config.
-        sampler_type: name of the sampler.
-        data_source: the images.
         batch_size: images per batch; an incomplete last batch of training is dropped, unless it is the only one.
         n_domain, n_ins: see `build_sampler`.
-        tfm: transform, or a list of them.
-        is_train: for training.
-        dataset_wrapper: class to use instead of `DatasetWrapper`.
+        tfm, dataset_wrapper: a transform or a list of them, and a class to use instead of `DatasetWrapper`.
         split: name of the split, for errors; `train_u` also has an order of its own.
         keep_workers: let loader processes live on after a pass, for the next one.
 

@@ -39,21 +39,13 @@ INTERPOLATION_MODES = {
 
 
 def interpolation_mode(cfg: CfgNode) -> InterpolationMode:
-    """Return the mode that `cfg.INPUT.INTERPOLATION` names.
-
-    Raises:
-        ValueError: if it names none.
-    """
+    """Return the mode that `cfg.INPUT.INTERPOLATION` names; raise ValueError if it names none."""
     check_availability(cfg.INPUT.INTERPOLATION, INTERPOLATION_MODES)
     return INTERPOLATION_MODES[cfg.INPUT.INTERPOLATION]
 
 
 def draft_size(cfg: CfgNode) -> tuple[int, int] | None:
-    """Return the least width and height that a JPEG file is decoded at; None for its full size.
-
-    Raises:
-        ValueError: if INPUT.JPEG_DRAFT is negative.
-    """
+    """Return the least (width, height) that a JPEG file is decoded at, None: its full size; ValueError: below 0."""
     factor = cfg.INPUT.JPEG_DRAFT
     if factor < 0:
         raise ValueError(f"INPUT.JPEG_DRAFT must be 0 (full size) or above, but got {factor}")
@@ -64,15 +56,9 @@ def draft_size(cfg: CfgNode) -> tuple[int, int] | None:
 def build_transform(
     cfg: CfgNode, is_train: bool = True, choices: Sequence[str] | None = None
 ) -> Callable[[Image.Image], Any] | None:
-    """Build the transform of training or test images.
+    """Build the transform of training or test images; None under INPUT.NO_TRANSFORM.
 
-    Args:
-        cfg: config; the section INPUT is read.
-        is_train: for training, with augmentation.
-        choices: names to use instead of `cfg.INPUT.TRANSFORMS`.
-
-    Returns:
-        The transform, or None under INPUT.NO_TRANSFORM.
+    `choices` are names to use instead of `cfg.INPUT.TRANSFORMS`.
 
     Raises:
         ValueError: if a name is unknown.
@@ -90,58 +76,52 @@ def build_transform(
     def policy(name: str) -> T.AutoAugment:  # Dassl's 25 sub-policies each, with torchvision's draws
         return T.AutoAugment(T.AutoAugmentPolicy[name], InterpolationMode.BICUBIC, fill=[128, 128, 128])
 
-    # (whether it is asked for, the line to print, what makes it)
-    to_tensor = (True, "to torch tensor of range [0, 1]", T.ToTensor)
-    normalize = (
-        "normalize" in choices,
-        f"normalization (mean={c.PIXEL_MEAN}, std={c.PIXEL_STD})",
-        lambda: T.Normalize(mean=c.PIXEL_MEAN, std=c.PIXEL_STD),
-    )
+    # (the name that asks for it, None: always; the line to print; what makes it)
+    resize = (None, f"resize to {size[0]}x{size[1]}", lambda: T.Resize(size, interpolation=mode))
+    to_tensor = (None, "to torch tensor of range [0, 1]", T.ToTensor)
+    means = f"normalization (mean={c.PIXEL_MEAN}, std={c.PIXEL_STD})"
+    normalize = ("normalize", means, lambda: T.Normalize(mean=c.PIXEL_MEAN, std=c.PIXEL_STD))
     test_steps = [
-        (True, f"resize the smaller edge to {max(size)}", lambda: T.Resize(max(size), interpolation=mode)),
-        (True, f"{size[0]}x{size[1]} center crop", lambda: T.CenterCrop(size)),
-        to_tensor,
-        normalize,
+        (None, f"resize the smaller edge to {max(size)}", lambda: T.Resize(max(size), interpolation=mode)),
+        (None, f"{size[0]}x{size[1]} center crop", lambda: T.CenterCrop(size)),
     ]
     train_steps = [
-        (not crops, f"resize to {size[0]}x{size[1]}", lambda: T.Resize(size, interpolation=mode)),
+        *([] if crops else [resize]),
         (
-            "random_crop" in choices,
+            "random_crop",
             f"random crop (padding = {c.CROP_PADDING})",
             lambda: T.RandomCrop(size, padding=c.CROP_PADDING),
         ),
         (
-            "random_resized_crop" in choices,
+            "random_resized_crop",
             f"random resized crop (size={size}, scale={c.RRCROP_SCALE})",
             lambda: T.RandomResizedCrop(size, scale=c.RRCROP_SCALE, interpolation=mode),
         ),
-        ("random_flip" in choices, "random flip", T.RandomHorizontalFlip),
-        ("imagenet_policy" in choices, "imagenet policy", lambda: policy("IMAGENET")),
-        ("cifar10_policy" in choices, "cifar10 policy", lambda: policy("CIFAR10")),
-        ("svhn_policy" in choices, "svhn policy", lambda: policy("SVHN")),
+        ("random_flip", "random flip", T.RandomHorizontalFlip),
+        ("imagenet_policy", "imagenet policy", lambda: policy("IMAGENET")),
+        ("cifar10_policy", "cifar10 policy", lambda: policy("CIFAR10")),
+        ("svhn_policy", "svhn policy", lambda: policy("SVHN")),
         (
-            "randaugment" in choices,
+            "randaugment",
             f"randaugment (n={c.RANDAUGMENT_N}, m={c.RANDAUGMENT_M})",
             lambda: RandAugment(c.RANDAUGMENT_N, c.RANDAUGMENT_M),
         ),
         (
-            "colorjitter" in choices,
+            "colorjitter",
             "color jitter (brightness={}, contrast={}, saturation={}, hue={})".format(*jitter),
             lambda: T.ColorJitter(*jitter),
         ),
-        ("randomgrayscale" in choices, "random gray scale", lambda: T.RandomGrayscale(p=c.RGS_P)),
+        ("randomgrayscale", "random gray scale", lambda: T.RandomGrayscale(p=c.RGS_P)),
         (
-            "gaussian_blur" in choices,
+            "gaussian_blur",
             f"gaussian blur (kernel={c.GB_K})",
             lambda: T.RandomApply([T.GaussianBlur(c.GB_K)], p=c.GB_P),
         ),
-        to_tensor,
-        normalize,
     ]
     print("Building transform_train" if is_train else "Building transform_test")
     chosen = []
-    for asked_for, line, make in train_steps if is_train else test_steps:
-        if asked_for:
+    for name, line, make in [*(train_steps if is_train else test_steps), to_tensor, normalize]:
+        if name is None or name in choices:
             print(f"+ {line}")
             chosen.append(make())
     return T.Compose(chosen)
@@ -177,12 +157,8 @@ class RandAugment:
 
     Operations, ranges and order are Dassl's, since a seed draws an operation by its position; torchvision's differ.
 
-    Args:
-        n: operations per image.
-        m: strength, from 0 to 30.
-
     Raises:
-        ValueError: if the strength is outside.
+        ValueError: if the strength is not within 0 and 30.
     """
 
     # name: (function of an image and a strength, strength at m = 0, strength at m = 30)

@@ -28,6 +28,7 @@ from tqdm import tqdm
 from yacs.config import CfgNode
 
 from dassl import keep_old_paths
+from dassl.config import check_patience
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
 from dassl.modeling import build_backbone, build_head
@@ -290,11 +291,7 @@ class TrainerBase:
     # Finiteness, and where training is
 
     def check_finite(self, said: str, values: Mapping[str, torch.Tensor | float]) -> None:
-        """End the run where a number is infinite or NaN.
-
-        Args:
-            said: the error's beginning; `{}` in it stands for the names.
-            values: by name.
+        """End the run where a number is infinite or NaN; in what is `said` of it, `{}` stands for the names.
 
         Raises:
             FloatingPointError: one is not finite; it names epoch, batch and images.
@@ -370,10 +367,6 @@ class TrainerBase:
         """Go on from what `state` returned, in all models or in none; return the number of finished epochs.
 
         A state of no finished epoch and other settings is left alone: starting anew loses nothing.
-
-        Args:
-            state: read from a file.
-            path: of the file, for errors.
 
         Raises:
             CheckpointError: if it is of other models, or of other settings and `cfg.RESUME` does not ask for it.
@@ -457,9 +450,7 @@ class TrainerBase:
 
         Args:
             epoch: the epoch just finished, from 0.
-            directory: where the folders are.
             is_best: also save as `model-best.pth.tar`.
-            val_result: validation result.
             model_name: file name instead of `model.pth.tar-N`.
         """
         for name in self.get_model_names():
@@ -480,8 +471,7 @@ class TrainerBase:
     def resume_model_if_exist(self, directory: str) -> int:
         """Continue from what `directory` holds: the resume checkpoint, else the latest checkpoint that all models have.
 
-        Returns:
-            The number of finished epochs, 0 where there is nothing.
+        The number of finished epochs is returned, 0 where there is nothing.
 
         Raises:
             CheckpointError: if a checkpoint cannot be read or does not fit; nothing is loaded then.
@@ -519,11 +509,9 @@ class TrainerBase:
         return start_epoch
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load the weights of every registered model; nothing is loaded unless all are there and fit.
+        """Load the weights of every registered model, or of none unless all are there and fit; no directory: none.
 
-        Args:
-            directory: where the folders of the models are; empty: nothing is loaded.
-            epoch: number in the file name `model.pth.tar-N`; None for `model-best.pth.tar`.
+        `epoch` is the number in the file name `model.pth.tar-N`; None for `model-best.pth.tar`.
         """
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
@@ -568,9 +556,6 @@ class TrainerBase:
 
 class SimpleTrainer(TrainerBase):
     """Base of trainers that follow a configuration.
-
-    Args:
-        cfg: configuration.
 
     Attributes:
         device: where the model is.
@@ -720,14 +705,10 @@ class SimpleTrainer(TrainerBase):
         Raises:
             ValueError: if the way to choose the final model cannot work.
         """
-        cfg, patience = self.cfg, self.cfg.TRAIN.get("PATIENCE", 0)
+        cfg = self.cfg
         if cfg.TEST.FINAL_MODEL not in FINAL_MODELS:
             raise ValueError(f"TEST.FINAL_MODEL must be one of {FINAL_MODELS}, but got {cfg.TEST.FINAL_MODEL!r}")
-        if patience > 0 and (cfg.TEST.FINAL_MODEL != "best_val" or cfg.TEST.NO_TEST):
-            raise ValueError(
-                f"TRAIN.PATIENCE {patience} stops by validation results; it needs TEST.FINAL_MODEL best_val and "
-                f"TEST.NO_TEST False, but they are {cfg.TEST.FINAL_MODEL} and {cfg.TEST.NO_TEST}"
-            )
+        check_patience(cfg)
         if self._validates():
             self._loader_of("val")
         directory = cfg.RESUME or self.output_dir
@@ -891,21 +872,13 @@ def _forever(loader: Iterable[Any]) -> Iterator[Any]:
 
 @dataclass
 class EpochProgress:
-    """The finished batches of an epoch: what a run that is stopped within it goes on from.
-
-    Attributes:
-        batches: how many are finished.
-        num_batches: how many the epoch has; 0: not known yet.
-        losses: averages over them.
-        data_seconds: seconds that they waited for data.
-        random_state: of all generators, of a resumed epoch; None of one that starts here.
-    """
+    """The finished batches of an epoch: what a run that is stopped within it goes on from."""
 
     batches: int = 0
-    num_batches: int = 0
-    losses: MetricMeter = field(default_factory=MetricMeter)
-    data_seconds: float = 0.0
-    random_state: dict[str, Any] | None = None
+    num_batches: int = 0  # of the whole epoch; 0: not known yet
+    losses: MetricMeter = field(default_factory=MetricMeter)  # averages over the finished batches
+    data_seconds: float = 0.0  # that they waited for data
+    random_state: dict[str, Any] | None = None  # of all generators, of a resumed epoch; None of one that starts here
     _seconds_before: float = 0.0
     _started: float = field(default_factory=time.perf_counter)
 
@@ -940,13 +913,6 @@ class Prefetch:
 
     A trainer whose steps run on a device calls it between starting a step and waiting for its numbers: the next batch
     is fetched and the last step's scalars are written meanwhile. Where nobody calls it, both are done in time.
-
-    Args:
-        batches: of the epoch.
-        write_scalar: takes the scalars.
-
-    Attributes:
-        is_called: whether the trainer calls it.
     """
 
     def __init__(self, batches: Iterable[tuple[Any, ...]], write_scalar: Callable[[str, float, int], None]) -> None:
@@ -981,30 +947,20 @@ class SimpleNet(nn.Module):
     """The network of a trainer that builds none: backbone, optional head, optional linear classifier.
 
     Args:
-        cfg: configuration; VERBOSE is read.
-        model_cfg: its section MODEL, or one like it.
+        model_cfg: a config's section MODEL, or one like it.
         num_classes: outputs of the classifier; 0 for none.
         kwargs: go to the backbone and to the head.
     """
 
     def __init__(self, cfg: CfgNode, model_cfg: CfgNode, num_classes: int, **kwargs: Any) -> None:
         super().__init__()
-        name, pretrained = model_cfg.BACKBONE.NAME, model_cfg.BACKBONE.PRETRAINED
-        self.backbone = build_backbone(name, verbose=cfg.VERBOSE, pretrained=pretrained, **kwargs)
+        backbone, head = model_cfg.BACKBONE, model_cfg.HEAD
+        self.backbone = build_backbone(backbone.NAME, verbose=cfg.VERBOSE, pretrained=backbone.PRETRAINED, **kwargs)
         self._fdim = self.backbone.out_features
         self.head = None
-        head_cfg = model_cfg.HEAD
-        if head_cfg.NAME and head_cfg.HIDDEN_LAYERS:
-            self.head = build_head(
-                head_cfg.NAME,
-                verbose=cfg.VERBOSE,
-                in_features=self._fdim,
-                hidden_layers=head_cfg.HIDDEN_LAYERS,
-                activation=head_cfg.ACTIVATION,
-                bn=head_cfg.BN,
-                dropout=head_cfg.DROPOUT,
-                **kwargs,
-            )
+        if head.NAME and head.HIDDEN_LAYERS:
+            options = {name.lower(): head[name] for name in ("HIDDEN_LAYERS", "ACTIVATION", "BN", "DROPOUT")}
+            self.head = build_head(head.NAME, verbose=cfg.VERBOSE, in_features=self._fdim, **options, **kwargs)
             self._fdim = self.head.out_features
         self.classifier = nn.Linear(self._fdim, num_classes) if num_classes > 0 else None
 

@@ -33,11 +33,7 @@ RESUME_NAME = "resume.pth.tar"
 
 
 def to_plain(value: Any, where: str = "checkpoint") -> Any:
-    """Return `value` with everything in it that `torch.load(weights_only=True)` would refuse turned into what it takes.
-
-    Raises:
-        TypeError: if something in it cannot be stored, naming the entry.
-    """
+    """Return `value` as `torch.load(weights_only=True)` takes it; TypeError names an entry that cannot be stored."""
     if isinstance(value, nn.Parameter):
         return value.detach()
     if isinstance(value, np.generic):  # also np.float64, which is a float, and np.str_, which is a str
@@ -81,7 +77,6 @@ def save_checkpoint(
 
     Args:
         state: must hold `state_dict` and `epoch` (the number of finished epochs).
-        save_dir: directory, made when missing.
         is_best: save it as `model-best.pth.tar`, too.
         remove_module_from_keys: drop the leading `module.` that `nn.DataParallel` gives to keys.
         model_name: file name to use instead.
@@ -126,17 +121,13 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
 def resume_from_checkpoint(
     fdir: StrPath, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
 ) -> int:
-    """Load the checkpoint that the text file `fdir/checkpoint` names into a model, its optimiser and its scheduler.
-
-    Returns:
-        The number of finished epochs, which is where to go on.
+    """Load what the text file `fdir/checkpoint` names, and return the number of finished epochs, to go on from there.
 
     Raises:
         FileNotFoundError: if there is no such text file or checkpoint.
         CheckpointError: if the checkpoint cannot be read.
     """
-    with open(os.path.join(fdir, POINTER_NAME), encoding="utf-8") as file:
-        path = os.path.join(fdir, file.readline().strip())
+    path = os.path.join(fdir, _pointed(fdir))
     print(f'Loading checkpoint from "{path}"')
     checkpoint = load_checkpoint(path)
     model.load_state_dict(checkpoint["state_dict"])
@@ -176,25 +167,24 @@ def latest_checkpoint(directory: str, names: Iterable[str]) -> str | None:
     epochs = [{int(match[1]) for match in matches if match} for matches in found]
     if common := set.intersection(*epochs):
         return f"model.pth.tar-{max(common)}"
-    pointed = set()
-    for folder in folders:
-        pointer, name = os.path.join(folder, POINTER_NAME), ""
-        if os.path.isfile(pointer):
-            with open(pointer, encoding="utf-8") as file:
-                name = os.path.basename(file.readline().strip())
-        pointed.add(name if os.path.isfile(os.path.join(folder, name)) else None)
-    return pointed.pop() if len(pointed) == 1 else None
+    if not all(os.path.isfile(os.path.join(folder, POINTER_NAME)) for folder in folders):
+        return None
+    pointed = {os.path.basename(_pointed(folder)) for folder in folders}
+    name = pointed.pop()
+    return name if not pointed and all(os.path.isfile(os.path.join(folder, name)) for folder in folders) else None
+
+
+def _pointed(folder: StrPath) -> str:
+    """The file that the text file `checkpoint` of a folder names."""
+    with open(os.path.join(folder, POINTER_NAME), encoding="utf-8") as file:
+        return file.readline().strip()
 
 
 # Whether what was read fits
 
 
 def check_fit(model: nn.Module, state_dict: Any, where: str) -> None:
-    """Check that a state dict has exactly the entries and shapes of a model.
-
-    Raises:
-        CheckpointError: naming every entry that does not fit.
-    """
+    """Check that a state dict has exactly a model's entries and shapes; CheckpointError names all that do not fit."""
     if not isinstance(state_dict, Mapping):
         raise CheckpointError(f"the checkpoint {where} has no state_dict")
     expected = model.state_dict()
@@ -213,11 +203,7 @@ def check_fit(model: nn.Module, state_dict: Any, where: str) -> None:
 
 
 def load_checked(target: Any, state: dict[str, Any], path: str, field: str) -> None:
-    """Load the state of an optimiser, scheduler or scaler, and see that the next step can be made with it.
-
-    Raises:
-        CheckpointError: it cannot be taken; file and field are named.
-    """
+    """Load the state of an optimiser, scheduler or scaler, and try a step with it; CheckpointError names the field."""
     with naming_field(path, field):
         before = copy.deepcopy(target.state_dict())
         missing = [key for key in before if not key.startswith("_") and key not in state]
@@ -239,11 +225,7 @@ def load_checked(target: Any, state: dict[str, Any], path: str, field: str) -> N
 
 
 def _check_alike(value: Any, expected: Any, where: str) -> None:
-    """Check that a value is of the kind of this run's, whose numbers may be others.
-
-    Raises:
-        ValueError: naming what is not.
-    """
+    """Check that a value is of the kind of this run's, whose numbers may be others; ValueError names what is not."""
     if isinstance(expected, Mapping):
         if not isinstance(value, Mapping) or expected.keys() - value.keys():
             raise ValueError(f"its {where} lacks entries")
@@ -302,11 +284,7 @@ OPTIONAL_STATE_FIELDS = {
 
 
 def check_state(state: Mapping[str, Any], path: str) -> None:
-    """Refuse the state of an unfinished run of which a field is missing or of another kind.
-
-    Raises:
-        CheckpointError: naming file and field.
-    """
+    """Refuse, by CheckpointError, the state of an unfinished run of which a field is missing or of another kind."""
     kinds = dict(STATE_FIELDS)
     for name, kind in OPTIONAL_STATE_FIELDS.items():
         if state.get(name) is not None or (name in ("exact", "arithmetic") and name in state):

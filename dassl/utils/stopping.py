@@ -21,11 +21,7 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasa
 
 
 class RunStopped(BaseException):
-    """A run that a signal stopped, its state saved; no error, so that no `except Exception` takes it for one.
-
-    Attributes:
-        signal: number of the signal.
-    """
+    """A run that a signal stopped, its state saved; no error, so that no `except Exception` takes it for one."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -33,14 +29,10 @@ class RunStopped(BaseException):
 
 
 class StopRequest:
-    """Whether a signal asked the run to stop.
-
-    Attributes:
-        signal: number of the first signal that did; 0: none. Later ones change nothing: the run is ending already.
-    """
+    """Whether a signal asked the run to stop."""
 
     def __init__(self) -> None:
-        self.signal = 0
+        self.signal = 0  # number of the first that did; 0: none. Later ones change nothing: the run is ending already
         self._deferrals = 0
         self._process = os.getpid()
 
@@ -50,10 +42,8 @@ class StopRequest:
 
         A signal that the process was started to ignore stays ignored. Where somebody else listened before, the signal
         is handed on to them at the end. Outside the main thread, which alone gets signals, nothing is done.
-
-        Args:
-            until_exit: the process ends after this: signals are ignored from then on, as they may still come and would
-                end it with a status that says nothing.
+        `until_exit`: the process ends after this, and signals that still come are ignored, as they would end it with a
+        status that says nothing.
         """
         before: dict[int, Any] = {}
         try:

@@ -33,12 +33,7 @@ T = TypeVar("T", bound=Callable[..., Any])
 
 
 def mkdir_if_missing(dirname: StrPath) -> None:
-    """Make a directory and its parents; an existing one, or an empty name, is left as it is.
-
-    Raises:
-        NotADirectoryError: if a file stands in the way.
-        PermissionError: if the directory cannot be made.
-    """
+    """Make a directory and its parents, if need be; of an empty name, nothing. An OSError says what is in the way."""
     if not dirname:
         return
     try:
@@ -64,11 +59,7 @@ def listdir_nohidden(path: StrPath, sort: bool = False) -> list[str]:
 
 
 def read_json(fpath: StrPath) -> Any:
-    """Return what a JSON file holds.
-
-    Raises:
-        ValueError: if it is not JSON, naming the file.
-    """
+    """Return what a JSON file holds; raise ValueError, naming the file, if it is not JSON."""
     with open(fpath, encoding="utf-8") as file:
         try:
             return json.load(file)
@@ -123,14 +114,10 @@ class Registry:
         self._obj_map: dict[str, Any] = {}
 
     def register(self, obj: Any = None, force: bool = False) -> Any:
-        """Enter `obj` under its `__name__`; without `obj`, return a decorator that does.
-
-        Args:
-            obj: class or function.
-            force: replace an earlier entry of that name.
+        """Enter a class or function under its `__name__`; without `obj`, return a decorator that does.
 
         Raises:
-            KeyError: if the name is taken and `force` is not set.
+            KeyError: if the name is taken; with `force` the earlier entry is replaced.
         """
 
         def enter(entry: T) -> T:
@@ -145,11 +132,7 @@ class Registry:
         return None
 
     def get(self, name: str) -> Any:
-        """Return the entry called `name`.
-
-        Raises:
-            UnknownNameError: naming the choices and the nearest of them.
-        """
+        """Return the entry called `name`; raise UnknownNameError, which names the choices, if there is none."""
         if name not in self._obj_map:
             raise UnknownNameError(_unknown(name, self.registered_names(), f"the {self._name} registry"))
         return self._obj_map[name]
@@ -168,11 +151,7 @@ def get_most_similar_str_to_a_from_b(a: str, b: Iterable[str]) -> str | None:
 
 
 def check_availability(requested: str, available: Iterable[str]) -> None:
-    """Check that `requested` is one of `available`.
-
-    Raises:
-        UnknownNameError: naming the choices and the nearest of them.
-    """
+    """Check that `requested` is one of `available`; else raise UnknownNameError, which names the choices."""
     available = list(available)
     if requested not in available:
         raise UnknownNameError(_unknown(requested, available, "the available ones"))
@@ -247,8 +226,7 @@ def seeded_random_state(seed: int) -> Iterator[None]:
 class Logger:
     """A stand-in for `sys.stdout` that also writes to a file; closing it puts the former `sys.stdout` back.
 
-    Args:
-        fpath: file to write; None writes to the console only. An existing file is never overwritten.
+    Without a file it writes to the console only. An existing file is never overwritten.
     """
 
     def __init__(self, fpath: StrPath | None = None) -> None:
@@ -290,14 +268,10 @@ class Logger:
 
 
 def setup_logger(output: StrPath | None = None) -> Logger | None:
-    """Copy everything printed from now on to a log file.
+    """Copy everything printed from now on to a log file, until the logger that is returned is closed.
 
-    Args:
-        output: a directory (the log is its `log.txt`), a file ending in `.txt` or `.log`, or None for no log. Where
-            there is a log already, it stays, and the new one has the time appended to its name.
-
-    Returns:
-        The logger, whose `close()` ends the copying; None without `output`. A logger set up before is closed.
+    `output` is a directory (the log is its `log.txt`), a file ending in `.txt` or `.log`, or None for no log. Where
+    there is a log already, it stays, and the new one has the time in its name. A logger set up before is closed.
     """
     if not output:
         return None

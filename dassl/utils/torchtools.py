@@ -15,11 +15,7 @@ from .checkpoint import save_checkpoint as save_checkpoint
 
 
 class AverageMeter:
-    """The last value and the average of a series.
-
-    Args:
-        ema: average exponentially (0.9 old, 0.1 new) instead of evenly.
-    """
+    """The last value and the average of a series; with `ema` an exponential one (0.9 old, 0.1 new)."""
 
     def __init__(self, ema: bool = False) -> None:
         self.ema = ema
@@ -48,11 +44,7 @@ class MetricMeter:
         self.delimiter = delimiter
 
     def update(self, input_dict: Mapping[str, float | torch.Tensor] | None) -> None:
-        """Take in one value per name; None is ignored.
-
-        Raises:
-            TypeError: if it is not a mapping.
-        """
+        """Take in one value per name; None is ignored, and what else is no mapping is a TypeError."""
         if input_dict is None:
             return
         if not isinstance(input_dict, Mapping):
@@ -119,12 +111,8 @@ def init_network_weights(model: nn.Module, init_type: str = "normal", gain: floa
     """Initialise convolutions and linear layers by `init_type`, biases with 0, norms with weight 1 and bias 0.
 
     Args:
-        model: network, changed in place.
-        init_type: normal, xavier, kaiming or orthogonal.
+        init_type: normal, xavier, kaiming or orthogonal; any other is a ValueError.
         gain: standard deviation (normal) or gain (xavier, orthogonal).
-
-    Raises:
-        ValueError: if `init_type` is none of these.
     """
     if init_type not in _INITIALISERS:
         raise ValueError(f"init_type must be one of {list(_INITIALISERS)}, but got {init_type}")

@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import train
-from common.folder_lock import locked
 from dassl.utils import load_checkpoint
 from prompting import PromptedCLIP
 from results.features import forget_all
 from tests.faults.killing import leftovers, outcome
+from tests.locks import locked
 from tests.trainers.small_runs import build, data_root
 from trainers.base import PromptTrainer
 from trainers.step import MAX_SKIPPED_IN_A_ROW

@@ -41,10 +41,7 @@ class Datum:
         if not check_isfile(impath):
             raise FileNotFoundError(f"no image at {impath} (label {label}, class {classname!r})")
         # These names are part of the format of few-shot files that data set classes pickle.
-        self._impath = impath
-        self._label = label
-        self._domain = domain
-        self._classname = classname
+        self._impath, self._label, self._domain, self._classname = impath, label, domain, classname
 
     impath = property(lambda self: self._impath, doc="Image file.")
     label = property(lambda self: self._label, doc="Class label.")
@@ -57,7 +54,7 @@ class DatasetBase:
 
     Raises:
         EmptySplitError: if there are no labelled training images, since the classes are read from them.
-        ValueError: if one label has two class names.
+        ValueError: see `get_lab2cname`.
     """
 
     dataset_dir = ""  # where the data set lies
@@ -74,10 +71,7 @@ class DatasetBase:
             raise EmptySplitError(
                 f"data set {type(self).__name__}: the split train_x has no images (directory: {self.dataset_dir})"
             )
-        self._train_x = train_x
-        self._train_u = train_u
-        self._val = val
-        self._test = test
+        self._train_x, self._train_u, self._val, self._test = train_x, train_u, val, test
         self._num_classes = self.get_num_classes(train_x)
         self._lab2cname, self._classnames = self.get_lab2cname(train_x)
 
@@ -130,16 +124,12 @@ class DatasetBase:
         repeat: bool = False,
         rng: random.Random | None = None,
     ) -> Any:
-        """Draw `num_shots` images of every class.
+        """Draw `num_shots` images of every class: a list for one data source, else one list per data source.
 
         Args:
-            data_sources: lists of images, drawn from one after the other.
             num_shots: images per class; below 1, all are returned.
             repeat: where a class has fewer, draw them with repetition; else take all it has.
             rng: generator to draw from; the global one of `random` when None.
-
-        Returns:
-            A list for one data source, else one list per data source.
         """
         if num_shots < 1:
             return data_sources[0] if len(data_sources) == 1 else data_sources
