@@ -94,7 +94,8 @@ from results.evaluate import class_splits_of, evaluate_class_splits
 from results.features import train_on_features
 from results.rundir import begin_run, clean_start, determinism, run_dir, write_divergence
 from results.schema import build_record, dataset_label, overrides_of, write_results
-from trainers.checks import RANGES, memory_errors
+from trainers.base import RANGES
+from trainers.step import memory_errors
 
 STATUSES = {LockedError: BUSY, FloatingPointError: DIVERGED}
 

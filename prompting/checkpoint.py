@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,40 +20,205 @@ from torch import Tensor, nn
 from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
 from common.unpickling import CheckpointError, read_checkpoint
-from prompting.published import FORMATS, from_published, is_published, published_methods
+
+# The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
+# multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save
+# the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is
+# neither makes the file unknown.
+
+_PART = r"(?P<part>weight|bias)"
+_INDEX = r"(?P<index>\d+)"
+_BLOCK = r"transformer\.resblocks\.(?P<layer>\d+)"
+_BUFFERS = (r"(prompt_learner\.)?(nc_)?token_(prefix|suffix)",)
+_TOWER_TENSOR = (
+    r"(class_embedding|positional_embedding|proj|text_projection|(conv|bn|ln|layer|attnpool)\w*\..+|"
+    r"transformer\.resblocks\.\d+\.(attn|ln_1|ln_2|mlp)\..+)"
+)
+_TOWERS = (rf"(image|text)_encoder\.{_TOWER_TENSOR}", r"logit_scale")
+_WHOLE_CLIP = (*_BUFFERS, *_TOWERS)
+
+
+@dataclass(frozen=True)
+class Format:
+    """What one repository saves for one method; patterns match whole names."""
+
+    # Pattern of a published name -> our name, with the pattern's groups in braces; {entry} is the group `layer` less
+    # one, since our lists of deep prompts begin with layer 1.
+    trained: Mapping[str, str]
+    ignored: tuple[str, ...]  # of tensors that are frozen or never used
+    needed: tuple[str, ...]  # each must match some tensor, so that methods are told apart
+    # Our gate lists -> how many gates they have fewer than there are deep prompts; the others are unused.
+    gates: Mapping[str, int] = field(default_factory=dict)
+    note: str = ""  # settings that the trainer needs for such a file
+
+    def our_names(self, names: Iterable[str]) -> dict[str, str | None]:
+        """Our name of each trained tensor, ``None`` for one that is ignored; a tensor that is neither is left out."""
+        ours: dict[str, str | None] = {}
+        for name in names:
+            for pattern, target in self.trained.items():
+                if found := re.fullmatch(pattern, name):
+                    groups = found.groupdict()
+                    ours[name] = target.format(**groups, entry=int(groups.get("layer") or 0) - 1)
+                    break
+            else:
+                if any(re.fullmatch(pattern, name) for pattern in self.ignored):
+                    ours[name] = None
+        return ours
+
+    def lacking(self, names: Iterable[str]) -> list[str]:
+        """The needed patterns that none of the names matches."""
+        return [pattern for pattern in self.needed if not any(re.fullmatch(pattern, name) for name in names)]
+
+
+_CONTEXT = {r"prompt_learner\.ctx": "ctx"}
+_VISION_PROMPTS = {
+    r"image_encoder\.VPT": "vision_tokens",
+    rf"image_encoder\.{_BLOCK}\.VPT_shallow": "vision_prompts.{entry}",
+}
+_IVLP = {**_CONTEXT, **_VISION_PROMPTS, rf"text_encoder\.{_BLOCK}\.VPT_shallow": "text_prompts.{entry}"}
+_MAPLE = {
+    **_CONTEXT,
+    rf"prompt_learner\.proj\.{_PART}": "proj.{part}",
+    rf"prompt_learner\.compound_prompts_text\.{_INDEX}": "text_prompts.{index}",
+    rf"prompt_learner\.compound_prompt_projections\.{_INDEX}\.{_PART}": "projections.{index}.{part}",
+}
+_BMIP = {
+    r"prompt_learner\.ctx_t": "ctx",
+    rf"prompt_learner\.proj_t\.{_PART}": "project_ctx.{part}",
+    rf"prompt_learner\.compound_prompts_text\.{_INDEX}": "text_prompts.{index}",
+    rf"prompt_learner\.compound_prompts_visual\.{_INDEX}": "vision_prompts.{index}",
+    rf"prompt_learner\.single_layer_t\.{_PART}": "text_to_vision.{part}",
+    rf"prompt_learner\.single_layer_v\.{_PART}": "vision_to_text.{part}",
+    rf"prompt_learner\.compound_prompt_projections_t\.{_INDEX}\.{_PART}": "text_to_vision.{index}.{part}",
+    rf"prompt_learner\.compound_prompt_projections_v\.{_INDEX}\.{_PART}": "vision_to_text.{index}.{part}",
+    rf"image_encoder\.{_BLOCK}\.learnable_linear1\.weight": "vision_gates.{entry}.alpha",
+    rf"image_encoder\.{_BLOCK}\.learnable_linear1\.bias": "vision_gates.{entry}.beta",
+    rf"text_encoder\.{_BLOCK}\.learnable_linear2\.bias": "text_gates.{entry}.beta",
+}
+# Trainable by name, never reached by a gradient: the second context and its projection, the exchange layers, the gates
+# of the other tower, and the text gates' slope, which multiplies a zero.
+_BMIP_UNUSED = (
+    r"prompt_learner\.(ctx_v|proj_v\.(weight|bias))",
+    r"prompt_learner\.(exchange_layer|compound_exchange)_[tv]\..+",
+    rf"image_encoder\.{_BLOCK}\.learnable_linear2\.{_PART}",
+    rf"text_encoder\.{_BLOCK}\.learnable_linear(1\.(weight|bias)|2\.weight)",
+)
+_BMIP_GATES = {"vision_gates": 0, "text_gates": 1}
+_GATE_IN_FILE = r"image_encoder\.transformer\.resblocks\.\d+\.learnable_linear1\.weight"
+_BMIP_NOTE = "a file of the released BMIP code needs TRAINER.BMIP.GATE official and TRAINER.BMIP.AGGREGATOR gate"
+_TEACHER_TOWER = r"prompt_learner\.ZS_image_encoder\..+"
+_META_NET = r"meta_net\.linear(?P<number>[12])\.(?P<part>weight|bias)"
+
+FORMATS: dict[str, Format] = {
+    "CoOp": Format({"ctx": "ctx"}, _BUFFERS, ("ctx",)),
+    "CoCoOp": Format(
+        {"ctx": "ctx", _META_NET: "meta_net.linear{number}.{part}"}, _BUFFERS, ("ctx", r"meta_net\.linear2\.weight")
+    ),
+    "KgCoOp": Format(
+        {"ctx": "ctx"}, (*_BUFFERS, "bias_vectors", r"meta_net\.linear1\.(weight|bias)"), ("ctx", "bias_vectors")
+    ),
+    "ProDA": Format(_CONTEXT, _WHOLE_CLIP, (r"prompt_learner\.ctx",)),
+    "VPT": Format(_VISION_PROMPTS, _TOWERS, (r"image_encoder\.VPT",)),
+    "IVLP": Format(_IVLP, (r"prompt_learner\.token_(prefix|suffix)", *_TOWERS), (r"prompt_learner\.ctx",)),
+    "MaPLe": Format(_MAPLE, _WHOLE_CLIP, (r"prompt_learner\.ctx", r"prompt_learner\.proj\.weight")),
+    "PromptSRC": Format(_IVLP, (*_WHOLE_CLIP, _TEACHER_TOWER), (r"prompt_learner\.ctx", _TEACHER_TOWER)),
+    "CoPrompt": Format(
+        {
+            **{pattern: f"prompts.{target}" for pattern, target in _MAPLE.items()},
+            r"(?P<adapter>adapter_(image|text))\.fc\.0\.weight": "{adapter}.down",
+            r"(?P<adapter>adapter_(image|text))\.fc\.2\.weight": "{adapter}.up",
+        },
+        (*_WHOLE_CLIP, r"model_distill\..+"),
+        (r"prompt_learner\.ctx", r"adapter_image\.fc\.0\.weight"),
+    ),
+    "BMIP": Format(
+        _BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), (r"prompt_learner\.ctx_t", _GATE_IN_FILE), _BMIP_GATES, _BMIP_NOTE
+    ),
+    # `prompt_learner.ctx` starts as a copy of ctx_t and is never used
+    "PromptSRC_BMIP": Format(
+        _BMIP,
+        (*_WHOLE_CLIP, *_BMIP_UNUSED, _TEACHER_TOWER, r"prompt_learner\.ctx"),
+        (r"prompt_learner\.ctx_t", _GATE_IN_FILE, _TEACHER_TOWER),
+        _BMIP_GATES,
+        _BMIP_NOTE,
+    ),
+}
+
+
+def is_published(names: Iterable[str]) -> bool:
+    """Whether tensor names are a published repository's: ours begin with neither a tower nor token buffers."""
+    marks = ("prompt_learner.", "image_encoder.", "text_encoder.", "token_prefix", "token_suffix", "bias_vectors")
+    return any(name.startswith(marks) for name in names)
+
+
+def published_methods(names: Iterable[str]) -> list[str]:
+    """Methods whose published checkpoints hold exactly such tensors."""
+    names = list(names)
+    return [n for n, form in FORMATS.items() if not form.lacking(names) and len(form.our_names(names)) == len(names)]
+
+
+def from_published(state_dict: Mapping[str, Tensor], trainer: str, source: str | Path) -> dict[str, Tensor]:
+    """A published checkpoint's trained tensors by our names, float32; a CheckpointError names what is in the way."""
+    if trainer not in FORMATS:
+        raise CheckpointError(
+            f"checkpoint {source} has a published repository's tensors, but none publishes {trainer}: "
+            f"files of {', '.join(FORMATS)} are known"
+        )
+    form, methods = FORMATS[trainer], published_methods(state_dict)
+    if trainer not in methods and methods:
+        raise CheckpointError(f"checkpoint {source} is one of {' or '.join(methods)}, not of {trainer}")
+    names = form.our_names(state_dict)
+    problems = [f"unknown {name}" for name in state_dict if name not in names]
+    for pattern in form.lacking(state_dict):
+        problems.append("missing " + pattern.replace("\\d+", "N").replace(".+", "*").replace("\\", ""))
+    if problems:
+        raise CheckpointError(f"checkpoint {source} is not as {trainer}'s repository saves it: {'; '.join(problems)}")
+    # A gate's one number has no dimensions here. float32, and a copy: the file's other tensors need not stay in memory.
+    tensors = {
+        ours: (state_dict[name].reshape(()) if "_gates." in ours else state_dict[name]).float().clone()
+        for name, ours in names.items()
+        if ours is not None
+    }
+    deep = _count_deep(tensors, "text")
+
+    def in_use(name: str) -> bool:  # BMIP's gates of layers without deep prompts are never asked
+        first, index = f"{name}.".split(".")[:2]
+        if first in form.gates:
+            return 0 <= int(index) < deep - form.gates[first]
+        return deep > 0 or first not in ("text_to_vision", "vision_to_text")
+
+    return {name: value for name, value in tensors.items() if not form.gates or in_use(name)}
+
+
+def _count_deep(names: Iterable[str], tower: str) -> int:
+    return sum(re.fullmatch(rf"{tower}_prompts\.\d+", name) is not None for name in names)
+
+
+# Trained prompts, of either
 
 
 @dataclass(frozen=True)
 class TrainedPrompts:
-    """What a checkpoint holds of a method.
-
-    Attributes:
-        source: the file.
-        trainer: the method's trainer; ``None`` when neither the file nor the reader says.
-        epoch: finished epochs, if the file says so.
-        tensors: trained tensors under our names.
-        published: whether a published repository's code wrote the file.
-        content: everything else in the file.
-    """
+    """What a checkpoint holds of a method."""
 
     source: Path
-    trainer: str | None
-    epoch: int | None
-    tensors: dict[str, Tensor]
-    published: bool
-    content: Mapping[str, Any]
+    trainer: str
+    epoch: int | None  # finished epochs, if the file says so
+    tensors: dict[str, Tensor]  # the trained ones under our names
+    published: bool  # whether a published repository's code wrote the file
+    content: Mapping[str, Any]  # everything else in the file
 
     @property
-    def settings(self) -> dict[str, Any]:
-        """Prompt settings that show in the tensors' names and shapes, by config key."""
-        return prompt_settings(self.tensors, self.trainer)
+    def settings(self) -> str:
+        """Prompt settings that show in the tensors' names and shapes, "" for none."""
+        return ", ".join(f"{key} {value}" for key, value in prompt_settings(self.tensors, self.trainer).items())
 
     @property
     def advice(self) -> str:
         """What to set so that a prompt learner takes the tensors; "" when nothing is known."""
-        settings = ", ".join(f"{key} {value}" for key, value in self.settings.items())
+        trained_with = self.settings and f"the file was trained with {self.settings}"
         note = FORMATS[self.trainer].note if self.published else ""
-        return "; ".join(text for text in (settings and f"the file was trained with {settings}", note) if text)
+        return "; ".join(filter(None, (trained_with, note)))
 
 
 def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts:
@@ -69,7 +234,20 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
     if named and trainer and named != trainer:
         raise CheckpointError(f"checkpoint {path} was trained with {named}, not {trainer}")
     published = named is None and (trainer is None or is_published(state_dict))
-    trainer = trainer or named or _method_of(state_dict, path)
+    trainer = trainer or named
+    if not trainer:  # the one method whose published checkpoints hold such tensors
+        methods, names = published_methods(state_dict), list(state_dict)
+        if len(methods) > 1:
+            raise CheckpointError(
+                f"checkpoint {path} may be one of {' or '.join(methods)}: say which with --trainer NAME"
+            )
+        if not methods:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            raise CheckpointError(
+                f"checkpoint {path} has the tensors of no method that is known ({', '.join(FORMATS)}); it holds "
+                f"{', '.join(names[:5])}{more}. Name the method with --trainer NAME to see which tensors are in the way"
+            )
+        trainer = methods[0]
     tensors = from_published(state_dict, trainer, path) if published else state_dict
     epoch = content.get("epoch")
     return TrainedPrompts(Path(path), trainer, epoch if isinstance(epoch, int) else None, tensors, published, content)
@@ -94,13 +272,8 @@ def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
 def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:
     """Load trained tensors into a prompt learner, all or none; they become float32.
 
-    Args:
-        learner: takes the values.
-        state_dict: must have exactly the learner's tensors, with equal shapes.
-        source, advice: for errors: the file, and what to set instead.
-
     Raises:
-        CheckpointError: naming each missing, unexpected, wrongly shaped or non-finite tensor.
+        CheckpointError: naming each missing, unexpected, wrongly shaped or non-finite tensor, and ``advice``.
     """
     wanted = learner.state_dict()
     problems = [f"missing {name}" for name in wanted if name not in state_dict]
@@ -125,11 +298,6 @@ def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: s
 def convert(old: str | Path, new: str | Path, trainer: str | None = None) -> TrainedPrompts:
     """Write the trained prompts of a published repository's checkpoint in this project's format.
 
-    Args:
-        old: the published file.
-        new: where to write; must not exist. ``--model-dir DIR`` finds ``DIR/prompt_learner/model.pth.tar-EPOCH``.
-        trainer: the method, where the tensors leave it open.
-
     Raises:
         FileExistsError: when ``new`` exists.
         CheckpointError: when ``old`` cannot be read, is in this project's format already, or leaves the method open.
@@ -150,7 +318,7 @@ def convert(old: str | Path, new: str | Path, trainer: str | None = None) -> Tra
 def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[str, Any]:
     """Prompt settings that show in trained tensors, by config key; none for an unknown trainer."""
     tensors = {name.removeprefix("prompts."): value for name, value in tensors.items()}
-    deep = {tower: _count(tensors, f"{tower}_prompts") for tower in ("text", "vision")}
+    deep = {tower: _count_deep(tensors, tower) for tower in ("text", "vision")}
     ctx = tensors.get("ctx")
     if trainer in ("VPT", "IVLP", "PromptSRC"):
         towers = {"VISION": tensors.get("vision_tokens")} | ({} if trainer == "VPT" else {"TEXT": ctx})
@@ -166,46 +334,21 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
         return {"N_CTX": ctx.shape[-2], "CSC": ctx.dim() == 3}
     if trainer == "CoCoOp":
         return {"N_CTX": len(ctx)}
-    return {"N_CTX": len(ctx), "PROMPT_DEPTH": 1 + deep["text"], **_interaction_settings(tensors)}
-
-
-def _count(tensors: Mapping[str, Tensor], name: str) -> int:
-    """Number of tensors ``name.0``, ``name.1`` ..."""
-    return len([key for key in tensors if re.fullmatch(rf"{name}\.\d+", key)])
-
-
-def _interaction_settings(tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-    """BMIP's settings that show in trained tensors; none for other methods."""
-    settings: dict[str, Any] = {}
-    if "vision_gates.0.beta" in tensors:
-        last = _count(tensors, "text_prompts") - 1
-        settings = {"GATE": "attention" if f"text_gates.{last}.beta" in tensors else "official", "AGGREGATOR": "gate"}
+    settings = {"N_CTX": len(ctx), "PROMPT_DEPTH": 1 + deep["text"]}
+    if "vision_gates.0.beta" in tensors:  # of BMIP, as what follows
+        attention = f"text_gates.{deep['text'] - 1}.beta" in tensors
+        settings |= {"GATE": "attention" if attention else "official", "AGGREGATOR": "gate"}
     for key, head in (("TEXT", "text_to_vision"), ("VISUAL", "vision_to_text")):
         if any(name.startswith(f"{head}.") for name in tensors):
             settings[f"SHARE_PARAMETER_{key}"] = f"{head}.weight" in tensors
     return settings
 
 
-def _method_of(state_dict: Mapping[str, Tensor], path: str | Path) -> str:
-    """The one method whose published checkpoints hold such tensors."""
-    methods = published_methods(state_dict)
-    if len(methods) == 1:
-        return methods[0]
-    if methods:
-        raise CheckpointError(f"checkpoint {path} may be one of {' or '.join(methods)}: say which with --trainer NAME")
-    names = list(state_dict)
-    shown = ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-    raise CheckpointError(
-        f"checkpoint {path} has the tensors of no method that is known ({', '.join(FORMATS)}); it holds {shown}. "
-        "Name the method with --trainer NAME to see which tensors are in the way"
-    )
-
-
 def _describe(trained: TrainedPrompts) -> str:
     """A checkpoint in lines for people."""
     origin = "a published repository's file" if trained.published else "this project's format"
-    settings = ", ".join(f"{key} {value}" for key, value in trained.settings.items())
-    lines = [f"trainer   {trained.trainer} ({origin})", f"epoch     {trained.epoch}", f"settings  {settings or '?'}"]
+    lines = [f"trainer   {trained.trainer} ({origin})", f"epoch     {trained.epoch}"]
+    lines.append(f"settings  {trained.settings or '?'}")
     if trained.content.get("backbone") is not None:
         classes = trained.content.get("classnames")
         lines.append(f"backbone  {trained.content['backbone']}, {'?' if classes is None else len(classes)} classes")
@@ -236,8 +379,8 @@ def _run(args: argparse.Namespace) -> None:
         print(_describe(read_trained(args.file, args.trainer)))
     else:
         trained = convert(args.old, args.new, args.trainer)
-        text = f"Wrote {args.new}: {trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors"
-        print(printable(text))
+        what = f"{trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors"
+        print(printable(f"Wrote {args.new}: {what}"))
 
 
 if __name__ == "__main__":

@@ -21,21 +21,14 @@ from prompting.towers.vision import is_vit
 
 @dataclass(frozen=True)
 class TowerSizes:
-    """The widths and depths a prompt learner needs, read from the model.
-
-    Attributes:
-        text_width, vision_width: width of the towers' tokens; ``vision_width`` is 0 for a ResNet.
-        text_layers, vision_layers: number of layers; 0 for a ResNet.
-        context_length: positions of the text tower.
-        embed_dim: width of the joint feature space.
-    """
+    """The widths and depths a prompt learner needs, read from the model; a ResNet's are 0."""
 
     text_width: int
     vision_width: int
     text_layers: int
     vision_layers: int
-    context_length: int
-    embed_dim: int
+    context_length: int  # positions of the text tower
+    embed_dim: int  # width of the joint feature space
 
     @classmethod
     def of(cls, clip_model: nn.Module) -> TowerSizes:
@@ -52,13 +45,7 @@ class TowerSizes:
 
 
 class PromptLearner(nn.Module):
-    """Base class of prompt learners.
-
-    Args:
-        sizes: of the towers.
-        n_ctx: number of learned context vectors in the text; 0 for none.
-        words: the context in words, "" for none.
-    """
+    """Base class of prompt learners with ``n_ctx`` learned context vectors in the text, which start as ``words``."""
 
     def __init__(self, sizes: TowerSizes, n_ctx: int, words: str = "") -> None:
         super().__init__()
@@ -108,9 +95,9 @@ class PromptLearner(nn.Module):
         return {}
 
 
-def normal_parameter(*shape: int, std: float = 0.02, generator: torch.Generator | None = None) -> nn.Parameter:
-    """A float32 parameter drawn from N(0, std^2) with a local generator."""
-    return nn.Parameter(torch.empty(shape).normal_(std=std, generator=generator))
+def normal_parameter(*shape: int, generator: torch.Generator | None = None) -> nn.Parameter:
+    """A float32 parameter drawn from N(0, 0.02^2) with a local generator."""
+    return nn.Parameter(torch.empty(shape).normal_(std=0.02, generator=generator))
 
 
 def linear_layer(n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Linear:
@@ -139,11 +126,7 @@ def context_parameter(
 ) -> nn.Parameter:
     """Context vectors that start as the embeddings of the first ``n_ctx`` tokens of ``words``, else as N(0, 0.02^2).
 
-    Returns:
-        (n_ctx, text_width), float32.
-
-    Raises:
-        ValueError: when the words have fewer tokens than vectors are wanted.
+    They are (n_ctx, text_width), float32; a ValueError where the words have fewer tokens than vectors are wanted.
     """
     weight = clip_model.token_embedding.weight
     if not words:

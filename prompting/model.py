@@ -33,24 +33,14 @@ MAX_SHOWN = 5  # names in a message
 
 @dataclass(frozen=True)
 class Precision:
-    """How a run computes. Trainable parameters are float32 in every precision.
+    """How a run computes. Trainable parameters are float32 in every precision."""
 
-    Attributes:
-        name: one of ``PRECISIONS``: how it computes.
-        asked: one of ``PRECISIONS``: what the configuration says.
-        weights_dtype: type that the frozen towers' matrices are rounded to when they are read.
-        tower_dtype: type that they are kept in.
-        autocast_dtype: type that autocast computes in, ``None`` without autocast.
-        needs_scaler: whether gradients need loss scaling: half-precision activations under or without autocast
-            underflow, bfloat16 does not.
-    """
-
-    name: str
-    asked: str
-    weights_dtype: torch.dtype
-    tower_dtype: torch.dtype
-    autocast_dtype: torch.dtype | None
-    needs_scaler: bool
+    name: str  # one of PRECISIONS: how it computes
+    asked: str  # one of PRECISIONS: what the configuration says
+    weights_dtype: torch.dtype  # that the frozen towers' matrices are rounded to when they are read
+    tower_dtype: torch.dtype  # that they are kept in
+    autocast_dtype: torch.dtype | None  # None: without autocast
+    needs_scaler: bool  # of the loss: half-precision activations under autocast underflow, bfloat16 does not
 
     def __str__(self) -> str:
         """What is computed and, where that is something else, what was asked for."""
@@ -64,18 +54,11 @@ class Precision:
 
 
 def resolve_precision(name: str, device: torch.device | str, cpu_half: bool = False) -> Precision:
-    """Precision for a config value and a device.
+    """Precision for a config value and a device; a ValueError for an unknown name.
 
     ``amp`` is float16 autocast with loss scaling. On a CPU, where half precision takes many times as long as fp32,
-    ``fp16`` and ``amp`` compute in fp32; the weights of ``fp16`` are float16's values all the same.
-
-    Args:
-        name: one of ``PRECISIONS``.
-        device: that computes.
-        cpu_half: compute in half precision on a CPU too; ``amp`` is bfloat16 autocast there.
-
-    Raises:
-        ValueError: for an unknown name, listing the choices.
+    ``fp16`` and ``amp`` compute in fp32; the weights of ``fp16`` are float16's values all the same. With ``cpu_half``
+    a CPU computes in half precision too; ``amp`` is bfloat16 autocast there.
     """
     if name not in PRECISIONS:
         raise ValueError(f"PREC {name!r}: choose one of {', '.join(PRECISIONS)}")
@@ -89,29 +72,15 @@ def resolve_precision(name: str, device: torch.device | str, cpu_half: bool = Fa
 
 @dataclass(frozen=True)
 class Output:
-    """What a forward pass yields.
+    """What a forward pass yields, float32; the features are L2-normalised."""
 
-    Attributes:
-        logits: logit_scale * cosine similarity, (batch, n_cls), float32.
-        image_features: L2-normalised, (batch, embed_dim), float32.
-        text_features: L2-normalised, (n_cls, embed_dim), or (batch, n_cls, embed_dim) where texts vary per image.
-    """
-
-    logits: Tensor
-    image_features: Tensor
-    text_features: Tensor
+    logits: Tensor  # logit_scale * cosine similarity, (batch, n_cls)
+    image_features: Tensor  # (batch, embed_dim)
+    text_features: Tensor  # (n_cls, embed_dim), or (batch, n_cls, embed_dim) where texts vary per image
 
 
 class PromptedCLIP(nn.Module):
-    """Classifier over prompted features: ``logit_scale * cos(image, text)``.
-
-    Args:
-        clip_model: frozen CLIP with OpenAI's attribute layout.
-        prompt_learner: the trainable part.
-        classnames: the classes to tell apart; :meth:`set_classes` changes them.
-        precision: how the towers compute.
-        path: "fast", or "plain" for the reference implementation.
-    """
+    """Classifier over a frozen CLIP's prompted features: ``logit_scale * cos(image, text)``; path: one of ``PATHS``."""
 
     def __init__(
         self,
@@ -205,11 +174,7 @@ class PromptedCLIP(nn.Module):
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Watch]:
-        """Compute the text features once and use them for every batch inside; exact, since nothing trains there.
-
-        Raises:
-            FloatingPointError: a text feature is infinite or NaN.
-        """
+        """Compute the text features once for every batch inside; a FloatingPointError where one is infinite or NaN."""
         self._watch = Watch(self.classnames)
         if not self.prompt_learner.varies_per_image:
             with torch.no_grad():
@@ -223,24 +188,16 @@ class PromptedCLIP(nn.Module):
 
 
 class Watch:
-    """Notes which logits are not finite and which features have norm zero, without waiting for a GPU at every batch.
-
-    Attributes:
-        zero_classes: names of the classes whose text feature has norm zero, as far as :meth:`heed` was asked.
-    """
+    """Notes which logits are not finite and which features have norm zero, without waiting for a GPU at every batch."""
 
     def __init__(self, classnames: Sequence[str]) -> None:
         self.classnames = classnames
-        self.zero_classes: list[str] = []
+        self.zero_classes: list[str] = []  # whose text feature has norm zero, as far as heed() was asked
         self._images: list[Tensor] = []  # per batch, (2, batch): logits not finite, feature of norm zero
         self._texts: list[Tensor] = []  # per batch whose texts are its own, (n_cls,): feature of norm zero
 
     def see_text(self, text: Tensor) -> None:
-        """Look at the text features that serve all batches, (n_cls, dim).
-
-        Raises:
-            FloatingPointError: one is infinite or NaN; the classes are named.
-        """
+        """Look at (n_cls, dim) features that serve all batches; a FloatingPointError names infinite and NaN ones."""
         broken, zero = torch.stack([~text.isfinite().all(dim=-1), ~text.any(dim=-1)]).tolist()
         if any(broken):
             classes = shown(_chosen(self.classnames, broken))
@@ -256,11 +213,8 @@ class Watch:
     def heed(self, names: Sequence[str]) -> list[str]:
         """Names of the images whose feature has norm zero, of those seen since the last call.
 
-        Args:
-            names: of these images, in order; if there are more or fewer, positions stand in for them.
-
-        Raises:
-            FloatingPointError: the logits of one are infinite or NaN; the images are named.
+        ``names`` are all these images', in order; if there are more or fewer, positions stand in for them. A
+        FloatingPointError names the images whose logits are infinite or NaN.
         """
         if not self._images:
             return []
@@ -292,10 +246,7 @@ def _chosen(names: Sequence[str], flags: Sequence[bool]) -> list[str]:
 def template_features(
     encoder: TextEncoder, classnames: Sequence[str], templates: Sequence[str], precision: Precision
 ) -> Tensor:
-    """Frozen text features of every template, with one "{}", and class, (n_templates, n_cls, embed_dim).
-
-    They are float32 and not normalised.
-    """
+    """Frozen text features of every template and class, (n_templates, n_cls, embed_dim), float32, not normalised."""
     names = [clean_name(name) for name in classnames]
     features = [sentence_features(encoder, [t.format(name) for name in names], names, precision) for t in templates]
     return torch.stack(features)

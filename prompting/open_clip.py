@@ -29,13 +29,7 @@ _TAKEN = (
 
 
 def load_open_clip(name: str) -> nn.Module:
-    """Build an open_clip model and translate it.
-
-    Args:
-        name: "ARCH/TAG", "ARCH/PATH" or "ARCH/".
-
-    Returns:
-        ``clip.model.CLIP``, float32, on the CPU, with equal features.
+    """``clip.model.CLIP`` with the features of open_clip's "ARCH/TAG", "ARCH/PATH" or "ARCH/", float32, on the CPU.
 
     Raises:
         BackboneError: when the package is missing, the name is unknown, the weights cannot be had, or the
@@ -94,15 +88,7 @@ def load_open_clip(name: str) -> nn.Module:
 
 
 def from_open_clip(model: nn.Module, source: str) -> nn.Module:
-    """Translate an open_clip model.
-
-    Args:
-        model: ``open_clip.model.CLIP`` or ``CustomTextCLIP``.
-        source: name that errors and warnings mention.
-
-    Raises:
-        BackboneError: naming the part of the architecture that OpenAI's layout does not have.
-    """
+    """Translate a ``CLIP`` or ``CustomTextCLIP``; a BackboneError names what OpenAI's layout does not have."""
     visual, text = model.visual, getattr(model, "text", model)
     obstacle = _obstacle(model, visual, text)
     if obstacle:

@@ -15,17 +15,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class AttentionMass:
-    """How much attention a layer pays to the prompt tokens that arrive at it.
+    """How much attention a layer pays to the arriving prompt tokens; uniform attention has ``mass == 1 / n_keys``."""
 
-    Attributes:
-        mass: attention probability per prompt token, mean over heads and query rows, detached;
-            shape (n, n_prompts) with one row per image (vision) or per class (text).
-        n_keys: number of keys the reading row can see, (n, 1) or the same for all. Uniform attention has
-            ``mass == 1 / n_keys``.
-    """
-
-    mass: Tensor
-    n_keys: Tensor | int
+    mass: Tensor  # probability per prompt, mean over heads and query rows, detached; (images or classes, n_prompts)
+    n_keys: Tensor | int  # number of keys that the reading row can see, (n, 1) or the same for all
 
     def relative(self) -> Tensor:
         """Mass relative to uniform attention: 1.0 where the layer does not prefer the token, shape (n, n_prompts)."""
@@ -50,7 +43,6 @@ class GatedPrompt:
 
     @property
     def n_prompts(self) -> int:
-        """Number of tokens."""
         return self.own.shape[-2]
 
     def mix(self, attention: AttentionMass) -> Tensor:
@@ -124,11 +116,7 @@ class Prompts:
 
 
 def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str) -> None:
-    """Refuse deep prompts at layers that the tower does not have.
-
-    Raises:
-        ValueError: for a layer outside 1 .. n_layers - 1 (layer 0 takes the context or the vision tokens).
-    """
+    """Refuse deep prompts outside layers 1 .. n_layers - 1; layer 0 takes the context or the vision tokens."""
     for layer in deep:
         if not 1 <= layer < n_layers:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 Nothing in a file is run: an archive's tensors are read past its code, a state dict weights-only. Every width, depth,
 patch and image size is read from the tensors. In this order: files of tensors, OpenAI's TorchScript archives, bundled
-checkpoints, the model, fingerprints.
+checkpoints, the model.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import inspect
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,7 @@ def read_weights(path: Path) -> Any:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """State dict of a checkpoint file: OpenAI's JIT archive, or a saved state dict (alone or under "state_dict").
-
-    Raises:
-        BackboneError: naming a file that is neither.
-    """
+    """State dict of OpenAI's JIT archive or of a saved one (alone or under "state_dict"); else a BackboneError."""
     if path.is_dir() or path.suffix == ".safetensors":
         raise BackboneError(f"{path} is in the layout of Hugging Face's transformers, or of safetensors: {_CURE}")
     try:
@@ -116,17 +112,10 @@ def torchscript_state_dict(path: Path) -> dict[str, Tensor]:
             raise ValueError("it holds no module")
         names: dict[tuple[str, str], set[str]] = {}  # type -> which attributes are parameters and buffers
         for entry in archive.namelist():
-            place = re.fullmatch(rf"[^/]+/code/({CODE}(?:/\w+)*|{CODE})\.py", entry)
-            if place:
+            if place := re.fullmatch(rf"[^/]+/code/({CODE}(?:/\w+)*)\.py", entry):
                 for kind, *lists in WEIGHTS.findall(archive.read(entry).decode("utf-8")):
                     names[place[1].replace("/", "."), kind] = set(re.findall(r'"([^"]+)"', ", ".join(lists)))
-    weights = dict(_named_weights(module, names))
-    check_tensors(weights)
-    return weights
-
-
-def _named_weights(module: ScriptModule, names: Mapping[tuple[str, str], set[str]]) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers of a module and those in it."""
+    weights: dict[str, Tensor] = {}
     pending, visited = [("", module)], 0
     while pending:
         prefix, module = pending.pop()
@@ -139,7 +128,9 @@ def _named_weights(module: ScriptModule, names: Mapping[tuple[str, str], set[str
             if isinstance(value, ScriptModule):
                 pending.append((f"{prefix}{name}.", value))
             elif isinstance(value, Tensor) and name in names[module.kind]:
-                yield f"{prefix}{name}", value
+                weights[f"{prefix}{name}"] = value
+    check_tensors(weights)
+    return weights
 
 
 # Bundled checkpoints. A small CLIP is mostly token embedding, and most of that is words it never saw. The file
@@ -157,11 +148,7 @@ def bundled_names() -> list[str]:
 
 
 def load_bundled_state_dict(name: str) -> dict[str, Tensor]:
-    """State dict of a bundled CLIP, fp32, with the full (vocabulary, width) token embedding.
-
-    Raises:
-        BackboneError: no checkpoint has that name, or its file is damaged.
-    """
+    """State dict of a bundled CLIP, fp32, with the full (vocabulary, width) token embedding; else a BackboneError."""
     if name not in bundled_names():
         raise BackboneError(f"no bundled model is called {name!r}; choose from: {', '.join(bundled_names()) or 'none'}")
     return read_bundled(ASSETS / f"{name}.pt")
@@ -210,11 +197,7 @@ NO_PROMPTS = {"trainer": "CoOp", "vision_depth": 0, "language_depth": 0, "vision
 
 
 def model_from_state_dict(state_dict: Mapping[str, Tensor], source: str) -> nn.Module:
-    """Build OpenAI's CLIP from a state dict in its layout, float32, on the CPU; ``source`` is for errors.
-
-    Raises:
-        BackboneError: when the tensors are not a CLIP's, naming those that do not fit.
-    """
+    """OpenAI's CLIP from a state dict in its layout, float32, on the CPU; a BackboneError names what does not fit."""
     weights = {name: value for name, value in state_dict.items() if name not in NOT_WEIGHTS}
     return fill(empty_clip(clip_sizes(weights, source)), weights, source)
 
@@ -284,9 +267,6 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Mod
     for block in model.transformer.resblocks:
         block.attn_mask = model.build_attention_mask()  # no weight, so not in the file
     return model.eval()
-
-
-# Fingerprints
 
 
 def tensors_digest(tensors: Mapping[str, Tensor]) -> str:

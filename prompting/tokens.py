@@ -25,19 +25,12 @@ class PromptTooLongError(ValueError):
 
 @dataclass(frozen=True, eq=False)  # compared and hashed by identity: encoders keep what they derive from it
 class PromptLayout:
-    """Tokens of every class and the positions that context vectors take.
-
-    Attributes:
-        classnames: as given.
-        tokens: (n_cls, longest) token ids, [SOS] first, zero after [EOT]; a placeholder at learned positions.
-        context: (n_cls, longest) index of the context vector at a position, -1 where the word stays.
-        lengths: (n_cls,) number of tokens from [SOS] to [EOT], both counted.
-    """
+    """Tokens of every class and the positions that context vectors take."""
 
     classnames: tuple[str, ...]
-    tokens: Tensor
-    context: Tensor
-    lengths: Tensor
+    tokens: Tensor  # (n_cls, longest) token ids, [SOS] first, zero after [EOT]; a placeholder at learned positions
+    context: Tensor  # (n_cls, longest) index of the context vector at a position, -1 where the word stays
+    lengths: Tensor  # (n_cls,) number of tokens from [SOS] to [EOT], both counted
 
     @property
     def n_classes(self) -> int:
@@ -78,9 +71,7 @@ def layout_with_context(
     """Layout "[context] {class}." whose first ``n_ctx`` context tokens are learned.
 
     Args:
-        classnames: one text each.
         context_length: positions of the text tower (77).
-        n_ctx: number of learned context vectors.
         words: the context in words; tokens beyond the first ``n_ctx`` stay words (MaPLe: two learned, "of a" kept).
             Empty: ``n_ctx`` placeholders.
         position: where the class name stands: "end", "middle" (between the halves of the context) or "front".
@@ -120,9 +111,8 @@ def _stack(rows: list[list[tuple[int, int]]], classnames: Sequence[str], context
                 f"the prompt of class {name!r} has {len(row)} tokens, the text tower takes {context_length}: "
                 "use fewer context tokens (N_CTX), a shorter CTX_INIT or a shorter class name"
             )
-    longest = max(len(row) for row in rows)
-    padded = torch.tensor([row + [(0, -1)] * (longest - len(row)) for row in rows])  # (n_cls, longest, 2)
     lengths = torch.tensor([len(row) for row in rows])
+    padded = torch.tensor([row + [(0, -1)] * (int(lengths.max()) - len(row)) for row in rows])  # (n_cls, longest, 2)
     return PromptLayout(tuple(classnames), padded[..., 0].contiguous(), padded[..., 1].contiguous(), lengths)
 
 
@@ -143,9 +133,7 @@ def check_names(names: Sequence[str], places: Sequence[str] = (), source: str = 
     """Refuse class names that cannot be prompts of their own.
 
     Args:
-        names: of all classes.
-        places: where each name stands in the source, for errors; by default its number.
-        source: the file or folder that they come from, for errors.
+        places: where each name stands in ``source``, a file or folder, for errors; by default its number.
         published: of a published data set, whose names are what they are: two that give the same prompt are said in the
             log, not refused.
 

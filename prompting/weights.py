@@ -29,16 +29,14 @@ BUNDLED_PREFIX = "bundled:"
 
 
 def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
-    """Load a CLIP with all parameters frozen, in eval mode.
+    """Load a CLIP with all parameters frozen, in eval mode, as ``clip.model.CLIP``.
+
+    Its attribute ``weights_sha256`` tells two models of one name apart, whatever the dtype.
 
     Args:
         name_or_path: an OpenAI name (``clip.available_models()``: "ViT-B/16", "RN50" ...), the path of a ``.pt`` file
             (OpenAI's JIT archive or a state dict in its layout), "open_clip:ARCH/TAG", or "bundled:tiny_clip".
-        device: where the model goes.
         dtype: type of the towers' matrices; LayerNorms and embeddings stay float32.
-
-    Returns:
-        ``clip.model.CLIP``. Its attribute ``weights_sha256`` tells two models of one name apart, whatever the dtype.
 
     Raises:
         BackboneError: for an unknown name, a missing or damaged file, or when OpenAI's server cannot be reached.

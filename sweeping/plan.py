@@ -591,7 +591,7 @@ def check_pairs(pairs: Sequence[str]) -> None:
     from extras.trackers import check_trackers
     from prompting.tokens import check_template
     from results import evaluate, features, rundir  # noqa: F401
-    from trainers.checks import RANGES
+    from trainers.base import RANGES
 
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         cfg = get_cfg_default()

@@ -13,7 +13,7 @@ import torch
 from prompting.state_dict import load_bundled_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = ("bmip", "base", "checks", "objectives", "step")
+FILES = ("bmip", "base", "objectives", "step")
 TRAINER_FILES = [f"trainers/{name}.py" for name in FILES]
 ROOMS = ("prompting", "common")
 COPIED = [

@@ -7,8 +7,6 @@ checkout that runs on upstream Dassl.
 
 from __future__ import annotations
 
-import contextlib
-import os.path as osp
 import re
 from pathlib import Path
 from typing import Any
@@ -21,19 +19,32 @@ from dassl.config import cfg_default
 from dassl.data import DataManager
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
-from prompting import Precision, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
+from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.checkpoint import CheckpointError, load_trained, read_initial, read_trained
-from prompting.model import MAX_SHOWN, Watch, shown
+from prompting.model import MAX_SHOWN, shown
 from prompting.state_dict import file_sha256
 from prompting.towers.linear import BACKENDS, CHOOSER, set_linear_backend
 from prompting.weights import is_resnet_name
-from trainers.checks import RANGES, check_choice, check_lengths, check_ranges, declare_ranges, memory_advice
 from trainers.objectives import CrossEntropy, Objective
-from trainers.step import Steps, redefines
+from trainers.step import Steps, memory_advice, redefines
 
 MODEL_NAME = "prompt_learner"
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
 CHECKPOINT_FOLDERS = (MODEL_NAME, "MultiModalPromptLearner", "VLPromptLearner")
+# What keys may hold, by dotted key: (least, most) of a number, or the names to choose from.
+RANGES: dict[str, tuple[Any, ...]] = {}
+# Of the keys that methods share, by name; a method that means another range says so beside its defaults. How many
+# layers and tokens fit is the backbone's to say.
+COMMON_RANGES = {
+    "PREC": PRECISIONS,
+    "N_CTX": (1, 1000),
+    "N_CTX_TEXT": (0, 1000),
+    "N_CTX_VISION": (0, 1000),
+    "PROMPT_DEPTH": (0, 1000),
+    "PROMPT_DEPTH_TEXT": (0, 1000),
+    "PROMPT_DEPTH_VISION": (0, 1000),
+}
+WEIGHT = (0, 10**6)  # of a term of a loss
 
 
 def add_trainer_config(name: str, ranges: dict[str, tuple[Any, ...]] | None = None, **defaults: Any) -> None:
@@ -42,14 +53,12 @@ def add_trainer_config(name: str, ranges: dict[str, tuple[Any, ...]] | None = No
     Called when a trainer's module is imported, before ``get_cfg_default()`` hands out copies; so a method owns its
     settings, and one import line is all that another repository's train.py needs.
 
-    Args:
-        name: of the node.
-        ranges: by key, (least, most) of a number or the names to choose from; a key without any takes all values of
-            its default's kind.
-        **defaults: the keys.
+    ``ranges`` are, by key, (least, most) of a number or the names to choose from; a key without any takes all values of
+    its default's kind.
     """
     cfg_default.TRAINER[name] = CfgNode(defaults)
-    declare_ranges(name, cfg_default.TRAINER[name], ranges or {})
+    ranges = {key: COMMON_RANGES[key] for key in defaults if key in COMMON_RANGES} | (ranges or {})
+    RANGES.update({f"TRAINER.{name}.{key}": allowed for key, allowed in ranges.items()})
 
 
 if "INIT_SEED" not in cfg_default.MODEL:
@@ -69,21 +78,13 @@ if "CHECKPOINT_ACTIVATIONS" not in cfg_default.TRAIN:
 
 
 class PromptTrainer(Steps, TrainerX):
-    """Base of all prompt-learning trainers.
+    """Base of all prompt-learning trainers."""
 
-    Attributes:
-        node: name of the method's config node, ``cfg.TRAINER.<node>``.
-        needs_vit: whether the method puts tokens into the image tower.
-        n_views: augmented views of each training image that the method compares.
-        needs_training: whether there is anything to train (zero-shot CLIP has nothing).
-        path: which implementation of the towers runs; "plain" is for tests and benchmarks.
-    """
-
-    node: str
-    needs_vit = False
-    n_views = 1
-    needs_training = True
-    path = "fast"
+    node: str  # name of the method's config node, cfg.TRAINER.<node>
+    needs_vit = False  # whether the method puts tokens into the image tower
+    n_views = 1  # augmented views of each training image that the method compares
+    needs_training = True  # whether there is anything to train (zero-shot CLIP has nothing)
+    path = "fast"  # which implementation of the towers runs; "plain" is for tests and benchmarks
 
     @property
     def settings(self) -> CfgNode:
@@ -103,9 +104,8 @@ class PromptTrainer(Steps, TrainerX):
         reused by any run with the same backbone and images, those that follow from the prompts for any class list.
         A method that classifies in its own way, not from ``model.image_features``, gets "batch": nothing is reused.
         """
-        if redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):
-            return "batch"
-        if redefines(self.model, PromptedCLIP, "forward", "outputs", "image_features"):
+        redefined = redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test")
+        if redefined or redefines(self.model, PromptedCLIP, "forward", "outputs", "image_features"):
             return "batch"
         return self.model.prompt_learner.image_features_follow
 
@@ -135,16 +135,6 @@ class PromptTrainer(Steps, TrainerX):
         model = load_clip(self.cfg.MODEL.BACKBONE.NAME, "cpu", self.precision.weights_dtype)
         return model.float() if self.precision.tower_dtype == torch.float32 else model
 
-    def choose_precision(self) -> Precision:
-        """How this run computes; says so where that is not what the configuration asks for."""
-        precision = resolve_precision(self.settings.PREC, self.device, self.cfg.TRAIN.CPU_HALF)
-        if precision.name != precision.asked:
-            print(
-                f"PREC {precision.asked} is computed in {precision.name} on a CPU, where half precision takes many "
-                "times as long (TRAIN.CPU_HALF True computes in it)"
-            )
-        return precision
-
     # Dassl's hooks
 
     def check_cfg(self, cfg: CfgNode) -> None:
@@ -169,11 +159,8 @@ class PromptTrainer(Steps, TrainerX):
         """Load the frozen CLIP, build learner, objective, optimiser and schedule, and register the learner."""
         cfg = self.cfg
         self.gates: list[dict[str, float]] = []  # per epoch, weight of the own prompt by "tower/layer"
-        self.precision = self.choose_precision()
         set_linear_backend(cfg.TRAIN.FROZEN_LINEAR)
-        print(f"Loading CLIP (backbone: {cfg.MODEL.BACKBONE.NAME})")
-        clip_model = self.load_backbone()
-        self._check_backbone(clip_model)
+        clip_model = self.load_checked_backbone()
         generator = torch.Generator()  # of the prompts' initial values
         seed = cfg.MODEL.INIT_SEED if cfg.MODEL.INIT_SEED >= 0 else cfg.SEED
         generator.manual_seed(seed) if seed >= 0 else generator.seed()
@@ -188,10 +175,10 @@ class PromptTrainer(Steps, TrainerX):
         if path := cfg.MODEL.INIT_WEIGHTS:  # all of the learner's tensors, or none and an error
             tensors, sha256 = read_initial(path, type(self).__name__), file_sha256(path)
             load_trained(learner, tensors, path)
-            taken = {"file": str(path), "sha256": sha256, "tensors": sorted(tensors)}
+            names = sorted(tensors)
+            taken = {"file": str(path), "sha256": sha256, "tensors": names}
             self.notes = {**getattr(self, "notes", {}), "init_weights": taken}
-            names = ", ".join(sorted(tensors))
-            print(f"Initial weights from {path} (sha256 {sha256}): {len(tensors)} tensors, {names}")
+            print(f"Initial weights from {path} (sha256 {sha256}): {len(names)} tensors, {', '.join(names)}")
         self.optim = build_optimizer(learner, cfg.OPTIM)
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model(MODEL_NAME, learner, self.optim, self.sched)
@@ -207,14 +194,12 @@ class PromptTrainer(Steps, TrainerX):
                 f"{self.cfg.DATASET.NAME} has test images only: train on another data set (ImageNet) and evaluate here "
                 "with --eval-only --model-dir RUN"
             )
-        with self._memory_advice(training=True):
+        with memory_advice(self.cfg, self.node, self.device, self.num_classes, training=True):
             super().train()
 
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         """One optimisation step; returns loss, its terms and the training accuracy."""
-        images, labels = self.parse_batch_train(batch)
-        step = self.step if self.device_step is None else self.device_step
-        summary = step(images, labels)
+        summary = (self.device_step or self.step)(*self.parse_batch_train(batch))
         if (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
         return summary
@@ -226,8 +211,7 @@ class PromptTrainer(Steps, TrainerX):
 
     def after_epoch(self) -> None:
         """Keep the gates' weights of this epoch, for the log and results.json; then as Dassl does."""
-        values = self.model.prompt_learner.gate_values()
-        if values:
+        if values := self.model.prompt_learner.gate_values():
             self.gates.append({"epoch": self.epoch + 1, **values})
         for name, value in values.items():
             self.write_scalar(f"gate/{name}", value, self.epoch)
@@ -255,27 +239,22 @@ class PromptTrainer(Steps, TrainerX):
     def test(self, split: str | None = None) -> float:
         """Evaluate as Dassl does, with the text features computed once."""
         self.evaluating = split or self.cfg.TEST.SPLIT
-        with self._memory_advice(training=False), self.model.evaluating() as watch:
+        advice = memory_advice(self.cfg, self.node, self.device, self.num_classes, training=False)
+        with advice, self.model.evaluating() as watch:
             result = super().test(split)
-            self._heed(watch)
-        return result
-
-    def _heed(self, watch: Watch) -> None:
-        """Say which features have norm zero, for the log and results.json; logits that are not finite are an error."""
-        loader = self.val_loader if self.evaluating == "val" else self.test_loader
-        items = getattr(getattr(loader, "dataset", None), "data_source", [])
-        images = watch.heed([item.impath for item in items])
+            # Features of norm zero go to the log and results.json; logits that are not finite are an error.
+            loader = self.val_loader if self.evaluating == "val" else self.test_loader
+            items = getattr(getattr(loader, "dataset", None), "data_source", [])
+            images = watch.heed([item.impath for item in items])
         if images or watch.zero_classes:
             name = "val" if self.evaluating == "val" else self._class_split
-            self.zero_norm[name] = {
-                "images": len(images),
-                "first_images": images[:MAX_SHOWN],
-                "classes": list(watch.zero_classes),
-            }
+            first, classes = images[:MAX_SHOWN], list(watch.zero_classes)
+            self.zero_norm[name] = {"images": len(images), "first_images": first, "classes": classes}
             print(
                 f"Features of norm zero, which are like nothing: {len(images)} images ({shown(images) or 'none'}), "
-                f"{len(watch.zero_classes)} classes ({shown(watch.zero_classes) or 'none'})"
+                f"{len(classes)} classes ({shown(classes) or 'none'})"
             )
+        return result
 
     def checkpoint_extra(self, name: str) -> dict[str, Any]:
         """What a checkpoint says about itself, beside the trained tensors."""
@@ -287,14 +266,10 @@ class PromptTrainer(Steps, TrainerX):
         }
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load trained prompts from the folder of a run, by this project or by the method's published code.
-
-        Args:
-            directory: the run's output folder; nothing is loaded when it is empty.
-            epoch: which epoch's checkpoint; by default the best on validation if there is one, else the last.
+        """Load trained prompts from a run's folder, by this project or by the method's published code; "": none.
 
         Raises:
-            FileNotFoundError: when there is no such checkpoint, naming the path.
+            FileNotFoundError: there is no such checkpoint (by default the best on validation if there, else the last).
             CheckpointError: when it does not fit this trainer and its settings.
         """
         if not directory:
@@ -315,15 +290,10 @@ class PromptTrainer(Steps, TrainerX):
 
     # Evaluation on other classes
 
-    @property
-    def train_classnames(self) -> list[str]:
-        """Names of the classes that the run trains on, in label order."""
-        return self._train_classnames
-
     def build_data_loader(self) -> None:
         """Dassl's loaders; remembers which classes are trained on."""
         super().build_data_loader()
-        self._train_classnames = list(self.dm.dataset.classnames)
+        self.train_classnames = list(self.dm.dataset.classnames)  # in label order
         self._class_split = self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
         self._managers = {self._class_split: self.dm}
         self.zero_norm: dict[str, dict[str, Any]] = {}  # by class split, or "val": images and classes of such features
@@ -343,20 +313,27 @@ class PromptTrainer(Steps, TrainerX):
 
     # Building
 
-    def _memory_advice(self, training: bool) -> contextlib.AbstractContextManager:
-        return memory_advice(self.cfg, self.node, self.device, self.num_classes, training)
-
-    def _check_backbone(self, clip_model: nn.Module) -> None:
-        """Refuse a backbone that the method or the image size does not fit; keeps what identifies its weights."""
+    def load_checked_backbone(self) -> nn.Module:
+        """The backbone in this run's precision; refused where it does not fit the method or the image size."""
+        cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
+        self.precision = resolve_precision(self.settings.PREC, self.device, cfg.TRAIN.CPU_HALF)
+        if self.precision.name != self.precision.asked:
+            print(
+                f"PREC {self.precision.asked} is computed in {self.precision.name} on a CPU, where half precision "
+                "takes many times as long (TRAIN.CPU_HALF True computes in it)"
+            )
+        print(f"Loading CLIP (backbone: {name})")
+        clip_model = self.load_backbone()
         self.backbone_sha256 = getattr(clip_model, "weights_sha256", None)
         if self.needs_vit and TowerSizes.of(clip_model).vision_layers == 0:
-            raise ValueError(self._no_resnet(self.cfg))
-        resolution, size = clip_model.visual.input_resolution, tuple(self.cfg.INPUT.SIZE)
+            raise ValueError(self._no_resnet(cfg))
+        resolution, size = clip_model.visual.input_resolution, tuple(cfg.INPUT.SIZE)
         if size != (resolution, resolution):
             raise ValueError(
-                f"INPUT.SIZE is {size}, but {self.cfg.MODEL.BACKBONE.NAME} takes images of "
-                f"{resolution}x{resolution} pixels: set INPUT.SIZE to ({resolution}, {resolution})"
+                f"INPUT.SIZE is {size}, but {name} takes images of {resolution}x{resolution} pixels: "
+                f"set INPUT.SIZE to ({resolution}, {resolution})"
             )
+        return clip_model
 
     def _no_resnet(self, cfg: CfgNode) -> str:
         return (
@@ -366,11 +343,7 @@ class PromptTrainer(Steps, TrainerX):
 
 
 def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:
-    """The checkpoint file of a run.
-
-    Args:
-        directory: the run's output folder.
-        epoch: which epoch; ``None`` for the best on validation if there is one, else the last.
+    """A run's checkpoint of an epoch; by default the best on validation if there is one, else the last.
 
     Raises:
         FileNotFoundError: naming what was looked for and which checkpoints there are.
@@ -387,8 +360,46 @@ def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:
         return found[max(found)]
     if epoch in found:
         return found[epoch]
-    wanted = osp.join(
-        str(folder), f"model.pth.tar-{epoch}" if epoch is not None else "model-best.pth.tar or model.pth.tar-*"
-    )
+    wanted = folder / (f"model.pth.tar-{epoch}" if epoch is not None else "model-best.pth.tar or model.pth.tar-*")
     there = f"epochs there: {', '.join(map(str, sorted(found)))}" if found else "no checkpoint there"
     raise FileNotFoundError(f'Model not found at "{wanted}" ({there}): give the OUTPUT_DIR of a finished run')
+
+
+# What every method refuses in the same words: a ValueError names the config key and what it may hold
+
+
+def check_ranges(node: str, settings: CfgNode) -> None:
+    """Refuse values of a method's node outside the declared ranges."""
+    for key, value in settings.items():
+        name = f"TRAINER.{node}.{key}"
+        allowed = RANGES.get(name)
+        if allowed and isinstance(allowed[0], str):
+            check_choice(name, value, allowed)
+        elif allowed and (value is None or not allowed[0] <= value <= allowed[1]):
+            raise ValueError(f"{name} is {value}: at least {allowed[0]}, at most {allowed[1]}")
+
+
+def check_depth(key: str, depth: int, sizes: TowerSizes) -> None:
+    """Refuse a prompt depth that one of the towers does not have."""
+    check_range(key, depth, 1, min(sizes.text_layers, sizes.vision_layers))
+
+
+def check_range(key: str, depth: int, least: int, most: int) -> None:
+    """Refuse a number of prompted layers outside a range."""
+    if not least <= depth <= most:
+        raise ValueError(f"{key} is {depth}, but this backbone can be prompted in {least} to {most} layers")
+
+
+def check_lengths(node: str, settings: CfgNode) -> None:
+    """Refuse numbers of prompt tokens below 1, except in a tower that is not prompted."""
+    for key, value in settings.items():
+        depth = f"PROMPT_DEPTH_{key.removeprefix('N_CTX').strip('_')}"
+        if key.startswith("N_CTX") and value < 1 and settings.get(depth) != 0:
+            instead = f"; for no tokens in that tower set {node}.{depth} 0" if depth in settings else ""
+            raise ValueError(f"{node}.{key} is {value}: at least 1 token is learned{instead}")
+
+
+def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a setting that is not one of its choices."""
+    if value not in choices:
+        raise ValueError(f"{key} {value!r}: choose one of {', '.join(choices)}")

@@ -39,8 +39,7 @@ from prompting import (
     layout_with_context,
 )
 from prompting.learner import context_parameter, equal_linear_layers, linear_layer, normal_parameter
-from trainers.base import PromptTrainer, add_trainer_config
-from trainers.checks import check_depth, check_lengths, check_ranges
+from trainers.base import PromptTrainer, add_trainer_config, check_depth, check_lengths, check_ranges
 
 GATES = ("attention", "official")
 AGGREGATORS = ("gate", "add", "mean", "joint", "own", "text_to_vision", "vision_to_text")

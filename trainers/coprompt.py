@@ -21,8 +21,7 @@ from prompting.learner import linear_layer
 from prompting.model import sentence_features, template_features
 from prompting.tokens import clean_name
 from prompting.towers.text import TextEncoder
-from trainers.base import add_trainer_config
-from trainers.checks import WEIGHT
+from trainers.base import WEIGHT, add_trainer_config
 from trainers.maple import MaPLe
 from trainers.objectives import ConsistencyGuided
 from trainers.templates import PROMPTSRC_TEMPLATES

@@ -12,8 +12,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLearner, Prompts, TextPrompts, TowerSizes, VisionPrompts
 from prompting.learner import context_parameter, normal_parameter
-from trainers.base import PromptTrainer, add_trainer_config
-from trainers.checks import check_range
+from trainers.base import PromptTrainer, add_trainer_config, check_range
 
 add_trainer_config(
     "IVLP",

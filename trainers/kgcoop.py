@@ -12,8 +12,7 @@ from dassl.engine import TRAINER_REGISTRY
 from prompting.model import ensemble, template_features
 from prompting.tokens import CLASS_TOKEN_POSITIONS
 from prompting.towers.text import TextEncoder
-from trainers.base import add_trainer_config
-from trainers.checks import WEIGHT
+from trainers.base import WEIGHT, add_trainer_config
 from trainers.coop import CoOp
 from trainers.objectives import KnowledgeGuided
 from trainers.templates import template_of

@@ -11,8 +11,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLearner, Prompts, TextPrompts, TowerSizes, VisionPrompts
 from prompting.learner import context_parameter, equal_linear_layers, linear_layer, normal_parameter
-from trainers.base import PromptTrainer, add_trainer_config
-from trainers.checks import check_depth
+from trainers.base import PromptTrainer, add_trainer_config, check_depth
 
 add_trainer_config(
     "MAPLE",

@@ -10,7 +10,7 @@ for prediction in classifier.predict(["photo.png"], classes=["cat", "dog"]):
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +29,7 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UnreadableImageError, read_image
 from prompting.model import shown
 from prompting.tokens import check_names, check_template
-from trainers.base import PromptTrainer, find_checkpoint
-from trainers.checks import RANGES
+from trainers.base import RANGES, PromptTrainer, find_checkpoint
 
 CONFIG_FILE = "config.yaml"
 UNSET = ""
@@ -38,61 +37,42 @@ UNSET = ""
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a classifier says of one image.
-
-    Attributes:
-        path: of the image.
-        ranking: (class name, probability) of the most probable classes, best first; empty for an unreadable image.
-        error: why the image could not be read; empty where it could.
-    """
+    """What a classifier says of one image."""
 
     path: str
-    ranking: list[tuple[str, float]]
-    error: str = ""
+    ranking: list[tuple[str, float]]  # (class name, probability), best first; empty for an unreadable image
+    error: str = ""  # why the image could not be read
 
 
 class WithoutData:
-    """Mixin for trainers: class names take the place of a data set, and no objective is built."""
+    """Mixin for trainers: class names take the place of a data set and its loaders, and no objective is built."""
 
     names: Sequence[str]
 
     def build_data_loader(self) -> None:
-        """Stand in for Dassl's loaders."""
         self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=list(self.names)))
         self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
         self.num_classes, self.lab2cname = len(self.names), dict(enumerate(self.names))
-        self._train_classnames = list(self.names)
+        self.train_classnames = list(self.names)
 
     def build_objective(self, clip_model: torch.nn.Module) -> None:
-        """Nothing is trained."""
+        return None
 
 
 def trainer_without_data(cfg: CfgNode, classnames: Sequence[str], **attributes: Any) -> Any:
-    """Build the trainer that ``cfg.TRAINER.NAME`` names for a class list, without its data set.
-
-    Args:
-        cfg: its configuration.
-        classnames: what to classify.
-        **attributes: class attributes to set, for example another ``load_backbone``.
-    """
+    """Build ``cfg.TRAINER.NAME`` for a class list without a data set; ``attributes`` are set on its class."""
     kind = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
     return type(kind.__name__, (WithoutData, kind), {"names": tuple(classnames), **attributes})(cfg)
 
 
 class Classifier:
-    """A frozen CLIP with trained (or hand-written) prompts.
+    """A frozen CLIP with trained (or hand-written) prompts, from what :func:`trainer_without_data` gave."""
 
-    Args:
-        trainer: built by :func:`trainer_without_data`, its weights loaded.
-        cfg: its configuration, for the test transform and ``INPUT.EXIF_ORIENTATION``.
-    """
-
-    def __init__(self, trainer: Any, cfg: CfgNode) -> None:
-        self.model = trainer.model.eval()
-        self.transform: Callable[[Image.Image], Tensor] = build_transform(cfg, is_train=False)
-        self.upright: bool = cfg.INPUT.get("EXIF_ORIENTATION", False)
-        self.shorter_edge = max(cfg.INPUT.SIZE)
-        self.device = trainer.device
+    def __init__(self, trainer: Any) -> None:
+        self.model, self.device = trainer.model.eval(), trainer.device
+        self.transform: Callable[[Image.Image], Tensor] = build_transform(trainer.cfg, is_train=False)
+        self.upright: bool = trainer.cfg.INPUT.get("EXIF_ORIENTATION", False)
+        self.shorter_edge = max(trainer.cfg.INPUT.SIZE)
 
     @property
     def classnames(self) -> tuple[str, ...]:
@@ -106,14 +86,11 @@ class Classifier:
         """Classify image files, a batch at a time.
 
         Args:
-            paths: image files.
             classes: class names to choose from; by default those that the run was trained on.
             top: how many classes to rank.
-            batch_size: images per batch.
 
         Yields:
-            One prediction per file, in order; that of a file that is no readable image has an ``error`` in place of a
-            ranking.
+            One prediction per file, in order; with an ``error`` in place of a ranking where it is no readable image.
 
         Raises:
             FloatingPointError: for logits that are not finite; the images are named.
@@ -135,31 +112,24 @@ class Classifier:
                         images[path] = self.transform(read_rgb(path, self.upright, self.shorter_edge))
                     except ValueError as error:
                         errors[path] = str(error)
-                known = dict(zip(images, self._probabilities(images.values()), strict=True))
+                known = {}
+                if images:
+                    logits = self.model(torch.stack(list(images.values())).to(self.device))
+                    known = dict(zip(images, logits.softmax(dim=1).cpu(), strict=True))
                 zero = [*watch.heed(list(images)), *watch.zero_classes]
                 if zero:
                     print(f"features of norm zero, which are like nothing: {printable(shown(zero))}", file=sys.stderr)
                 for path in some:
-                    yield Prediction(path, [], errors[path]) if path in errors else self._rank(path, known[path], top)
-
-    def _probabilities(self, images: Collection[Tensor]) -> Tensor:
-        """(images, n_cls), on the CPU."""
-        if not images:
-            return torch.empty(0, len(self.classnames))
-        return self.model(torch.stack(list(images)).to(self.device)).softmax(dim=1).cpu()
-
-    def _rank(self, path: str, probabilities: Tensor, top: int) -> Prediction:
-        values, labels = probabilities.topk(min(top, len(probabilities)))
-        names = [self.classnames[label] for label in labels.tolist()]
-        return Prediction(path, list(zip(names, values.tolist(), strict=True)))
+                    ranking = []
+                    if path in known:
+                        values, labels = known[path].topk(min(top, len(self.classnames)))
+                        names = [self.classnames[label] for label in labels.tolist()]
+                        ranking = list(zip(names, values.tolist(), strict=True))
+                    yield Prediction(path, ranking, errors.get(path, ""))
 
 
 def read_rgb(path: str | Path, exif_orientation: bool = True, shorter_edge: int = 224) -> Image.Image:
-    """Decode an image file as the loaders do (:func:`dassl.utils.read_image`), by default upright by its EXIF.
-
-    Raises:
-        ValueError: naming a file that is no complete image, has too many pixels, or is not there.
-    """
+    """Decode an image file as the loaders do, by default upright by its EXIF; a ValueError says why that cannot be."""
     try:
         return read_image(path, exif_orientation=exif_orientation, shorter_edge=shorter_edge)
     except UnreadableImageError as error:
@@ -169,12 +139,7 @@ def read_rgb(path: str | Path, exif_orientation: bool = True, shorter_edge: int 
 
 
 def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> Classifier:
-    """A classifier with the prompts of a finished run.
-
-    Args:
-        folder: the run's output folder, with its config.yaml.
-        device: "cpu" or "cuda"; by default CUDA when there is one.
-        epoch: which checkpoint; by default the best on validation if there is one, else the last.
+    """A classifier with a finished run's prompts; of an epoch, by default the best on validation, else the last.
 
     Raises:
         FileNotFoundError: when the folder is no run's.
@@ -198,25 +163,15 @@ def _run_config(path: Path) -> CfgNode:
     cfg.merge_from_other_cfg(CfgNode({node: saved[node] for node in needed if node != "DATASET"}))
     check_values(CfgNode({node: cfg[node] for node in needed if node != "DATASET"}), RANGES)
     cfg.DATASET.NAME = saved["DATASET"]["NAME"]
-    zero_shot_settings = cfg.TRAINER.ZEROSHOTCLIP
-    zero_shot_settings.TEMPLATE = zero_shot_settings.TEMPLATE or saved["DATASET"].get("TEMPLATE", "")
+    hand_written = cfg.TRAINER.ZEROSHOTCLIP
+    hand_written.TEMPLATE = hand_written.TEMPLATE or saved["DATASET"].get("TEMPLATE", "")
     return cfg
 
 
 def zero_shot(
     backbone: str, classes: Sequence[str], template: str = "a photo of a {}.", device: str = ""
 ) -> Classifier:
-    """A classifier with a hand-written prompt, nothing trained.
-
-    Args:
-        backbone: as :func:`prompting.load_clip` takes it.
-        classes: class names.
-        template: with one "{}" for the class name.
-        device: "cpu" or "cuda"; by default CUDA when there is one.
-
-    Raises:
-        ValueError: two class names give the same prompt, or one, or the template, cannot be a prompt.
-    """
+    """A classifier with a hand-written prompt; a ValueError where a class name or the template cannot be a prompt."""
     check_names(classes)
     check_template(template)
     cfg = get_cfg_default()
@@ -245,7 +200,7 @@ def _classifier(
     trainer = trainer_without_data(cfg, classes or [UNSET], load_backbone=_fitting_backbone)
     if trained:
         trainer.load_model(folder, epoch)
-    return Classifier(trainer, cfg)
+    return Classifier(trainer)
 
 
 def _fitting_backbone(trainer: Any) -> torch.nn.Module:

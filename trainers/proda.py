@@ -25,8 +25,7 @@ from prompting import (
     layout_with_context,
 )
 from prompting.learner import normal_parameter
-from trainers.base import PromptTrainer, add_trainer_config
-from trainers.checks import WEIGHT
+from trainers.base import WEIGHT, PromptTrainer, add_trainer_config
 from trainers.objectives import Loss
 
 add_trainer_config(

@@ -16,8 +16,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from prompting.model import ensemble, template_features
 from prompting.towers.text import TextEncoder
-from trainers.base import add_trainer_config
-from trainers.checks import WEIGHT
+from trainers.base import WEIGHT, add_trainer_config
 from trainers.ivlp import IVLP
 from trainers.objectives import SelfRegulating
 from trainers.templates import PROMPTSRC_TEMPLATES

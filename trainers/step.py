@@ -4,6 +4,8 @@
     amp     the same with loss scaling: a step whose scaled gradients overflow is skipped
     device  for a GPU, which the host waits for once, at the step's end; it may be replayed as one CUDA graph
 
+At the end: running out of memory.
+
 The first two ask three times whether numbers are finite before they go on. On the CPU these questions are free; a GPU
 runs dry at each. So in the third the device itself leaves the weights alone where a gradient is not finite, and the
 host hears of it together with the loss.
@@ -11,21 +13,25 @@ host hears of it together with the loss.
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from yacs.config import CfgNode
 
+from common.unpickling import reason
 from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
-from trainers.checks import is_out_of_memory
 from trainers.objectives import Loss
 
 MAX_SKIPPED_IN_A_ROW = 30  # by then the loss scale is down from 65536 to below 1e-4
 WARM_UPS = 3  # runs before recording: what is built lazily is built, as PyTorch's notes on CUDA graphs ask
+# What PyTorch's allocators say beside torch.OutOfMemoryError: on the CPU it is a RuntimeError like any other.
+ALLOCATOR_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "CUDA out of memory", "CUDA error: out of memory")
+LOST_WORKER = "is killed by signal: Killed"
 # What a step consists of in Dassl: a trainer with one of its own goes through all of them on every device.
 DASSL_HOOKS = (
     *("model_zero_grad", "model_backward", "model_update", "model_backward_and_update"),
@@ -49,13 +55,9 @@ def stacked(numbers: Sequence[Tensor]) -> Tensor:
 
 
 class Steps:
-    """Mixin for trainers with a model, an objective, an optimiser and a gradient scaler.
+    """Mixin for trainers with a model, an objective, an optimiser and a gradient scaler."""
 
-    Attributes:
-        device_step: takes the steps in place of :meth:`step`; ``None`` where Dassl's hooks do.
-    """
-
-    device_step: DeviceStep | None = None
+    device_step: DeviceStep | None = None  # takes the steps in place of step(); None where Dassl's hooks do
 
     def step(self, images: Tensor | list[Tensor], labels: Tensor) -> dict[str, float]:
         """Forward, backward and optimiser step in fp32 or, with a scaler, amp; on CUDA :class:`DeviceStep` does it."""
@@ -78,11 +80,7 @@ class Steps:
         self.count_skipped(self.scaler.get_scale() < scale)
 
     def count_skipped(self, skipped: bool) -> None:
-        """Count a step that the scaler skipped: a few are how it finds its scale, many in a row are no overflow.
-
-        Raises:
-            FloatingPointError: these are many.
-        """
+        """Count a step that the scaler skipped: a few are how it finds its scale, many in a row an error."""
         if not skipped:
             self._skipped_in_a_row = 0
             return
@@ -99,17 +97,12 @@ class Steps:
         return self.where() if hasattr(self, "where") else f"epoch {self.epoch + 1}"
 
     def build_device_step(self) -> DeviceStep | None:
-        """The step that lets a GPU go on without the host; ``None`` where the ordinary one is wanted.
-
-        Raises:
-            ValueError: TRAIN.CUDA_GRAPH for a method whose step cannot be recorded.
-        """
+        """The step that lets a GPU go on without the host, if wanted; a ValueError where CUDA_GRAPH cannot be had."""
         redefined = redefines(self, Steps, "step", "scaled_update") or redefines(self, TrainerX, *DASSL_HOOKS)
         if self.cfg.TRAIN.CUDA_GRAPH:
-            reason = "has a training step of its own" if redefined else None
-            if not getattr(self.objective, "recordable", False):
-                reason = "does other operations at every step"
-            if reason is not None:
+            recordable = getattr(self.objective, "recordable", False)
+            if redefined or not recordable:
+                reason = "has a training step of its own" if recordable else "does other operations at every step"
                 raise ValueError(f"TRAIN.CUDA_GRAPH True: {type(self).__name__} {reason}; set it to False")
         if self.device.type != "cuda" or redefined or self.path != "fast":
             return None
@@ -117,14 +110,10 @@ class Steps:
 
 
 class DeviceStep:
-    """One optimisation step on a GPU.
+    """One optimisation step on a GPU, recorded and replayed from then on where there is a ``recorder``.
 
     The optimiser's step stays outside of the graph, since the schedule changes its learning rate; a fused optimiser is
     a handful of kernels.
-
-    Args:
-        trainer: a built :class:`trainers.base.PromptTrainer`.
-        recorder: records the step, which is replayed from then on; ``None``: its operations are launched one by one.
     """
 
     def __init__(self, trainer: Any, recorder: Recorder | None = None) -> None:
@@ -137,31 +126,52 @@ class DeviceStep:
         self.draws = hasattr(trainer.objective, "draw")
         self.value_names: list[str] = []
         self.gradient_names: list[str] = []
-        self.recorded = None if recorder is None else RecordedFunction(self._compute, self._reads, recorder)
+        self.recorded: RecordedFunction | None = None
+        if recorder is not None:
+            self.recorded = RecordedFunction(  # class list and frozen text features may be replaced between steps
+                self._compute, lambda: (trainer.model.layout, trainer.model._cached_text), recorder
+            )
 
     def __call__(self, images: Tensor | list[Tensor], labels: Tensor) -> dict[str, float]:
-        """Take a step.
+        """Take a step; returns the loss, its terms and the training accuracy.
 
-        Args:
-            images: (batch, 3, height, width), or a list of several views of them; or image features.
-            labels: (batch,).
-
-        Returns:
-            The loss, its terms and the training accuracy.
+        The images are (batch, 3, height, width), or a list of several views of them; or image features.
 
         Raises:
             FloatingPointError: the loss or, without loss scaling, a gradient is not finite.
             RuntimeError: the step cannot be recorded.
         """
         # What changes from step to step is an input, so that a replayed step sees it.
-        drawn = [self.trainer.objective.draw()] if self.draws else []
+        trainer = self.trainer
+        drawn = [trainer.objective.draw()] if self.draws else []
         inputs = (labels, *drawn, *(images if isinstance(images, list) else [images]))
-        report = self._compute(*inputs) if self.recorded is None else self._replay(inputs)
-        self.scaler.step(self.trainer.optim)
+        try:
+            report = (self.recorded or self._compute)(*inputs)
+        except RuntimeError as error:
+            if self.recorded is None or is_out_of_memory(error):
+                raise
+            raise RuntimeError(
+                f"TRAIN.CUDA_GRAPH True: a training step of {type(trainer).__name__} cannot be recorded as a CUDA "
+                f"graph ({error}); set it to False"
+            ) from error
+        self.scaler.step(trainer.optim)
         self.scaler.update()
-        if getattr(self.trainer, "prefetch", None) is not None:  # upstream Dassl has none
-            self.trainer.prefetch()
-        return self._read(report.tolist())
+        if getattr(trainer, "prefetch", None) is not None:  # upstream Dassl has none
+            trainer.prefetch()
+        return self._read(report.tolist())  # here the host waits for the device
+
+    def _read(self, numbers: list[float]) -> dict[str, float]:
+        """The step's values by name, once they and the gradients are known to be finite."""
+        trainer, values = self.trainer, dict(zip(self.value_names, numbers, strict=False))
+        if not math.isfinite(values["loss"]):
+            raise FloatingPointError(f"Loss is infinite or NaN! ({trainer.at()})")
+        largest = zip(self.gradient_names, numbers[len(values) :], strict=True)
+        broken = [name for name, value in largest if not math.isfinite(value)]
+        if trainer.scaler is not None:
+            trainer.count_skipped(bool(broken))
+        elif broken:
+            raise FloatingPointError(f"the gradient of {', '.join(broken[:5])} is infinite or NaN ({trainer.at()})")
+        return values
 
     def _compute(self, labels: Tensor, *rest: Tensor) -> Tensor:
         """Gradients of the batch; returns the step's numbers, then the largest of every parameter's gradient.
@@ -181,63 +191,24 @@ class DeviceStep:
         largest = torch._foreach_norm([*gradients.values()], ord=math.inf)
         return stacked([*values.values(), *largest])
 
-    def _replay(self, inputs: tuple[Tensor, ...]) -> Tensor:
-        try:
-            return self.recorded(*inputs)
-        except RuntimeError as error:
-            if is_out_of_memory(error):
-                raise
-            raise RuntimeError(
-                f"TRAIN.CUDA_GRAPH True: a training step of {type(self.trainer).__name__} cannot be recorded as a CUDA "
-                f"graph ({error}); set it to False"
-            ) from error
-
-    def _reads(self) -> tuple[Any, ...]:
-        """What a step reads beside its inputs and the trained tensors, and which may be replaced between steps."""
-        model = self.trainer.model
-        return model.layout, model._cached_text
-
-    def _read(self, numbers: list[float]) -> dict[str, float]:
-        """The step's values by name, once they and the gradients are known to be finite."""
-        trainer, values = self.trainer, dict(zip(self.value_names, numbers, strict=False))
-        if not math.isfinite(values["loss"]):
-            raise FloatingPointError(f"Loss is infinite or NaN! ({trainer.at()})")
-        largest = zip(self.gradient_names, numbers[len(values) :], strict=True)
-        broken = [name for name, value in largest if not math.isfinite(value)]
-        if trainer.scaler is not None:
-            trainer.count_skipped(bool(broken))
-        elif broken:
-            raise FloatingPointError(f"the gradient of {', '.join(broken[:5])} is infinite or NaN ({trainer.at()})")
-        return values
-
 
 # Recording: replaying repeats the recorded kernels on the same memory and runs no Python. So inputs are copied to where
 # they lay when the graph was recorded, and all else that Python chose on the way (shapes, tensors of a class list) must
 # still be the same; where it is not, the computation is recorded again.
 
 
-@dataclass(frozen=True)
-class Recording:
-    """What was recorded.
+class Recording(NamedTuple):
+    """What was recorded."""
 
-    Attributes:
-        replay: computes again what ``output`` holds.
-        output: always the same tensor.
-    """
-
-    replay: Callable[[], Any]
-    output: Tensor
+    replay: Callable[[], Any]  # computes again what `output` holds
+    output: Tensor  # always the same
 
 
 Recorder = Callable[[Callable[[], Tensor]], Recording]
 
 
 def record_on_cuda(compute: Callable[[], Tensor]) -> Recording:
-    """Warm up and record a computation that never makes the host wait for the device.
-
-    Raises:
-        RuntimeError: CUDA cannot record it.
-    """
+    """Warm up and record a computation that never makes the host wait; a RuntimeError where CUDA cannot record it."""
     side, here = torch.cuda.Stream(), torch.cuda.current_stream()
     side.wait_stream(here)
     with torch.cuda.stream(side):
@@ -258,15 +229,9 @@ class RecordedFunction:
         function: computes one tensor from tensors; always the same operations.
         reads: objects that it reads beside its inputs and that may be replaced between calls. They are kept alive,
             since a graph reads their memory.
-        recorder: how it is recorded.
     """
 
-    def __init__(
-        self,
-        function: Callable[..., Tensor],
-        reads: Callable[[], Sequence[Any]] = tuple,
-        recorder: Recorder = record_on_cuda,
-    ) -> None:
+    def __init__(self, function: Callable[..., Tensor], reads: Callable[[], Sequence[Any]], recorder: Recorder) -> None:
         self.function, self.reads, self.recorder = function, reads, recorder
         self.inputs: list[Tensor] = []
         self.recording: Recording | None = None
@@ -285,3 +250,68 @@ class RecordedFunction:
             kept.copy_(new, non_blocking=True)
         self.recording.replay()
         return self.recording.output
+
+
+# Memory
+
+
+class OutOfMemory(MemoryError):
+    """The memory of the device does not suffice; the message names the settings that need less."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error comes from an allocator, of the CPU or of CUDA."""
+    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATOR_MESSAGES)
+
+
+@contextlib.contextmanager
+def memory_errors() -> Iterator[None]:
+    """Say as :class:`OutOfMemory` what happens where no batch is at work, or that the system ended a worker."""
+    try:
+        yield
+    except RuntimeError as error:
+        text = str(error).partition("\n")[0].strip()
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"out of memory: {text}") from error
+        if LOST_WORKER in text:
+            raise OutOfMemory(
+                f"{text} Systems do that when memory is short: take a smaller DATALOADER.NUM_WORKERS or "
+                "DATALOADER.*.BATCH_SIZE; the same command goes on after the last finished epoch"
+            ) from error
+        raise
+
+
+@contextlib.contextmanager
+def memory_advice(cfg: CfgNode, node: str, device: torch.device, n_classes: int, training: bool) -> Iterator[None]:
+    """Turn an allocator's error into an :class:`OutOfMemory` that says what to set, also for the method's ``node``."""
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if isinstance(error, OutOfMemory) or not is_out_of_memory(error):
+            raise
+        doing = "training" if training else "testing"
+        batch = (cfg.DATALOADER.TRAIN_X if training else cfg.DATALOADER.TEST).BATCH_SIZE
+        raise OutOfMemory(
+            f"out of memory on {device} while {doing} {cfg.TRAINER.NAME} on {n_classes} classes, {batch} images a "
+            f"batch: set {'; or '.join(_advice(cfg, node, device, training))}. The allocator said: {reason(error)}"
+        ) from error
+
+
+def _advice(cfg: CfgNode, node: str, device: torch.device, training: bool) -> list[str]:
+    """Settings that need less memory than the present ones, the least costly first."""
+    settings, loader = cfg.TRAINER[node], cfg.DATALOADER
+    halves = device.type == "cuda" and settings.PREC == "fp32"
+    precision = [f"TRAINER.{node}.PREC amp or fp16 (half the memory)"] if halves else []
+    if not training:
+        return [f"DATALOADER.TEST.BATCH_SIZE below {loader.TEST.BATCH_SIZE}", *precision]
+    lines = []
+    if not cfg.TRAIN.CHECKPOINT_ACTIVATIONS:
+        lines.append("TRAIN.CHECKPOINT_ACTIVATIONS True (layers are computed again: slower, same results)")
+    if "PROMPT_BATCH" in settings:
+        lines.append(f"TRAINER.{node}.PROMPT_BATCH below {settings.PROMPT_BATCH}")
+    lines += precision
+    if loader.TRAIN_X.BATCH_SIZE > 1:
+        lines.append(f"DATALOADER.TRAIN_X.BATCH_SIZE below {loader.TRAIN_X.BATCH_SIZE} (other results)")
+    return lines or ["DATASET.SUBSAMPLE_CLASSES base, to train on half of the classes (other results)"]

@@ -10,8 +10,7 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import TowerSizes
-from trainers.base import PromptTrainer, add_trainer_config
-from trainers.checks import check_range
+from trainers.base import PromptTrainer, add_trainer_config, check_range
 from trainers.ivlp import IVLPLearner
 
 add_trainer_config(

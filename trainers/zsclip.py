@@ -11,15 +11,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting import (
-    Precision,
-    PromptedCLIP,
-    PromptLayout,
-    PromptLearner,
-    Prompts,
-    TowerSizes,
-    layout_from_texts,
-)
+from prompting import Precision, PromptedCLIP, PromptLayout, PromptLearner, Prompts, TowerSizes, layout_from_texts
 from prompting.model import ensemble, template_features
 from prompting.tokens import check_template, clean_name
 from trainers.base import PromptTrainer, add_trainer_config
@@ -33,12 +25,7 @@ add_trainer_config(
 
 
 class FixedPrompt(PromptLearner):
-    """A template with the class name filled in; no parameters.
-
-    Args:
-        clip_model: gives the context length.
-        template: with one "{}".
-    """
+    """A template with the class name filled in; no parameters."""
 
     text_is_frozen = True
 
@@ -55,13 +42,7 @@ class FixedPrompt(PromptLearner):
 
 
 class EnsembleCLIP(PromptedCLIP):
-    """Zero-shot classifier over the mean text feature of several templates.
-
-    Args:
-        clip_model: frozen CLIP.
-        templates: each with one "{}".
-        classnames, precision: as :class:`prompting.PromptedCLIP`.
-    """
+    """Zero-shot classifier over the mean text feature of several templates."""
 
     def __init__(
         self, clip_model: nn.Module, templates: Sequence[str], classnames: Sequence[str], precision: Precision
@@ -88,11 +69,7 @@ class ZeroshotCLIP(PromptTrainer):
 
     def build_model(self) -> None:
         """Load CLIP; there is no learner to optimise and none is registered."""
-        name = self.cfg.MODEL.BACKBONE.NAME
-        self.precision = self.choose_precision()
-        print(f"Loading CLIP (backbone: {name})")
-        clip_model = self.load_backbone().to(self.device)
-        self._check_backbone(clip_model)
+        clip_model = self.load_checked_backbone().to(self.device)
         templates = self.templates()
         print(f"Prompt templates: {templates}")
         self.model = EnsembleCLIP(clip_model, templates, self.dm.dataset.classnames, self.precision).eval()

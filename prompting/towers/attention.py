@@ -99,16 +99,10 @@ def _finish_rows(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
 
 @torch.no_grad()
 def prompt_mass(q: Tensor, k: Tensor, prompts: slice, mask: Tensor | None = None) -> Tensor:
-    """Attention probability on the prompt keys, mean over heads and query rows.
+    """Attention probability on the prompt keys, mean over heads and query rows; (n, n_prompts), float32.
 
-    It is attention over values that say which key is which prompt, so no score is ever written down.
-
-    Args:
-        q, k, mask: as for :func:`attend`; the keys are those of the tokens as they arrive, before replacement.
-        prompts: which keys are prompt tokens.
-
-    Returns:
-        (n, n_prompts), float32, no gradient (BMIP's stop-gradient).
+    It is attention over values that say which key is which prompt, so no score is ever written down. Q, K and mask are
+    as for :func:`attend`; the keys are those of the tokens as they arrive. No gradient (BMIP's stop-gradient).
     """
     n_keys, heads, width = k.shape[1:]
     q, k, mask = q.float(), k.float(), None if mask is None else mask.float()  # fp16 knows no share below 6e-8

@@ -88,13 +88,11 @@ class FrozenProduct(torch.autograd.Function):
 
 
 class LinearChooser:
-    """Chooses the kernel of every product, and remembers the measurements.
+    """Chooses the kernel of every product, and keeps the measurements in a file, by default of the user's cache folder.
 
-    Args:
-        backend: one of ``BACKENDS``. "native": always F.linear; "onednn": the faster of oneDNN's kernels, as long as
-            they compute the same; "auto": whatever is fastest; "packed": the same, also with prepacked weights, which
-            double (evaluation) or triple (training) the memory of the towers' weights.
-        file: where times are kept; ``None`` for the user's cache folder.
+    Backends: "native": always F.linear; "onednn": the faster of oneDNN's kernels, as long as they compute the same;
+    "auto": whatever is fastest; "packed": the same, also with prepacked weights, which double (evaluation) or triple
+    (training) the memory of the towers' weights.
     """
 
     def __init__(self, backend: str = "native", file: Path | None = None) -> None:
@@ -187,21 +185,18 @@ def measure(rows: int, weight: Tensor) -> dict[str, float]:
     return {name: min(values[1:]) for name, values in times.items()}
 
 
-def machine_key() -> str:
-    """What times depend on beside the shape."""
-    kernels = ",".join(KERNELS)
-    return f"{_cpu_name()}|torch {torch.__version__}|{torch.get_num_threads()} threads|float32|{kernels}"
-
-
 @cache
 def _cpu_name() -> str:
-    """Model name of the CPU with the instruction set that PyTorch uses on it."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        lines = info.read_text(encoding="utf-8", errors="replace").splitlines()
-        name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-    return f"{name} {torch.backends.cpu.get_cpu_capability()}"
+    """Model name of the CPU."""
+    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+
+
+def machine_key() -> str:
+    """What times depend on beside the shape."""
+    cpu = f"{_cpu_name()} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cpu}|torch {torch.__version__}|{torch.get_num_threads()} threads|float32|{','.join(KERNELS)}"
 
 
 def _read_times(path: Path) -> dict[str, Any]:
@@ -217,11 +212,7 @@ CHOOSER = LinearChooser()  # the choice of this process, as torch.backends has i
 
 
 def set_linear_backend(backend: str) -> None:
-    """Choose among F.linear and oneDNN from now on.
-
-    Raises:
-        ValueError: for an unknown name.
-    """
+    """Choose among F.linear and oneDNN from now on; a ValueError for an unknown name."""
     if backend not in BACKENDS:
         raise ValueError(f"frozen linear backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     CHOOSER.backend = backend

@@ -32,7 +32,6 @@ class RaggedBatch:
     """Where every row of a layout lies, for a given number of deep prompts.
 
     Args:
-        layout: the classes' tokens.
         n_prompts: prompt tokens that deep layers replace, at positions 1..n_prompts; 0 without deep prompts.
         per_class: whether these prompts differ between classes; then the shared prefix is [SOS] alone.
         device: where the index tensors live.
@@ -69,23 +68,19 @@ class RaggedBatch:
         self.kept = sorted(kept, key=lambda cell: context[cell[0] or 0][cell[1]] >= 0)  # as layer 0 makes them
         self.prompts = [cell for cell, prompt in zip(cells, is_prompt, strict=True) if prompt]
         self.n_kept, self.n_prompt_rows = len(self.kept), len(self.prompts)
-        self._index_tokens()
+        # Token, position and context vector of every row, words and learned rows apart.
+        rows = torch.tensor([(c or 0, p) for c, p in self.kept + self.prompts])
+        contexts = layout.context[rows[:, 0], rows[:, 1]]
+        words, learned = (contexts < 0).nonzero()[:, 0], (contexts >= 0).nonzero()[:, 0]
+        self.word_token = layout.tokens[rows[words, 0], rows[words, 1]].to(device)
+        self.word_position, self.learned_position = rows[words, 1].to(device), rows[learned, 1].to(device)
+        self.learned_context = contexts[learned].to(device)
+        in_order = torch.argsort(torch.cat([words, learned]))
+        self.row_order = None if torch.equal(in_order, torch.arange(len(rows))) else in_order.to(device)
         row_of = {cell: row for row, cell in enumerate(self.kept + self.prompts)}
         classes = [[row_of[c, p] for p in range(n_prefix, lengths[c])] for c in order.tolist()]
         self._index_slots(classes, [row_of[None, p] for p in range(n_prefix)], by_length)
         self._masks: dict[Any, list[Tensor]] = {}
-
-    def _index_tokens(self) -> None:
-        """Token, position and context vector of every row, words and learned rows apart."""
-        rows = torch.tensor([(c or 0, p) for c, p in self.kept + self.prompts])
-        context = self.layout.context[rows[:, 0], rows[:, 1]]
-        words, learned = (context < 0).nonzero()[:, 0], (context >= 0).nonzero()[:, 0]
-        self.word_token = self.layout.tokens[rows[words, 0], rows[words, 1]].to(self.device)
-        self.word_position = rows[words, 1].to(self.device)
-        self.learned_context = context[learned].to(self.device)
-        self.learned_position = rows[learned, 1].to(self.device)
-        order = torch.argsort(torch.cat([words, learned]))
-        self.row_order = None if torch.equal(order, torch.arange(len(order))) else order.to(self.device)
 
     def _index_slots(self, classes: list[list[int]], prefix: list[int], by_length: bool) -> None:
         """The buckets, and what takes rows there and back; of the rows of each class's tokens and of the prefix."""
@@ -153,20 +148,14 @@ class RaggedBatch:
 class Bucket:
     """Entries that are attended in one call; index tensors on the host.
 
-    Attributes:
-        n_classes: how many of the entries are classes; they come first.
-        rows: (entries, n_queries) the row of every query; padding has any.
-        keys: (entries, n_keys) the row of every key; padding has any.
-        seen: (entries, n_queries, n_keys) what each query sees. Padding sees itself only: what it computes, and its
-            gradient, reach nobody else.
-        eot_seen: (n_classes, 1, n_keys) what each class's [EOT] sees.
+    Padding sees itself only: what it computes, and its gradient, reach nobody else.
     """
 
-    n_classes: int
-    rows: Tensor
-    keys: Tensor
-    seen: Tensor
-    eot_seen: Tensor
+    n_classes: int  # how many of the entries are classes; they come first
+    rows: Tensor  # (entries, n_queries) the row of every query; padding has any
+    keys: Tensor  # (entries, n_keys) the row of every key; padding has any
+    seen: Tensor  # (entries, n_queries, n_keys) what each query sees
+    eot_seen: Tensor  # (n_classes, 1, n_keys) what each class's [EOT] sees
 
 
 class Gather:
@@ -175,11 +164,8 @@ class Gather:
     Row r's Q, K and V lie one after the other: with n_parts of them, part i of row r is at n_parts * r + i.
 
     Args:
-        buckets: on the host.
-        n_rows: rows of the ragged batch.
         prefix: (n_prefix,) the rows of the prefix, on the host.
         queries: whether to take Q, K, V to all entries, or K, V to the classes' alone.
-        device: where the index tensors live.
 
     Attributes:
         parts: for Q, K and V of each bucket the number of entries, and of each entry's first slots that are the

@@ -45,16 +45,9 @@ SharedRows = tuple[Tensor, Tensor]
 
 
 class TextEncoder(nn.Module):
-    """CLIP's frozen text tower, run with prompts.
+    """CLIP's frozen text tower, run with prompts; the model's modules are used, not changed."""
 
-    Args:
-        clip_model: a CLIP with OpenAI's attribute layout; its modules are used, not changed.
-
-    Attributes:
-        recompute: keep only each layer's input for the backward pass.
-    """
-
-    recompute = False
+    recompute = False  # keep only each layer's input for the backward pass
 
     def __init__(self, clip_model: nn.Module) -> None:
         super().__init__()

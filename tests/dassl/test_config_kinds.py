@@ -19,7 +19,7 @@ from dassl.config import (
     leaves,
 )
 from dassl.config.defaults import ANYTHING
-from trainers.checks import RANGES
+from trainers.base import RANGES
 
 DEFAULTS = {key: value for key, value in leaves(cfg_default) if not key.startswith("TRAINER.MINE")}
 ODD = {

@@ -18,8 +18,7 @@ import trainers  # noqa: F401  registers the methods
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from prompting import resolve_precision
-from prompting.checkpoint import load_trained
-from prompting.published import FORMATS, from_published
+from prompting.checkpoint import FORMATS, from_published, load_trained
 from tests.reference import Reference
 from tests.reference.small_clip import prompt_tensor, small_clip_state_dict
 from trainers.base import PromptTrainer
@@ -67,8 +66,8 @@ def trainer_of(
             assert key in trainer.cfg.TRAINER[node], f"TRAINER.{node} has no {key}"
             trainer.cfg.TRAINER[node][key] = value
     trainer.device, trainer.precision = torch.device("cpu"), resolve_precision("fp32", "cpu")
-    trainer._train_classnames = list(reference.class_names)
-    trainer.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=trainer._train_classnames))
+    trainer.train_classnames = list(reference.class_names)
+    trainer.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=trainer.train_classnames))
     learner = trainer.build_learner(model, torch.Generator().manual_seed(0))
     trainer.model = trainer.build_classifier(model, learner)
     if objective:

@@ -5,7 +5,7 @@ import torch
 
 from dassl.config import get_cfg_default
 from tests.trainers.small_runs import build
-from trainers.checks import OutOfMemory, memory_advice
+from trainers.step import OutOfMemory, memory_advice
 
 
 def fail_on_the_cpu(*args):
