@@ -40,7 +40,7 @@ from sweeping.plan import (
     check_pairs,
     plans_varied,
 )
-from sweeping.progress import Progress
+from sweeping.runner import Progress
 
 
 def build_parser() -> argparse.ArgumentParser:

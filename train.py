@@ -39,19 +39,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", default="", help="where the run writes")
     parser.add_argument("--resume", default="", help="folder of an unfinished run to go on with")
     parser.add_argument("--seed", type=int, default=-1, help="draws the few-shot sample; negative: random")
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[],
-        help="several seeds, one after another in this process; --output-dir must hold {seed}",
-    )
+    seeds = "several seeds, one after another in this process; --output-dir must hold {seed}"
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help=seeds)
     parser.add_argument("--source-domains", nargs="+", help="source domains, for domain data sets")
     parser.add_argument("--target-domains", nargs="+", help="target domains, for domain data sets")
     parser.add_argument("--transforms", nargs="+", help="training transforms")
-    parser.add_argument(
-        "--config-file", type=file_name, help="the trainer's setting: configs/trainers/<Name>/<setting>.yaml"
-    )
+    setting = "the trainer's setting: configs/trainers/<Name>/<setting>.yaml"
+    parser.add_argument("--config-file", type=file_name, help=setting)
     parser.add_argument("--dataset-config-file", type=file_name, help="the data set: configs/datasets/<name>.yaml")
     parser.add_argument("--trainer", default="", help="name of the method")
     parser.add_argument("--backbone", default="", help="ViT-B/16, RN50 ..., a .pt file, or bundled:tiny_clip")
@@ -155,15 +149,8 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
             return
 
         timing |= trainer.timing | {"total": time.perf_counter() - start}
-        record = build_record(
-            trainer,
-            cfg,
-            metrics,
-            config_file=args.config_file,
-            overrides=overrides,
-            timing=timing,
-            eval_only=args.eval_only,
-        )
+        how = {"config_file": args.config_file, "overrides": overrides, "eval_only": args.eval_only}
+        record = build_record(trainer, cfg, metrics, timing=timing, **how)
         track_run(cfg, record)
         with stop.deferred():  # a finished run has nothing to go on from
             write_results(f"{cfg.OUTPUT_DIR}/results.json", record)
@@ -303,9 +290,7 @@ def main(argv: Sequence[str] | None = None, until_exit: bool = False) -> int:
     try:
         with StopRequest().listening(until_exit) as stop:
             args = build_parser().parse_args(argv)
-            if args.seeds:
-                return guarded(functools.partial(run_seeds, stop=stop), args)
-            return guarded(functools.partial(run, stop=stop), args, STATUSES)
+            return guarded(functools.partial(run_seeds if args.seeds else run, stop=stop), args, STATUSES)
     except RunStopped as stopped:
         print(f"{stopped}: nothing is lost, the same command goes on where it stopped", file=sys.stderr)
         return STOPPED

@@ -31,8 +31,7 @@ import torch
 from tabulate import tabulate
 
 from benchmarks import runs, steps
-from benchmarks.measure import SAMPLES, ParityError
-from benchmarks.models import SIZES
+from benchmarks.measure import SAMPLES, SIZES, ParityError
 from common.commandline import add_debug, guarded
 from results.schema import collect_environment
 

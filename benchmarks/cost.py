@@ -10,8 +10,6 @@ what cannot be counted so, element-wise work, is left out, as is usual.
 from __future__ import annotations
 
 import argparse
-import contextlib
-import io
 import json
 import subprocess
 import sys
@@ -24,7 +22,7 @@ from tabulate import tabulate
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.models import SIZES, build_trainer, random_batch, random_clip
+from benchmarks.measure import SIZES, build_trainer, first_view, random_batch, random_clip
 from common.commandline import add_debug, guarded
 from results.schema import RESULTS_FILE
 from sweeping.plan import REPOSITORY, UNTRAINED, as_typed, setting_options
@@ -119,27 +117,17 @@ def operations(work: Callable[[], Any]) -> int:
 
 
 def cost_of(trainer: str, clip_model: torch.nn.Module, classes: int, tiny: bool) -> dict[str, Any]:
-    """Parameters and operations of one method.
-
-    Args:
-        trainer: "NAME" or "NAME=SETTING".
-        clip_model: the frozen CLIP.
-        classes: number of classes in training and testing.
-        tiny: the bundled model's settings.
-    """
+    """Parameters and operations of one method, given as "NAME" or "NAME=SETTING"."""
     name = trainer.partition("=")[0]
     setting, options = setting_options(trainer, tiny)
-    with contextlib.redirect_stdout(io.StringIO()):  # what Dassl says while building is no result
-        built = build_trainer(name, clip_model, classes, "fast", "cpu", options)
-    learner = built.model.prompt_learner
-    batch = random_batch(built, TRAIN_BATCH)
+    built = build_trainer(name, clip_model, classes, "fast", "cpu", options)
+    learner, batch = built.model.prompt_learner, random_batch(built, TRAIN_BATCH)
     built.set_model_mode("train")
     step = operations(lambda: built.forward_backward(batch)) if built.needs_training else 0
     parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
     built.set_model_mode("eval")
     learner.requires_grad_(False)  # the counter follows gradients, which testing has none of
-    images = built.parse_batch_train(batch)[0]
-    images = images[0] if isinstance(images, list) else images
+    images = first_view(built, batch)
     with torch.no_grad():
         test = operations(lambda: built.model(images))
         text = 0 if learner.varies_per_image else operations(built.model.text_features)
@@ -161,19 +149,18 @@ def recorded_parameters(runs: Path | None, trainer: str, setting: str) -> int | 
 
 def report(rows: list[dict[str, Any]], args: argparse.Namespace) -> str:
     """The figures as a table, and what they are."""
-    head = (
-        *("method", "setting", "trained parameters"),
-        *("GFLOPs, training step", "GFLOPs, test image", "GFLOPs, text features once"),
-    )
     lines = [
-        (
-            *(row["trainer"], row["setting"]),
-            f"{row['parameters']:,}" + (" (results.json)" if row["recorded"] else ""),
-            *(f"{row[key]:.3g}" for key in row if "gflops" in key),
-        )
+        {
+            "method": row["trainer"],
+            "setting": row["setting"],
+            "trained parameters": f"{row['parameters']:,}" + (" (results.json)" if row["recorded"] else ""),
+            "GFLOPs, training step": f"{row['train_gflops_per_step']:.3g}",
+            "GFLOPs, test image": f"{row['test_gflops_per_image']:.3g}",
+            "GFLOPs, text features once": f"{row['text_gflops_per_class_list']:.3g}",
+        }
         for row in rows
     ]
-    table = tabulate(lines, headers=head, tablefmt="github", disable_numparse=True)
+    table = tabulate(lines, headers="keys", tablefmt="github", disable_numparse=True)
     return (
         f"{table}\n\n{args.classes} classes, {TRAIN_BATCH} images per training step, random {args.backbone}. "
         "A multiplication and an addition count as two operations."

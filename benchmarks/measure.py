@@ -1,18 +1,34 @@
-"""Timing two ways of the same work side by side, and checking first that they compute the same."""
+"""What is measured and how: a trainer on a random CLIP of published size, without data or downloads, in two ways.
+
+Both are timed side by side, once it is checked that they compute the same.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import io
 import statistics
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import cycle, islice
 from typing import Any
+from unittest import mock
 
 import torch
+from clip.clip import _tokenizer
+from clip.model import CLIP
 from torch import nn
 from torch.autograd import DeviceType
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+
+import trainers.coprompt
+import trainers.promptsrc
+from dassl.config import get_cfg_default
+from dassl.engine import TRAINER_REGISTRY
+from prompting.tokens import encode
+from trainers.predictor import trainer_without_data
+from trainers.templates import PROMPTSRC_TEMPLATES
 
 # The product's bounds (tests/prompting/test_paths.py): a faster path that computes something else is no result.
 MAX_LOGIT_DIFFERENCE = 1e-4
@@ -25,9 +41,105 @@ MIN_GRADIENT_COSINE = 0.999999
 SAMPLES = (10, 120)
 PROFILED_STEPS = 5
 
+SIZES = {
+    "ViT-B/16": dict(vision_layers=12, vision_width=768, vision_patch_size=16, embed_dim=512, transformer_width=512),
+    "ViT-B/32": dict(vision_layers=12, vision_width=768, vision_patch_size=32, embed_dim=512, transformer_width=512),
+    "ViT-L/14": dict(vision_layers=24, vision_width=1024, vision_patch_size=14, embed_dim=768, transformer_width=768),
+    # As deep as ViT-B/16 and narrow: what is counted, not timed.
+    "narrow": dict(vision_layers=12, vision_width=64, vision_patch_size=16, embed_dim=64, transformer_width=64),
+    # Small enough for a smoke run in the tests.
+    "tiny": dict(vision_layers=4, vision_width=128, vision_patch_size=16, embed_dim=64, transformer_width=128),
+}
+# Words per class name, in turn: 2.2 tokens on average, as ImageNet's.
+NAME_LENGTHS = (1, 2, 3, 2, 3)
+
 
 class ParityError(RuntimeError):
     """The two ways do not compute the same; no ratio is reported."""
+
+
+def random_clip(name: str, seed: int = 0, resolution: int | None = None) -> nn.Module:
+    """A frozen CLIP of one of ``SIZES`` with random weights, float32, in eval mode.
+
+    The resolution is the pixels of an image's side, a multiple of the patch size; by default the published one.
+    """
+    sizes = SIZES[name]
+    small = name in ("narrow", "tiny")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIP(
+            **sizes,
+            image_resolution=resolution or (32 if small else 224),
+            context_length=77,
+            vocab_size=49408,
+            transformer_heads=sizes["transformer_width"] // 64,
+            transformer_layers=4 if name == "tiny" else 12,
+        )
+    model.logit_scale.data.fill_(torch.tensor(100.0).log())
+    return model.float().eval().requires_grad_(False)
+
+
+def quiet() -> contextlib.AbstractContextManager[Any]:
+    """What Dassl says while building and testing is no result."""
+    stack = contextlib.ExitStack()
+    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+    stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
+    return stack
+
+
+def class_names(count: int) -> list[str]:
+    """Different class names, each of one to three words that CLIP's vocabulary holds whole."""
+    words = (token.removesuffix("</w>") for token in _tokenizer.encoder if token.endswith("</w>"))
+    whole = (word for word in words if len(word) > 3 and word.isascii() and word.isalpha() and len(encode(word)) == 1)
+    return [" ".join(islice(whole, length)) for length in islice(cycle(NAME_LENGTHS), count)]
+
+
+def build_trainer(
+    trainer: str, clip_model: nn.Module, classes: int | Sequence[str], path: str, device: str, options: list[str]
+) -> Any:
+    """A trainer as train.py builds it, but silent, on a given CLIP, which two may share, and on class names only.
+
+    The classes are how many, or their names; the path is "fast" or "plain"; the options are KEY VALUE pairs.
+    """
+    cfg = get_cfg_default()
+    cfg.TRAINER.NAME, cfg.SEED, cfg.USE_CUDA = trainer, 1, device != "cpu"
+    size = clip_model.visual.input_resolution
+    cfg.INPUT.SIZE = (size, size)
+    cfg.OPTIM.NAME, cfg.OPTIM.LR = "sgd", 1e-3
+    cfg.merge_from_list(options)
+    cfg.freeze()
+    kind = TRAINER_REGISTRY.get(trainer)
+    # Frozen teachers from one sentence per class instead of sixty: building is quicker, a step costs the same.
+    one_template = {"PROMPTSRC_TEMPLATES": PROMPTSRC_TEMPLATES[:1]}
+    with (
+        mock.patch.multiple(trainers.promptsrc, **one_template),
+        mock.patch.multiple(trainers.coprompt, **one_template),
+        contextlib.redirect_stdout(io.StringIO()),
+    ):
+        measured = trainer_without_data(
+            cfg,
+            class_names(classes) if isinstance(classes, int) else classes,
+            path=path,
+            load_backbone=lambda self: clip_model,
+            build_objective=kind.build_objective,
+        )
+    measured.num_batches, measured.batch_idx = 1_000_000, 0  # the learning rate never moves
+    return measured
+
+
+def random_batch(trainer: Any, size: int, seed: int = 0) -> dict[str, Any]:
+    """A batch of random images with labels; two views where the trainer wants two."""
+    generator, resolution = torch.Generator().manual_seed(seed), trainer.model.image_encoder.resolution
+    labels = torch.randint(trainer.num_classes, (size,), generator=generator)
+    views = [torch.randn(size, 3, resolution, resolution, generator=generator) for _ in range(2)]
+    two = trainer.cfg.DATALOADER.K_TRANSFORMS == 2
+    return {"img": views if two else views[0], "label": labels}
+
+
+def first_view(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
+    """A batch's images, of two views the first."""
+    images = trainer.parse_batch_train(batch)[0]
+    return images[0] if isinstance(images, list) else images
 
 
 def interleave(
@@ -69,10 +181,8 @@ def ratio_of(slow: Sequence[float], quick: Sequence[float]) -> dict[str, float]:
 
 def summary(times: dict[str, list[float]]) -> dict[str, Any]:
     """Median and spread of every way and, where "fast" and "plain" are among them, of the ratios plain / fast."""
-    result: dict[str, Any] = {name: spread_of(values) for name, values in times.items()}
-    if {"fast", "plain"} <= times.keys():
-        result["ratio"] = ratio_of(times["plain"], times["fast"])
-    return result
+    ratio = {"ratio": ratio_of(times["plain"], times["fast"])} if {"fast", "plain"} <= times.keys() else {}
+    return {name: spread_of(values) for name, values in times.items()} | ratio
 
 
 def shown(ratio: dict[str, float] | None) -> str:
@@ -80,23 +190,18 @@ def shown(ratio: dict[str, float] | None) -> str:
     return "{median:.2f} ({min:.2f} - {max:.2f})".format(**ratio) if ratio else "-"
 
 
-def parity(trainers: dict[str, Any], batch: dict[str, Any], what: str) -> dict[str, float]:
+def parity(built: dict[str, Any], batch: dict[str, Any], what: str) -> dict[str, float]:
     """Largest logit difference and smallest gradient cosine between the paths, on the same weights and images.
 
     Both minimise the plain trainer's objective, which knows the classes that are compared.
 
-    Args:
-        trainers: "fast" and "plain".
-        batch: of training.
-        what: is compared, for the message.
-
     Raises:
         ParityError: beyond the product's bounds.
     """
-    fast, plain = trainers["fast"], trainers["plain"]
+    fast, plain = built["fast"], built["plain"]
     plain.model.prompt_learner.load_state_dict(fast.model.prompt_learner.state_dict())
     outputs = {}
-    for name, trainer in trainers.items():
+    for name, trainer in built.items():
         images, labels = trainer.parse_batch_train(batch)
         if hasattr(plain.objective, "step"):
             plain.objective.step = 0  # the same draw for both
@@ -146,19 +251,15 @@ def only_classes(model: nn.Module, chosen: list[int]) -> Iterator[None]:
 def device_utilisation(step: Callable[[], Any], device: str) -> float:
     """Share of the time in which a device computes rather than waits for the host to launch something, 0 to 1.
 
-    Args:
-        step: called several times in a row, profiled; it must have been warmed up.
-        device: "cuda", or "cpu", where an operator is an operation.
+    The step must have been warmed up. On "cpu" an operator is an operation.
     """
-    activity, kind = (
-        (ProfilerActivity.CUDA, DeviceType.CUDA) if device == "cuda" else (ProfilerActivity.CPU, DeviceType.CPU)
-    )
-    with profile(activities=[activity]) as profiler:
+    kind = device.upper()
+    with profile(activities=[getattr(ProfilerActivity, kind)]) as profiler:
         for _ in range(PROFILED_STEPS):
             step()
         if device == "cuda":
             torch.cuda.synchronize()
-    ranges = [event.time_range for event in profiler.events() if event.device_type == kind]
+    ranges = [event.time_range for event in profiler.events() if event.device_type == getattr(DeviceType, kind)]
     return covered_share((each.start, each.end) for each in ranges)
 
 

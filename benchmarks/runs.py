@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import io
 import json
 import multiprocessing
 import os
@@ -22,8 +21,7 @@ from torch.utils.data import DataLoader
 
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers
-from benchmarks.measure import ParityError, interleave, ratio_of, shown, summary
-from benchmarks.models import random_clip
+from benchmarks.measure import ParityError, interleave, quiet, random_clip, ratio_of, shown, summary
 from dassl.config import get_cfg_default
 from dassl.data import DataManager, build_data_loader
 from dassl.data.cache import ImageCache
@@ -33,9 +31,8 @@ from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import set_random_seed
 from results.evaluate import evaluate_class_splits
 from results.features import forget_all
-from sweeping.plan import setting_options
+from sweeping.plan import REPOSITORY, setting_options
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 CONFIGS, ASSETS = REPOSITORY / "configs", REPOSITORY / "assets"
 PHOTO_SIZES = ("500x375", "1024x768")  # what most photographs of ImageNet and of FGVCAircraft have
 JPEG_QUALITY = 90
@@ -46,14 +43,6 @@ MAX_GROWTH_MIB = 30.0  # that may be added after the warm-up
 
 class NoPhotosError(FileNotFoundError):
     """There is no image to load."""
-
-
-def quiet() -> contextlib.AbstractContextManager[Any]:
-    """What Dassl says while building and testing is no result."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-    stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-    return stack
 
 
 def measure_loader(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -132,8 +121,7 @@ def measure_loaders(kind: str, paths: Sequence[str], args: argparse.Namespace) -
     for path in paths:
         with Image.open(path) as image:
             pixels += image.width * image.height
-    megabytes = 3 * pixels // 2**20 + 1  # of all images decoded
-    cache = ImageCache(paths, megabytes)
+    cache = ImageCache(paths, megabytes := 3 * pixels // 2**20 + 1)  # of all images decoded
     for name in {"cached", "device", "crops"} & loaders.keys():
         loaders[name].dataset.cache = cache
     compared = require_same_batches(loaders["decoded"], loaders["cached"], "the cache")

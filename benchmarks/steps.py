@@ -26,16 +26,20 @@ from torchvision.models import ResNet50_Weights
 
 from benchmarks.measure import (
     SAMPLES,
+    build_trainer,
+    class_names,
     device_utilisation,
     evenly_spread,
     extrapolate,
+    first_view,
     interleave,
     only_classes,
     parity,
+    random_batch,
+    random_clip,
     shown,
     summary,
 )
-from benchmarks.models import build_trainer, class_names, random_batch, random_clip
 from dassl.config import cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from prompting.towers.attention import as_on_a_gpu
@@ -135,12 +139,6 @@ def evaluation_batch(trainer: Any, batch: dict[str, Any]) -> Callable[[], Any]:
     return torch.no_grad()(lambda: trainer.model(images))
 
 
-def first_view(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
-    """A batch's images, of two views the first."""
-    images = trainer.parse_batch_train(batch)[0]
-    return images[0] if isinstance(images, list) else images
-
-
 def measure_size(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Peak memory (``memory``, MiB) or operations (``flops``, GFLOP) of a training step on every path."""
     unit = "mib" if args.what == "memory" else "gflop"
@@ -149,9 +147,9 @@ def measure_size(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
         def measure(path: str, classes: int) -> float:
             case = row["trainer"], classes, path, row["batch"], options  # noqa: B023
-            return (
-                training_flops(clip_model, *case) if clip_model else training_memory(args.backbone, *case, args.device)
-            )
+            if clip_model:
+                return training_flops(clip_model, *case)
+            return training_memory(args.backbone, *case, args.device)
 
         figures: dict[str, float] = {}
         for path in args.path:
@@ -164,29 +162,21 @@ def measure_size(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield row | {unit: figures} | ratio
 
 
-def training_memory(*case: Any) -> float:
+def training_memory(backbone: str, *case: Any, resolution: int | None = None) -> float:
     """MiB that two training steps add to the peak of a fresh process, since a peak never falls, or of CUDA's allocator.
 
     Raises:
         RuntimeError: the process failed.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.steps", json.dumps(case)]
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.steps", json.dumps([backbone, *case, resolution])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the measured process failed ({done.returncode}): {done.stderr.strip()[-500:]}")
     return float(done.stdout.strip().splitlines()[-1])
 
 
-def _added_mib(
-    backbone: str,
-    name: str,
-    n_classes: int,
-    path: str,
-    batch: int,
-    options: list[str],
-    device: str,
-    resolution: int | None = None,
-) -> float:
+def _added_mib(case: list[Any]) -> float:
+    backbone, name, n_classes, path, batch, options, device, resolution = case
     torch.set_num_threads(1)
     trainer = build_trainer(name, random_clip(backbone, resolution=resolution), n_classes, path, device, options)
     trainer.set_model_mode("train")
@@ -212,8 +202,7 @@ def training_flops(
     model = measured.model.to("meta")
     images = [view.to("meta") for view in images] if isinstance(images, list) else images.to("meta")
     objective_to_meta(measured.objective)
-    counter = FlopCounterMode(display=False)
-    with counter:
+    with FlopCounterMode(display=False) as counter:
         measured.objective(model, images, labels.to("meta")).total.backward()
     return counter.get_total_flops() / 1e9
 
@@ -350,7 +339,7 @@ def measure_slopes(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             trainer = build_trainer(args.trainer, clip_model, point["classes"], args.path, args.device, options)
             work = training_step(trainer, random_batch(trainer, point["batch"]))
             seconds = interleave({"step": work}, args.device, args.rounds)["step"]
-            mib = training_memory(args.backbone, *case, options, args.device, resolution)
+            mib = training_memory(args.backbone, *case, options, args.device, resolution=resolution)
             ms = 1000 * statistics.median(seconds)
             yield {"varied": varied, "value": value, "gflop": gflop, "ms": ms, "seconds": seconds, "mib": mib}
 
@@ -398,4 +387,4 @@ def growth_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 if __name__ == "__main__":
-    print(_added_mib(*json.loads(sys.argv[1])))
+    print(_added_mib(json.loads(sys.argv[1])))

@@ -53,29 +53,17 @@ TRANSFER_WEIGHTS = "cross_dataset/{trainer}/{setting}/{source}/shots{shots}/seed
 
 @dataclass(frozen=True)
 class Protocol:
-    """One protocol.
+    """One protocol."""
 
-    Args:
-        name: as in results.json and in the tables.
-        train_classes: "all" or "base".
-        splits: class splits to test on.
-        shots: training images per class; several make a curve.
-        datasets: config names of the published table's data sets.
-        settings: which of a method's settings it takes; a key of the rows of `SETTINGS`.
-        layout: a run's folder below the output folder.
-        source: data set that is trained on once; the others are only tested. "": every data set is trained on.
-        weights_layout: where the weights lie that are tested without training; "": the run trains its own.
-    """
-
-    name: str
-    train_classes: str = "all"
-    splits: tuple[str, ...] = ("all",)
-    shots: tuple[int, ...] = (16,)
-    datasets: tuple[str, ...] = ELEVEN
-    settings: str = "base"
-    layout: str = LAYOUT
-    source: str = ""
-    weights_layout: str = ""
+    name: str  # as in results.json and in the tables
+    train_classes: str = "all"  # or "base"
+    splits: tuple[str, ...] = ("all",)  # class splits to test on
+    shots: tuple[int, ...] = (16,)  # training images per class; several make a curve
+    datasets: tuple[str, ...] = ELEVEN  # of the published table
+    settings: str = "base"  # which of a method's settings it takes; a key of the rows of `SETTINGS`
+    layout: str = LAYOUT  # a run's folder below the output folder
+    source: str = ""  # data set that is trained on once, the others being only tested; "": every one is trained on
+    weights_layout: str = ""  # where the weights lie that are tested without training; "": the run trains its own
 
 
 _OPEN_WORLD = Protocol("open_world", "base", ("base", "new", "all"))
@@ -152,16 +140,12 @@ PROMPT_NODES = {"MaPLe": "MAPLE", "CoPrompt": "COPROMPT"} | dict.fromkeys(
 
 @dataclass(frozen=True)
 class Table:
-    """A table of the papers: its protocol, the methods in it, and for ablations what is varied.
-
-    Args:
-        axes: by option of sweep.py, a configuration key ({node}: the method's of `PROMPT_NODES`), its values, and those
-            for the bundled model, whose towers have four layers, where they differ.
-        datasets, output: defaults of the options, where they differ from sweep.py's.
-    """
+    """A table of the papers: its protocol, the methods in it, and for ablations what is varied."""
 
     protocol: str
     trainers: tuple[str, ...] = ()
+    # By option of sweep.py, a configuration key ({node}: the method's of `PROMPT_NODES`), its values, and those for the
+    # bundled model, whose towers have four layers, where they differ.
     axes: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = field(default_factory=dict)
     datasets: tuple[str, ...] = ()
     output: str = "output"
@@ -301,21 +285,14 @@ def default_setting(trainer: str, protocol: Protocol, bundled: bool) -> str:
 
 
 class Setting(NamedTuple):
-    """A setting as the tables call it, and the file that one of its runs reads.
+    """A setting; name and file differ where a method's authors train differently per data set or number of shots."""
 
-    They differ where a method's authors train differently per data set or number of shots: that is one row of a table.
-    """
-
-    name: str
-    file: str
+    name: str  # as the tables call it, in one row
+    file: str  # that one of its runs reads
 
 
 def published_setting(trainer: str, protocol: Protocol, dataset: str, shots: int) -> Setting:
-    """The setting to run where the user names none, with the file for the data set trained on and the shots per class.
-
-    Raises:
-        SweepError: none fits, or several do.
-    """
+    """The setting to run where the user names none (see `default_setting`), with the file for a data set and shots."""
     bundled = is_bundled(dataset)
     name = default_setting(trainer, protocol, bundled)
     file = f"{name}_{dataset}"
@@ -332,9 +309,7 @@ def published_setting(trainer: str, protocol: Protocol, dataset: str, shots: int
 def setting_options(trainer: str, bundled: bool) -> tuple[str, list[str]]:
     """A setting's name and what it sets of the method, in float32: keys and values for benchmarks on a random CLIP.
 
-    Args:
-        trainer: "NAME", or "NAME=SETTING" for another than the base-to-new setting.
-        bundled: of the bundled model.
+    The trainer is "NAME", or "NAME=SETTING" for another than the base-to-new setting.
 
     Raises:
         SweepError: no such trainer or setting.
@@ -360,27 +335,18 @@ def _relative(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: one call of train.py with a folder of its own.
-
-    Attributes:
-        trainer, setting, dataset, shots, seed: what tells it apart; the data set by its config name.
-        folder: where it writes.
-        arguments: of train.py.
-        needs: folder of the run whose weights it tests; None: it trains.
-        program: what is run, in the repository's folder.
-        protocol: whose table it belongs to, as in results.json.
-    """
+    """One run: one call of train.py with a folder of its own."""
 
     trainer: str
     setting: str
-    dataset: str
+    dataset: str  # by its config name
     shots: int
     seed: int
-    folder: Path
-    arguments: tuple[str, ...]
-    needs: Path | None = None
-    program: str = "train.py"
-    protocol: str = ""
+    folder: Path  # where it writes
+    arguments: tuple[str, ...]  # of train.py
+    needs: Path | None = None  # folder of the run whose weights it tests; None: it trains
+    program: str = "train.py"  # what is run, in the repository's folder
+    protocol: str = ""  # whose table it belongs to, as in results.json
 
     @property
     def label(self) -> str:
@@ -413,35 +379,20 @@ class Variation(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep is asked for.
+    """What a sweep is asked for."""
 
-    Attributes:
-        protocol: key of `PROTOCOLS`.
-        trainers: "NAME" or "NAME=SETTING".
-        datasets: config names, or paths of config files; empty: the published table's.
-        seeds: of the few-shot samples.
-        shots: empty: the protocol's.
-        root: data root; "": the bundled data's for bundled data sets.
-        output: folder that the layout starts from.
-        source: for transfer protocols, the data set that is trained on; "": the protocol's.
-        variations: of every setting; one without a name is the setting itself.
-        stage: "train", "evaluate" or "" for both.
-        options: KEY VALUE pairs, stronger than everything else.
-        flags: further options of train.py.
-    """
-
-    protocol: str
-    trainers: tuple[str, ...]
-    datasets: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (1, 2, 3)
-    shots: tuple[int, ...] = ()
-    root: str = ""
-    output: Path = Path("output")
-    source: str = ""
-    variations: tuple[Variation, ...] = (Variation(),)
-    stage: str = ""
-    options: tuple[str, ...] = ()
-    flags: tuple[str, ...] = ()
+    protocol: str  # key of `PROTOCOLS`
+    trainers: tuple[str, ...]  # "NAME" or "NAME=SETTING"
+    datasets: tuple[str, ...] = ()  # config names, or paths of config files; empty: the published table's
+    seeds: tuple[int, ...] = (1, 2, 3)  # of the few-shot samples
+    shots: tuple[int, ...] = ()  # empty: the protocol's
+    root: str = ""  # data root; "": the bundled data's for bundled data sets
+    output: Path = Path("output")  # folder that the layout starts from
+    source: str = ""  # for transfer protocols, the data set that is trained on; "": the protocol's
+    variations: tuple[Variation, ...] = (Variation(),)  # of every setting; one without a name is the setting itself
+    stage: str = ""  # "train", "evaluate" or "" for both
+    options: tuple[str, ...] = ()  # KEY VALUE pairs, stronger than everything else
+    flags: tuple[str, ...] = ()  # further options of train.py
 
     @property
     def is_bundled(self) -> bool:
@@ -450,11 +401,7 @@ class Plan:
 
 
 def variations_of(axes: Sequence[Sequence[str]]) -> tuple[Variation, ...]:
-    """Every combination of the values of some axes, each `KEY VALUE VALUE ...`; of none, the setting itself.
-
-    Raises:
-        SweepError: a key without a value.
-    """
+    """Every combination of the values of some axes, each `KEY VALUE VALUE ...`; of none, the setting itself."""
     for axis in axes:
         if len(axis) < 2:
             raise SweepError(f"--vary {' '.join(axis)}: give a key and its values")
@@ -570,8 +517,7 @@ def _root(dataset: str, plan: Plan) -> str:
 def check_pairs(pairs: Sequence[str]) -> None:
     """Check KEY VALUE pairs of many runs as train.py does, but for what only a whole configuration shows.
 
-    Args:
-        pairs: key, value, key, value ...; the same key may come again.
+    The same key may come again.
 
     Raises:
         SweepError, ConfigError, ValueError: a pair that no run could use, or a key of `OF_A_RUN`.

@@ -15,33 +15,37 @@ import os
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, BinaryIO, TextIO
 
+from common.commandline import printable
 from common.files import atomic_write
 from common.folder_lock import SWEEP_LOCK, FolderLock, LockedError, NoLockError
 from common.free_options import flatten, is_free
 from results.schema import RESULTS_FILE, ResultsError, read_results
 from sweeping.plan import REPOSITORY, Job, SweepError
-from sweeping.progress import Progress
 
 CONSOLE_FILE = "console.txt"
 FAILURE_FILE = "failed.json"
 SHOWN_LINES = 8
 POLL_SECONDS = 0.1
+REFRESH_SECONDS = 1.0  # of the live line
 ELSEWHERE_SECONDS = 2.0  # between looks at a job that another sweep runs
 STOP_SECONDS = 30.0  # for a child to write its checkpoint and end
 CORES_PER_SLOT = 4  # without GPUs
 MAX_SLOTS = 1024
 FAILED, BUSY, STOPPED = 1, 69, 75  # of train.py's statuses: another process has the folder; a signal stopped it
 OVERWRITE = "--overwrite"
+Child = subprocess.Popen[bytes]
 
 
 # ---- what a folder says
@@ -128,10 +132,7 @@ def console_tail(folder: Path) -> list[str]:
 
 
 def outcome(job: Job, status: int) -> str | None:
-    """Why a run that ended with this status has not finished its job; None where it has.
-
-    Word of a failure of its own is left in the job's folder.
-    """
+    """Why a run that ended with this status has not finished its job, which its folder tells from now on; else None."""
     if status == 0 and is_finished(job.folder):
         return None
     if status == STOPPED:
@@ -150,15 +151,129 @@ def outcome(job: Job, status: int) -> str | None:
     return reason
 
 
+# ---- progress: done, running, failed and the time left; one live line on a terminal, plain lines elsewhere
+
+
+class Progress:
+    """Counts the jobs of a queue and says so; the number of slots tells how many run at a time."""
+
+    def __init__(self, jobs: list[Job], slots: int, stream: TextIO) -> None:
+        self.jobs, self.slots, self.stream = jobs, max(1, slots), stream
+        self.live = stream.isatty()
+        self.finished: set[Path] = set()
+        self.failures: dict[Path, str] = {}
+        self.running: dict[Path, float] = {}
+        self._seconds: dict[tuple[str, bool], list[float]] = defaultdict(list)
+        self._drawn = 0.0
+
+    @property
+    def waiting(self) -> list[Job]:
+        """Jobs that are neither done nor running."""
+        known = self.finished | self.failures.keys() | self.running.keys()
+        return [job for job in self.jobs if job.folder not in known]
+
+    def skip(self, job: Job, record: Mapping[str, object]) -> None:
+        """The job was finished before; its time tells how long its like will take."""
+        self.finished.add(job.folder)
+        timing = record.get("timing")
+        total = timing.get("total") if isinstance(timing, Mapping) else None
+        if isinstance(total, int | float):
+            self._seconds[_kind(job)].append(float(total))
+
+    def start(self, job: Job) -> None:
+        """The job runs from now on."""
+        self.running[job.folder] = time.monotonic()
+        self.line(f"start    {job.label}")
+
+    def finish(self, job: Job) -> None:
+        """The job is done."""
+        self.finished.add(job.folder)
+        took = ""  # nothing is known of another sweep's
+        if job.folder in self.running:
+            seconds = time.monotonic() - self.running.pop(job.folder)
+            self._seconds[_kind(job)].append(seconds)
+            took = f" ({duration(seconds)})"
+        self.line(f"finished {job.label}{took}")
+
+    def fail(self, job: Job, reason: str) -> None:
+        """The job failed, now or before."""
+        self.running.pop(job.folder, None)
+        self.failures[job.folder] = reason
+        self.line(f"FAILED   {job.label}: {reason}")
+
+    def drop(self, job: Job) -> None:
+        """The job was stopped and is to be run another time."""
+        self.running.pop(job.folder, None)
+
+    def line(self, text: str) -> None:
+        """One line, with the counts in front where there is no live line."""
+        self._clear()
+        counted = text if self.live else f"[{len(self.finished) + len(self.failures)}/{len(self.jobs)}] {text}"
+        self.stream.write(printable(counted) + ("\n" if self.live else f"{self._time_left()}\n"))
+        self.stream.flush()
+        self._drawn = 0.0
+        self.tick()
+
+    def tick(self) -> None:
+        """Draw the live line anew, about once a second."""
+        now = time.monotonic()
+        if not self.live or now - self._drawn < REFRESH_SECONDS:
+            return
+        self._clear()
+        self._drawn = now
+        counts = f"{len(self.finished)} done, {len(self.running)} running, {len(self.failures)} failed"
+        text = f"{counts}, {len(self.waiting)} waiting of {len(self.jobs)}{self._time_left()}"
+        self.stream.write(text[: shutil.get_terminal_size().columns - 1])
+        self.stream.flush()
+
+    def close(self) -> None:
+        """Leave the terminal with a clean line."""
+        self._clear()
+        self.stream.flush()
+
+    def eta(self) -> float | None:
+        """Seconds until all is done, from the times of finished jobs of the same kind; None before the first."""
+        known = [value for values in self._seconds.values() for value in values]
+        if not known:
+            return None
+        waiting = sum(self._expected(job, known) for job in self.waiting)
+        now = time.monotonic()
+        running = [job for job in self.jobs if job.folder in self.running]
+        under_way = [max(0.0, self._expected(job, known) - (now - self.running[job.folder])) for job in running]
+        return max([(waiting + sum(under_way)) / self.slots, *under_way])
+
+    def _expected(self, job: Job, known: list[float]) -> float:
+        return statistics.fmean(self._seconds.get(_kind(job)) or known)
+
+    def _time_left(self) -> str:
+        eta = self.eta()
+        return f", ETA {duration(eta)}" if eta and (self.waiting or self.running) else ""
+
+    def _clear(self) -> None:
+        if self.live:
+            self.stream.write("\r\x1b[K")
+
+
+def _kind(job: Job) -> tuple[str, bool]:
+    """Jobs of one trainer take about as long as one another, those that only test much less."""
+    return job.trainer, job.needs is None
+
+
+def duration(seconds: float) -> str:
+    """Seconds for people: "42 s", "3 min 20 s", "2 h 05 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
 # ---- claims: several sweeps may work on one output folder, on several machines too
 
 
 class Claims:
-    """The jobs that this sweep runs, so that no other one runs them at the same time.
-
-    Args:
-        progress: is told of jobs that others have, and of what became of them.
-    """
+    """The jobs that this sweep runs, so that no other one runs them at the same time."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
@@ -222,17 +337,11 @@ def forget_dead_claim(job: Job) -> None:
 
 @dataclass
 class Stop:
-    """Whether to stop, and how hard; set by signals.
+    """Whether to stop, and how hard; set by signals."""
 
-    Attributes:
-        signal: the last one received; 0: none.
-        at_once: a second one came.
-        interrupts: whether a signal also raises KeyboardInterrupt, for work that does not ask.
-    """
-
-    signal: int = 0
-    at_once: bool = False
-    interrupts: bool = False
+    signal: int = 0  # the last one received; 0: none
+    at_once: bool = False  # a second one came
+    interrupts: bool = False  # a signal also raises KeyboardInterrupt, for work that does not ask
 
     def request(self, number: int, _frame: FrameType | None = None) -> None:
         """A first signal asks for an end, a second one for an end at once."""
@@ -304,15 +413,10 @@ def work_off(jobs: Sequence[Job], executor: Processes | Inline, progress: Progre
 
 @dataclass(frozen=True)
 class Slot:
-    """A place for one process.
+    """A place for one process."""
 
-    Attributes:
-        gpu: value of CUDA_VISIBLE_DEVICES; "" hides all GPUs.
-        threads: OMP_NUM_THREADS.
-    """
-
-    gpu: str
-    threads: int
+    gpu: str  # value of CUDA_VISIBLE_DEVICES; "" hides all GPUs
+    threads: int  # OMP_NUM_THREADS
 
     def environment(self) -> dict[str, str]:
         """The environment of the process."""
@@ -366,18 +470,18 @@ def _listed_gpus() -> list[str]:
     return listed.stdout.split() if listed.returncode == 0 else []
 
 
-class Processes:
-    """Runs each job in a process of its own.
+def start_process(job: Job, output: BinaryIO | None, environment: dict[str, str], **how: Any) -> Child:
+    """Start a job; without a file it writes to the terminal."""
+    to = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT if output else None}
+    return subprocess.Popen(job.command(sys.executable), cwd=REPOSITORY, env=environment, **to, **how)
 
-    Args:
-        slots: where processes run.
-        stop: is asked how hard to stop.
-        foreground: processes write to the terminal instead of into a file.
-    """
+
+class Processes:
+    """Runs each job in a process of its own; in the foreground they write to the terminal instead of into a file."""
 
     def __init__(self, slots: Sequence[Slot], stop: Stop, foreground: bool = False) -> None:
         self.slots, self.stop, self.foreground = slots, stop, foreground
-        self.children: dict[int, tuple[Job, subprocess.Popen[bytes]]] = {}
+        self.children: dict[int, tuple[Job, Child]] = {}
 
     @property
     def jobs(self) -> list[Job]:
@@ -393,17 +497,9 @@ class Processes:
         index = next(index for index in range(len(self.slots)) if index not in self.children)
         with contextlib.ExitStack() as stack:
             output = None if self.foreground else stack.enter_context((job.folder / CONSOLE_FILE).open("wb"))
-            child = subprocess.Popen(
-                job.command(sys.executable),
-                cwd=REPOSITORY,
-                env=self.slots[index].environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT if output else None,
-                start_new_session=True,  # Ctrl-C on the terminal is for the sweep, which ends its children itself
-                preexec_fn=_end_with_parent if sys.platform == "linux" else None,
-            )
-        self.children[index] = (job, child)
+            # Ctrl-C on the terminal is for the sweep, which ends its children itself
+            before = {"start_new_session": True, "preexec_fn": _end_with_parent if sys.platform == "linux" else None}
+            self.children[index] = job, start_process(job, output, self.slots[index].environment(), **before)
 
     def ended(self) -> list[tuple[Job, int]]:
         """The jobs whose processes have ended since the last call, with their exit statuses."""
@@ -434,12 +530,7 @@ def _end_with_parent() -> None:
 
 
 class Inline:
-    """Runs one job after another in this process: importing torch takes longer than a run on the bundled data.
-
-    Args:
-        slot: the threads and devices to use.
-        stop: a signal to it also interrupts the run.
-    """
+    """Runs one job after another in this process: importing torch takes longer than a run on the bundled data."""
 
     def __init__(self, slot: Slot, stop: Stop) -> None:
         os.environ.update(slot.environment())

@@ -11,15 +11,24 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sweeping.plan import REPOSITORY, Job, SweepError
-from sweeping.progress import Progress
-from sweeping.runner import CONSOLE_FILE, FAILURE_FILE, Stop, earlier_failure, is_finished, make_ready, outcome
+from sweeping.plan import Job, SweepError
+from sweeping.runner import (
+    CONSOLE_FILE,
+    FAILURE_FILE,
+    Child,
+    Progress,
+    Stop,
+    earlier_failure,
+    is_finished,
+    make_ready,
+    outcome,
+    start_process,
+)
 
 JOB_FILE = "slurm_job.txt"
 SUBMITIT_FOLDER = ".slurm"
@@ -60,16 +69,11 @@ def parameters(args: argparse.Namespace, cluster: str) -> dict[str, Any]:
 
 
 class Chain:
-    """Runs that one Slurm job does one after another: one that trains, and the tests of its weights.
-
-    Args:
-        jobs: in order.
-        threads: OMP_NUM_THREADS of each process.
-    """
+    """Runs that one Slurm job does one after another: one that trains, and the tests of its weights."""
 
     def __init__(self, jobs: Sequence[Job], threads: int) -> None:
         self.jobs, self.threads = tuple(jobs), threads
-        self._child: subprocess.Popen[bytes] | None = None
+        self._child: Child | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_child": None}
@@ -86,15 +90,8 @@ class Chain:
                 continue
             make_ready(job)
             with (job.folder / CONSOLE_FILE).open("ab") as console:
-                self._child = subprocess.Popen(
-                    job.command(sys.executable),
-                    cwd=REPOSITORY,
-                    env={**os.environ, "OMP_NUM_THREADS": str(self.threads)},
-                    stdin=subprocess.DEVNULL,
-                    stdout=console,
-                    stderr=subprocess.STDOUT,
-                    preexec_fn=_ignore_warning,
-                )
+                environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+                self._child = start_process(job, console, environment, preexec_fn=_ignore_warning)
                 reason = outcome(job, self._child.wait())
             if reason is not None:
                 failures.append(f"{job.label}: {reason}")
@@ -135,21 +132,13 @@ def chains_of(jobs: Sequence[Job], threads: int) -> list[Chain]:
 
 
 class SlurmLauncher:
-    """Submits a queue and watches it.
+    """Submits a queue and watches it; a stop ends the watching, and the jobs go on by themselves.
 
-    Args:
-        args: see `add_arguments`.
-        progress: is told what happens.
-        stop: ends the watching; the jobs go on by themselves.
-        output: folder of the runs; submitit's files go into a folder in it.
-        cluster: submitit's name for where jobs run: "slurm", or "local" to try it out without one.
+    The cluster is submitit's name for where jobs run: "slurm", or "local" to try it out without one.
     """
 
-    def __init__(
-        self, args: argparse.Namespace, progress: Progress, stop: Stop, output: Path, cluster: str = "slurm"
-    ) -> None:
-        self.args, self.progress, self.stop = args, progress, stop
-        self.output, self.cluster = output, cluster
+    def __init__(self, args: Any, progress: Progress, stop: Stop, output: Path, cluster: str = "slurm") -> None:
+        self.args, self.progress, self.stop, self.output, self.cluster = args, progress, stop, output, cluster
         self.parameters = parameters(args, cluster)
         self._gone: dict[str, float] = {}  # since when, of jobs that have left the queue
 

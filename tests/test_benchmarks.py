@@ -10,14 +10,17 @@ from benchmarks import runs
 from benchmarks.__main__ import main
 from benchmarks.measure import (
     ParityError,
+    build_trainer,
+    class_names,
     covered_share,
     device_utilisation,
     evenly_spread,
     extrapolate,
     only_classes,
     parity,
+    random_batch,
+    random_clip,
 )
-from benchmarks.models import build_trainer, class_names, random_batch, random_clip
 from benchmarks.steps import count_training, training_flops
 from prompting.tokens import encode
 

@@ -16,12 +16,13 @@ import pytest
 import sweep
 from common.folder_lock import SWEEP_LOCK, FolderLock
 from sweeping.plan import REPOSITORY, Job, SweepError
-from sweeping.progress import Progress, duration
 from sweeping.runner import (
     Claims,
     Processes,
+    Progress,
     Slot,
     Stop,
+    duration,
     earlier_failure,
     finished_record,
     is_finished,

@@ -18,8 +18,7 @@ import pytest
 
 import sweep
 from sweeping.plan import Job
-from sweeping.progress import Progress
-from sweeping.runner import Stop, earlier_failure
+from sweeping.runner import Progress, Stop, earlier_failure
 from sweeping.slurm import Chain, SlurmLauncher, chains_of
 
 pytest.importorskip("submitit", reason="submitit is not installed")

@@ -72,7 +72,6 @@ PERSON_VARIANT = re.compile(r"^(wo)?m[ae]n ")
 CONCEPTS, LONGEST_CONCEPT = 100, 3
 TRAIN_SHARE, VAL_SHARE = 0.5, 0.1
 
-# fmt: off
 # What the drawings of one Unicode subgroup have in common, in words.
 # fmt: off
 KINDS = {
@@ -137,30 +136,29 @@ def deal(items: list[Any], train: int, val: int, rng: random.Random) -> dict[str
     return {"train": items[:train], "val": items[train : train + val], "test": items[train + val :]}
 
 
-def relative_path(index: int, label: int) -> str:
-    """Where an image lies below `images/`."""
-    return f"digit_{DIGIT_NAMES[label]}/{index:04d}.png"
-
-
 def write_digits(out: Path) -> None:
     """Write every image and the split file below `out`."""
     from sklearn.datasets import load_digits  # only this maker needs it
 
     digits = load_digits()
     labels = [int(label) for label in digits.target]
+    entries: list[Entry] = []
     for index, (counts, label) in enumerate(zip(digits.images, labels, strict=True)):
-        path = out / "images" / relative_path(index, label)
+        name = DIGIT_NAMES[label]
+        entries.append([f"digit_{name}/{index:04d}.png", label, f"digit {name}"])
+        path = out / "images" / entries[-1][0]
         path.parent.mkdir(parents=True, exist_ok=True)
         render_digit(counts).save(path, optimize=True)
-    entries = {
-        part: [
-            [relative_path(index, labels[index]), labels[index], f"digit {DIGIT_NAMES[labels[index]]}"]
-            for index in indices
-        ]
-        for part, indices in split_digits(labels, SPLIT_SEED).items()
-    }
-    with atomic_write(out / "split_digits.json", "w") as file:
-        file.write(json.dumps(entries) + "\n")
+    parts = split_digits(labels, SPLIT_SEED)
+    write_split(
+        out / "split_digits.json", {part: [entries[index] for index in indices] for part, indices in parts.items()}
+    )
+
+
+def write_split(path: Path, content: dict[str, list[Entry]]) -> None:
+    """Write a split file."""
+    with atomic_write(path, "w") as file:
+        file.write(json.dumps(content) + "\n")
 
 
 @dataclass(frozen=True)
@@ -168,7 +166,7 @@ class Concept:
     """What one emoji shows, in any style."""
 
     name: str
-    kind: str
+    kind: str  # what it is one of, for example "mammal"
 
     def path(self, style: str) -> str:
         """Where its image in one style lies below `images/`."""
@@ -181,12 +179,10 @@ def file_name(name: str) -> str:
 
 
 @dataclass(frozen=True)
-class Icon:
+class Icon(Concept):
     """One emoji in one style."""
 
     style: str  # name of the icon package
-    name: str  # what it is called, the same in every style
-    kind: str  # what it is one of, for example "mammal"
     svg: str
 
 
@@ -257,7 +253,7 @@ def read_icons(packages: Path, style: str, catalogue: Catalogue) -> list[Icon]:
     for name, drawing in content["icons"].items():
         meaning = catalogue.find(name, codes.get(name, ""))
         if meaning and meaning.name not in icons:
-            icons[meaning.name] = Icon(style, meaning.name, meaning.kind, svg_document(drawing, content))
+            icons[meaning.name] = Icon(meaning.name, meaning.kind, style, svg_document(drawing, content))
     return list(icons.values())
 
 
@@ -351,14 +347,13 @@ def write_emoji(packages: Path, out: Path, render: Callable[[str], bytes] = resv
     files["concepts"] = concepts_split(chosen, TARGETS)
     files |= {f"concepts_{STYLES[style]}": concepts_split(chosen, [style]) for style in TARGETS}
     for name, content in files.items():
-        with atomic_write(out / f"split_emoji_{name}.json", "w") as file:
-            file.write(json.dumps(content) + "\n")
-    by_name = {item.name: item for item in concepts}
-    drawn = [icon for style in STYLES for icon in icons[style] if icon.name in by_name]
+        write_split(out / f"split_emoji_{name}.json", content)
+    names = {item.name for item in concepts}
+    drawn = [icon for style in STYLES for icon in icons[style] if icon.name in names]
     for icon in drawn:
         buffer = io.BytesIO()
         Image.fromarray(draw(icon, render)).save(buffer, "WEBP", quality=WEBP_QUALITY, method=6)
-        with atomic_write(out / "images" / by_name[icon.name].path(icon.style)) as file:
+        with atomic_write(out / "images" / icon.path(icon.style)) as file:
             file.write(buffer.getvalue())
     return len(drawn)
 

@@ -28,7 +28,7 @@ from tools.bundled_data import (
     svg_document,
     write_emoji,
 )
-from tools.pretraining_data import read_corpus
+from tools.pretrain_clip import read_corpus
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 

@@ -7,15 +7,18 @@ import numpy as np
 import pytest
 import torch
 
-from tools.pretrain_clip import Vocabulary, contrastive_loss, encode_text, new_model
-from tools.pretraining_data import (
+from tools.pretrain_clip import (
     HELD_OUT_FONTS,
     MAX_CONTEXT,
+    Vocabulary,
     augment_glyphs,
     character_names,
+    contrastive_loss,
     draw_glyphs,
+    encode_text,
     glyph_caption,
     glyph_vocabulary,
+    new_model,
     text_fonts,
 )
 
