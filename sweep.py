@@ -3,7 +3,7 @@
     python sweep.py --protocol open_world --trainers CoOp MaPLe BMIP --datasets eurosat dtd --seeds 1 2 3 --root DATA
     python sweep.py --protocol few_shot --trainers BMIP=vit_b16_c2_ep10_batch4_2ctx --root DATA --gpus 0 1 2 3
     python sweep.py --protocol open_world --trainers BMIP --datasets bundled --vary TRAINER.BMIP.PROMPT_DEPTH 1 2 3
-    python sweep.py --protocol cross_dataset --trainers MaPLe --root DATA --launcher slurm --time-limit 480 \
+    python sweep.py --protocol cross_dataset --trainers MaPLe --root DATA --launcher slurm --time-limit 480 \\
         -- OPTIM.MAX_EPOCH 4
     python sweep.py --table ablation_depth --root DATA      # its runs, then the table; scripts/tables has one for each
 

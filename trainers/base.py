@@ -68,7 +68,7 @@ if "CHECKPOINT_ACTIVATIONS" not in cfg_default.TRAIN:
     # Compute the towers' layers again in the backward pass instead of keeping them: for class counts that do not fit.
     cfg_default.TRAIN.CHECKPOINT_ACTIVATIONS = False
     # Products with frozen weights in fp32 on the CPU: native (F.linear), onednn, or auto: the faster, measured once;
-    # packed: the fastest, with copies of the weights, two to three times their memory.
+    # packed: the fastest, with copies of the weights in oneDNN's order beside them.
     cfg_default.TRAIN.FROZEN_LINEAR = "auto"
     RANGES["TRAIN.FROZEN_LINEAR"] = BACKENDS
     # Record the training step as one CUDA graph and replay it: no time goes into launching its kernels.

@@ -6,6 +6,7 @@ import torch
 from torch.nn import functional as F
 
 from prompting import PromptedCLIP, TowerSizes, resolve_precision
+from sweeping import plan
 from tests.clips import CLASSNAMES, random_clip
 from trainers.bmip import AGGREGATORS, BMIPLearner
 from trainers.maple import MaPLeLearner
@@ -150,6 +151,10 @@ def test_official_gate_depends_on_the_batch(model):
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("depth", [1, 2, LAYERS])
 @pytest.mark.parametrize("n_ctx", [1, 2, 5])
+def test_the_ablations_table_has_every_aggregator():
+    assert plan.TABLES["ablation_aggregation"].axes["aggregators"][1] == AGGREGATORS
+
+
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_aggregators_on_both_paths(model, aggregator, n_ctx, depth, share):
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
