@@ -151,10 +151,6 @@ def test_official_gate_depends_on_the_batch(model):
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("depth", [1, 2, LAYERS])
 @pytest.mark.parametrize("n_ctx", [1, 2, 5])
-def test_the_ablations_table_has_every_aggregator():
-    assert plan.TABLES["ablation_aggregation"].axes["aggregators"][1] == AGGREGATORS
-
-
 @pytest.mark.parametrize("aggregator", AGGREGATORS)
 def test_aggregators_on_both_paths(model, aggregator, n_ctx, depth, share):
     images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
@@ -225,3 +221,7 @@ def test_gate_values_are_reported_per_tower_and_layer(model):
     values = learner.gate_values()
     assert sorted(values) == sorted(f"{tower}/{i}" for tower in ("text", "vision") for i in range(1, DEPTH))
     assert all(0 < value < 1 for value in values.values())
+
+
+def test_the_ablations_table_has_every_aggregator():
+    assert plan.TABLES["ablation_aggregation"].axes["aggregators"][1] == AGGREGATORS
