@@ -20,7 +20,7 @@ from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.files import is_zip
 
@@ -165,6 +165,7 @@ NAMES = (
     "a list of texts of up to 1,000 characters",
     lambda value: isinstance(value, list | tuple) and all(isinstance(v, str) and 0 < len(v) <= 1000 for v in value),
 )
+FLAG = ("True or False", lambda value: type(value) is bool)
 # What a field must be, unless it is missing or None. Published code stores NumPy's numbers and schedulers in those
 # of LOOSE, which are not needed to use the weights: there a placeholder will do.
 FIELDS = {
@@ -172,7 +173,7 @@ FIELDS = {
     "val_result": NUMBER,
     "best_result": NUMBER,
     "epochs_without_gain": COUNT,
-    "stopped_early": ("True or False", lambda value: type(value) is bool),
+    "stopped_early": FLAG,
     "trainer": TEXT,
     "backbone": TEXT,
     "classnames": NAMES,
@@ -219,6 +220,24 @@ def check_tensors(tensors: Mapping[Any, Any]) -> None:
         repeated += size if size > value.untyped_storage().nbytes() else 0
         if repeated > MAX_REPEATED:
             raise ValueError(f"the tensor {name!r} is not stored as its numbers")
+
+
+def misfits(model: nn.Module, tensors: Mapping[Any, Any]) -> list[str]:
+    """What of a state dict does not fit a model, which takes its entries, each of its shape and kind, and no others."""
+    wanted = model.state_dict()
+    problems = [f"missing {name}" for name in wanted if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in wanted]
+    for name, want in wanted.items():
+        value = tensors.get(name, want)
+        if not isinstance(want, Tensor):
+            continue
+        if not isinstance(value, Tensor):
+            problems.append(f"{name} is no tensor")
+        elif value.shape != want.shape:
+            problems.append(f"{name} has shape {tuple(value.shape)} instead of {tuple(want.shape)}")
+        elif value.is_floating_point() != want.is_floating_point() or value.is_complex() != want.is_complex():
+            problems.append(f"{name} holds {value.dtype} instead of {want.dtype}")
+    return problems
 
 
 REAL_DTYPES = {dtype for dtype in STORAGE_DTYPES.values() if not dtype.is_complex}

@@ -1,10 +1,10 @@
-"""Evaluators: accuracy, macro F1, per-class accuracy and confusion matrix of a classifier."""
+"""Evaluators: accuracy, macro F1, per-class accuracy and confusion matrix; and the top-k accuracy of a batch."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,6 +142,20 @@ class Classification(EvaluatorBase):
         counts = np.zeros((len(labels), len(labels)))
         np.add.at(counts, (np.searchsorted(labels, y_true), np.searchsorted(labels, y_pred)), 1)
         return torch.from_numpy(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def compute_accuracy(
+    output: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor, topk: Sequence[int] = (1,)
+) -> list[torch.Tensor]:
+    """Return, per k, the percentage of samples whose label is among the k highest scores, a tensor of shape (1,).
+
+    The output is scores (batch, classes), or a tuple that starts with them; the target is labels (batch,).
+    """
+    if isinstance(output, (tuple, list)):
+        output = output[0]
+    ranked = output.topk(max(topk), dim=1).indices  # (batch, max k)
+    hits = ranked.eq(target.view(-1, 1)).float()
+    return [hits[:, :k].sum().view(1) * (100.0 / target.size(0)) for k in topk]
 
 
 keep_old_paths(__name__, "dassl.evaluation.build", "dassl.evaluation.evaluator")
