@@ -78,7 +78,7 @@ import torch
 
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
-from common.folder_lock import LockedError
+from common.files import LockedError
 from dassl.config import MAX_SEED, check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
