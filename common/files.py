@@ -5,7 +5,9 @@ Needs no torch, so that what does without can use it, too.
 
 from __future__ import annotations
 
+import csv
 import functools
+import io
 import os
 import re
 import secrets
@@ -14,7 +16,7 @@ import stat
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -65,6 +67,16 @@ def atomic_write(path: StrPath, mode: str = "wb", replace: bool = True) -> Itera
     finally:
         with suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+def write_csv(path: StrPath, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Write a table with a column per key that occurs, empty where a row has none; its lines end as on Unix."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(key for row in rows for key in row)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write(text.getvalue().encode())
 
 
 def is_zip(path: StrPath) -> bool:

@@ -53,9 +53,7 @@ TRAINER_NODES = {
 def is_free(option: str, config: Mapping[str, Any]) -> bool:
     """Return whether an option may differ between the parts of a run, or between runs of one row of a table.
 
-    Args:
-        option: its dotted name.
-        config: of the run, by dotted names; values, or their `repr`.
+    `config` is the run's, by dotted names; values, or their `repr`.
     """
     node = option.split(".")[1] if option.startswith("TRAINER.") and option.count(".") > 1 else ""
     nodes = TRAINER_NODES.get(str(config.get("TRAINER.NAME", "")).strip("'\""), (node,))
@@ -66,8 +64,9 @@ def is_free(option: str, config: Mapping[str, Any]) -> bool:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the options of a config under their dotted names."""
+    """Return the options of a config under their dotted names; an empty section stays as itself."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        is_section = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
     return flat

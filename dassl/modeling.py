@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,36 +28,21 @@ class Backbone(nn.Module):
         return self._out_features
 
 
-def build_backbone(name: str, verbose: bool = True, **kwargs: Any) -> nn.Module:
-    """Build the backbone called `name`; `kwargs` go to the function that makes it."""
-    return _build(BACKBONE_REGISTRY, "Backbone", name, verbose, kwargs)
-
-
-def build_head(name: str, verbose: bool = True, **kwargs: Any) -> nn.Module:
-    """Build the head called `name`; `kwargs` go to the function that makes it."""
-    return _build(HEAD_REGISTRY, "Head", name, verbose, kwargs)
-
-
-def build_network(name: str, verbose: bool = True, **kwargs: Any) -> nn.Module:
+def _build(registry: Registry, what: str, name: str, verbose: bool = True, **kwargs: Any) -> nn.Module:
     """Build the network called `name`; `kwargs` go to the function that makes it."""
-    return _build(NETWORK_REGISTRY, "Network", name, verbose, kwargs)
-
-
-def _build(registry: Registry, what: str, name: str, verbose: bool, kwargs: dict[str, Any]) -> nn.Module:
     make = registry.get(name)
     if verbose:
         print(f"{what}: {name}")
     return make(**kwargs)
 
 
-class SimpleNet(nn.Module):
-    """The network of a trainer that builds none: backbone, optional head, optional linear classifier.
+build_backbone = partial(_build, BACKBONE_REGISTRY, "Backbone")
+build_head = partial(_build, HEAD_REGISTRY, "Head")
+build_network = partial(_build, NETWORK_REGISTRY, "Network")
 
-    Args:
-        model_cfg: a config's section MODEL, or one like it.
-        num_classes: outputs of the classifier; 0 for none.
-        kwargs: go to the backbone and to the head.
-    """
+
+class SimpleNet(nn.Module):
+    """The network of a trainer that builds none: backbone, optional head, classifier unless there are 0 classes."""
 
     def __init__(self, cfg: CfgNode, model_cfg: CfgNode, num_classes: int, **kwargs: Any) -> None:
         super().__init__()

@@ -62,6 +62,7 @@ def test_base_to_new_and_open_world(trainer, tmp_path, capsys):
     assert results["config"]["TRAINER"]["NAME"] == trainer
     log = capsys.readouterr().out
     assert log.count("=> result") >= 3
+    assert (tmp_path / "history.csv").exists() == (trainer != "ZeroshotCLIP")
     if trainer != "ZeroshotCLIP":
         assert "Finish training" in log
         assert [epoch["epoch"] for epoch in results["history"]] == [1, 2]

@@ -14,11 +14,13 @@ from __future__ import annotations
 import difflib
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import yaml
 from yacs.config import CfgNode as YacsNode
+
+from common.free_options import flatten
 
 from .defaults import DEFAULTS, MAX_SEED, NAMES, Kind, choice, integer, kind_in, kind_of, number
 from .defaults import MAX_COUNT as MAX_COUNT
@@ -96,12 +98,7 @@ class PlainLoader(yaml.SafeLoader):
 
 
 def read_yaml(path: str | os.PathLike[str]) -> Any:
-    """Return the content of a YAML file.
-
-    Raises:
-        OSError: it cannot be opened.
-        YamlFileError: it is too large, or not YAML of plain values; the line is named.
-    """
+    """Return the content of a YAML file; a YamlFileError where it is too large, or not YAML of plain values."""
     size = os.path.getsize(path)
     if size > MAX_BYTES:
         raise YamlFileError(f"{path} has {size:,} bytes: a configuration has {MAX_BYTES:,} at most")
@@ -115,11 +112,8 @@ def read_yaml(path: str | os.PathLike[str]) -> Any:
 def read_config(path: str | os.PathLike[str], files: list[str] | None = None) -> dict[str, Any]:
     """Return the sections of a config file, laid over the files that its `_BASE_` names; an empty file has none.
 
-    These are relative to it, and later ones win. `files` are those read before, of which it is a base.
-
-    Raises:
-        OSError: it, or one of its bases, cannot be opened.
-        YamlFileError: see `read_yaml`; or it holds no sections, or its bases are not files or lead in a circle.
+    These are relative to it, and later ones win. `files` are those read before, of which it is a base. YamlFileError:
+    see `read_yaml`; or it holds no sections, or its bases are not files or lead in a circle.
     """
     path, files = os.fspath(path), [] if files is None else files
     if len(files) > MAX_FILES:
@@ -176,11 +170,11 @@ class CfgNode(YacsNode):
             tree = read_config(path)
         except YamlFileError as error:
             raise ConfigError(f"config file {error}") from error
-        self._merge(leaves(tree), f"config file {path}")
+        self._merge(flatten(tree).items(), f"config file {path}")
 
     def merge_from_other_cfg(self, cfg_other: Mapping[str, Any]) -> None:
         """Merge another config tree; raises as `merge_from_file` does."""
-        self._merge(leaves(cfg_other), "the other config")
+        self._merge(flatten(cfg_other).items(), "the other config")
 
     def merge_from_list(self, cfg_list: Sequence[Any]) -> None:
         """Merge `[key, value, key, value, ...]`, as typed on a command line; raises as `merge_from_file` does."""
@@ -217,7 +211,7 @@ class CfgNode(YacsNode):
         return [(node, last, _coerced(value, node[last], full_key, source) if last in node else value)]
 
     def _suggest(self, full_key: str) -> str:
-        known = {key.lower(): key for key, _ in leaves(self)}
+        known = {key.lower(): key for key in flatten(self)}
         near = difflib.get_close_matches(full_key.lower(), known, n=3)
         last = full_key.lower().rsplit(".", 1)[-1]
         near += [key for key in known if key.rsplit(".", 1)[-1] == last and key not in near][: 3 - len(near)]
@@ -251,15 +245,6 @@ def _coerced(value: Any, default: Any, full_key: str, source: str) -> Any:
         f"{source}: {full_key} wants {type(default).__name__} (default {default!r}), "
         f"but got {type(value).__name__} {short(value)}"
     )
-
-
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield (dotted key, value) for every option; an empty section is yielded as itself."""
-    for key, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            yield from leaves(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def short(value: Any) -> str:
@@ -350,8 +335,8 @@ def check_values(cfg: Any, ranges: Mapping[str, tuple[Any, ...]] | None = None) 
 
     `ranges`, by dotted key, are of keys that trainers add: (least, most) of a number, or the names to choose from.
     """
-    defaults = dict(leaves(cfg_default))
-    for key, value in leaves(cfg):
+    defaults = flatten(cfg_default)
+    for key, value in flatten(cfg).items():
         _check(key, value, kind_for(key, defaults.get(key), ranges or {}))
 
 
@@ -372,5 +357,6 @@ def _check(key: str, value: Any, kind: Kind) -> None:
     choices = one.choices()
     wrong = value if one is kind else next(name for name in value if not one.fits(name))
     near = difflib.get_close_matches(wrong, choices, n=1) if isinstance(wrong, str) else []
-    advice = f"did you mean {near[0]}? There are:" if near else "choose one of"
-    raise ConfigError(f"{named} is {short(wrong)}: {advice} {', '.join(choices)}")
+    if near:
+        raise ConfigError(f"{named} is {short(wrong)}: did you mean {near[0]}? There are: {', '.join(choices)}")
+    raise ConfigError(f"{named} {short(wrong)}: choose one of {', '.join(choices)}")

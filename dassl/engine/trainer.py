@@ -237,10 +237,7 @@ class TrainerBase:
         return {}
 
     def resume_state(self) -> dict[str, Any]:
-        """Return what the next epochs depend on besides models, optimisers and schedulers: plain values and tensors.
-
-        What a trainer averages over epochs belongs here. It goes into the resume checkpoint only.
-        """
+        """Return what the next epochs depend on besides models, optimisers and schedulers: plain values and tensors."""
         return {}
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
@@ -314,11 +311,7 @@ class TrainerBase:
     # Finiteness, and where training is
 
     def check_finite(self, said: str, values: Mapping[str, torch.Tensor | float]) -> None:
-        """End the run where a number is infinite or NaN; in what is `said` of it, `{}` stands for the names.
-
-        Raises:
-            FloatingPointError: one is not finite; it names epoch, batch and images.
-        """
+        """End the run by a FloatingPointError where a number is infinite or NaN; `{}` in what is `said`: the names."""
         # one answer for all: asking a GPU for each would make it wait as often
         finite = {name: torch.isfinite(torch.as_tensor(value)).all() for name, value in values.items()}
         if finite and not torch.stack([*finite.values()]).all():
@@ -351,8 +344,7 @@ class TrainerBase:
 
     def batch_images(self) -> list[str]:
         """Return the paths of the images of the batch at hand; empty where they are not known."""
-        parts = [part for part in self._batch if isinstance(part, Mapping)]
-        return [str(path) for part in parts for path in part.get("impath", ())]
+        return [str(path) for part in self._batch if isinstance(part, Mapping) for path in part.get("impath", ())]
 
     def _of_images(self) -> str:
         images = self.batch_images()
@@ -385,10 +377,8 @@ class TrainerBase:
     def load_state(self, state: dict[str, Any], path: str) -> int:
         """Go on from what `save_state` wrote, in all models or in none; return the number of finished epochs.
 
-        A state of no finished epoch and other settings is left alone: starting anew loses nothing.
-
-        Raises:
-            CheckpointError: if it is of other models, or of other settings and `cfg.RESUME` does not ask for it.
+        A state of no finished epoch and another config is left alone: starting anew loses nothing. Otherwise one of
+        other models, or of another config where `cfg.RESUME` does not ask for it, is a CheckpointError.
         """
         checkpoint.check_state(state, path)
         within = state.get("within_epoch")
@@ -429,10 +419,7 @@ class TrainerBase:
         return state["epoch"]
 
     def is_exact(self) -> bool:
-        """Return whether an uninterrupted run comes to the same bits.
-
-        Not where it went on from weights alone, nor with other settings, PyTorch, device or threads.
-        """
+        """Return whether an uninterrupted run comes to the same bits: not after going on from weights or elsewhere."""
         return self._exact
 
     def _arithmetic(self) -> dict[str, Any]:
@@ -481,10 +468,8 @@ class TrainerBase:
     def resume_model_if_exist(self, directory: str) -> int:
         """Continue from what `directory` holds: the resume checkpoint, else the latest checkpoint that all models have.
 
-        The number of finished epochs is returned, 0 where there is nothing.
-
-        Raises:
-            CheckpointError: if a checkpoint cannot be read or does not fit; nothing is loaded then.
+        Return the number of finished epochs, 0 where there is nothing. A checkpoint that cannot be read or does not fit
+        is a CheckpointError; nothing is loaded then.
         """
         names, path = self.get_model_names(), os.path.join(directory, checkpoint.RESUME_NAME)
         file_name = checkpoint.RESUME_NAME if os.path.isfile(path) else checkpoint.latest_checkpoint(directory, names)
@@ -613,12 +598,12 @@ class SimpleTrainer(TrainerBase):
         """Train on the batches of the epoch that are not finished.
 
         Raises:
-            CheckpointError: the run was stopped within an epoch of another number of batches.
             FloatingPointError: a reported loss is not finite, or a weight after the last batch.
             RunStopped: a signal asked for it and the state is written.
         """
         self.set_model_mode("train")
-        self.num_batches = self.count_batches()
+        end = time.time()
+        self.num_batches, batches = self.epoch_batches()  # starts the loader's workers
         progress, losses = self.progress, self.progress.losses
         if progress.num_batches not in (0, self.num_batches):
             raise CheckpointError(
@@ -631,7 +616,7 @@ class SimpleTrainer(TrainerBase):
             self.batch_idx = progress.batches - 1  # there may be no batch left
         self.evaluating, frequency = "", self.cfg.TRAIN.PRINT_FREQ
         batch_time, data_time = AverageMeter(), AverageMeter()
-        batches, fetched = self.epoch_batches(), []  # fetched: the next batch, where that is done; None: there is none
+        fetched: list[Any] = []  # the next batch, where it is fetched already; None: there is none
         scalars: list[tuple[str, float, int]] = []  # to be written
 
         def write_scalars() -> None:
@@ -643,7 +628,7 @@ class SimpleTrainer(TrainerBase):
             if not fetched:
                 fetched.append(next(batches, None))
 
-        self.prefetch, end = prefetch, time.time()
+        self.prefetch = prefetch
         try:
             following = iter(lambda: fetched.pop() if fetched else next(batches, None), None)
             for self.batch_idx, self._batch in enumerate(following, start=progress.batches):
@@ -691,12 +676,8 @@ class SimpleTrainer(TrainerBase):
             kept = f", {cache.images_kept} decoded images kept in {cache.megabytes_used:.1f} of {cache.megabytes} MB"
         print(f"Waited {waited:.3f} of {seconds:.3f} s for data ({100 * share:.1f}%){kept}")
 
-    def count_batches(self) -> int:
-        """Return how many batches an epoch has."""
-        raise NotImplementedError
-
-    def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
-        """Yield the epoch's batches that are not finished, each as the arguments of `forward_backward`."""
+    def epoch_batches(self) -> tuple[int, Iterator[tuple[Any, ...]]]:
+        """Return how many batches an epoch has, and those not finished, each as the arguments of `forward_backward`."""
         raise NotImplementedError
 
     def can_resume_within_epoch(self) -> bool:
@@ -768,9 +749,7 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on `val` or `test` (default: TEST.SPLIT) and return the evaluator's first result.
-
-        All results are in `last_results` afterwards.
+        """Evaluate on `val` or `test` (default: TEST.SPLIT); return the first of the results, which `last_results` has.
 
         Raises:
             FloatingPointError: if the model's output is not finite, naming batch and images.
@@ -825,11 +804,9 @@ class SimpleTrainer(TrainerBase):
 class TrainerX(SimpleTrainer):
     """Base of trainers that use labelled images only."""
 
-    def count_batches(self) -> int:
-        return len(self.train_loader_x)
-
-    def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
-        return ((batch,) for batch in self.train_loader_x)
+    def epoch_batches(self) -> tuple[int, Iterator[tuple[Any, ...]]]:
+        """Return the batches of the training loader."""
+        return len(self.train_loader_x), ((batch,) for batch in self.train_loader_x)
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """Return images, labels and domains on the trainer's device."""
@@ -839,11 +816,10 @@ class TrainerX(SimpleTrainer):
 class TrainerXU(SimpleTrainer):
     """Base of trainers that use labelled and unlabelled images, as in domain adaptation."""
 
-    def count_batches(self) -> int:
-        """Return the number of pairs that TRAIN.COUNT_ITER asks for.
+    def epoch_batches(self) -> tuple[int, Iterator[tuple[Any, ...]]]:
+        """Return pairs of a labelled and an unlabelled batch; the loader that runs out first starts again.
 
-        Raises:
-            ValueError: if it is unknown, or there are no unlabelled images.
+        TRAIN.COUNT_ITER says which loader counts.
         """
         if self.train_loader_u is None:
             raise ValueError(f"data set {self.cfg.DATASET.NAME} has no unlabelled images (train_u)")
@@ -851,13 +827,9 @@ class TrainerXU(SimpleTrainer):
         sizes["smaller_one"] = min(sizes.values())
         if self.cfg.TRAIN.COUNT_ITER not in sizes:
             raise ValueError(f"TRAIN.COUNT_ITER must be one of {list(sizes)}, but got {self.cfg.TRAIN.COUNT_ITER!r}")
-        return sizes[self.cfg.TRAIN.COUNT_ITER]
-
-    def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
-        """Yield pairs of a labelled and an unlabelled batch; the loader that runs out first starts again."""
-        loaders = (self.train_loader_x, self.train_loader_u)
+        size, loaders = sizes[self.cfg.TRAIN.COUNT_ITER], (self.train_loader_x, self.train_loader_u)
         endless = [itertools.chain.from_iterable(itertools.repeat(loader)) for loader in loaders]
-        return itertools.islice(zip(*endless, strict=False), self.num_batches - self.progress.batches)
+        return size, itertools.islice(zip(*endless, strict=False), size - self.progress.batches)
 
     def parse_batch_train(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """Return labelled images, their labels and unlabelled images on the trainer's device."""

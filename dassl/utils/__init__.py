@@ -146,12 +146,10 @@ class Registry:
 
     def get(self, name: str) -> Any:
         """Return the entry called `name`; raise UnknownNameError, which names the choices, if there is none."""
-        if name not in self._obj_map:
-            raise UnknownNameError(_unknown(name, self.registered_names(), f"the {self._name} registry"))
+        check_availability(name, self._obj_map, f"the {self._name} registry")
         return self._obj_map[name]
 
     def registered_names(self) -> list[str]:
-        """Return all names, in the order of their registration."""
         return list(self._obj_map)
 
     def __contains__(self, name: object) -> bool:
@@ -163,17 +161,13 @@ def get_most_similar_str_to_a_from_b(a: str, b: Iterable[str]) -> str | None:
     return max(b, key=lambda candidate: SequenceMatcher(None, str(a), candidate).ratio(), default=None)
 
 
-def check_availability(requested: str, available: Iterable[str]) -> None:
+def check_availability(requested: str, available: Iterable[str], where: str = "the available ones") -> None:
     """Check that `requested` is one of `available`; else raise UnknownNameError, which names the choices."""
     available = list(available)
     if requested not in available:
-        raise UnknownNameError(_unknown(requested, available, "the available ones"))
-
-
-def _unknown(name: str, choices: list[str], where: str) -> str:
-    message = f"[{name}] is not in {where}: {choices}"
-    nearest = get_most_similar_str_to_a_from_b(name, choices)
-    return f"{message} (do you mean [{nearest}]?)" if nearest else message
+        nearest = get_most_similar_str_to_a_from_b(requested, available)
+        meant = f" (do you mean [{nearest}]?)" if nearest else ""
+        raise UnknownNameError(f"[{requested}] is not in {where}: {available}{meant}")
 
 
 # Random numbers
@@ -406,7 +400,7 @@ def setup_logger(output: StrPath | None = None) -> Logger | None:
 
 
 class RunStopped(BaseException):
-    """A run that a signal stopped, its state saved; no error, so that no `except Exception` takes it for one."""
+    """A run that a signal stopped, its state saved; no Exception, so that nobody takes it for an error."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"stopped by {signal.Signals(number).name}")
@@ -482,19 +476,18 @@ def leave_signals_to_the_run(_worker: int) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
-_watched_process = 0  # has its finalizer; a number, as processes forked from it inherit the variable and not that
-
-
 def end_workers_with_this_process() -> None:
     """Have the loaders' workers end when this process does, with an error that nothing caught, too.
 
     Such an error keeps the loader's iterator, which else ends its workers. At its exit `multiprocessing` sends the
     daemons one SIGTERM and waits for them without end, and these workers outlive one.
     """
-    global _watched_process
-    if _watched_process != os.getpid():
-        _watched_process = os.getpid()
-        multiprocessing.util.Finalize(None, _end_daemons, exitpriority=0)  # before multiprocessing ends them
+    _end_daemons_of(os.getpid())
+
+
+@functools.cache
+def _end_daemons_of(_process: int) -> None:  # once in each: a forked one inherits the cache and no finalizer
+    multiprocessing.util.Finalize(None, _end_daemons, exitpriority=0)  # before multiprocessing ends them
 
 
 def _end_daemons() -> None:

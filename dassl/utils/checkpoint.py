@@ -103,8 +103,7 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
     """Load a checkpoint onto the CPU, without running code from it.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        CheckpointError: if it is damaged, holds Python objects besides tensors and plain values, would take much more
+        CheckpointError: it is damaged, holds Python objects besides tensors and plain values, would take much more
             memory than it has bytes, or has an entry (`epoch`, `val_result` ...) of another kind.
     """
     if fpath is None:
@@ -157,21 +156,18 @@ def latest_checkpoint(directory: str, names: Iterable[str]) -> str | None:
     That is the `model.pth.tar-N` with the highest common N; without one, the file that all `checkpoint` texts name.
     """
     folders = [os.path.join(directory, name) for name in names]
-    if not folders or not all(os.path.isdir(folder) for folder in folders):
+    if not folders or not all(map(os.path.isdir, folders)):
         return None
-    found = [[re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder)] for folder in folders]
-    epochs = [{int(match[1]) for match in matches if match} for matches in found]
-    if common := set.intersection(*epochs):
-        return f"model.pth.tar-{max(common)}"
-    if not all(os.path.isfile(os.path.join(folder, POINTER_NAME)) for folder in folders):
+    common = set.intersection(*(set(os.listdir(folder)) for folder in folders))
+    if numbered := [name for name in common if re.fullmatch(r"model\.pth\.tar-\d+", name)]:
+        return max(numbered, key=lambda name: int(name.rpartition("-")[2]))
+    if POINTER_NAME not in common:
         return None
-    pointed = {os.path.basename(_pointed(folder)) for folder in folders}
-    name = pointed.pop()
-    return name if not pointed and all(os.path.isfile(os.path.join(folder, name)) for folder in folders) else None
+    name, *others = {os.path.basename(_pointed(folder)) for folder in folders}
+    return name if name in common and not others else None
 
 
 def _pointed(folder: StrPath) -> str:
-    """The file that the text file `checkpoint` of a folder names."""
     with open(os.path.join(folder, POINTER_NAME), encoding="utf-8") as file:
         return file.readline().strip()
 
