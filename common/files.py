@@ -63,7 +63,12 @@ def atomic_write(path: StrPath, mode: str = "wb", replace: bool = True) -> Itera
                 replace = True
         if replace:
             os.replace(temporary, path)
-        _sync_directory(folder or ".")
+        with suppress(OSError):  # have the new name survive a power cut, where system and file system can
+            descriptor = os.open(folder or ".", os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
     finally:
         with suppress(FileNotFoundError):
             os.remove(temporary)
@@ -115,16 +120,6 @@ def is_process_dead(pid: int) -> bool:
     except OSError:  # a system without /proc
         return False
     return state[:1] in (["Z"], ["X"])
-
-
-def _sync_directory(path: str) -> None:
-    """Have a new name in a directory survive a power cut; where a system or file system cannot, it is left at that."""
-    with suppress(OSError):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 # A folder's lock: `filelock.SoftFileLock`, a small file that names the process at work there. The library makes it with

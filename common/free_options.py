@@ -32,19 +32,12 @@ NOT_FREE_WITH = {"DATALOADER.TEST.BATCH_SIZE": ("TRAINER.BMIP.GATE", "official")
 # The nodes of TRAINER that a method reads: other methods' nodes change nothing of its runs. A trainer that is not here,
 # such as a fork's, may read them all.
 TRAINER_NODES = {
-    "BMIP": ("BMIP",),
-    "CoCoOp": ("COCOOP",),
-    "CoOp": ("COOP",),
-    "CoPrompt": ("COPROMPT",),
+    name: (name.upper(),)
+    for name in ("BMIP", "CoCoOp", "CoOp", "CoPrompt", "IVLP", "KgCoOp", "MaPLe", "ProDA", "PromptSRC", "VPT")
+} | {
     "CoPrompt_BMIP": ("COPROMPT", "BMIP"),
-    "IVLP": ("IVLP",),
-    "KgCoOp": ("KGCOOP",),
-    "MaPLe": ("MAPLE",),
     "MaPLe_BMIP": ("MAPLE", "BMIP"),
-    "ProDA": ("PRODA",),
-    "PromptSRC": ("PROMPTSRC",),
     "PromptSRC_BMIP": ("PROMPTSRC", "BMIP"),
-    "VPT": ("VPT",),
     "ZeroshotCLIP": ("ZEROSHOTCLIP",),
     "ZeroshotCLIP2": ("ZEROSHOTCLIP",),
 }
