@@ -215,7 +215,7 @@ def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
     if args.eval_only and not args.model_dir and needs_training:
         raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
     if (initial := cfg.MODEL.INIT_WEIGHTS) and needs_training is False:
-        raise ValueError(f"MODEL.INIT_WEIGHTS is {initial!r}, but {cfg.TRAINER.NAME} trains nothing: leave it out")
+        raise ValueError(f"MODEL.INIT_WEIGHTS is {initial!r}: {cfg.TRAINER.NAME} has nothing to train, leave it out")
     if initial and not os.path.isfile(initial):
         raise FileNotFoundError(f"MODEL.INIT_WEIGHTS: there is no file {initial}")
     return splits
