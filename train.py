@@ -24,8 +24,8 @@ from typing import Any
 
 from common.commandline import add_debug, guarded, printable_output
 
-# Exit status of a run that a signal stopped: what it computed is saved, the same command goes on (EX_TEMPFAIL).
-STOPPED = 75
+# Exit statuses, beside 0 and 2
+STOPPED = 75  # by a signal: what was computed is saved, the same command goes on (EX_TEMPFAIL)
 DIVERGED = 3  # a loss, gradient, weight or logit that is not finite; diverged.json says where
 BUSY = 69  # another process works in the output folder (EX_UNAVAILABLE)
 
@@ -39,13 +39,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--output-dir", default="", help="where the run writes")
     parser.add_argument("--resume", default="", help="folder of an unfinished run to go on with")
     parser.add_argument("--seed", type=int, default=-1, help="draws the few-shot sample; negative: random")
-    seeds = "several seeds, one after another in this process; --output-dir must hold {seed}"
-    parser.add_argument("--seeds", type=int, nargs="+", default=[], help=seeds)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[], help="several; --output-dir must hold {seed}")
     parser.add_argument("--source-domains", nargs="+", help="source domains, for domain data sets")
     parser.add_argument("--target-domains", nargs="+", help="target domains, for domain data sets")
     parser.add_argument("--transforms", nargs="+", help="training transforms")
-    setting = "the trainer's setting: configs/trainers/<Name>/<setting>.yaml"
-    parser.add_argument("--config-file", type=file_name, help=setting)
+    parser.add_argument("--config-file", type=file_name, help="the trainer's: configs/trainers/<Name>/<setting>.yaml")
     parser.add_argument("--dataset-config-file", type=file_name, help="the data set: configs/datasets/<name>.yaml")
     parser.add_argument("--trainer", default="", help="name of the method")
     parser.add_argument("--backbone", default="", help="ViT-B/16, RN50 ..., a .pt file, or bundled:tiny_clip")
@@ -69,17 +67,17 @@ def file_name(text: str) -> str:
 
 
 if __name__ == "__main__":  # the rest takes seconds to import: a wrong option is answered before
-    for early in (getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name)):
-        if signal.getsignal(early) is signal.SIG_DFL:  # a signal that comes meanwhile finds nothing begun
-            signal.signal(early, lambda *_: os._exit(STOPPED))
+    for early in {"SIGTERM", "SIGUSR1"} & set(dir(signal)):  # one that comes meanwhile finds nothing begun
+        if signal.getsignal(getattr(signal, early)) is signal.SIG_DFL:
+            signal.signal(getattr(signal, early), lambda *_: os._exit(STOPPED))
     build_parser().parse_args()
 
 import torch
 
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
-from common.folder_lock import LockedError
-from dassl.config import MAX_SEED, check_cfg, get_cfg_default
+from common.files import LockedError, write_csv
+from dassl.config import MAX_SEED, OPTIONS, check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
 from extras.trackers import check_trackers, track_run
@@ -119,7 +117,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
         overrides = overrides_of(cfg, files_cfg(args))  # now: the files may be others when it ends
         start = time.perf_counter()
         trainer = build_trainer(cfg)
-        timing: dict[str, float] = {"build": time.perf_counter() - start}
+        timing = {"build": time.perf_counter() - start}
         metrics: dict[str, Any] = {}
 
         def evaluate() -> None:
@@ -151,7 +149,10 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
         timing |= trainer.timing | {"total": time.perf_counter() - start}
         how = {"config_file": args.config_file, "overrides": overrides, "eval_only": args.eval_only}
         record = build_record(trainer, cfg, metrics, timing=timing, **how)
-        track_run(cfg, record)
+        if record["history"]:
+            write_csv(f"{cfg.OUTPUT_DIR}/history.csv", record["history"])
+        if cfg.TRAIN.TRACKERS != ("tensorboard",):
+            track_run(cfg, record)
         with stop.deferred():  # a finished run has nothing to go on from
             write_results(f"{cfg.OUTPUT_DIR}/results.json", record)
             if not args.eval_only:
@@ -160,7 +161,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
             print(f"{cfg.TRAINER.NAME} on {record['dataset']}, class split {split}: accuracy {values['accuracy']:.2f}%")
 
 
-# The configuration
+# The config
 
 
 def files_cfg(args: argparse.Namespace) -> Any:
@@ -174,23 +175,11 @@ def files_cfg(args: argparse.Namespace) -> Any:
 def setup_cfg(args: argparse.Namespace) -> Any:
     """Defaults, files and options, in this order."""
     cfg = files_cfg(args)
-    given = {
-        "DATASET.ROOT": args.root,
-        "OUTPUT_DIR": args.output_dir,
-        "RESUME": args.resume,
-        "DATASET.SOURCE_DOMAINS": args.source_domains,
-        "DATASET.TARGET_DOMAINS": args.target_domains,
-        "INPUT.TRANSFORMS": args.transforms,
-        "TRAINER.NAME": args.trainer,
-        "MODEL.BACKBONE.NAME": args.backbone,
-        "MODEL.HEAD.NAME": args.head,
-    }
-    for key, value in given.items():
-        if value:
-            *way, last = key.split(".")
-            setattr(functools.reduce(getattr, way, cfg), last, value)
-    if args.seed >= 0:
-        cfg.SEED = args.seed
+    for key, option in OPTIONS.items():
+        value = getattr(args, option.removeprefix("--").replace("-", "_"))
+        *sections, last = key.split(".")
+        if value >= 0 if key == "SEED" else value:
+            functools.reduce(getattr, sections, cfg)[last] = value
     if args.device:
         cfg.USE_CUDA = select_device(args.device)
     cfg.merge_from_list(args.opts)
@@ -199,45 +188,34 @@ def setup_cfg(args: argparse.Namespace) -> Any:
 
 
 def select_device(name: str) -> bool:
-    """Make ``name`` the device that Dassl will use; returns whether that is CUDA.
-
-    Raises:
-        ValueError: for a name that is no device, or a CUDA device that is not there.
-    """
+    """Make a device the one that Dassl will use; returns whether it is CUDA."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
         raise ValueError(f"--device {name!r} is not a device: use cpu, cuda or cuda:N") from error
+    count = torch.cuda.device_count()
     if device.type == "cpu":
         return False
-    if device.type != "cuda" or not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices; use --device cpu"
-        )
+    if device.type != "cuda" or (device.index or 0) >= count:
+        raise ValueError(f"--device {name}: this machine has {count} CUDA devices; use --device cpu")
     torch.cuda.set_device(device)
     return True
 
 
 def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
-    """Check what can be checked without data and weights, before anything is written; returns the class splits.
-
-    Raises:
-        ValueError: a setting cannot be used; the message names it and the cure.
-        FileNotFoundError: there is no file of initial weights.
-    """
-    trainer, initial = TRAINER_REGISTRY.get(cfg.TRAINER.NAME), cfg.MODEL.INIT_WEIGHTS
+    """Check what can be checked without data and weights, before anything is written; returns the class splits."""
+    needs_training = getattr(TRAINER_REGISTRY.get(cfg.TRAINER.NAME), "needs_training", None)
     check_cfg(cfg, RANGES)
     splits = class_splits_of(cfg)
-    check_trackers(cfg)
+    if cfg.TRAIN.TRACKERS != ("tensorboard",):
+        check_trackers(cfg)
     dataset_label(cfg.DATASET)  # refuses one that cannot be part of a path
     if args.load_epoch is not None and args.load_epoch < 1:
         raise ValueError(f"--load-epoch is {args.load_epoch}: epochs are counted from 1")
-    if args.eval_only and not args.model_dir and getattr(trainer, "needs_training", False):
+    if args.eval_only and not args.model_dir and needs_training:
         raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
-    if initial and not getattr(trainer, "needs_training", True):
-        raise ValueError(
-            f"MODEL.INIT_WEIGHTS is {initial!r}, but {cfg.TRAINER.NAME} has nothing to train: leave it out"
-        )
+    if (initial := cfg.MODEL.INIT_WEIGHTS) and needs_training is False:
+        raise ValueError(f"MODEL.INIT_WEIGHTS is {initial!r}: {cfg.TRAINER.NAME} has nothing to train, leave it out")
     if initial and not os.path.isfile(initial):
         raise FileNotFoundError(f"MODEL.INIT_WEIGHTS: there is no file {initial}")
     return splits
@@ -248,45 +226,28 @@ def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
 
 def run_seeds(args: argparse.Namespace, stop: StopRequest) -> int:
     """Run the seeds one after another; the exit status is the worst of theirs. A signal ends them all."""
-    ones = one_per_seed(args)
+    if len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed <= MAX_SEED for seed in args.seeds):
+        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: give different numbers, 0 to {MAX_SEED}")
+    if args.seed >= 0:
+        raise ValueError("--seed and --seeds exclude each other")
+    for option, folder in {"--output-dir": args.output_dir, "--resume": args.resume or "{seed}"}.items():
+        if "{seed}" not in folder:
+            raise ValueError(
+                f"{option} {folder!r}: every seed needs a folder of its own, as in output/CoOp/seed{{seed}}"
+            )
+    ones = []
+    for seed in args.seeds:
+        folders = {
+            name: getattr(args, name).replace("{seed}", str(seed)) for name in ("output_dir", "resume", "model_dir")
+        }
+        ones.append(argparse.Namespace(**vars(args) | folders | {"seed": seed}))
     check_run(setup_cfg(ones[0]), ones[0])  # what is wrong is wrong for all of them, and said once
     with sharing_backbones():
         return max([guarded(functools.partial(run, stop=stop), one, STATUSES) for one in ones])
 
 
-def one_per_seed(args: argparse.Namespace) -> list[argparse.Namespace]:
-    """The options of each seed's run, its number in place of {seed} in the folders.
-
-    Raises:
-        ValueError: seeds would share a folder.
-    """
-    if len(set(args.seeds)) < len(args.seeds) or not all(0 <= seed <= MAX_SEED for seed in args.seeds):
-        raise ValueError(f"--seeds {' '.join(map(str, args.seeds))}: give different numbers, 0 to {MAX_SEED}")
-    if args.seed >= 0:
-        raise ValueError("--seed and --seeds exclude each other")
-    for option in ("output_dir", "resume"):
-        value = getattr(args, option)
-        if (value or option == "output_dir") and "{seed}" not in value:
-            raise ValueError(
-                f"--{option.replace('_', '-')} {value!r}: with --seeds it must hold {{seed}}, "
-                "for example output/CoOp/seed{seed}, so that every seed has a folder of its own"
-            )
-    folders = ("output_dir", "resume", "model_dir")
-    return [
-        argparse.Namespace(
-            **vars(args) | {"seed": seed} | {name: getattr(args, name).replace("{seed}", str(seed)) for name in folders}
-        )
-        for seed in args.seeds
-    ]
-
-
 def main(argv: Sequence[str] | None = None, until_exit: bool = False) -> int:
-    """Command line; returns the exit status: 0 done, 2 wrong input, 3 diverged, 69 folder in use, 75 stopped.
-
-    Args:
-        argv: default: the process's.
-        until_exit: the process ends after this: later signals change nothing, whenever they come.
-    """
+    """Command line; returns the exit status. `until_exit`: the process ends then; later signals change nothing."""
     try:
         with StopRequest().listening(until_exit) as stop:
             args = build_parser().parse_args(argv)

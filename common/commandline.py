@@ -1,8 +1,7 @@
 """What every entry point does with an error: one line that says what is wrong and the cure; --debug for the traceback.
 
     def main(argv=None):
-        args = build_parser().parse_args(argv)
-        return guarded(run, args)
+        return guarded(run, build_parser().parse_args(argv))
 
 Needs the standard library only, so that every command can use it.
 """
@@ -36,12 +35,9 @@ def guarded(
 ) -> int:
     """Run a command, turn an expected error into one line on stderr, and return the exit status.
 
-    It is what the command returns, ``None`` standing for 0. When the reader of the output has gone away, as ``head``
-    does, it is 1 and nothing is said. ``args.debug`` shows the traceback before the line.
-
-    Args:
-        statuses: exit status by kind of error; the first that fits counts.
-        status: exit status of all other errors.
+    It is what the command returns, ``None`` standing for 0; of an error, the first of ``statuses`` that fits its kind,
+    else ``status``. When the reader of the output has gone away, as ``head`` does, it is 1 and nothing is said.
+    ``args.debug`` shows the traceback before the line.
     """
     statuses = statuses or {}
     try:
@@ -78,7 +74,6 @@ class PrintableStream:
         return getattr(self.__dict__["stream"], name)
 
     def write(self, text: str) -> int:
-        """Write text."""
         if text.isprintable():
             return self.stream.write(text)
         parts = re.split(r"(\r?\n|\t)", text)
@@ -86,7 +81,6 @@ class PrintableStream:
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
-        """Write several texts."""
         for line in lines:
             self.write(line)
 

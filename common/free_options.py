@@ -32,19 +32,12 @@ NOT_FREE_WITH = {"DATALOADER.TEST.BATCH_SIZE": ("TRAINER.BMIP.GATE", "official")
 # The nodes of TRAINER that a method reads: other methods' nodes change nothing of its runs. A trainer that is not here,
 # such as a fork's, may read them all.
 TRAINER_NODES = {
-    "BMIP": ("BMIP",),
-    "CoCoOp": ("COCOOP",),
-    "CoOp": ("COOP",),
-    "CoPrompt": ("COPROMPT",),
+    name: (name.upper(),)
+    for name in ("BMIP", "CoCoOp", "CoOp", "CoPrompt", "IVLP", "KgCoOp", "MaPLe", "ProDA", "PromptSRC", "VPT")
+} | {
     "CoPrompt_BMIP": ("COPROMPT", "BMIP"),
-    "IVLP": ("IVLP",),
-    "KgCoOp": ("KGCOOP",),
-    "MaPLe": ("MAPLE",),
     "MaPLe_BMIP": ("MAPLE", "BMIP"),
-    "ProDA": ("PRODA",),
-    "PromptSRC": ("PROMPTSRC",),
     "PromptSRC_BMIP": ("PROMPTSRC", "BMIP"),
-    "VPT": ("VPT",),
     "ZeroshotCLIP": ("ZEROSHOTCLIP",),
     "ZeroshotCLIP2": ("ZEROSHOTCLIP",),
 }
@@ -53,9 +46,7 @@ TRAINER_NODES = {
 def is_free(option: str, config: Mapping[str, Any]) -> bool:
     """Return whether an option may differ between the parts of a run, or between runs of one row of a table.
 
-    Args:
-        option: its dotted name.
-        config: of the run, by dotted names; values, or their `repr`.
+    `config` is the run's, by dotted names; values, or their `repr`.
     """
     node = option.split(".")[1] if option.startswith("TRAINER.") and option.count(".") > 1 else ""
     nodes = TRAINER_NODES.get(str(config.get("TRAINER.NAME", "")).strip("'\""), (node,))
@@ -66,8 +57,9 @@ def is_free(option: str, config: Mapping[str, Any]) -> bool:
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the options of a config under their dotted names."""
+    """Return the options of a config under their dotted names; an empty section stays as itself."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        is_section = isinstance(value, Mapping) and value
+        flat |= flatten(value, f"{prefix}{key}.") if is_section else {f"{prefix}{key}": value}
     return flat

@@ -2,8 +2,6 @@
 
 The unpickler knows how to make tensors and plain containers. Everything else, such as the schedulers, optimisers and
 NumPy numbers in published checkpoints, is refused or becomes an :class:`Inert` placeholder; no name is imported.
-
-`CheckpointError` is what every reader of checkpoints raises.
 """
 
 from __future__ import annotations
@@ -20,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from typing import IO, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from common.files import is_zip
 
@@ -44,10 +42,11 @@ STORAGE_DTYPES = {
     "ComplexDoubleStorage": torch.complex128,
     "UntypedStorage": torch.uint8,
 }
+REAL_DTYPES = {dtype for dtype in STORAGE_DTYPES.values() if not dtype.is_complex}
 
 
 class CheckpointError(ValueError):
-    """A checkpoint that cannot be read or does not fit; the message names the file and every tensor that is wrong."""
+    """A checkpoint that cannot be read or does not fit; the message names the file and what is wrong."""
 
 
 class Inert:
@@ -74,12 +73,8 @@ class Inert:
 def read_file(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
     """What a file written by ``torch.save``, before 1.6 too, holds, on the CPU, with nothing executed.
 
-    ``placeholders`` says whether objects of unknown types become :class:`Inert`; else they are refused.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        pickle.UnpicklingError: it names types of objects and ``placeholders`` is False.
-        Exception: whatever the bytes happen to mean, where it is damaged or would take too much memory.
+    Objects of unknown types become :class:`Inert`; without ``placeholders`` they are a pickle.UnpicklingError. A file
+    that is damaged, or would take too much memory, raises whatever its bytes happen to mean.
     """
     size = os.path.getsize(path)
     with open(path, "rb") as file:
@@ -95,19 +90,14 @@ def read_file(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
 
 
 def read_content(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
-    """What a checkpoint file holds; see :func:`read_file`.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        CheckpointError: when it is damaged; the path and a cure are named.
-    """
+    """What a checkpoint file holds; see :func:`read_file`. A CheckpointError names the path and a cure."""
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at "{path}"')
     try:
         return read_file(path, placeholders)
     except MemoryError:
         raise
-    except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
+    except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and not placeholders and is_zip(path):
             raise CheckpointError(
                 f'the checkpoint "{path}" holds pickled Python objects, as upstream Dassl saved its schedulers, '
@@ -125,11 +115,7 @@ def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[st
     """Content of a checkpoint file, on the CPU, with nothing executed.
 
     It is the file's dictionary: ``"state_dict"`` maps names to tensors, and every field of :data:`FIELDS` that is there
-    is of its kind. With ``bare`` the file may be the state dict itself.
-
-    Raises:
-        FileNotFoundError: when there is no such file.
-        CheckpointError: when it is damaged, holds no state dict or has a field of another kind; the path is named.
+    is of its kind; else a CheckpointError names the path. With ``bare`` the file may be the state dict itself.
     """
     content = read_content(path)
     # dict's own methods: a file may give an OrderedDict attributes that hide them
@@ -137,7 +123,7 @@ def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[st
     if bare and content and "state_dict" not in content:
         content = {"state_dict": content}
     state_dict = content.get("state_dict")
-    if not isinstance(state_dict, dict) or not state_dict or not any(map(_is_tensor, dict.values(state_dict))):
+    if not isinstance(state_dict, dict) or not any(map(_is_tensor, dict.values(state_dict))):
         raise CheckpointError(f'"{path}" holds no "state_dict" of tensors: it is not a checkpoint of a training run')
     content["state_dict"] = dict(dict.items(state_dict))
     check_fields(content, path)
@@ -165,6 +151,7 @@ NAMES = (
     "a list of texts of up to 1,000 characters",
     lambda value: isinstance(value, list | tuple) and all(isinstance(v, str) and 0 < len(v) <= 1000 for v in value),
 )
+FLAG = ("True or False", lambda value: type(value) is bool)
 # What a field must be, unless it is missing or None. Published code stores NumPy's numbers and schedulers in those
 # of LOOSE, which are not needed to use the weights: there a placeholder will do.
 FIELDS = {
@@ -172,7 +159,7 @@ FIELDS = {
     "val_result": NUMBER,
     "best_result": NUMBER,
     "epochs_without_gain": COUNT,
-    "stopped_early": ("True or False", lambda value: type(value) is bool),
+    "stopped_early": FLAG,
     "trainer": TEXT,
     "backbone": TEXT,
     "classnames": NAMES,
@@ -197,12 +184,9 @@ def _is_tensor(value: Any) -> bool:
 
 
 def check_tensors(tensors: Mapping[Any, Any]) -> None:
-    """Refuse a state dict of anything but named tensors of real numbers, which the file holds one by one.
+    """Refuse, by a ValueError, what is not named tensors of real numbers, which the file holds one by one.
 
-    Published checkpoints hold small ones, a row for every class, so a bounded number of repeated bytes is taken.
-
-    Raises:
-        ValueError: naming the first that is wrong.
+    Published checkpoints repeat small ones, a row for every class, so a bounded number of repeated bytes is taken.
     """
     repeated = 0
     for name, value in dict.items(tensors) if isinstance(tensors, dict) else tensors.items():
@@ -221,7 +205,20 @@ def check_tensors(tensors: Mapping[Any, Any]) -> None:
             raise ValueError(f"the tensor {name!r} is not stored as its numbers")
 
 
-REAL_DTYPES = {dtype for dtype in STORAGE_DTYPES.values() if not dtype.is_complex}
+def misfits(model: nn.Module, tensors: Mapping[Any, Any]) -> list[str]:
+    """What of a state dict does not fit a model, which takes its entries, each of its shape and kind, and no others."""
+    wanted = model.state_dict()
+    problems = [f"missing {name}" for name in wanted if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in wanted]
+    for name in [name for name, want in wanted.items() if name in tensors and isinstance(want, Tensor)]:
+        value, want = tensors[name], wanted[name]
+        if not isinstance(value, Tensor):
+            problems.append(f"{name} is no tensor")
+        elif value.shape != want.shape:
+            problems.append(f"{name} has shape {tuple(value.shape)} instead of {tuple(want.shape)}")
+        elif value.is_floating_point() != want.is_floating_point() or value.is_complex() != want.is_complex():
+            problems.append(f"{name} holds {value.dtype} instead of {want.dtype}")
+    return problems
 
 
 # The pickle
@@ -234,8 +231,7 @@ def check_archive(archive: zipfile.ZipFile, size: int) -> None:
         raise ValueError(f"{unpacked:,} bytes would come out of {size:,}, as of no file that PyTorch writes")
 
 
-def _cost(value: Any) -> int:
-    """What a copy of a value would cost."""
+def _cost(value: Any) -> int:  # of a copy
     if isinstance(value, str | bytes):
         return len(value) // 64
     return len(value) if isinstance(value, list | tuple | dict | set | frozenset) else 0
@@ -298,12 +294,10 @@ class Unpickler(pickle._Unpickler):
         }
 
     def read(self, count: int) -> bytes:
-        """Bytes of the pickle; once and again for every value."""
         self.spend(1)
         return self._file.read(count)
 
     def readline(self) -> bytes:
-        """A line of the pickle."""
         self.spend(1)
         return self._file.readline()
 
@@ -333,7 +327,6 @@ class Unpickler(pickle._Unpickler):
         return self._known[key]
 
     def persistent_load(self, pid: Any) -> Any:
-        """Refused: a plain pickle has no storages."""
         raise pickle.UnpicklingError("it refers to objects outside of itself")
 
     def load_build(self) -> None:
@@ -431,20 +424,17 @@ def _check_byte_order(little: bool) -> None:
         raise ValueError("it was written on a machine with another byte order")
 
 
-def _rebuild_tensor(flat: Any, offset: int, size: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> Any:
+def _rebuild_tensor(flat: Any, offset: int, size: Any, stride: Any, *_: Any) -> Any:
     """A tensor over its storage; PyTorch refuses sizes beyond it."""
     return flat if isinstance(flat, Inert) else flat.as_strided(size, stride, offset)
 
 
-def _rebuild_tensor_of_dtype(
-    flat: Tensor, offset: int, size: Any, stride: Any, _grad: Any, _hooks: Any, dtype: Any, *_: Any
-) -> Tensor:
-    """A tensor over its storage of bytes."""
-    return flat.view(dtype).as_strided(size, stride, offset)
+def _rebuild_tensor_of_dtype(flat: Tensor, offset: int, size: Any, stride: Any, *rest: Any) -> Tensor:
+    """A tensor over its storage of bytes; ``rest`` begins with whether it has a gradient, its hooks and its dtype."""
+    return flat.view(rest[2]).as_strided(size, stride, offset)
 
 
-def _encode(text: str, encoding: str) -> bytes:
-    """Bytes, which protocol 2 stores as text."""
+def _encode(text: str, encoding: str) -> bytes:  # bytes, which protocol 2 stores as text
     if codecs.lookup(encoding).name != "iso8859-1":
         raise pickle.UnpicklingError("bytes in an unknown encoding")
     return text.encode("latin-1")

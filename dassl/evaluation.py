@@ -1,10 +1,10 @@
-"""Evaluators: accuracy, macro F1, per-class accuracy and confusion matrix of a classifier."""
+"""Evaluators: accuracy, macro F1, per-class accuracy and confusion matrix; and the top-k accuracy of a batch."""
 
 from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,7 @@ class EvaluatorBase:
         raise NotImplementedError
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
-        """Take in model outputs and ground truth of a batch."""
+        """Take in the model output and the ground truth of a batch."""
         raise NotImplementedError
 
     def evaluate(self) -> dict[str, float]:
@@ -47,7 +47,7 @@ class EvaluatorBase:
 
 @EVALUATOR_REGISTRY.register()
 class Classification(EvaluatorBase):
-    """Evaluator for classification; TEST.PER_CLASS_RESULT needs the class name per label, `lab2cname`."""
+    """Accuracy and macro F1; TEST.PER_CLASS_RESULT needs the class name per label, `lab2cname`."""
 
     def __init__(self, cfg: CfgNode, lab2cname: Mapping[int, str] | None = None, **kwargs: Any) -> None:
         super().__init__(cfg)
@@ -57,16 +57,14 @@ class Classification(EvaluatorBase):
         self.reset()
 
     def reset(self) -> None:
-        """Forget all batches."""
         self._correct = self._total = 0
         self._y_true: list[int] = []
         self._y_pred: list[int] = []
 
     def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
-        """Take in the model output of a batch, scores (batch, classes), and the ground truth, labels (batch,).
+        """Take in scores (batch, classes) and labels (batch,).
 
-        Raises:
-            FloatingPointError: if an image's largest score is NaN or infinite; -inf may exclude a class.
+        FloatingPointError: an image's largest score is NaN or infinite; -inf may exclude a class.
         """
         best, pred = mo.max(1)
         if not torch.isfinite(best).all():
@@ -80,9 +78,6 @@ class Classification(EvaluatorBase):
         """Print and return accuracy, error_rate and macro_f1 in percent, and perclass_accuracy where it is asked for.
 
         Macro F1 is the mean of 2 TP / (2 TP + FP + FN) over the classes that have images.
-
-        Raises:
-            ValueError: if there was no image.
         """
         if self._total == 0:
             raise ValueError("nothing to evaluate: no image was processed")
@@ -142,6 +137,20 @@ class Classification(EvaluatorBase):
         counts = np.zeros((len(labels), len(labels)))
         np.add.at(counts, (np.searchsorted(labels, y_true), np.searchsorted(labels, y_pred)), 1)
         return torch.from_numpy(counts / np.maximum(counts.sum(axis=1, keepdims=True), 1))
+
+
+def compute_accuracy(
+    output: torch.Tensor | Sequence[torch.Tensor], target: torch.Tensor, topk: Sequence[int] = (1,)
+) -> list[torch.Tensor]:
+    """Return, per k, the percentage of samples whose label is among the k highest scores, a tensor of shape (1,).
+
+    The output is scores (batch, classes), or a tuple that starts with them; the target is labels (batch,).
+    """
+    if isinstance(output, (tuple, list)):
+        output = output[0]
+    ranked = output.topk(max(topk), dim=1).indices  # (batch, max k)
+    hits = ranked.eq(target.view(-1, 1)).float()
+    return [hits[:, :k].sum().view(1) * (100.0 / target.size(0)) for k in topk]
 
 
 keep_old_paths(__name__, "dassl.evaluation.build", "dassl.evaluation.evaluator")

@@ -25,13 +25,9 @@ RAdam = partial(torch.optim.RAdam, decoupled_weight_decay=True)  # Dassl has it 
 def build_optimizer(
     model: nn.Module | Iterable[Any], optim_cfg: CfgNode, param_groups: Iterable[Any] | None = None
 ) -> Optimizer:
-    """Build the optimiser `optim_cfg.NAME`.
+    """Build the optimiser `optim_cfg.NAME` of a network or its parameters, or of `param_groups` where they are given.
 
-    `model` is a network or its parameters; `param_groups` are optimised instead of them, where they are given.
-
-    Raises:
-        ValueError: if the name is unknown, or NEW_LAYERS names a layer that the model lacks.
-        TypeError: if STAGED_LR is set and `model` is not a network.
+    Raises ValueError for an unknown name, also in NEW_LAYERS, and TypeError where STAGED_LR is set without a network.
     """
     cfg = optim_cfg
     if cfg.NAME not in AVAI_OPTIMS:
@@ -43,7 +39,12 @@ def build_optimizer(
         param_groups = _staged_groups(model, cfg)
     else:
         param_groups = model.parameters() if isinstance(model, nn.Module) else model
-    groups = [_with_list(group) if isinstance(group, dict) else group for group in param_groups]
+    groups = []
+    for group in param_groups:
+        if isinstance(group, dict):  # its parameters in a list: they may come from a generator, which can be read once
+            params = group["params"]
+            group = {**group, "params": [params] if isinstance(params, torch.Tensor) else list(params)}
+        groups.append(group)
 
     betas = (cfg.ADAM_BETA1, cfg.ADAM_BETA2)
     make = {
@@ -54,29 +55,19 @@ def build_optimizer(
         "rmsprop": partial(torch.optim.RMSprop, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA),
         "sgd": partial(torch.optim.SGD, momentum=cfg.MOMENTUM, dampening=cfg.SGD_DAMPNING, nesterov=cfg.SGD_NESTEROV),
     }[cfg.NAME]
-    options = {"fused": True} if _can_be_fused(groups, cfg) else {}
-    optim = make(groups, lr=cfg.LR, weight_decay=cfg.WEIGHT_DECAY, **options)
-    if options and cfg.NAME == "sgd" and cfg.MOMENTUM:
+    # One kernel for the step, on CUDA, where launching one per tensor takes longer than it; not with dampening, which
+    # the first step of a momentum leaves out: with the zeros below it would not.
+    tensors = [tensor for group in groups for tensor in (group["params"] if isinstance(group, dict) else [group])]
+    fused = cfg.FUSED and cfg.NAME in FUSED and all(tensor.is_cuda for tensor in tensors)
+    fused = fused and not (cfg.NAME == "sgd" and cfg.SGD_DAMPNING)
+    optim = make(groups, lr=cfg.LR, weight_decay=cfg.WEIGHT_DECAY, **({"fused": True} if fused else {}))
+    if fused and cfg.NAME == "sgd" and cfg.MOMENTUM:
         # A start from momentum 0 changes nothing. Without it, PyTorch's fused SGD would go on from uninitialised memory
         # where a gradient scaler skips its first step.
         for group in optim.param_groups:
             for tensor in group["params"]:
                 optim.state[tensor]["momentum_buffer"] = torch.zeros_like(tensor)
     return optim
-
-
-def _with_list(group: dict[str, Any]) -> dict[str, Any]:
-    """Return the group with its parameters in a list: they may come from a generator, which can be read once."""
-    params = group["params"]
-    return {**group, "params": [params] if isinstance(params, torch.Tensor) else list(params)}
-
-
-def _can_be_fused(groups: list[Any], cfg: CfgNode) -> bool:
-    """Return whether the step can be one kernel: on CUDA, where launching one per tensor takes longer than it."""
-    if cfg.NAME == "sgd" and cfg.SGD_DAMPNING:  # which the first step of a momentum leaves out
-        return False
-    tensors = [tensor for group in groups for tensor in (group["params"] if isinstance(group, dict) else [group])]
-    return cfg.FUSED and cfg.NAME in FUSED and all(tensor.is_cuda for tensor in tensors)
 
 
 def _staged_groups(model: nn.Module | Iterable[Any], cfg: CfgNode) -> list[dict[str, Any]]:
@@ -98,21 +89,14 @@ def _staged_groups(model: nn.Module | Iterable[Any], cfg: CfgNode) -> list[dict[
 
 
 class _WarmupScheduler(LRScheduler):
-    """Sets its rates for `warmup_epoch` epochs, then hands over to another scheduler of the same optimiser."""
+    """Sets `warmup_lr()` for `warmup_epoch` epochs, then hands over to another scheduler of the same optimiser."""
 
     def __init__(self, optimizer: Optimizer, successor: LRScheduler, warmup_epoch: int, last_epoch: int = -1) -> None:
-        self.successor = successor
-        self.warmup_epoch = warmup_epoch
+        self.successor, self.warmup_epoch = successor, warmup_epoch
         super().__init__(optimizer, last_epoch)
 
-    def warmup_lr(self) -> list[float]:
-        """Return the rate of each parameter group in the epoch `self.last_epoch` of the warm-up."""
-        raise NotImplementedError
-
     def get_lr(self) -> list[float]:
-        if self.last_epoch >= self.warmup_epoch:
-            return self.successor.get_last_lr()
-        return self.warmup_lr()
+        return self.warmup_lr() if self.last_epoch < self.warmup_epoch else self.successor.get_last_lr()
 
     def step(self, epoch: int | None = None) -> None:
         if self.last_epoch >= self.warmup_epoch:
@@ -125,9 +109,8 @@ class _WarmupScheduler(LRScheduler):
         return {**super().state_dict(), "successor": self.successor.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        state = dict(state_dict)
-        self.successor.load_state_dict(state.pop("successor"))
-        super().load_state_dict(state)
+        self.successor.load_state_dict(state_dict["successor"])
+        super().load_state_dict({key: value for key, value in state_dict.items() if key != "successor"})
 
 
 class ConstantWarmupScheduler(_WarmupScheduler):
@@ -161,9 +144,7 @@ class LinearWarmupScheduler(_WarmupScheduler):
 def build_lr_scheduler(optimizer: Optimizer, optim_cfg: CfgNode) -> LRScheduler:
     """Build the schedule `optim_cfg.LR_SCHEDULER` with its warm-up; `optim_cfg` is the section OPTIM of a config.
 
-    Raises:
-        ValueError: if the schedule or the kind of warm-up is unknown.
-        TypeError: if STEPSIZE does not fit the schedule.
+    Raises ValueError for an unknown schedule or warm-up, and TypeError where STEPSIZE does not fit the schedule.
     """
     cfg, steps = optim_cfg, optim_cfg.STEPSIZE
     if cfg.LR_SCHEDULER not in AVAI_SCHEDS:

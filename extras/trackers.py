@@ -1,19 +1,15 @@
-"""Where a run's curves go beside its log: a CSV file always, Weights & Biases where it is asked for.
+"""Where a run's curves go besides its log, TensorBoard and history.csv: Weights & Biases, if it is asked for.
 
 Owns the configuration key `TRAIN.TRACKERS`, names out of "tensorboard" and "wandb". The engine writes TensorBoard's
-files while it trains; the others are written at the end of a run, from its record: train.py calls `track_run`.
+files while it trains; the others are written at the end of a run, from its record, where train.py calls `track_run`.
 """
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from common.files import atomic_write
 from dassl.config import cfg_default
 
 TRACKERS = ("tensorboard", "wandb")
@@ -35,21 +31,10 @@ def check_trackers(cfg: Any) -> tuple[str, ...]:
 
 
 def track_run(cfg: Any, record: Mapping[str, Any]) -> None:
-    """Hand a finished run's record to every tracker that is written at the end.
+    """Hand the record of a finished run, as in results.json, to every tracker that is written at the end.
 
-    history.csv has a line per epoch and a column per quantity, empty where an epoch has none. WANDB_MODE=offline keeps
-    what goes to Weights & Biases (history, gates and results) in the run's folder. The record is that of results.json.
+    WANDB_MODE=offline keeps what goes to Weights & Biases (history, gates and results) in the run's folder.
     """
-    history = record["history"]
-    if history:
-        path = Path(cfg.OUTPUT_DIR) / "history.csv"
-        with atomic_write(path) as file:  # a text file would turn the line ends into the system's own
-            text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-            columns = list(dict.fromkeys(key for entry in history for key in entry))
-            writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(history)
-            text.detach()
     if "wandb" not in cfg.TRAIN.TRACKERS:
         return
     group = "/".join(str(record[name]) for name in ("protocol", "trainer", "setting", "dataset"))
@@ -62,7 +47,7 @@ def track_run(cfg: Any, record: Mapping[str, Any]) -> None:
     )
     gates = {entry["epoch"]: entry for entry in (record["gates"] or {}).get("per_epoch", [])}
     try:
-        for step, entry in enumerate(history, start=1):
+        for step, entry in enumerate(record["history"], start=1):
             of_epoch = gates.get(entry.get("epoch"), {})
             run.log(entry | {f"gate/{key}": value for key, value in of_epoch.items() if key != "epoch"}, step=step)
         run.summary.update(_numbers(record["metrics"]))

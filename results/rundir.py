@@ -20,8 +20,7 @@ from typing import Any
 import torch
 import yaml
 
-from common.files import atomic_write, remove_dead_temporaries
-from common.folder_lock import RUN_LOCK, FolderLock, LockedError
+from common.files import RUN_LOCK, FolderLock, LockedError, atomic_write, remove_dead_temporaries
 from common.free_options import flatten, is_free
 from dassl.config import cfg_default, read_yaml
 from dassl.utils.checkpoint import RESUME_NAME

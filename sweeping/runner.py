@@ -28,8 +28,7 @@ from types import FrameType
 from typing import Any, BinaryIO, TextIO
 
 from common.commandline import printable
-from common.files import atomic_write
-from common.folder_lock import SWEEP_LOCK, FolderLock, LockedError, NoLockError
+from common.files import SWEEP_LOCK, FolderLock, LockedError, NoLockError, atomic_write
 from common.free_options import flatten, is_free
 from results.schema import RESULTS_FILE, ResultsError, read_results
 from sweeping.plan import REPOSITORY, Job, SweepError

@@ -20,7 +20,7 @@ TRAIN = {
     "unknown trainer": (["--trainer", "BMPI"], r"BMPI.*BMIP"),
     "no trainer": (["TRAINER.NAME", "None"], r"None.*TRAINER registry.*BMIP"),
     "unknown data set": (["DATASET.NAME", "Digit"], r"DATASET.NAME.*Digit.*did you mean Digits"),
-    "no data set": (["DATASET.NAME", ""], r"DATASET.NAME is ''.*There are"),
+    "no data set": (["DATASET.NAME", ""], r"DATASET.NAME '': choose one of.*Digits"),
     "unknown backbone": (["--backbone", "ViT-B/61"], r"ViT-B/61.*did you mean"),
     "backbone is a folder": (["MODEL.BACKBONE.NAME", "{tmp}"], r"neither a known model nor a file"),
     "backbone file is text": (["MODEL.BACKBONE.NAME", "{tmp}/text.pt"], r"text.pt.*fetch it again"),

@@ -2,7 +2,7 @@
 
 from contextlib import contextmanager
 
-from common.folder_lock import RUN_LOCK, FolderLock
+from common.files import RUN_LOCK, FolderLock
 
 
 @contextmanager

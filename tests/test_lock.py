@@ -9,12 +9,12 @@ import time
 import pytest
 from filelock import SoftFileLock
 
-from common import folder_lock as module
-from common.folder_lock import FolderLock, LockedError, NoLockError, read_holder, this_host
+from common import files as module
+from common.files import FolderLock, LockedError, NoLockError, read_holder, this_host
 from tests.locks import locked
 
 HOLD = (
-    "import sys, pathlib; from common.folder_lock import FolderLock; "
+    "import sys, pathlib; from common.files import FolderLock; "
     "lock = FolderLock(pathlib.Path(sys.argv[1])); lock.acquire(); "
 )
 
@@ -177,7 +177,7 @@ def test_a_forked_child_does_not_give_the_lock_up(path):
 
 COUNT = """
 import os, pathlib, sys, time
-from common.folder_lock import FolderLock, LockedError
+from common.files import FolderLock, LockedError
 from tests.locks import locked
 if sys.argv[2] == "no exchange":
     from filelock import SoftFileLock

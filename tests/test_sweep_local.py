@@ -14,7 +14,7 @@ from dataclasses import replace
 import pytest
 
 import sweep
-from common.folder_lock import SWEEP_LOCK, FolderLock
+from common.files import SWEEP_LOCK, FolderLock
 from sweeping.plan import REPOSITORY, Job, SweepError
 from sweeping.runner import (
     Claims,
@@ -78,7 +78,7 @@ def test_every_slot_has_its_gpu_and_share_of_the_cores(make_job):
 
 # Claims a folder and is killed before it gives it up.
 CLAIM = (
-    "import os, sys, pathlib; from common.folder_lock import FolderLock; "
+    "import os, sys, pathlib; from common.files import FolderLock; "
     "lock = FolderLock(pathlib.Path(sys.argv[1])); lock.acquire(); "
     "os._exit(0)"
 )

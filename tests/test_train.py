@@ -8,7 +8,7 @@ import torch
 
 import train
 from dassl.config import KEYS
-from dassl.config.defaults import Number
+from dassl.config.defaults import number
 from reporting import __main__ as reporting
 from tests.locks import locked
 from tests.trainers.small_runs import data_root
@@ -62,6 +62,7 @@ def test_base_to_new_and_open_world(trainer, tmp_path, capsys):
     assert results["config"]["TRAINER"]["NAME"] == trainer
     log = capsys.readouterr().out
     assert log.count("=> result") >= 3
+    assert (tmp_path / "history.csv").exists() == (trainer != "ZeroshotCLIP")
     if trainer != "ZeroshotCLIP":
         assert "Finish training" in log
         assert [epoch["epoch"] for epoch in results["history"]] == [1, 2]
@@ -373,7 +374,7 @@ def test_a_negative_seed_is_drawn_and_the_run_ends(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_with_epoch_and_batch(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(KEYS, "OPTIM.LR", Number(above=0))  # a rate that the table refuses
+    monkeypatch.setitem(KEYS, "OPTIM.LR", number(above=0))  # a rate that the table refuses
     assert train.main(arguments("CoOp", tmp_path, "OPTIM.LR", "1e30", "OPTIM.WARMUP_EPOCH", "-1")) == train.DIVERGED
     error = capsys.readouterr().err
     assert "epoch" in error

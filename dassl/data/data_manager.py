@@ -20,9 +20,14 @@ from torch.utils.data import RandomSampler as TorchRandomSampler
 from yacs.config import CfgNode
 
 from dassl import keep_old_paths
-from dassl.utils import derive_seed, read_image, seeded_random_state
+from dassl.utils import (
+    derive_seed,
+    end_workers_with_this_process,
+    leave_signals_to_the_run,
+    read_image,
+    seeded_random_state,
+)
 from dassl.utils.images import SCALINGS
-from dassl.utils.stopping import end_workers_with_this_process, leave_signals_to_the_run
 
 from .cache import ImageCache, build_image_cache
 from .datasets import Datum, EmptySplitError, build_dataset

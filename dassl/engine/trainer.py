@@ -1,7 +1,8 @@
 """The training loop: for every epoch, for every batch, forward, backward, step; validate, save, resume.
 
+    EpochProgress   the finished batches of an epoch, from which a stopped run goes on
     TrainerBase     models with their optimisers and schedules by name; the epochs; checkpoints
-    SimpleTrainer   data, model and evaluation as a configuration says; the batches of an epoch
+    SimpleTrainer   data, model and evaluation as a config says; the batches of an epoch
     TrainerX        batches of labelled images: what most methods derive from, writing `forward_backward`
     TrainerXU       pairs of a labelled and an unlabelled batch
 
@@ -12,11 +13,12 @@ trainer by its name.
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
 import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,11 +29,12 @@ from torch import nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from common.files import atomic_write
 from dassl import keep_old_paths
-from dassl.config import check_patience
+from dassl.config import check_selection
 from dassl.data import DataManager
 from dassl.evaluation import build_evaluator
-from dassl.modeling import build_backbone, build_head
+from dassl.modeling import SimpleNet
 from dassl.optim import build_lr_scheduler, build_optimizer
 from dassl.utils import (
     AverageMeter,
@@ -39,34 +42,17 @@ from dassl.utils import (
     MetricMeter,
     Registry,
     StopRequest,
-    atomic_write,
+    checkpoint,
     count_num_param,
     get_random_state,
-    load_checkpoint,
-    load_pretrained_weights,
     mkdir_if_missing,
-    save_checkpoint,
     seeded_random_state,
     set_random_state,
     tolist_if_not,
 )
-from dassl.utils.checkpoint import (
-    BEST_NAME,
-    RESUME_NAME,
-    changed_options,
-    check_fit,
-    check_state,
-    latest_checkpoint,
-    load_checked,
-    naming_field,
-    shown_options,
-    write_checkpoint,
-)
 
 Names = str | list[str] | None
-FINAL_MODELS = ("last_step", "best_val")
 SHOWN_IMAGES = 4
-METER_FIELDS = ("val", "avg", "sum", "count")
 TRAINER_REGISTRY = Registry("TRAINER")
 
 
@@ -78,6 +64,45 @@ def build_trainer(cfg: CfgNode) -> Any:
     return trainer(cfg)
 
 
+def __getattr__(name: str) -> Any:
+    """`SummaryWriter`, which trainer files import from here: loading it takes longer than the rest of the engine."""
+    if name == "SummaryWriter":
+        from torch.utils.tensorboard import SummaryWriter
+
+        return SummaryWriter
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+@dataclass
+class EpochProgress:
+    """The finished batches of an epoch: what a run that is stopped within it goes on from."""
+
+    batches: int = 0
+    num_batches: int = 0  # of the whole epoch; 0: not known yet
+    losses: MetricMeter = field(default_factory=MetricMeter)  # averages over the finished batches
+    data_seconds: float = 0.0  # that they waited for data
+    seconds: float = 0.0  # that they took
+    record: dict[str, Any] = field(default_factory=dict)  # what the history will have of the epoch
+    random_state: dict[str, Any] | None = None  # of all generators, of a resumed epoch; None of one that starts here
+
+    def state(self) -> dict[str, Any]:
+        """Return plain values to write down; the random state is written beside them."""
+        meters = self.losses.meters.items()
+        losses = {name: [meter.val, meter.avg, meter.sum, meter.count] for name, meter in meters}
+        names = ("batches", "num_batches", "data_seconds", "seconds", "record")
+        return {"losses": losses, **{name: getattr(self, name) for name in names}}
+
+    @classmethod
+    def of_state(cls, state: dict[str, Any], random_state: dict[str, Any]) -> EpochProgress:
+        """Return what was written down."""
+        values = {name: value for name, value in state.items() if name != "losses"}
+        progress = cls(**values, random_state=random_state)
+        for name, values in state["losses"].items():
+            meter = progress.losses.meters[name]
+            meter.val, meter.avg, meter.sum, meter.count = values
+        return progress
+
+
 class TrainerBase:
     """Base of iterative trainers.
 
@@ -87,7 +112,6 @@ class TrainerBase:
         last_results: all results of the last evaluation.
         best_result: best validation result so far.
         should_stop: set it to end training after the current epoch.
-        stop_request: whether a signal asked the run to stop, where somebody listens for one.
         progress: the finished batches of the current epoch.
         prefetch: call it while a device works on a step; None outside of an epoch.
         evaluating: name of the images that were evaluated since training last went on.
@@ -107,10 +131,9 @@ class TrainerBase:
         self.epochs_without_gain = 0
         self.should_stop = False
         self.progress = EpochProgress()
-        self.prefetch: Prefetch | None = None
+        self.prefetch: Callable[[], None] | None = None
         self.evaluating = ""
         self._batch: tuple[Any, ...] = ()
-        self._epoch_record: dict[str, Any] = {}
         self._exact = True
         self._resumed_random_state: dict[str, Any] | None = None
         self.configure()
@@ -122,13 +145,11 @@ class TrainerBase:
         final_evaluation: Callable[[], Any] | None = None,
         keeps_resume_checkpoint: bool = False,
     ) -> None:
-        """Say which part the caller of `train` takes in it.
+        """Say what the caller of `train` does in it.
 
-        Args:
-            stop_request: hears the signals that ask the run to stop.
-            final_evaluation: evaluates the deployed model after training; by default `test` does.
-            keeps_resume_checkpoint: leave the state to go on from after training: the caller has results to write yet
-                and calls `remove_resume_checkpoint` then.
+        `stop_request` hears the signals that ask the run to stop; `final_evaluation` evaluates the deployed model in
+        place of `test`. With `keeps_resume_checkpoint` the state to go on from stays after training: the caller has
+        results to write yet, and calls `remove_resume_checkpoint` then.
         """
         self.stop_request = stop_request or StopRequest()
         self._final_evaluation = final_evaluation
@@ -164,18 +185,17 @@ class TrainerBase:
                     for loader in loaders:
                         loader.skip_batches(self.progress.batches)
                 else:
-                    self._epoch_record = {"epoch": epoch + 1}
+                    self.progress = EpochProgress(record={"epoch": epoch + 1})
                     if self._registered(self._optims):
-                        self._epoch_record["lr"] = self.get_current_lr()
+                        self.progress.record["lr"] = self.get_current_lr()
                 self.before_epoch()
-                self.progress.start_clock()
+                started = time.perf_counter() - self.progress.seconds
                 self.run_epoch()
-                seconds = self.progress.seconds
+                seconds = time.perf_counter() - started
                 self.after_epoch()
-                self._epoch_record["seconds"] = seconds
-                for name, spent in (("train", seconds), ("data", self._epoch_record.get("data_seconds", 0.0))):
-                    self.timing[name] = self.timing.get(name, 0.0) + spent
-                self.history.append(dict(self._epoch_record))
+                self._add_time("train", seconds)
+                self._add_time("data", self.progress.data_seconds)
+                self.history.append({**self.progress.record, "seconds": seconds})
                 self.progress = EpochProgress()
                 self.save_state(epoch + 1)
                 self.stop_request.check()
@@ -187,19 +207,22 @@ class TrainerBase:
         loaders = (getattr(self, name, None) for name in ("train_loader_x", "train_loader_u"))
         return [loader for loader in loaders if loader is not None]
 
+    def _add_time(self, name: str, seconds: float) -> None:
+        self.timing[name] = self.timing.get(name, 0.0) + seconds
+
     # Hooks, and what subclasses implement
 
     def before_train(self) -> None:
-        """Run before the first epoch. A hook."""
+        """Run before the first epoch."""
 
     def after_train(self) -> None:
-        """Run after the last epoch. A hook."""
+        """Run after the last epoch."""
 
     def before_epoch(self) -> None:
-        """Run before each epoch, and again where a run that was stopped within it goes on. A hook."""
+        """Run before each epoch, and again where a run that was stopped within it goes on."""
 
     def after_epoch(self) -> None:
-        """Run after each epoch. A hook."""
+        """Run after each epoch."""
 
     def run_epoch(self) -> None:
         """Train for one epoch."""
@@ -210,18 +233,15 @@ class TrainerBase:
         raise NotImplementedError
 
     def checkpoint_extra(self, name: str) -> dict[str, Any]:
-        """Return what the checkpoint of the model `name` shall hold besides the engine's entries. A hook."""
+        """Return what the checkpoint of the model `name` shall hold besides the engine's entries."""
         return {}
 
     def resume_state(self) -> dict[str, Any]:
-        """Return what the next epochs depend on besides models, optimisers and schedulers: plain values and tensors.
-
-        A hook: what a trainer averages over epochs belongs here. It goes into the resume checkpoint only.
-        """
+        """Return what the next epochs depend on besides models, optimisers and schedulers: plain values and tensors."""
         return {}
 
     def load_resume_state(self, state: dict[str, Any]) -> None:
-        """Take back what `resume_state` returned. A hook."""
+        """Take back what `resume_state` returned."""
 
     # Models and the optimisation step
 
@@ -247,19 +267,19 @@ class TrainerBase:
                 raise ValueError(f"no model named {name} is registered; there are {list(self._models)}")
         return names
 
+    def _registered(self, table: Mapping[str, Any], names: Names = None) -> list[Any]:
+        return [table[name] for name in self.get_model_names(names) if table[name] is not None]
+
     def set_model_mode(self, mode: str = "train", names: Names = None) -> None:
         """Put models in the mode `train`, `test` or `eval`."""
         if mode not in ("train", "test", "eval"):
             raise KeyError(f"mode must be train, test or eval, but got {mode}")
-        for name in self.get_model_names(names):
-            self._models[name].train(mode == "train")
+        for model in self._registered(self._models, names):
+            model.train(mode == "train")
 
     def get_current_lr(self, names: Names = None) -> float:
         """Return the learning rate of the first parameter group of the first of the models."""
         return self._optims[self.get_model_names(names)[0]].param_groups[0]["lr"]
-
-    def _registered(self, table: Mapping[str, Any], names: Names = None) -> list[Any]:
-        return [table[name] for name in self.get_model_names(names) if table[name] is not None]
 
     def update_lr(self, names: Names = None) -> None:
         """Step the schedulers."""
@@ -291,11 +311,7 @@ class TrainerBase:
     # Finiteness, and where training is
 
     def check_finite(self, said: str, values: Mapping[str, torch.Tensor | float]) -> None:
-        """End the run where a number is infinite or NaN; in what is `said` of it, `{}` stands for the names.
-
-        Raises:
-            FloatingPointError: one is not finite; it names epoch, batch and images.
-        """
+        """End the run by a FloatingPointError where a number is infinite or NaN; `{}` in what is `said`: the names."""
         # one answer for all: asking a GPU for each would make it wait as often
         finite = {name: torch.isfinite(torch.as_tensor(value)).all() for name, value in values.items()}
         if finite and not torch.stack([*finite.values()]).all():
@@ -303,22 +319,22 @@ class TrainerBase:
             raise FloatingPointError(f"{said.format(', '.join(names[:5]))} ({self.where()})")
 
     def detect_anomaly(self, loss: torch.Tensor) -> None:
-        """Check that the loss is finite; see `check_finite`."""
+        """Check that the loss is finite."""
         self.check_finite("Loss is infinite or NaN!", {"loss": loss.detach()})
 
     def check_gradients(self) -> None:
-        """Check that all gradients are finite, before an optimiser takes them; see `check_finite`."""
+        """Check that all gradients are finite, before an optimiser takes them."""
         gradients = {name: parameter.grad for name, parameter in self._parameters() if parameter.grad is not None}
         self.check_finite("the gradient of {} is infinite or NaN", gradients)
 
     def check_weights(self) -> None:
-        """Check that all trained weights are finite, before they are saved over good ones; see `check_finite`."""
+        """Check that all trained weights are finite, before they are saved over good ones."""
         weights = {name: parameter.detach() for name, parameter in self._parameters() if parameter.requires_grad}
         self.check_finite("the weight of {} is infinite or NaN", weights)
 
     def _parameters(self) -> Iterator[tuple[str, nn.Parameter]]:
         for model_name, model in self._models.items():
-            yield from ((f"{model_name}.{name}", parameter) for name, parameter in model.named_parameters())
+            yield from model.named_parameters(model_name)
 
     def where(self) -> str:
         """Return the epoch, the batch and the images that training is at, for messages."""
@@ -328,8 +344,7 @@ class TrainerBase:
 
     def batch_images(self) -> list[str]:
         """Return the paths of the images of the batch at hand; empty where they are not known."""
-        parts = [part for part in self._batch if isinstance(part, Mapping)]
-        return [str(path) for part in parts for path in part.get("impath", ())]
+        return [str(path) for part in self._batch if isinstance(part, Mapping) for path in part.get("impath", ())]
 
     def _of_images(self) -> str:
         images = self.batch_images()
@@ -339,41 +354,35 @@ class TrainerBase:
     # The state of a run: written after every epoch and when a signal stops it, read to go on
 
     def save_state(self, epoch: int) -> None:
-        """Write the state after `epoch` finished epochs, atomically, if there is a folder to write to."""
-        if self.output_dir:
-            write_checkpoint(self.state(epoch), os.path.join(self.output_dir, RESUME_NAME))
-
-    def state(self, epoch: int) -> dict[str, Any]:
-        """Return everything that the next batches depend on after `epoch` finished epochs."""
+        """Write all that the next batches depend on after `epoch` finished epochs, if there is a folder to write to."""
+        if not self.output_dir:
+            return
         scaler = getattr(self, "scaler", None)
-        return {
+        state = {
             "epoch": epoch,
-            "within_epoch": {**self.progress.state(), "record": self._epoch_record} if self.progress.batches else None,
+            "within_epoch": self.progress.state() if self.progress.batches else None,
             "models": {name: self._model_state(name) for name in self._models},
             "scaler": None if scaler is None else scaler.state_dict(),
             "random_state": get_random_state(),
-            "best_result": self.best_result,
-            "epochs_without_gain": self.epochs_without_gain,
-            "stopped_early": self.should_stop,
+            **self._selection(),
             "history": self.history,
             "timing": self.timing,
-            "config": shown_options(getattr(self, "cfg", {})),
+            "config": checkpoint.shown_options(getattr(self, "cfg", {})),
             "exact": self._exact,
             "arithmetic": self._arithmetic(),
             "extra": self.resume_state(),
         }
+        checkpoint.write_checkpoint(state, os.path.join(self.output_dir, checkpoint.RESUME_NAME))
 
     def load_state(self, state: dict[str, Any], path: str) -> int:
-        """Go on from what `state` returned, in all models or in none; return the number of finished epochs.
+        """Go on from what `save_state` wrote, in all models or in none; return the number of finished epochs.
 
-        A state of no finished epoch and other settings is left alone: starting anew loses nothing.
-
-        Raises:
-            CheckpointError: if it is of other models, or of other settings and `cfg.RESUME` does not ask for it.
+        A state of no finished epoch and another config is left alone: starting anew loses nothing. Otherwise one of
+        other models, or of another config where `cfg.RESUME` does not ask for it, is a CheckpointError.
         """
-        check_state(state, path)
+        checkpoint.check_state(state, path)
         within = state.get("within_epoch")
-        changed = changed_options(state["config"], shown_options(self.cfg))
+        changed = checkpoint.changed_options(state["config"], checkpoint.shown_options(self.cfg))
         if changed and state["epoch"] == 0 and not within:
             print("Its settings are others and no epoch of it was finished, train from scratch")
             return 0
@@ -393,8 +402,8 @@ class TrainerBase:
                 raise CheckpointError(f"{path} does not fit this run: its {key} of {', '.join(lacking)} is missing")
         self._load_models(models, path)
         if getattr(self, "scaler", None) is not None and state["scaler"]:
-            load_checked(self.scaler, state["scaler"], path, "scaler")
-        with naming_field(path, "random_state"), seeded_random_state(0):
+            checkpoint.load_checked(self.scaler, state["scaler"], path, "scaler")
+        with checkpoint.naming_field(path, "random_state"), seeded_random_state(0):
             set_random_state(state["random_state"])  # a trial: it counts when training begins
         self._resumed_random_state = state["random_state"]
         self.best_result, self.epochs_without_gain = state["best_result"], state["epochs_without_gain"]
@@ -402,19 +411,15 @@ class TrainerBase:
         same_arithmetic = state.get("arithmetic", self._arithmetic()) == self._arithmetic()
         self._exact = state.get("exact", True) and same_arithmetic and not changed
         if within:
-            with naming_field(path, "within_epoch"):
+            with checkpoint.naming_field(path, "within_epoch"):
                 self.progress = EpochProgress.of_state(within, state["random_state"])
-                self._epoch_record = dict(within["record"])
             print(f"Previous batch: {within['batches']} of {within['num_batches']}")
-        with naming_field(path, "extra"):
+        with checkpoint.naming_field(path, "extra"):
             self.load_resume_state(state["extra"])
         return state["epoch"]
 
     def is_exact(self) -> bool:
-        """Return whether an uninterrupted run comes to the same bits.
-
-        Not where it went on from weights alone, nor with other settings, PyTorch, device or threads.
-        """
+        """Return whether an uninterrupted run comes to the same bits: not after going on from weights or elsewhere."""
         return self._exact
 
     def _arithmetic(self) -> dict[str, Any]:
@@ -422,86 +427,75 @@ class TrainerBase:
         device, threads = str(getattr(self, "device", "cpu")), torch.get_num_threads()
         return {"torch": str(torch.__version__), "device": device, "threads": threads, "seeds_at_once": 1}
 
+    def _selection(self) -> dict[str, Any]:
+        """What choosing the best epoch, and stopping by it, has come to."""
+        best, without_gain = self.best_result, self.epochs_without_gain
+        return {"best_result": best, "epochs_without_gain": without_gain, "stopped_early": self.should_stop}
+
+    def _parts(self, name: str) -> dict[str, Any]:
+        """What checkpoints hold of a model."""
+        return {"state_dict": self._models[name], "optimizer": self._optims[name], "scheduler": self._scheds[name]}
+
     def _model_state(self, name: str) -> dict[str, Any]:
-        parts = {"state_dict": self._models[name], "optimizer": self._optims[name], "scheduler": self._scheds[name]}
-        return {key: None if part is None else part.state_dict() for key, part in parts.items()}
+        return {key: None if part is None else part.state_dict() for key, part in self._parts(name).items()}
 
     def _load_models(self, states: Mapping[str, Mapping[str, Any]], path: str) -> None:
-        """Load weights, optimisers and schedulers; nothing is loaded unless the weights of all models fit."""
-        for name, state in states.items():
-            check_fit(self._models[name], state.get("state_dict"), f"{path} ({name})")
-        for name, state in states.items():
-            self._models[name].load_state_dict(state["state_dict"])
-            for key, target in (("optimizer", self._optims[name]), ("scheduler", self._scheds[name])):
-                if target is not None and state.get(key) is not None:
-                    load_checked(target, state[key], path, key)
+        checkpoint.load_models({name: self._parts(name) for name in states}, states, path)
 
     def remove_resume_checkpoint(self) -> None:
         """Remove the state to go on from: once all that follows from it is on the disk."""
         with suppress(FileNotFoundError):
-            os.remove(os.path.join(self.output_dir, RESUME_NAME))
+            os.remove(os.path.join(self.output_dir, checkpoint.RESUME_NAME))
 
     # Checkpoints
 
     def save_model(
         self, epoch: int, directory: str, is_best: bool = False, val_result: float | None = None, model_name: str = ""
     ) -> None:
-        """Save every registered model in a folder of its name; see `save_checkpoint`.
+        """Save every registered model in a folder of its name; `epoch`, from 0, is the one just finished.
 
-        Args:
-            epoch: the epoch just finished, from 0.
-            is_best: also save as `model-best.pth.tar`.
-            model_name: file name instead of `model.pth.tar-N`.
+        See `save_checkpoint` for `is_best` and `model_name`.
         """
         for name in self.get_model_names():
-            state = {
-                **self._model_state(name),
-                "epoch": epoch + 1,
-                "val_result": val_result,
-                "best_result": self.best_result,
-                "epochs_without_gain": self.epochs_without_gain,
-                "stopped_early": self.should_stop,
-            }
+            state = {**self._model_state(name), "epoch": epoch + 1, "val_result": val_result, **self._selection()}
             extra = self.checkpoint_extra(name)
-            taken = sorted(state.keys() & extra.keys())
-            if taken:
+            if taken := sorted(state.keys() & extra.keys()):
                 raise ValueError(f"checkpoint_extra() must not return the engine's own entries {taken}")
-            save_checkpoint({**state, **extra}, os.path.join(directory, name), is_best=is_best, model_name=model_name)
+            checkpoint.save_checkpoint(
+                {**state, **extra}, os.path.join(directory, name), is_best=is_best, model_name=model_name
+            )
 
     def resume_model_if_exist(self, directory: str) -> int:
         """Continue from what `directory` holds: the resume checkpoint, else the latest checkpoint that all models have.
 
-        The number of finished epochs is returned, 0 where there is nothing.
-
-        Raises:
-            CheckpointError: if a checkpoint cannot be read or does not fit; nothing is loaded then.
+        Return the number of finished epochs, 0 where there is nothing. A checkpoint that cannot be read or does not fit
+        is a CheckpointError; nothing is loaded then.
         """
-        names, path = self.get_model_names(), os.path.join(directory, RESUME_NAME)
-        if os.path.isfile(path):
-            print(f"Found checkpoint at {directory} (will resume training)")
-            start_epoch = self.load_state(load_checkpoint(path), path)
-        elif file_name := latest_checkpoint(directory, names):
-            print(f"Found checkpoint at {directory} (will resume training)")
-            states = {name: load_checkpoint(os.path.join(directory, name, file_name)) for name in names}
+        names, path = self.get_model_names(), os.path.join(directory, checkpoint.RESUME_NAME)
+        file_name = checkpoint.RESUME_NAME if os.path.isfile(path) else checkpoint.latest_checkpoint(directory, names)
+        if file_name is None:
+            print("No checkpoint found, train from scratch")
+            return 0
+        print(f"Found checkpoint at {directory} (will resume training)")
+        if file_name == checkpoint.RESUME_NAME:
+            start_epoch = self.load_state(checkpoint.load_checkpoint(path), path)
+        else:  # weights, optimisers and schedules alone, as upstream saves them
+            states = {name: checkpoint.load_checkpoint(os.path.join(directory, name, file_name)) for name in names}
             self._load_models(states, os.path.join(directory, "*", file_name))
             first = states[names[0]]
             if first.get("epoch") is None:
                 raise CheckpointError(f"{os.path.join(directory, names[0], file_name)} does not say its epoch")
-            best = os.path.join(directory, names[0], BEST_NAME)
-            if "best_result" not in first and os.path.isfile(best):  # as in upstream's checkpoints
-                first["best_result"] = load_checkpoint(best).get("val_result")
-            result = first.get("best_result")
+            start_epoch, result = first["epoch"], first.get("best_result")
+            best = os.path.join(directory, names[0], checkpoint.BEST_NAME)
+            if "best_result" not in first and os.path.isfile(best):
+                result = checkpoint.load_checkpoint(best).get("val_result")
             self.best_result = -np.inf if result is None else result
             self.epochs_without_gain = first.get("epochs_without_gain", 0)
             self.should_stop = first.get("stopped_early", False)
             self._exact = False  # random states are not in it
-            start_epoch = first["epoch"]
-        else:
-            print("No checkpoint found, train from scratch")
-            return 0
         for name in names:  # the best so far, where the run writes to another folder now
-            source = os.path.join(directory, name, BEST_NAME)
-            target = os.path.join(self.output_dir or directory, name, BEST_NAME)
+            source = os.path.join(directory, name, checkpoint.BEST_NAME)
+            target = os.path.join(self.output_dir or directory, name, checkpoint.BEST_NAME)
             if os.path.isfile(source) and not os.path.exists(target):
                 with open(source, "rb") as best_file, atomic_write(target) as file:
                     shutil.copyfileobj(best_file, file)
@@ -516,19 +510,15 @@ class TrainerBase:
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return
-        file_name = BEST_NAME if epoch is None else f"model.pth.tar-{epoch}"
-        states = {}
-        for name in self.get_model_names():
-            path = os.path.join(directory, name, file_name)
-            if not os.path.exists(path):
-                raise FileNotFoundError(f"No model at {path}")
-            states[path] = (name, load_checkpoint(path))
-        for path, (name, state) in states.items():
-            check_fit(self._models[name], state.get("state_dict"), path)
-        for path, (name, state) in states.items():
+        file_name = checkpoint.BEST_NAME if epoch is None else f"model.pth.tar-{epoch}"
+        names = self.get_model_names()
+        states = {name: checkpoint.load_checkpoint(os.path.join(directory, name, file_name)) for name in names}
+        for name, state in states.items():
+            checkpoint.check_fit(self._models[name], state.get("state_dict"), os.path.join(directory, name, file_name))
+        for name, state in states.items():
             result = state.get("val_result")
-            shown = "None" if result is None else f"{result:.1f}"
-            print(f"Load {path} to {name} (epoch={state.get('epoch')}, val_result={shown})")
+            shown = f"epoch={state.get('epoch')}, val_result={'None' if result is None else f'{result:.1f}'}"
+            print(f"Load {os.path.join(directory, name, file_name)} to {name} ({shown})")
             self._models[name].load_state_dict(state["state_dict"])
 
     # TensorBoard
@@ -536,7 +526,6 @@ class TrainerBase:
     def init_writer(self, log_dir: str) -> None:
         """Open the TensorBoard writer, if it is not open."""
         if self._writer is None:
-            # Importing it takes longer than the rest of the engine, and evaluation does not need it.
             from torch.utils.tensorboard import SummaryWriter
 
             print(f"Initialize tensorboard (log_dir={log_dir})")
@@ -555,7 +544,7 @@ class TrainerBase:
 
 
 class SimpleTrainer(TrainerBase):
-    """Base of trainers that follow a configuration.
+    """Base of trainers that follow a config.
 
     Attributes:
         device: where the model is.
@@ -576,7 +565,7 @@ class SimpleTrainer(TrainerBase):
         self.evaluator = build_evaluator(cfg, lab2cname=self.lab2cname)
 
     def check_cfg(self, cfg: CfgNode) -> None:
-        """Check what the trainer asks of its configuration. A hook."""
+        """Check what the trainer asks of its config. A hook."""
 
     def build_data_loader(self) -> None:
         """Build the loaders; one of your own must set the same attributes (`dm` is optional)."""
@@ -592,7 +581,7 @@ class SimpleTrainer(TrainerBase):
         print("Building model")
         self.model = SimpleNet(cfg, cfg.MODEL, self.num_classes)
         if cfg.MODEL.INIT_WEIGHTS:
-            load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
+            checkpoint.load_pretrained_weights(self.model, cfg.MODEL.INIT_WEIGHTS)
         self.model.to(self.device)
         print(f"# params: {count_num_param(self.model):,}")
         self.optim = build_optimizer(self.model, cfg.OPTIM)
@@ -609,12 +598,12 @@ class SimpleTrainer(TrainerBase):
         """Train on the batches of the epoch that are not finished.
 
         Raises:
-            CheckpointError: the run was stopped within an epoch of another number of batches.
             FloatingPointError: a reported loss is not finite, or a weight after the last batch.
             RunStopped: a signal asked for it and the state is written.
         """
         self.set_model_mode("train")
-        self.num_batches = self.count_batches()
+        end = time.time()
+        self.num_batches, batches = self.epoch_batches()  # starts the loader's workers
         progress, losses = self.progress, self.progress.losses
         if progress.num_batches not in (0, self.num_batches):
             raise CheckpointError(
@@ -627,10 +616,22 @@ class SimpleTrainer(TrainerBase):
             self.batch_idx = progress.batches - 1  # there may be no batch left
         self.evaluating, frequency = "", self.cfg.TRAIN.PRINT_FREQ
         batch_time, data_time = AverageMeter(), AverageMeter()
-        prefetch = self.prefetch = Prefetch(self.epoch_batches(), self.write_scalar)
+        fetched: list[Any] = []  # the next batch, where it is fetched already; None: there is none
+        scalars: list[tuple[str, float, int]] = []  # to be written
+
+        def write_scalars() -> None:
+            while scalars:
+                self.write_scalar(*scalars.pop(0))
+
+        def prefetch() -> None:  # a trainer calls it between starting a step on a device and waiting for its numbers
+            write_scalars()
+            if not fetched:
+                fetched.append(next(batches, None))
+
+        self.prefetch = prefetch
         try:
-            end = time.time()
-            for self.batch_idx, self._batch in enumerate(prefetch, start=progress.batches):
+            following = iter(lambda: fetched.pop() if fetched else next(batches, None), None)
+            for self.batch_idx, self._batch in enumerate(following, start=progress.batches):
                 data_time.update(time.time() - end)
                 progress.data_seconds += data_time.val
                 summary = self.forward_backward(*self._batch)
@@ -640,75 +641,57 @@ class SimpleTrainer(TrainerBase):
                 reported = {name: meter.val for name, meter in losses.meters.items() if name.startswith("loss")}
                 self.check_finite("{} is infinite or NaN", reported)
                 if (self.batch_idx + 1) % frequency == 0 or self.num_batches < frequency:
-                    print(self._progress_line(batch_time, data_time, losses))
+                    left = self.num_batches - self.batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
+                    eta = datetime.timedelta(seconds=int(batch_time.avg * left))
+                    print(
+                        f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
+                        f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) "
+                        f"data {data_time.val:.3f} ({data_time.avg:.3f}) "
+                        f"{losses} lr {self.get_current_lr():.4e} eta {eta}"
+                    )
                 step = self.epoch * self.num_batches + self.batch_idx
-                for name, meter in losses.meters.items():
-                    prefetch.write_later(f"train/{name}", meter.avg, step)
-                prefetch.write_later("train/lr", self.get_current_lr(), step)
-                if not prefetch.is_called:
-                    prefetch.write()
+                scalars += [(f"train/{name}", meter.avg, step) for name, meter in losses.meters.items()]
+                scalars.append(("train/lr", self.get_current_lr(), step))
+                if not fetched:  # else during the next step
+                    write_scalars()
                 progress.batches += 1
+                progress.seconds += time.time() - end
                 if self.stop_request.signal and self.can_resume_within_epoch():  # else after the epoch
                     self.check_weights()
-                    self.save_within_epoch()
+                    self.save_state(self.epoch)
+                    print(f"Saved the state of the run ({self.where()})")
                     self.stop_request.check()
                 end = time.time()
         finally:
-            prefetch.write()
+            write_scalars()
             self.prefetch = None
         self.check_weights()
         self._batch = ()
         seconds, waited = progress.seconds, progress.data_seconds
         share = waited / seconds if seconds else 0.0
-        self._epoch_record.update(losses.averages(), data_seconds=waited, data_share=share)
+        progress.record.update(losses.averages(), data_seconds=waited, data_share=share)
         self.write_scalar("train/data_share", share, self.epoch)
         kept, cache = "", getattr(getattr(self, "dm", None), "image_cache", None)
         if cache is not None:
             kept = f", {cache.images_kept} decoded images kept in {cache.megabytes_used:.1f} of {cache.megabytes} MB"
         print(f"Waited {waited:.3f} of {seconds:.3f} s for data ({100 * share:.1f}%){kept}")
 
-    def count_batches(self) -> int:
-        """Return how many batches an epoch has."""
+    def epoch_batches(self) -> tuple[int, Iterator[tuple[Any, ...]]]:
+        """Return how many batches an epoch has, and those not finished, each as the arguments of `forward_backward`."""
         raise NotImplementedError
-
-    def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
-        """Yield the epoch's batches that are not finished, each as the arguments of `forward_backward`."""
-        raise NotImplementedError
-
-    def _progress_line(self, batch_time: AverageMeter, data_time: AverageMeter, losses: MetricMeter) -> str:
-        left = self.num_batches - self.batch_idx - 1 + (self.max_epoch - self.epoch - 1) * self.num_batches
-        return (
-            f"epoch [{self.epoch + 1}/{self.max_epoch}] batch [{self.batch_idx + 1}/{self.num_batches}] "
-            f"time {batch_time.val:.3f} ({batch_time.avg:.3f}) data {data_time.val:.3f} ({data_time.avg:.3f}) "
-            f"{losses} lr {self.get_current_lr():.4e} eta {datetime.timedelta(seconds=int(batch_time.avg * left))}"
-        )
 
     def can_resume_within_epoch(self) -> bool:
-        """Return whether a run that stops now can go on at the same batch.
-
-        That takes a seed, loaders that can skip batches, and this very loop.
-        """
+        """Return whether a run that stops now can go on at the same batch: with a seed, such loaders and this loop."""
         skipping = all(hasattr(loader, "skip_batches") for loader in self._train_loaders())
         ours = type(self).run_epoch is SimpleTrainer.run_epoch
         return ours and bool(self.output_dir) and self.cfg.SEED >= 0 and skipping
 
-    def save_within_epoch(self) -> None:
-        """Write the state after the batch just finished."""
-        self.save_state(self.epoch)
-        print(f"Saved the state of the run ({self.where()})")
-
     # Before, between and after the epochs
 
     def before_train(self) -> None:
-        """Check how the final model is chosen, resume where there is a checkpoint, and open the TensorBoard writer.
-
-        Raises:
-            ValueError: if the way to choose the final model cannot work.
-        """
+        """Check how the final model is chosen, resume where there is a checkpoint, and open the TensorBoard writer."""
         cfg = self.cfg
-        if cfg.TEST.FINAL_MODEL not in FINAL_MODELS:
-            raise ValueError(f"TEST.FINAL_MODEL must be one of {FINAL_MODELS}, but got {cfg.TEST.FINAL_MODEL!r}")
-        check_patience(cfg)
+        check_selection(cfg)
         if self._validates():
             self._loader_of("val")
         directory = cfg.RESUME or self.output_dir
@@ -731,7 +714,7 @@ class SimpleTrainer(TrainerBase):
             patience = self.cfg.TRAIN.get("PATIENCE", 0)
             if result > self.best_result:
                 self.best_result, self.epochs_without_gain = result, 0
-                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=BEST_NAME)
+                self.save_model(self.epoch, self.output_dir, val_result=result, model_name=checkpoint.BEST_NAME)
             else:
                 self.epochs_without_gain += 1
                 if 0 < patience <= self.epochs_without_gain:
@@ -766,9 +749,7 @@ class SimpleTrainer(TrainerBase):
 
     @torch.no_grad()
     def test(self, split: str | None = None) -> float:
-        """Evaluate on `val` or `test` (default: TEST.SPLIT) and return the evaluator's first result.
-
-        All results are in `last_results` afterwards.
+        """Evaluate on `val` or `test` (default: TEST.SPLIT); return the first of the results, which `last_results` has.
 
         Raises:
             FloatingPointError: if the model's output is not finite, naming batch and images.
@@ -791,13 +772,13 @@ class SimpleTrainer(TrainerBase):
                 where = f"{split} set, batch {index + 1} of {len(data_loader)}{self._of_images()}"
                 raise FloatingPointError(f"{error} ({where})") from error
         results = self.evaluator.evaluate()
-        self.timing[split] = self.timing.get(split, 0.0) + time.perf_counter() - started
+        self._add_time(split, time.perf_counter() - started)
         for name, value in results.items():
             self.write_scalar(f"{split}/{name}", value, self.epoch)
         self.last_results = dict(results)
         first = next(iter(results.values()))
         if split == "val":
-            self._epoch_record["val_result"] = first
+            self.progress.record["val_result"] = first
         return first
 
     def _loader_of(self, split: str) -> Any:
@@ -823,14 +804,9 @@ class SimpleTrainer(TrainerBase):
 class TrainerX(SimpleTrainer):
     """Base of trainers that use labelled images only."""
 
-    def count_batches(self) -> int:
-        """Return the number of batches of the training loader."""
-        return len(self.train_loader_x)
-
-    def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
-        """Yield every batch of the training loader."""
-        for batch in self.train_loader_x:
-            yield (batch,)
+    def epoch_batches(self) -> tuple[int, Iterator[tuple[Any, ...]]]:
+        """Return the batches of the training loader."""
+        return len(self.train_loader_x), ((batch,) for batch in self.train_loader_x)
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """Return images, labels and domains on the trainer's device."""
@@ -840,11 +816,10 @@ class TrainerX(SimpleTrainer):
 class TrainerXU(SimpleTrainer):
     """Base of trainers that use labelled and unlabelled images, as in domain adaptation."""
 
-    def count_batches(self) -> int:
-        """Return the number of pairs that TRAIN.COUNT_ITER asks for.
+    def epoch_batches(self) -> tuple[int, Iterator[tuple[Any, ...]]]:
+        """Return pairs of a labelled and an unlabelled batch; the loader that runs out first starts again.
 
-        Raises:
-            ValueError: if it is unknown, or there are no unlabelled images.
+        TRAIN.COUNT_ITER says which loader counts.
         """
         if self.train_loader_u is None:
             raise ValueError(f"data set {self.cfg.DATASET.NAME} has no unlabelled images (train_u)")
@@ -852,134 +827,13 @@ class TrainerXU(SimpleTrainer):
         sizes["smaller_one"] = min(sizes.values())
         if self.cfg.TRAIN.COUNT_ITER not in sizes:
             raise ValueError(f"TRAIN.COUNT_ITER must be one of {list(sizes)}, but got {self.cfg.TRAIN.COUNT_ITER!r}")
-        return sizes[self.cfg.TRAIN.COUNT_ITER]
-
-    def epoch_batches(self) -> Iterator[tuple[Any, ...]]:
-        """Yield pairs of a labelled and an unlabelled batch; the loader that runs out first starts again."""
-        pairs = zip(_forever(self.train_loader_x), _forever(self.train_loader_u), strict=False)
-        for _ in range(self.progress.batches, self.num_batches):
-            yield next(pairs)
+        size, loaders = sizes[self.cfg.TRAIN.COUNT_ITER], (self.train_loader_x, self.train_loader_u)
+        endless = [itertools.chain.from_iterable(itertools.repeat(loader)) for loader in loaders]
+        return size, itertools.islice(zip(*endless, strict=False), size - self.progress.batches)
 
     def parse_batch_train(self, batch_x: dict[str, Any], batch_u: dict[str, Any]) -> tuple[torch.Tensor, ...]:
         """Return labelled images, their labels and unlabelled images on the trainer's device."""
         return batch_x["img"].to(self.device), batch_x["label"].to(self.device), batch_u["img"].to(self.device)
-
-
-def _forever(loader: Iterable[Any]) -> Iterator[Any]:
-    while True:
-        yield from loader
-
-
-@dataclass
-class EpochProgress:
-    """The finished batches of an epoch: what a run that is stopped within it goes on from."""
-
-    batches: int = 0
-    num_batches: int = 0  # of the whole epoch; 0: not known yet
-    losses: MetricMeter = field(default_factory=MetricMeter)  # averages over the finished batches
-    data_seconds: float = 0.0  # that they waited for data
-    random_state: dict[str, Any] | None = None  # of all generators, of a resumed epoch; None of one that starts here
-    _seconds_before: float = 0.0
-    _started: float = field(default_factory=time.perf_counter)
-
-    def start_clock(self) -> None:
-        """Count the epoch's seconds from here on, on top of those before it was stopped."""
-        self._started = time.perf_counter()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent on the epoch's batches, without the time for which the run was stopped."""
-        return self._seconds_before + time.perf_counter() - self._started
-
-    def state(self) -> dict[str, Any]:
-        """Plain values to write down."""
-        losses = {name: [getattr(meter, key) for key in METER_FIELDS] for name, meter in self.losses.meters.items()}
-        counts = {"batches": self.batches, "num_batches": self.num_batches}
-        return {**counts, "losses": losses, "data_seconds": self.data_seconds, "seconds": self.seconds}
-
-    @classmethod
-    def of_state(cls, state: dict[str, Any], random_state: dict[str, Any]) -> EpochProgress:
-        """What was written down."""
-        progress = cls(state["batches"], state["num_batches"], random_state=random_state)
-        progress.data_seconds, progress._seconds_before = state["data_seconds"], state["seconds"]
-        for name, values in state["losses"].items():
-            for key, value in zip(METER_FIELDS, values, strict=True):
-                setattr(progress.losses.meters[name], key, value)
-        return progress
-
-
-class Prefetch:
-    """The batches of an epoch, of which a trainer can have the next one fetched while a device computes.
-
-    A trainer whose steps run on a device calls it between starting a step and waiting for its numbers: the next batch
-    is fetched and the last step's scalars are written meanwhile. Where nobody calls it, both are done in time.
-    """
-
-    def __init__(self, batches: Iterable[tuple[Any, ...]], write_scalar: Callable[[str, float, int], None]) -> None:
-        self.is_called = False
-        self._batches, self._write_scalar = iter(batches), write_scalar
-        self._fetched: list[tuple[Any, ...] | None] = []
-        self._scalars: list[tuple[str, float, int]] = []
-
-    def __call__(self) -> None:
-        """Write the last step's scalars and fetch the next batch."""
-        self.is_called = True
-        self.write()
-        if not self._fetched:
-            self._fetched.append(next(self._batches, None))
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        while (batch := self._fetched.pop() if self._fetched else next(self._batches, None)) is not None:
-            yield batch
-
-    def write_later(self, tag: str, value: float, step: int) -> None:
-        """Write a scalar during the next step, or at the next `write`."""
-        self._scalars.append((tag, value, step))
-
-    def write(self) -> None:
-        """Write the scalars that wait."""
-        for scalar in self._scalars:
-            self._write_scalar(*scalar)
-        self._scalars.clear()
-
-
-class SimpleNet(nn.Module):
-    """The network of a trainer that builds none: backbone, optional head, optional linear classifier.
-
-    Args:
-        model_cfg: a config's section MODEL, or one like it.
-        num_classes: outputs of the classifier; 0 for none.
-        kwargs: go to the backbone and to the head.
-    """
-
-    def __init__(self, cfg: CfgNode, model_cfg: CfgNode, num_classes: int, **kwargs: Any) -> None:
-        super().__init__()
-        backbone, head = model_cfg.BACKBONE, model_cfg.HEAD
-        self.backbone = build_backbone(backbone.NAME, verbose=cfg.VERBOSE, pretrained=backbone.PRETRAINED, **kwargs)
-        self._fdim = self.backbone.out_features
-        self.head = None
-        if head.NAME and head.HIDDEN_LAYERS:
-            options = {name.lower(): head[name] for name in ("HIDDEN_LAYERS", "ACTIVATION", "BN", "DROPOUT")}
-            self.head = build_head(head.NAME, verbose=cfg.VERBOSE, in_features=self._fdim, **options, **kwargs)
-            self._fdim = self.head.out_features
-        self.classifier = nn.Linear(self._fdim, num_classes) if num_classes > 0 else None
-
-    @property
-    def fdim(self) -> int:
-        """Width of the features that the classifier gets."""
-        return self._fdim
-
-    def forward(
-        self, x: torch.Tensor, return_feature: bool = False
-    ) -> torch.Tensor | tuple[torch.Tensor, torch.Tensor]:
-        """Return scores (batch, classes), with the features where asked; features where there is no classifier."""
-        features = self.backbone(x)
-        if self.head is not None:
-            features = self.head(features)
-        if self.classifier is None:
-            return features
-        scores = self.classifier(features)
-        return (scores, features) if return_feature else scores
 
 
 keep_old_paths(__name__, "dassl.engine.build")

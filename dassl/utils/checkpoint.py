@@ -1,7 +1,6 @@
 """Checkpoints: written whole or not at all, read with nothing executed, and checked before anything is loaded.
 
 A checkpoint of a model is `FOLDER/NAME/model.pth.tar-EPOCH`; the state of an unfinished run is `FOLDER/resume.pth.tar`.
-Files are read by `common.unpickling`. Options that may change when a run goes on are in `common.free_options`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 from common.files import StrPath, atomic_write
 from common.free_options import flatten, is_free
-from common.unpickling import COUNT, NUMBER, CheckpointError, check_fields, read_content, reason
+from common.unpickling import COUNT, FLAG, NUMBER, CheckpointError, check_fields, misfits, read_content, reason
 
 BEST_NAME = "model-best.pth.tar"
 POINTER_NAME = "checkpoint"  # a text file beside the checkpoints that names the last one
@@ -73,13 +72,12 @@ def save_checkpoint(
     remove_module_from_keys: bool = True,
     model_name: str = "",
 ) -> None:
-    """Save a checkpoint as `save_dir/model.pth.tar-EPOCH`, and its name in the text file `save_dir/checkpoint`.
+    """Save `state` as `save_dir/model.pth.tar-EPOCH`, or `model_name`, and that name in the text `save_dir/checkpoint`.
 
     Args:
         state: must hold `state_dict` and `epoch` (the number of finished epochs).
         is_best: save it as `model-best.pth.tar`, too.
         remove_module_from_keys: drop the leading `module.` that `nn.DataParallel` gives to keys.
-        model_name: file name to use instead.
     """
     if remove_module_from_keys:
         state = {**state, "state_dict": _without_module(state["state_dict"])}
@@ -105,8 +103,7 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
     """Load a checkpoint onto the CPU, without running code from it.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        CheckpointError: if it is damaged, holds Python objects besides tensors and plain values, would take much more
+        CheckpointError: it is damaged, holds Python objects besides tensors and plain values, would take much more
             memory than it has bytes, or has an entry (`epoch`, `val_result` ...) of another kind.
     """
     if fpath is None:
@@ -121,11 +118,9 @@ def load_checkpoint(fpath: StrPath) -> dict[str, Any]:
 def resume_from_checkpoint(
     fdir: StrPath, model: nn.Module, optimizer: torch.optim.Optimizer | None = None, scheduler: Any = None
 ) -> int:
-    """Load what the text file `fdir/checkpoint` names, and return the number of finished epochs, to go on from there.
+    """Load what the text file `fdir/checkpoint` names, and return the number of finished epochs.
 
-    Raises:
-        FileNotFoundError: if there is no such text file or checkpoint.
-        CheckpointError: if the checkpoint cannot be read.
+    Raises FileNotFoundError, or CheckpointError where the checkpoint cannot be read.
     """
     path = os.path.join(fdir, _pointed(fdir))
     print(f'Loading checkpoint from "{path}"')
@@ -161,21 +156,18 @@ def latest_checkpoint(directory: str, names: Iterable[str]) -> str | None:
     That is the `model.pth.tar-N` with the highest common N; without one, the file that all `checkpoint` texts name.
     """
     folders = [os.path.join(directory, name) for name in names]
-    if not folders or not all(os.path.isdir(folder) for folder in folders):
+    if not folders or not all(map(os.path.isdir, folders)):
         return None
-    found = [[re.fullmatch(r"model\.pth\.tar-(\d+)", name) for name in os.listdir(folder)] for folder in folders]
-    epochs = [{int(match[1]) for match in matches if match} for matches in found]
-    if common := set.intersection(*epochs):
-        return f"model.pth.tar-{max(common)}"
-    if not all(os.path.isfile(os.path.join(folder, POINTER_NAME)) for folder in folders):
+    common = set.intersection(*(set(os.listdir(folder)) for folder in folders))
+    if numbered := [name for name in common if re.fullmatch(r"model\.pth\.tar-\d+", name)]:
+        return max(numbered, key=lambda name: int(name.rpartition("-")[2]))
+    if POINTER_NAME not in common:
         return None
-    pointed = {os.path.basename(_pointed(folder)) for folder in folders}
-    name = pointed.pop()
-    return name if not pointed and all(os.path.isfile(os.path.join(folder, name)) for folder in folders) else None
+    name, *others = {os.path.basename(_pointed(folder)) for folder in folders}
+    return name if name in common and not others else None
 
 
 def _pointed(folder: StrPath) -> str:
-    """The file that the text file `checkpoint` of a folder names."""
     with open(os.path.join(folder, POINTER_NAME), encoding="utf-8") as file:
         return file.readline().strip()
 
@@ -187,19 +179,23 @@ def check_fit(model: nn.Module, state_dict: Any, where: str) -> None:
     """Check that a state dict has exactly a model's entries and shapes; CheckpointError names all that do not fit."""
     if not isinstance(state_dict, Mapping):
         raise CheckpointError(f"the checkpoint {where} has no state_dict")
-    expected = model.state_dict()
-    problems = [f"missing {key}" for key in expected if key not in state_dict]
-    problems += [f"unexpected {key}" for key in state_dict if key not in expected]
-    for key in [key for key, value in expected.items() if key in state_dict and isinstance(value, Tensor)]:
-        value = state_dict[key]
-        if not isinstance(value, Tensor):
-            problems.append(f"{key} is no tensor")
-        elif value.shape != expected[key].shape:
-            problems.append(f"{key} is {tuple(value.shape)} instead of {tuple(expected[key].shape)}")
-        elif value.dtype.is_complex != expected[key].dtype.is_complex:
-            problems.append(f"{key} is of type {value.dtype} instead of {expected[key].dtype}")
-    if problems:
+    if problems := misfits(model, state_dict):
         raise CheckpointError(f"the checkpoint {where} does not fit the model: {'; '.join(problems)}")
+
+
+def load_models(parts: Mapping[str, Mapping[str, Any]], states: Mapping[str, Mapping[str, Any]], path: str) -> None:
+    """Load the states of models, optimisers and schedulers; nothing unless the weights of all models fit.
+
+    By the model's name, `parts` and `states` have what goes under `state_dict`, `optimizer` and `scheduler`.
+    """
+    for name, state in states.items():
+        check_fit(parts[name]["state_dict"], state.get("state_dict"), f"{path} ({name})")
+    for name, state in states.items():
+        for key, target in parts[name].items():
+            if key == "state_dict":
+                target.load_state_dict(state[key])
+            elif target is not None and state.get(key) is not None:
+                load_checked(target, state[key], path, key)
 
 
 def load_checked(target: Any, state: dict[str, Any], path: str, field: str) -> None:
@@ -257,7 +253,6 @@ def naming_field(path: str, field: str) -> Iterator[None]:
 # values} or {key: its kind}.
 
 _DICT = ("a dictionary", lambda value: isinstance(value, dict))
-_FLAG = ("True or False", lambda value: type(value) is bool)
 _RECORD = {str: ("a number or a text", lambda value: isinstance(value, str) or NUMBER[1](value))}
 STATE_FIELDS = {
     "epoch": COUNT,
@@ -265,30 +260,22 @@ STATE_FIELDS = {
     "random_state": _DICT,
     "best_result": NUMBER,
     "epochs_without_gain": COUNT,
-    "stopped_early": _FLAG,
+    "stopped_early": FLAG,
     "history": [_RECORD],
     "timing": {str: NUMBER},
     "config": {str: ("a text", lambda value: isinstance(value, str))},
     "extra": _DICT,
 }
-# of a state within an epoch, with loss scaling, or written since there are such fields
-OPTIONAL_STATE_FIELDS = {
-    "within_epoch": {
-        **{"batches": COUNT, "num_batches": COUNT, "data_seconds": NUMBER, "seconds": NUMBER},
-        **{"losses": {str: [NUMBER]}, "record": _RECORD},
-    },
-    "scaler": {str: NUMBER},
-    "exact": _FLAG,
-    "arithmetic": _RECORD,
-}
+_EPOCH = {"batches": COUNT, "num_batches": COUNT, "data_seconds": NUMBER, "seconds": NUMBER, "record": _RECORD}
+# of a state within an epoch, or with loss scaling; and what the first such files lacked
+MAY_BE_NONE = {"within_epoch": {**_EPOCH, "losses": {str: [NUMBER]}}, "scaler": {str: NUMBER}}
+MAY_BE_MISSING = {"exact": FLAG, "arithmetic": _RECORD}
 
 
 def check_state(state: Mapping[str, Any], path: str) -> None:
     """Refuse, by CheckpointError, the state of an unfinished run of which a field is missing or of another kind."""
-    kinds = dict(STATE_FIELDS)
-    for name, kind in OPTIONAL_STATE_FIELDS.items():
-        if state.get(name) is not None or (name in ("exact", "arithmetic") and name in state):
-            kinds[name] = kind
+    kinds = STATE_FIELDS | {name: kind for name, kind in MAY_BE_NONE.items() if state.get(name) is not None}
+    kinds |= {name: kind for name, kind in MAY_BE_MISSING.items() if name in state}
     wrong = _wrong({name: state.get(name) for name in kinds}, kinds, "")
     within = state.get("within_epoch")
     if not wrong and within and within["batches"] > within["num_batches"]:

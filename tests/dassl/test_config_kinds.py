@@ -7,6 +7,7 @@ import yaml
 from yacs.config import CfgNode as YacsNode
 
 import train  # noqa: F401  registers data sets, trainers and evaluation with their keys
+from common.free_options import flatten
 from dassl.config import (
     KEYS,
     CfgNode,
@@ -16,12 +17,11 @@ from dassl.config import (
     check_values,
     get_cfg_default,
     kind_for,
-    leaves,
 )
 from dassl.config.defaults import ANYTHING
 from trainers.base import RANGES
 
-DEFAULTS = {key: value for key, value in leaves(cfg_default) if not key.startswith("TRAINER.MINE")}
+DEFAULTS = {key: value for key, value in flatten(cfg_default).items() if not key.startswith("TRAINER.MINE")}
 ODD = {
     "none": "None",
     "text": "some text",
@@ -73,7 +73,7 @@ def outcome(cfg, key, merge):
         assert "\n" not in text
         assert text.isprintable()
         return None
-    return dict(leaves(cfg)).get(key)
+    return flatten(cfg).get(key)
 
 
 @pytest.mark.parametrize("odd", ODD)

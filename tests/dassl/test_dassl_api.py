@@ -37,7 +37,7 @@ NAMES = {
         "build_trainer",
     ],
     "dassl.engine.build": ["TRAINER_REGISTRY", "build_trainer"],
-    "dassl.engine.trainer": ["SimpleNet", "SimpleTrainer", "TrainerBase", "TrainerX", "TrainerXU"],
+    "dassl.engine.trainer": ["SimpleNet", "SimpleTrainer", "SummaryWriter", "TrainerBase", "TrainerX", "TrainerXU"],
     "dassl.evaluation": ["Classification", "EVALUATOR_REGISTRY", "EvaluatorBase", "build_evaluator"],
     "dassl.evaluation.build": ["EVALUATOR_REGISTRY", "build_evaluator"],
     "dassl.evaluation.evaluator": ["Classification", "EvaluatorBase"],

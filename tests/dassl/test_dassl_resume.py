@@ -292,7 +292,7 @@ def test_nothing_is_loaded_unless_everything_fits(tmp_path):
     other.register_model("second", TinyNet(5))
     before = other._models["first"].fc.weight.clone()
     for load in (lambda: other.resume_model_if_exist(str(tmp_path)), lambda: other.load_model(str(tmp_path), 1)):
-        with pytest.raises(CheckpointError, match=r"second.*fc\.weight is \(3, 48\) instead of \(5, 48\)"):
+        with pytest.raises(CheckpointError, match=r"second.*fc\.weight has shape \(3, 48\) instead of \(5, 48\)"):
             load()
     assert torch.equal(other._models["first"].fc.weight, before)
 
@@ -411,7 +411,7 @@ class StoppedByRequest(StoppableTrainer):
 
     def halt(self, where):
         if self.stop == (self.epoch, where):
-            self.save_within_epoch()
+            self.save_state(self.epoch)
             raise Stopped
 
 

@@ -19,7 +19,7 @@ class ScriptedTrainer(TinyTrainer):
     def test(self, split=None):
         self.splits = [*getattr(self, "splits", []), split or self.cfg.TEST.SPLIT]
         if split == "val":
-            self._epoch_record["val_result"] = self.script[self.epoch]
+            self.progress.record["val_result"] = self.script[self.epoch]
             return self.script[self.epoch]
         return super().test(split)
 
@@ -122,7 +122,7 @@ def test_validation_never_uses_test_images(cfg):
     [
         ("last_step", False, "needs TEST.FINAL_MODEL best_val"),
         ("best_val", True, "TEST.NO_TEST False"),
-        ("best", False, "TEST.FINAL_MODEL must be one of"),
+        ("best", False, "TEST.FINAL_MODEL is 'best': did you mean best_val"),
     ],
 )
 def test_settings_that_cannot_work(cfg, final_model, no_test, message):

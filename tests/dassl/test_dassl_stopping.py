@@ -10,9 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY, TrainerXU, build_trainer
-from dassl.utils import CheckpointError, RunStopped, StopRequest, load_checkpoint, set_random_seed
+from dassl.utils import SIGNALS, CheckpointError, RunStopped, StopRequest, load_checkpoint, set_random_seed
 from dassl.utils.checkpoint import RESUME_NAME
-from dassl.utils.stopping import SIGNALS
 from tests.dassl.tiny_run import TinyTrainer
 
 EPOCHS = 2

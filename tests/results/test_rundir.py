@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import train  # noqa: F401  declares all settings
-from common.folder_lock import LockedError
+from common.files import LockedError
 from common.free_options import FREE_OPTIONS, flatten
 from dassl.config import get_cfg_default
 from results.rundir import RunDirError, begin_run, earlier_config, prepare_run_dir, remove_leftovers, run_dir
