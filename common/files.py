@@ -1,7 +1,8 @@
-"""The writer of files: whole or not at all. Standard library only, so that what does without torch can use it, too."""
+"""Files, written whole or not at all, and their checksums. Standard library only, for what does without torch, too."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import secrets
@@ -50,6 +51,15 @@ def atomic_write(path: StrPath, mode: str = "wb", replace: bool = True) -> Itera
     finally:
         with suppress(FileNotFoundError):
             os.remove(temporary)
+
+
+def hash_file(path: StrPath, kind: str = "sha256") -> str:
+    """A file's checksum in hexadecimal digits."""
+    digest = hashlib.new(kind)
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def is_zip(path: StrPath) -> bool:

@@ -13,16 +13,34 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.files import hash_file
+from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from datasets.fetch import STAGING, hash_file
-from datasets.folders import DataRootError, case_hint, find_dataset_dir, subfolders
-from datasets.make import config_of
+from datasets.fetch import STAGING
 from datasets.sources import DatasetInfo, known_datasets, readable_size
-from datasets.splits import PARTS, listed, parse_entries, read_limited
+from datasets.splits import (
+    PARTS,
+    DataRootError,
+    case_hint,
+    find_dataset_dir,
+    listed,
+    parse_entries,
+    read_limited,
+    subfolders,
+)
 
 BUNDLED_ROOT = Path(__file__).resolve().parents[1] / "assets"
 HEADERS = ("name", "classes", "images", "folder", "download", "licence", "found")
 DECODERS = 8
+
+
+def config_of(name: str, root: str, path: str = "") -> Any:
+    """A configuration for the data set with all its images; `path` is DATASET.PATH, for `folder` and `csv`."""
+    cfg = get_cfg_default()
+    cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS, cfg.SEED = name, root, -1, 1
+    if path and "PATH" in cfg.DATASET:
+        cfg.DATASET.PATH = path
+    return cfg
 
 
 def overview(root: str) -> str:

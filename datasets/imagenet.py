@@ -13,8 +13,19 @@ from typing import Any, ClassVar, NamedTuple
 
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.fewshot import FewShotDataset
-from datasets.folders import find_image_dir, list_classes, list_folders, names_of, read_classnames
-from datasets.splits import Split, SplitFileError, SplitFileMissingError, hash_entries, items_of, listed
+from datasets.splits import (
+    Split,
+    SplitFileError,
+    SplitFileMissingError,
+    find_image_dir,
+    hash_entries,
+    items_of,
+    list_classes,
+    list_folders,
+    listed,
+    names_of,
+    read_classnames,
+)
 from prompting.tokens import check_names
 
 

@@ -1,4 +1,4 @@
-"""The eleven data sets beside ImageNet that CoOp's benchmark uses: one table, a class for each row.
+"""The data sets that come with a split file, as one table: those of CoOp's benchmark beside ImageNet, and the bundled.
 
 New splits are drawn as CoOp's data set files do it: by the class folders, or out of the original annotation, whose
 official test set is kept or, for OxfordFlowers and Food101, left aside.
@@ -14,7 +14,6 @@ from typing import Any, ClassVar, NamedTuple
 
 from dassl.data.datasets import DATASET_REGISTRY
 from datasets.fewshot import FewShotDataset
-from datasets.folders import list_classes, list_folders, read_lines
 from datasets.splits import (
     PARTS,
     AnnotationError,
@@ -23,6 +22,9 @@ from datasets.splits import (
     SplitFileError,
     SplitFileMissingError,
     build_split,
+    list_classes,
+    list_folders,
+    read_lines,
     split_classes,
     split_trainval,
 )
@@ -43,28 +45,19 @@ CALTECH_NAMES = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard"
 CALTECH_IGNORED = ("BACKGROUND_Google", "Faces_easy")  # no class, and the same photos as "Faces"
 
 
-class AnnotationMissingError(FileNotFoundError):
-    """A file of the original annotation is not there."""
-
-
-def require(folder: str, name: str) -> str:
-    """Path of a file of the original annotation."""
-    path = os.path.join(folder, name)
-    if not os.path.isfile(path):
-        raise AnnotationMissingError(
-            f"{path} does not exist: a new split is drawn from the original annotation, which has it"
-        )
-    return path
+NEEDED = "A new split is drawn from the original annotation, which has it."
 
 
 def annotation_lines(folder: str, name: str) -> list[str]:
     """The lines of a text file of the annotation that are not empty."""
-    return list(filter(None, read_lines(require(folder, name))))
+    return list(filter(None, read_lines(os.path.join(folder, name), NEEDED)))
 
 
 def load_matlab(folder: str, name: str, variable: str) -> list:
     """One row of a variable of a MATLAB file of the annotation."""
-    path = require(folder, name)
+    path = os.path.join(folder, name)
+    if not os.path.isfile(path):
+        raise SplitFileMissingError(f"{path} does not exist. {NEEDED}")
     try:
         from scipy.io import loadmat
     except ImportError as error:
@@ -87,8 +80,7 @@ def class_folders(image_dir: str, ignored: Sequence[str] = (), names: Mapping[st
 def read_flowers(image_dir: str) -> list[Entry]:
     """The images by number, with their labels, which count from 1."""
     folder = os.path.dirname(image_dir)
-    with open(require(folder, "cat_to_name.json"), encoding="utf-8") as file:
-        names = json.load(file)
+    names = json.loads(" ".join(annotation_lines(folder, "cat_to_name.json")))
     labels = [int(label) for label in load_matlab(folder, "imagelabels.mat", "labels")]
     return [(f"image_{number:05d}.jpg", label - 1, names[str(label)]) for number, label in enumerate(labels, start=1)]
 
@@ -160,7 +152,7 @@ def read_ucf(folder: str) -> TrainAndTest:
 
 
 class Standard(NamedTuple):
-    """A row: name, folder under the data root, folder of the images in it, and who reads the original annotation."""
+    """A data set: its folder, that of its images in it, what it is, and who reads the original annotation."""
 
     name: str
     folder: str
@@ -196,6 +188,26 @@ TABLE = (
 # fmt: on
 
 
+# Data root: assets. Digits: the test set of UCI's handwritten digits (E. Alpaydin, C. Kaynak, 1998), 1,797 images.
+# Emoji in four drawing styles: domain generalisation and transfer without a download. Kinds: is this a mammal, a book,
+# a tool ...? Train on some drawings of each, test on others; the names of the drawings are dealt out the same way in
+# every style. Concepts: is this a koala, a hammer ...? One training drawing each, in Noto's style; the test drawings
+# are of the other styles. Noto is the source style; Fluent, its flat and its high-contrast version are the styles to
+# generalise to, named as the variants of ImageNet are.
+BUNDLED = {  # data set: (name of its split file, which begins with its folder's; what it is)
+    "Digits": ("digits", "Handwritten digits."),
+    "EmojiKinds": ("emoji_kinds_noto", "24 kinds in Noto's style."),
+    "EmojiKindsFluent": ("emoji_kinds_fluent", "24 kinds in Fluent's shaded style."),
+    "EmojiKindsFlat": ("emoji_kinds_flat", "24 kinds in Fluent's flat style."),
+    "EmojiKindsContrast": ("emoji_kinds_contrast", "24 kinds in Fluent's black and white style."),
+    "EmojiConcepts": ("emoji_concepts", "100 concepts, tested on the three other styles together."),
+    "EmojiConceptsFluent": ("emoji_concepts_fluent", "100 concepts, tested on Fluent's shaded style."),
+    "EmojiConceptsFlat": ("emoji_concepts_flat", "100 concepts, tested on Fluent's flat style."),
+    "EmojiConceptsContrast": ("emoji_concepts_contrast", "100 concepts, tested on Fluent's black and white."),
+}
+BUNDLED_HELP = "It comes with the code (--root assets); to make it again see: python -m tools.bundled_data --help"
+
+
 class StandardDataset(FewShotDataset):
     """A row of the table as a data set."""
 
@@ -207,15 +219,22 @@ class StandardDataset(FewShotDataset):
         if cls.row.all_images:
             return split_classes(cls.row.all_images(os.path.join(source, cls.image_folder)), rng)
         others, test = cls.row.train_and_test(source)
-        train, val = split_trainval(others, rng)
-        return {"train": train, "val": val, "test": test}
+        return {**split_trainval(others, rng), "test": test}
+
+
+def add_dataset(name: str, about: str, folder: str, images: str, split: str, base: type, **more: Any) -> None:
+    """Register a data set under a name that this module has, too."""
+    fields = {"dataset_dir": folder, "image_folder": images, "split_file": f"split_{split}.json", **more}
+    fields |= {"__doc__": about, "__module__": __name__}
+    globals()[name] = DATASET_REGISTRY.register()(type(name, (base,), fields))
 
 
 for _row in TABLE:
-    _dataset = type(_row.name, (StandardDataset,), {"__doc__": _row.about, "__module__": __name__, "row": _row})
-    _dataset.dataset_dir, _dataset.image_folder = _row.folder, _row.images
-    _dataset.split_file = f"split_zhou_{_row.name}.json"
-    globals()[_row.name] = DATASET_REGISTRY.register()(_dataset)
+    add_dataset(*(_row.name, _row.about, _row.folder, _row.images, f"zhou_{_row.name}", StandardDataset), row=_row)
+for _name, (_split, _about) in BUNDLED.items():
+    _template = "a photo of the {}." if _name == "Digits" else FewShotDataset.template
+    _more = {"template": _template, "split_help": BUNDLED_HELP}
+    add_dataset(_name, _about, _split.partition("_")[0], "images", _split, FewShotDataset, **_more)
 
 
 @DATASET_REGISTRY.register()
@@ -231,20 +250,17 @@ class FGVCAircraft(FewShotDataset):
     def read(self, cfg: Any) -> Split:
         """The images by variant, from lines of "0034309 737-300"; labels follow the order of variants.txt."""
         self.split_path = self.dataset_dir
-        labels = {name: label for label, name in enumerate(self.read_lines("variants.txt"))}
+
+        def lines(name: str) -> list[str]:
+            return list(filter(None, read_lines(os.path.join(self.dataset_dir, name), self.how_to_get(name))))
+
+        labels = {name: label for label, name in enumerate(lines("variants.txt"))}
         entries = {}
         for part in PARTS:
             name = f"images_variant_{part}.txt"
-            rows = [line.partition(" ") for line in self.read_lines(name)]
+            rows = [line.partition(" ") for line in lines(name)]
             unknown = next((variant for _, _, variant in rows if variant not in labels), None)
             if unknown is not None:
                 raise SplitFileError(f"{os.path.join(self.dataset_dir, name)}: {unknown!r} is not in variants.txt")
             entries[part] = [(f"{image}.jpg", labels[variant], variant) for image, _, variant in rows]
         return build_split(entries, self.image_dir, self.dataset_dir, published=True)
-
-    def read_lines(self, name: str) -> list[str]:
-        """The lines of one of its text files."""
-        path = os.path.join(self.dataset_dir, name)
-        if not os.path.isfile(path):
-            raise SplitFileMissingError(f"{path} does not exist. {self.how_to_get(name)}")
-        return list(filter(None, read_lines(path)))

@@ -12,7 +12,7 @@ import pytest
 
 from dassl.config import get_cfg_default
 from datasets.fewshot import ClassSplitError, draw_shots
-from datasets.folders import DataRootError
+from datasets.splits import DataRootError
 from tests.datasets.toy_dataset import Toy, ToyFolder
 
 
