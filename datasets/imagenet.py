@@ -36,10 +36,6 @@ class Listed(NamedTuple):
     label: int
     classname: str
 
-    def datum(self) -> Datum:
-        """The same as a `Datum`."""
-        return Datum(self.impath, self.label, classname=self.classname)
-
 
 @DATASET_REGISTRY.register()
 class ImageNet(FewShotDataset):
@@ -53,9 +49,8 @@ class ImageNet(FewShotDataset):
         """The images of images/train and images/val; labels follow the sorted folder names."""
         self.split_path = self.image_dir
         train_dir, test_dir = (find_image_dir(self.image_dir, part) for part in ("train", "val"))
-        folders, test_folders = list_classes(train_dir), list_classes(test_dir)
-        if folders != test_folders:
-            differ = sorted(set(folders) ^ set(test_folders))
+        folders = list_classes(train_dir)
+        if differ := sorted(set(folders) ^ set(list_classes(test_dir))):
             raise SplitFileError(f"{self.image_dir}: train and val do not have the same classes: {listed(differ)}")
         path = os.path.join(self.dataset_dir, "classnames.txt")
         names = names_of(folders, read_classnames(path, self.how_to_get("classnames.txt"), wordnet=True), path)
@@ -67,8 +62,10 @@ class ImageNet(FewShotDataset):
 
     def choose(self, split: Split, cfg: Any) -> tuple[Sequence[Datum], Sequence[Datum]]:
         """Draw from the list, and only then look at the files: there are more than a million."""
-        chosen = super().choose(split, cfg)
-        train, val = ([item.datum() if isinstance(item, Listed) else item for item in part] for part in chosen)
+        train, val = (
+            [Datum(each.impath, each.label, classname=each.classname) for each in part]
+            for part in super().choose(split, cfg)
+        )
         return train, val
 
 

@@ -6,10 +6,16 @@ only: not on the number of workers, and not on what else draws random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from multiprocessing import reduction
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision.transforms as T
 from PIL import Image
@@ -24,11 +30,16 @@ from dassl.utils import derive_seed, read_image, seeded_random_state
 from dassl.utils.images import SCALINGS
 from dassl.utils.stopping import end_workers_with_this_process, leave_signals_to_the_run
 
-from .cache import ImageCache, build_image_cache
 from .datasets import Datum, EmptySplitError, build_dataset
 from .transforms import build_transform, draft_size, interpolation_mode
 
+try:
+    import fcntl
+except ImportError:  # Windows: one process has the cache to itself
+    fcntl = None
+
 Transform = Callable[[Image.Image], Any]
+MEGABYTE = 2**20
 AVAI_SAMPLERS = ("RandomSampler", "SequentialSampler")
 
 
@@ -81,6 +92,102 @@ def build_sampler(
     if sampler_type == "SequentialSampler":
         return SequentialSampler(data_source)
     raise ValueError(f"unknown sampler type {sampler_type}; choose from {', '.join(AVAI_SAMPLERS)}")
+
+
+class ImageCache:
+    """Decoded images by their path, kept up to a number of MiB: an epoch after the first decodes nothing that fits.
+
+    Few-shot training goes over the same few images again and again, and decoding photographs is a quarter to two fifths
+    of the loader's work (python -m benchmarks loader). What is kept is the full image as it is before any random
+    transform, byte for byte, at 3 bytes per pixel and without metadata such as EXIF: with and without the cache, a run
+    computes the same. All of a loader's processes share the memory, which is taken up only as it is written to.
+    """
+
+    CAN_BE_SHARED = fcntl is not None and hasattr(reduction, "DupFd")
+
+    def __init__(self, paths: Iterable[str], megabytes: int) -> None:
+        self.rows = {path: row for row, path in enumerate(dict.fromkeys(paths))}
+        self.megabytes = megabytes
+        # First the bytes used so far, then offset, width and height of each image, then the pixels.
+        self.start = 8 * (1 + 3 * len(self.rows))
+        self.size = self.start + megabytes * MEGABYTE
+        try:  # a file without a name; unlike /dev/shm, Linux's memory files have no small limit in containers
+            self.descriptor = os.memfd_create("images")
+        except (AttributeError, OSError):  # not on this system, or not allowed in this container
+            with tempfile.TemporaryFile() as file:
+                self.descriptor = os.dup(file.fileno())
+        os.ftruncate(self.descriptor, self.size)
+        self._map()
+
+    def _map(self) -> None:
+        self.bytes = memoryview(mmap.mmap(self.descriptor, self.size))
+        weakref.finalize(self, os.close, self.descriptor)
+        numbers = np.frombuffer(self.bytes[: self.start], dtype=np.int64)
+        self.used, self.table = numbers[:1], numbers[1:].reshape(-1, 3)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Works only while a process is being started, which is when a loader sends its data set.
+        state = {key: value for key, value in vars(self).items() if key not in ("bytes", "used", "table")}
+        return state | {"descriptor": reduction.DupFd(self.descriptor)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, descriptor=state["descriptor"].detach())
+        self._map()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes out; a process that dies gives the lock back."""
+        if fcntl is None:
+            yield
+            return
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+
+    images_kept = property(lambda self: int(np.count_nonzero(self.table[:, 0])), doc="Number of images that are kept.")
+    megabytes_used = property(lambda self: float(self.used[0]) / MEGABYTE, doc="Memory that they take, in MiB.")
+
+    def get(self, path: str) -> Image.Image | None:
+        """Return a copy of the image, or None if it is not kept."""
+        pixels = self.pixels(path)
+        return None if pixels is None else Image.frombytes("RGB", pixels.shape[1::-1], pixels.data.cast("B"))
+
+    def pixels(self, path: str) -> np.ndarray | None:
+        """Return the image as (height, width, 3) uint8, the memory itself and no copy, or None if it is not kept."""
+        row = self.rows.get(path)
+        offset, width, height = (0, 0, 0) if row is None else self.table[row].tolist()
+        if not offset:
+            return None
+        return np.frombuffer(self.bytes[offset : offset + 3 * width * height], dtype=np.uint8).reshape(height, width, 3)
+
+    def put(self, path: str, image: Image.Image) -> None:
+        """Keep an RGB image, if it is one of the cache's and there is room."""
+        row = self.rows.get(path)
+        if row is None:
+            return
+        pixels = image.tobytes()
+        with self._locked():
+            offset = self.start + int(self.used[0])
+            if offset + len(pixels) > self.size:
+                return
+            self.used[0] += len(pixels)
+        self.bytes[offset : offset + len(pixels)] = pixels
+        self.table[row, 1:] = image.size
+        with self._locked():  # the pixels are there before another process sees where they are
+            self.table[row, 0] = offset
+
+
+def build_image_cache(cfg: CfgNode, *sources: Sequence[Datum]) -> ImageCache | None:
+    """Build the memory for decoded images; None under DATALOADER.CACHE_MB 0, or where processes cannot share it."""
+    megabytes = cfg.DATALOADER.CACHE_MB
+    if megabytes < 0:
+        raise ValueError(f"DATALOADER.CACHE_MB must be 0 (no cache) or above, but got {megabytes}")
+    if megabytes and cfg.DATALOADER.NUM_WORKERS and not ImageCache.CAN_BE_SHARED:
+        print("No images are kept in memory: this system's loader processes cannot share it (NUM_WORKERS 0 can)")
+        return None
+    return ImageCache((item.impath for source in sources for item in source), megabytes) if megabytes else None
 
 
 class DatasetWrapper(TorchDataset):

@@ -151,20 +151,16 @@ class DatasetBase:
             output.append(chosen)
         return output[0] if len(output) == 1 else output
 
-    def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
+    def split_dataset_by_label(self, data_source: Sequence[Datum], by: str = "label") -> dict[int, list[Datum]]:
         """Return the images of each label."""
-        return self._grouped(data_source, "label")
-
-    def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
-        """Return the images of each domain."""
-        return self._grouped(data_source, "domain")
-
-    @staticmethod
-    def _grouped(data_source: Sequence[Datum], by: str) -> dict[int, list[Datum]]:
         output = defaultdict(list)
         for item in data_source:
             output[getattr(item, by)].append(item)
         return output
+
+    def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
+        """Return the images of each domain."""
+        return self.split_dataset_by_label(data_source, by="domain")
 
 
 keep_old_paths(__name__, "dassl.data.datasets.build")
