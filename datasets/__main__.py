@@ -213,7 +213,8 @@ def export_selection(name: str, root: str, shots: int, seed: int, path: str = ""
     cfg.DATASET.NUM_SHOTS, cfg.SEED = shots, seed
     dataset = trainable(name, cfg)
     out = out or os.path.join(dataset.dataset_dir, f"selection_drawn_{shots}shots_seed{seed}.json")
-    return write_selection(out, dataset, dataset.train_x, dataset.val or [], name, shots, seed, "drawn by seed")
+    parts = {"train": dataset.train_x, "val": dataset.val or []}
+    return write_selection(out, dataset, shots, seed, "drawn by seed", **parts)
 
 
 def import_selection(name: str, pickled: StrPath, root: StrPath, out: StrPath | None = None) -> Path:
@@ -238,7 +239,7 @@ def import_selection(name: str, pickled: StrPath, root: StrPath, out: StrPath | 
         raise SelectionError(f"{stem}.pkl: the name should be shot_N-seed_S.pkl, for the number of shots and the seed")
     out = out or os.path.join(dataset.dataset_dir, f"selection_{stem}.json")
     origin = f"{stem}.pkl sha256 {sha256}"
-    return write_selection(out, dataset, train, val, name, int(match[1]), int(match[2]), origin)
+    return write_selection(out, dataset, int(match[1]), int(match[2]), origin, train=train, val=val)
 
 
 def below(entry: Entry, marker: tuple[str, ...], path: str) -> Entry:
@@ -251,21 +252,15 @@ def below(entry: Entry, marker: tuple[str, ...], path: str) -> Entry:
 
 
 def write_selection(
-    path: StrPath,
-    dataset: FewShotDataset,
-    train: Sequence[Datum],
-    val: Sequence[Datum],
-    name: str,
-    shots: int,
-    seed: int,
-    origin: str,
+    path: StrPath, dataset: FewShotDataset, shots: int, seed: int, origin: str, **parts: Sequence[Datum]
 ) -> Path:
-    """Write a selection as `fewshot.read_selection` takes it."""
-    facts = {"format": SELECTION_FORMAT, "dataset": name, "seed": seed, "split_sha256": dataset.split_sha256}
-    facts |= {"origin": origin, "shots": shots, "fewshot_sha256": hash_selection(train, val, dataset.image_dir)}
-    for part, items in (("train", train), ("val", val)):
-        facts[part] = [[relative_path(item.impath, dataset.image_dir), item.label, item.classname] for item in items]
-    write_new_text(os.fspath(path), json.dumps(facts, ensure_ascii=False, indent=1) + "\n")
+    """Write a selection, as `fewshot.read_selection` takes it, of the images in `parts`: train and val."""
+    data = {"format": SELECTION_FORMAT, "dataset": type(dataset).__name__, "seed": seed}
+    data |= {"split_sha256": dataset.split_sha256, "origin": origin, "shots": shots}
+    data["fewshot_sha256"] = hash_selection(**parts, image_dir=dataset.image_dir)
+    for part, items in parts.items():
+        data[part] = [[relative_path(item.impath, dataset.image_dir), item.label, item.classname] for item in items]
+    write_new_text(os.fspath(path), json.dumps(data, ensure_ascii=False, indent=1) + "\n")
     return Path(path)
 
 

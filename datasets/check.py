@@ -122,9 +122,7 @@ def check(name: str, root: str, deep: bool = False, path: str = "") -> Report:
     """
     report, info = Report(name), known_datasets().get(name)
     dataset_class, cfg = DATASET_REGISTRY.get(name), config_of(name, root, path)
-    fetch = getattr(dataset_class, "split_help", "") or "put it there"
-    if info:
-        fetch = f"python -m datasets download {info.name} --root {root}"
+    fetch = info.command(root) if info else getattr(dataset_class, "split_help", "") or "put it there"
     try:
         find = getattr(dataset_class, "find_folder", None)
         folder = find(cfg) if find else find_dataset_dir(root, dataset_class.dataset_dir)

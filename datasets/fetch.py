@@ -61,10 +61,6 @@ class DownloadOptions:
     say: Callable[[str], None] = print  # where lines for the user go
 
 
-Step = tuple[Source, list[str]]  # a source, and the names that it should add: none if all of them are there
-Failures = list[tuple[Step, Exception]]
-
-
 # A whole data set
 
 
@@ -75,25 +71,48 @@ def download(info: DatasetInfo, root: str, options: DownloadOptions) -> bool:
         DataRootError: the data set's folder is one level off.
         OSError: the disk is full or cannot be written to, or another process is downloading the same.
     """
-    folder = dataset_folder(root, info)
+    folder, bundle = dataset_folder(root, info), info.bundle
     created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    failures: list[tuple[Source, list[str], Exception]] = []
     with staging(folder) as aside:
-        failures = Job(info, folder, aside, options).run()
+        job, steps = Job(info, folder, aside, options), plan(info, folder)
+        for source, missing in steps:
+            if not missing:
+                job.remove_leftovers(source)
+                job.say(f"{', '.join(source.provides)} is there already and stays as it is")
+        if bundle and not any(missing for _, missing in steps):
+            job.remove_leftovers(bundle)
+        for source, missing in steps:
+            error = None
+            if missing and bundle and options.bundle:
+                error = DownloadError("it was to come from the bundle.")
+            elif missing:
+                error = job.attempt(source, missing)
+            if error:
+                failures.append((source, missing, error))
+        no_images = any(source.archive and not source.optional for source, _, _ in failures)
+        wanted = [name for source, missing, _ in failures if not source.optional for name in missing]
+        if bundle and wanted and (no_images or options.bundle):
+            job.say(f"taking {', '.join(wanted)} from {bundle.file}")
+            if error := job.attempt(bundle, wanted):
+                job.say(f"no help from the bundle. {error}")
+            left = [source for source, missing in plan(info, folder) if missing]
+            failures = [failure for failure in failures if failure[0] in left]
     if created:
         with contextlib.suppress(OSError):  # nothing came
             folder.rmdir()
-    for (source, missing), error in failures:
+    for source, missing, error in failures:
         purpose = f" (only needed for {source.optional})" if source.optional else ""
         pages = " or ".join(mirror.page for mirror in source.mirrors if mirror.scheme != "root")
         cure = f"save {pages} as {folder / source.provides[0]}"
         if source.archive:
             cure = f"download {pages} and unpack it so that {folder} has {', '.join(missing)}"
-        options.say(f"{info.name}: {source.file} is missing{purpose}. {error}\n  By hand: {cure}")
+        job.say(f"{source.file} is missing{purpose}. {error}\n  By hand: {cure}")
     unfetched = lacks_images(info, folder)
     if info.by_hand and unfetched:
         options.say(info.by_hand.format(folder=folder))
-    complete = not unfetched and all(source.optional for (source, _), _ in failures)
+    complete = not unfetched and all(source.optional for source, _, _ in failures)
     if complete:
         options.say(
             f"{info.name} is in {folder}. Check it: python -m datasets check {info.name} --root {folder.parent}"
@@ -130,8 +149,8 @@ def describe_mirrors(source: Source) -> Iterator[str]:
         yield f"    {mirror.page} ({how})"
 
 
-def plan(info: DatasetInfo, folder: Path) -> list[Step]:
-    """Every source with what is missing of it."""
+def plan(info: DatasetInfo, folder: Path) -> list[tuple[Source, list[str]]]:
+    """Every source with the names that it should add: none if all of them are there."""
     return [(each, [name for name in each.provides if not os.path.lexists(folder / name)]) for each in info.sources]
 
 
@@ -183,35 +202,6 @@ class Job:
     def say(self, text: str) -> None:
         """Tell the user."""
         self.options.say(f"{self.info.name}: {text}")
-
-    def run(self) -> Failures:
-        """Fetch all that is missing; returns what could not be had, and why."""
-        steps = []
-        for source, missing in plan(self.info, self.folder):
-            if missing:
-                steps.append((source, missing))
-            else:
-                self.remove_leftovers(source)
-                self.say(f"{', '.join(source.provides)} is there already and stays as it is")
-        bundle = self.info.bundle
-        if bundle and not steps:
-            self.remove_leftovers(bundle)
-        if self.options.bundle and bundle and steps:
-            return self.try_bundle(bundle, [(step, DownloadError("it was to come from the bundle.")) for step in steps])
-        failures = [(step, error) for step in steps if (error := self.attempt(*step)) is not None]
-        images = any(source.archive and not source.optional for (source, _), _ in failures)
-        return self.try_bundle(bundle, failures) if bundle and images else failures
-
-    def try_bundle(self, bundle: Source, failures: Failures) -> Failures:
-        """Fetch the bundle for what could not be had otherwise; returns what is missing still."""
-        wanted = [name for (source, missing), _ in failures if not source.optional for name in missing]
-        if not wanted:
-            return failures
-        self.say(f"taking {', '.join(wanted)} from {bundle.file}")
-        if error := self.attempt(bundle, wanted):
-            self.say(f"no help from the bundle. {error}")
-        left = [source for source, missing in plan(self.info, self.folder) if missing]
-        return [(step, error) for step, error in failures if step[0] in left]
 
     def attempt(self, source: Source, missing: Sequence[str]) -> Exception | None:
         """Fetch one source and move what it holds into place; returns the error, if any."""
@@ -414,9 +404,8 @@ def transfer(mirror: Mirror, part: Path, options: DownloadOptions) -> None:
                 mirror.url, headers=headers, timeout=options.timeout, stream=True, hooks={"response": refuse_redirect}
             )
         except (requests.ConnectionError, requests.Timeout) as error:
-            reason = (
-                "timed out" if isinstance(error, requests.Timeout) else str(error).rpartition(": ")[2].rstrip("')\"")
-            )
+            reason = str(error).rpartition(": ")[2].rstrip("')\"")
+            reason = "timed out" if isinstance(error, requests.Timeout) else reason
             raise BrokenTransferError(f"no connection ({reason})") from error
         except requests.RequestException as error:  # redirected in circles, or to no address
             raise DownloadError(str(error)) from error
@@ -448,7 +437,7 @@ def transfer(mirror: Mirror, part: Path, options: DownloadOptions) -> None:
         tag = response.headers.get("ETag", "")
         validator = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
         with atomic_write(state_path(part), "w") as file:
-            json.dump({"url": mirror.url, "validator": validator, "total": total}, file)
+            json.dump({"validator": validator, "total": total}, file)
         receive(response.raw, part, offset, expected, options)
     if expected is not None and size_of(part) != expected:
         raise BrokenTransferError(f"the connection ended after {size_of(part):,} of {expected:,} bytes")
@@ -511,7 +500,7 @@ def read_state(part: Path, mirror: Mirror) -> dict[str, Any]:
         state = json.loads(state_path(part).read_text())
     except (OSError, ValueError):
         return {}
-    return state if state["url"] == mirror.url and (state["validator"] or mirror.verified) else {}
+    return state if state["validator"] or mirror.verified else {}
 
 
 def size_of(path: Path) -> int:

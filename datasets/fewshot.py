@@ -15,8 +15,8 @@ import json
 import math
 import os
 import random
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from dassl.config import cfg_default
@@ -51,8 +51,6 @@ cfg_default.DATASET.SELECTION = ""
 # part of DATASET.PATH.
 cfg_default.DATASET.LABEL = ""
 cfg_default.DATASET.TEMPLATE = ""  # prompt of a data set without a published one, "{}" standing for the class name
-
-Sample = Callable[[list[Datum], int], list[Datum]]
 
 
 class ClassSplitError(ValueError):
@@ -116,9 +114,7 @@ class FewShotDataset(DatasetBase):
     @classmethod
     def find_source(cls, cfg: Any) -> str:
         """Absolute path of the data set's folder under the data root; user data may be a file instead."""
-        root, info = cfg.DATASET.ROOT, known_datasets().get(cls.__name__)
-        fetch = f"Fetch it with: python -m datasets download {info.name} --root {root}" if info else cls.split_help
-        return find_dataset_dir(root, cls.dataset_dir, fetch)
+        return find_dataset_dir(cfg.DATASET.ROOT, cls.dataset_dir, cls.how_to_get(cfg))
 
     @classmethod
     def find_folder(cls, cfg: Any) -> str:
@@ -138,25 +134,26 @@ class FewShotDataset(DatasetBase):
         """The split in the file at `split_path`."""
         print(f"Reading split from {self.split_path}")
         name = cfg.DATASET.SPLIT_FILE
-        if not name:
-            return read_split(self.split_path, self.image_dir, self.how_to_get(self.split_file), self.is_published())
-        cure = f"DATASET.SPLIT_FILE is {name!r}: make one with python -m datasets make-split, or leave it out."
-        return read_split(self.split_path, self.image_dir, cure)
+        if name:
+            cure = f"DATASET.SPLIT_FILE is {name!r}: make one with python -m datasets make-split, or leave it out."
+            return read_split(self.split_path, self.image_dir, cure)
+        cure = self.how_to_get(cfg, self.split_file)
+        return read_split(self.split_path, self.image_dir, cure, self.is_published())
 
     @classmethod
     def is_published(cls) -> bool:
         """Whether it is one of the literature's data sets, whose class names are what they are."""
         return cls.__name__ in known_datasets()
 
-    def how_to_get(self, file: str) -> str:
-        """A sentence for a user who lacks a file: its address, and the command that fetches it."""
-        info = known_datasets().get(type(self).__name__)
+    @classmethod
+    def how_to_get(cls, cfg: Any, file: str = "") -> str:
+        """A sentence for a user who lacks the data set or a file of it: an address, and the command that fetches it."""
+        info = known_datasets().get(cls.__name__)
         if not info:
-            return self.split_help
+            return cls.split_help
         mirrors = [mirror for source in info.sources if file in source.provides for mirror in source.mirrors]
         page = next((mirror.page for mirror in mirrors if mirror.scheme != "root"), info.homepage)
-        root = os.path.dirname(self.dataset_dir)
-        return f"Get it from {page} or with: python -m datasets download {info.name} --root {root}"
+        return f"Get it from {page} or with: {info.command(cfg.DATASET.ROOT)}"
 
     @classmethod
     def draw_split(cls, source: str, rng: random.Random) -> dict[str, list[Entry]]:
@@ -178,7 +175,7 @@ class FewShotDataset(DatasetBase):
         if cfg.DATASET.SELECTION:
             train, val = read_selection(self.beside(cfg.DATASET.SELECTION), split, self.image_dir, shots)
             if hold_out and not val:
-                val = draw_held_out(split.train, train, shots, sample_of(cfg.SEED))
+                val = draw_held_out(split.train, train, shots, stream_of(cfg.SEED))
         elif shots < 1:
             return split.train, split.val
         else:
@@ -223,11 +220,6 @@ class FewShotDataset(DatasetBase):
 # Shots drawn by seed, as CoOp draws them
 
 
-def sample_of(seed: int) -> Sample:
-    """A stream to draw from: local, so that the images depend on nothing that ran before; negative: the global one."""
-    return random.Random(seed).sample if seed >= 0 else random.sample
-
-
 def draw_shots(
     train: Sequence[Datum], val: Sequence[Datum], shots: int, seed: int, hold_out: bool = False
 ) -> tuple[list[Datum], list[Datum]]:
@@ -236,31 +228,27 @@ def draw_shots(
     Without validation images and with `hold_out`, they are drawn from the training images that are left: the stream is
     then past the training images, which are the same with and without. A negative seed draws from the global `random`.
     """
-    sample = sample_of(seed)
-    drawn = sample_per_class(train, shots, sample)
+    rng = stream_of(seed)
+    drawn = DatasetBase.generate_fewshot_dataset(train, num_shots=shots, rng=rng)
     if hold_out and not val:
-        return drawn, draw_held_out(train, drawn, shots, sample)
-    return drawn, sample_per_class(val, min(shots, MAX_VAL_SHOTS), sample) if val else []
+        return drawn, draw_held_out(train, drawn, shots, rng)
+    few = min(shots, MAX_VAL_SHOTS)
+    return drawn, DatasetBase.generate_fewshot_dataset(val, num_shots=few, rng=rng) if val else []
 
 
-def draw_held_out(train: Sequence[Datum], shots_drawn: Sequence[Datum], shots: int, sample: Sample) -> list[Datum]:
+def stream_of(seed: int) -> random.Random | None:
+    """A stream to draw from: local, so that the images depend on nothing that ran before; negative: the global one."""
+    return random.Random(seed) if seed >= 0 else None
+
+
+def draw_held_out(
+    train: Sequence[Datum], shots_drawn: Sequence[Datum], shots: int, rng: random.Random | None
+) -> list[Datum]:
     """Draw min(shots, 4) images per class from the training images that are not among the shots."""
     print("Validation images are drawn from the training images that are not among the shots")
     taken = {item.impath for item in shots_drawn}
-    return sample_per_class([item for item in train if item.impath not in taken], min(shots, MAX_VAL_SHOTS), sample)
-
-
-def sample_per_class(items: Sequence[Datum], shots: int, sample: Sample) -> list[Datum]:
-    """Draw `shots` images of each class; a class that has no more gives all, in order, and costs no random number."""
-    print(f"Creating a {shots}-shot dataset")
-    by_label: dict[int, list[Datum]] = defaultdict(list)
-    for item in items:
-        by_label[item.label].append(item)
-    short = {group[0].classname: len(group) for group in by_label.values() if len(group) < shots}
-    if short:
-        fewest = min(short, key=short.__getitem__)
-        print(f"{len(short)} classes have fewer than {shots} images and give all they have ({fewest}: {short[fewest]})")
-    return [item for group in by_label.values() for item in (sample(group, shots) if len(group) >= shots else group)]
+    rest = [item for item in train if item.impath not in taken]
+    return DatasetBase.generate_fewshot_dataset(rest, num_shots=min(shots, MAX_VAL_SHOTS), rng=rng)
 
 
 # Selections: shots in a file

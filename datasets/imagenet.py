@@ -53,7 +53,8 @@ class ImageNet(FewShotDataset):
         if differ := sorted(set(folders) ^ set(list_classes(test_dir))):
             raise SplitFileError(f"{self.image_dir}: train and val do not have the same classes: {listed(differ)}")
         path = os.path.join(self.dataset_dir, "classnames.txt")
-        names = names_of(folders, read_classnames(path, self.how_to_get("classnames.txt"), wordnet=True), path)
+        names = read_classnames(path, self.how_to_get(cfg, "classnames.txt"), wordnet=True)
+        names = names_of(folders, names, path)
         check_names(names, [f"folder {folder}" for folder in folders], path, published=True)
         train, test = (list_folders(self.image_dir, folders, names, part) for part in ("train", "val"))
         items = [Listed(os.path.join(self.image_dir, impath), label, name) for impath, label, name in train]
@@ -82,7 +83,7 @@ class ImageNetVariant(FewShotDataset):
         """All images of the class folders."""
         self.split_path = self.image_dir
         path = os.path.join(self.dataset_dir, "classnames.txt")
-        hint = f"Copy ImageNet's. {self.how_to_get('classnames.txt')}"
+        hint = f"Copy ImageNet's. {self.how_to_get(cfg, 'classnames.txt')}"
         folders, names = self.class_folders(read_classnames(path, hint, wordnet=True), path)
         check_names(names, [f"folder {folder}" for folder in folders], path, published=True)
         test = list_folders(self.image_dir, folders, names)

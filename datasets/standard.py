@@ -29,18 +29,14 @@ from datasets.splits import (
     split_trainval,
 )
 
+# fmt: off
 EUROSAT_NAMES = {
-    "AnnualCrop": "Annual Crop Land",
-    "Forest": "Forest",
-    "HerbaceousVegetation": "Herbaceous Vegetation Land",
-    "Highway": "Highway or Road",
-    "Industrial": "Industrial Buildings",
-    "Pasture": "Pasture Land",
-    "PermanentCrop": "Permanent Crop Land",
-    "Residential": "Residential Buildings",
-    "River": "River",
+    "AnnualCrop": "Annual Crop Land", "Forest": "Forest", "HerbaceousVegetation": "Herbaceous Vegetation Land",
+    "Highway": "Highway or Road", "Industrial": "Industrial Buildings", "Pasture": "Pasture Land",
+    "PermanentCrop": "Permanent Crop Land", "Residential": "Residential Buildings", "River": "River",
     "SeaLake": "Sea or Lake",
 }
+# fmt: on
 CALTECH_NAMES = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
 CALTECH_IGNORED = ("BACKGROUND_Google", "Faces_easy")  # no class, and the same photos as "Faces"
 
@@ -252,7 +248,7 @@ class FGVCAircraft(FewShotDataset):
         self.split_path = self.dataset_dir
 
         def lines(name: str) -> list[str]:
-            return list(filter(None, read_lines(os.path.join(self.dataset_dir, name), self.how_to_get(name))))
+            return list(filter(None, read_lines(os.path.join(self.dataset_dir, name), self.how_to_get(cfg, name))))
 
         labels = {name: label for label, name in enumerate(lines("variants.txt"))}
         entries = {}

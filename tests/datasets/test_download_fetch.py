@@ -166,7 +166,7 @@ def test_a_part_that_is_longer_than_the_file_is_dropped(server: Server, tmp_path
         get(tmp_path, mirror)
     assert get(tmp_path, mirror) == CONTENT
     part = tmp_path / "file.bin"
-    part.with_name("file.bin.json").write_text(json.dumps({"url": url, "validator": '"one"', "total": None}))
+    part.with_name("file.bin.json").write_text(json.dumps({"validator": '"one"', "total": None}))
     part.write_bytes(CONTENT + b"rest")
     with pytest.raises(fetching.BrokenTransferError, match="416"):
         fetching.transfer(mirror, part, FAST)

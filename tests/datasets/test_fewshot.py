@@ -55,7 +55,7 @@ def test_number_of_shots(toy, make_cfg, shots, train, val):
 
 def test_more_shots_than_images_is_said(toy, make_cfg, capsys):
     data = Toy(make_cfg(toy.root, shots=16))
-    assert "5 classes have fewer than 16 images and give all they have (thing 0: 6)" in capsys.readouterr().out
+    assert "5 of 5 classes have fewer than 16 images: all of their images are taken (thing 0: 6)" in capsys.readouterr().out
     assert len(set(paths(data.train_x))) == 30
 
 
