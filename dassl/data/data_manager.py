@@ -82,9 +82,6 @@ def build_sampler(
 
     The stream keeps the orders of two loaders of one run apart. `batch_size`, `n_domain` and `n_ins` are of Dassl's
     samplers for several domains, which are not here.
-
-    Raises:
-        ValueError: if the name is unknown.
     """
     seed = derive_seed(stream, cfg.SEED) if cfg is not None and cfg.SEED >= 0 else None
     if sampler_type == "RandomSampler":
@@ -195,14 +192,8 @@ class DatasetWrapper(TorchDataset):
 
     An item is a dictionary of `img` (`img2`, `img3` ... where there are several transforms; lists where there are
     several views), `label`, `domain`, `impath`, `index`, and `img0`, the image without augmentation, under
-    DATALOADER.RETURN_IMG0.
-
-    Args:
-        transform: one transform, a list of them, or None for the image as it is.
-        is_train: K_TRANSFORMS counts, and the random numbers of an item follow from the seed.
-
-    Raises:
-        ValueError: if K_TRANSFORMS asks for several views without a transform, or INPUT.JPEG_DRAFT is negative.
+    DATALOADER.RETURN_IMG0. `transform` is one, a list of them, or None for the image as it is. With `is_train`,
+    K_TRANSFORMS counts, and the random numbers of an item follow from the seed.
     """
 
     stream = "x"
@@ -247,22 +238,23 @@ class DatasetWrapper(TorchDataset):
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         random_state: Any = nullcontext()
         if self.is_train and self.cfg.SEED >= 0:
-            random_state = seeded_random_state(
-                derive_seed("item", self.stream, self.cfg.SEED, *self._pass.tolist(), idx)
-            )
+            seed = derive_seed("item", self.stream, self.cfg.SEED, *self._pass.tolist(), idx)
+            random_state = seeded_random_state(seed)
+        transforms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
         with random_state:
-            output.update(self._views(image))
+            for number, tfm in enumerate(transforms, start=1):
+                name = "img" if number == 1 else f"img{number}"
+                output[name] = image if tfm is None else self._transform_image(tfm, image)
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
 
     def _read(self, path: str) -> Any:
-        kept = None
         if self.cache is not None:
             takes_pixels = getattr(self.transform, "takes_pixels", False)
             kept = self.cache.pixels(path) if takes_pixels else self.cache.get(path)
-        if kept is not None:
-            return kept
+            if kept is not None:
+                return kept
         edge = max(self.cfg.INPUT.SIZE)
         image = read_image(path, self.draft_size, self.exif_orientation, shorter_edge=edge, say=self._say_once)
         if self.cache is not None:
@@ -273,13 +265,6 @@ class DatasetWrapper(TorchDataset):
         if self.said is not None and not self.said[SCALINGS.index(scaling)]:
             self.said[SCALINGS.index(scaling)] += 1
             print(f"Note: {scaling}", flush=True)
-
-    def _views(self, image: Image.Image) -> dict[str, Any]:
-        if self.transform is None:
-            return {"img": image}
-        transforms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
-        names = ["img"] + [f"img{number}" for number in range(2, len(transforms) + 1)]
-        return {name: self._transform_image(tfm, image) for name, tfm in zip(names, transforms, strict=True)}
 
     def _transform_image(self, tfm: Transform, img0: Image.Image) -> Any:  # subclasses written for Dassl call it
         views = [tfm(img0) for _ in range(self.k_tfm)]
@@ -362,7 +347,6 @@ def build_data_loader(
 
     Raises:
         EmptySplitError: if there are no images.
-        ValueError: if the sampler is unknown, or DATALOADER.DEVICE_TRANSFORM cannot do the transform.
     """
     if not data_source:
         split = split or ("training" if is_train else "test")
@@ -414,9 +398,8 @@ class DataManager:
         dataset_wrapper: type | None = None,
     ) -> None:
         self.dataset = dataset = build_dataset(cfg)
-        self._num_classes = dataset.num_classes
+        self._num_classes, self._lab2cname = dataset.num_classes, dataset.lab2cname
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
-        self._lab2cname = dataset.lab2cname
         _check_labels(cfg, dataset)
 
         def transform(custom: Any, is_train: bool) -> Any:
@@ -429,15 +412,8 @@ class DataManager:
             source = getattr(dataset, split)
             if not source and split in ("train_u", "val"):
                 return None
-            return build_data_loader(
-                cfg,
-                sampler_type=section.SAMPLER,
-                data_source=source,
-                batch_size=section.BATCH_SIZE,
-                dataset_wrapper=dataset_wrapper,
-                split=split,
-                **options,
-            )
+            options |= {"dataset_wrapper": dataset_wrapper, "split": split}
+            return build_data_loader(cfg, section.SAMPLER, source, section.BATCH_SIZE, **options)
 
         tfm_train, tfm_test = transform(custom_tfm_train, True), transform(custom_tfm_test, False)
         x, u, test = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U, cfg.DATALOADER.TEST
@@ -452,10 +428,9 @@ class DataManager:
         said = torch.zeros(len(SCALINGS), dtype=torch.int64)
         if cfg.DATALOADER.NUM_WORKERS:
             said.share_memory_()  # one line each, whichever process reads the first such image
-        for each in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader)):
-            each.dataset.cache = self.image_cache
+        for each in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader, self.test_loader)):
+            each.dataset.cache = None if each is self.test_loader else self.image_cache
             each.dataset.said = said
-        self.test_loader.dataset.said = said
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 
