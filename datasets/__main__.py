@@ -179,12 +179,7 @@ def make_split(name: str, root: StrPath, seed: int, path: str = "") -> Path:
     """Draw a split from the original annotation and write it beside the data, under a name that no published one has.
 
     `path` is DATASET.PATH, for `folder` and `csv`; if empty, the root is the folder or the table itself. A run uses
-    the split only when told to (DATASET.SPLIT_FILE).
-
-    Raises:
-        NoNewSplitError: the data set's split is official, or not a file.
-        FileNotFoundError: the data set's folder, its annotation, or images are not there.
-        FileExistsError: there is a file of that name with other content.
+    the split only when told to (DATASET.SPLIT_FILE). NoNewSplitError: the split is official, or not a file.
     """
     dataset = few_shot_class(name)
     if seed < 0:
@@ -199,13 +194,9 @@ def make_split(name: str, root: StrPath, seed: int, path: str = "") -> Path:
 
 
 def export_selection(name: str, root: str, shots: int, seed: int, path: str = "", out: StrPath | None = None) -> Path:
-    """Draw few-shot images as a run does, and write them to `out`.
+    """Draw few-shot images as a run does, and write them to `out`; `path` is DATASET.PATH.
 
-    Without `out` it is `selection_drawn_16shots_seed1.json` in the data set's folder; `path` is DATASET.PATH.
-
-    Raises:
-        SelectionError: the data set is for testing only, shots are below 1, or the seed is negative.
-        FileExistsError: there is a file of that name with other content.
+    Without `out` it is `selection_drawn_16shots_seed1.json` in the data set's folder.
     """
     if shots < 1 or seed < 0:
         raise SelectionError(f"{shots} shots with seed {seed}: a selection needs shots from 1 and a seed from 0")
@@ -220,11 +211,8 @@ def export_selection(name: str, root: str, shots: int, seed: int, path: str = ""
 def import_selection(name: str, pickled: StrPath, root: StrPath, out: StrPath | None = None) -> Path:
     """Turn `shot_N-seed_S.pkl`, as CoOp's code wrote it, into JSON that DATASET.SELECTION can name.
 
-    Without `out` it is `selection_shot_N-seed_S.json` in the data set's folder. Images and split must be there.
-
-    Raises:
-        SelectionError: the pickle is not such a selection, or does not fit the split.
-        FileExistsError: there is a file of that name with other content.
+    Without `out` it is `selection_shot_N-seed_S.json` in the data set's folder. SelectionError: the pickle is no such
+    selection, or does not fit the split, which must be there with its images.
     """
     pickled = os.fspath(pickled)
     parts, sha256 = read_pickle(pickled)

@@ -18,16 +18,7 @@ from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.fetch import STAGING
 from datasets.sources import DatasetInfo, known_datasets, readable_size
-from datasets.splits import (
-    PARTS,
-    DataRootError,
-    case_hint,
-    find_dataset_dir,
-    listed,
-    parse_entries,
-    read_limited,
-    subfolders,
-)
+from datasets.splits import PARTS, DataRootError, find_dataset_dir, listed, near_hint, read_entries
 
 BUNDLED_ROOT = Path(__file__).resolve().parents[1] / "assets"
 HEADERS = ("name", "classes", "images", "folder", "download", "licence", "found")
@@ -67,7 +58,7 @@ def overview(root: str) -> str:
             licence, found, base = "see assets/ATTRIBUTION.md", "bundled (--root assets)", str(BUNDLED_ROOT)
         path, counts = os.path.join(base, folder, split), ("?", "?")
         with contextlib.suppress(OSError, ValueError):  # the numbers in a split file that can be read
-            images = [row for part in parse_entries(read_limited(path), path).values() for row in part]
+            images = [row for part in read_entries(path)[0].values() for row in part]
             counts = f"{len({label for _, label, _ in images}):,}", f"{len(images):,}"
         rows.append((name, *counts, f"{folder}/", "", licence, found))
     return tabulate(rows, headers=HEADERS, maxcolwidths=[None] * 5 + [32, 40])
@@ -140,15 +131,16 @@ def check(name: str, root: str, deep: bool = False, path: str = "") -> Report:
 def check_layout(info: DatasetInfo, folder: str, fetch: str) -> Iterator[Finding]:
     """Folders, files and numbers of entries that the data set needs."""
     by_hand = info.by_hand.format(folder=folder).replace("\n", "\n      ")
-    for path, least in info.folders:
-        full = os.path.join(folder, path)
-        if not os.path.isdir(full):
-            yield Finding(f"there is no folder {full}", nearby(folder, path) or by_hand or fetch, missing=True)
-        elif (entries := count_entries(full)) < least:
+    needed = [(*row, os.path.isdir) for row in info.folders] + [
+        (name, 0, os.path.isfile) for name in needed_files(info)
+    ]
+    for path, least, is_there in needed:
+        full, kind = os.path.join(folder, path), "file" if is_there is os.path.isfile else "folder"
+        if not is_there(full):
+            cure = near_hint(*os.path.split(full)).strip() or (by_hand if kind == "folder" else "") or fetch
+            yield Finding(f"there is no {kind} {full}", cure, missing=True)
+        elif least and (entries := count_entries(full)) < least:
             yield Finding(f"{full} has {entries} entries, at least {least} are expected", refetch(full, fetch))
-    for name in needed_files(info):
-        if not os.path.isfile(os.path.join(folder, name)):
-            yield Finding(f"there is no file {os.path.join(folder, name)}", nearby(folder, name) or fetch, missing=True)
     if os.path.isdir(os.path.join(folder, STAGING)):
         yield Finding(f"a download did not finish: {os.path.join(folder, STAGING)}", f"take it up again: {fetch}")
 
@@ -157,16 +149,6 @@ def needed_files(info: DatasetInfo) -> list[str]:
     """Files that training and testing need, beside the folders of images."""
     folders = {path for path, _ in info.folders}
     return [name for source in info.sources if not source.optional for name in source.provides if name not in folders]
-
-
-def nearby(folder: str, path: str) -> str:
-    """The cure for a name that is one level too deep or spelt in another case; empty if it is not near."""
-    parent, name = os.path.split(os.path.join(folder, path))
-    for child in subfolders(parent):
-        if os.path.lexists(os.path.join(parent, child, name)):
-            return f"it lies one level too deep: move {os.path.join(parent, child, name)} to {parent}"
-    hint = case_hint(parent, name)
-    return f"spell it so.{hint}" if hint else ""
 
 
 def refetch(path: str, fetch: str) -> str:

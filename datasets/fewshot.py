@@ -157,11 +157,7 @@ class FewShotDataset(DatasetBase):
 
     @classmethod
     def draw_split(cls, source: str, rng: random.Random) -> dict[str, list[Entry]]:
-        """Draw a new split from the original annotation, by the rule that the published one was drawn by.
-
-        Raises:
-            NoNewSplitError: the data set comes with an official split.
-        """
+        """Draw a new split from the original annotation, by the published one's rule; NoNewSplitError: it has none."""
         raise NoNewSplitError(f"{cls.__name__} comes with its split: there is none to draw")
 
     @classmethod

@@ -27,7 +27,6 @@ domains to train and validate, and to test on.
 """
 
 import csv
-import hashlib
 import os
 import random
 from collections.abc import Sequence
@@ -50,9 +49,8 @@ from datasets.splits import (
     list_folders,
     listed,
     names_of,
-    parse_entries,
     read_classnames,
-    read_limited,
+    read_entries,
     read_lines,
     split_classes,
     subfolders,
@@ -146,8 +144,7 @@ class DescribedData(FewShotDataset):
             print(f"The data has no split: drew one (half train, a fifth val, the rest test) and saved it to {path}")
         print(f"Reading split from {path}")
         self.split_path = path
-        content = read_limited(path)
-        parts = parse_entries(content, path)
+        parts, sha256 = read_entries(path)
         saved, today = {entry for part in PARTS for entry in parts[part]}, set(rows)
         if saved - today:
             gone = listed(sorted(f"{impath} ({name})" for impath, _, name in saved - today))
@@ -157,7 +154,7 @@ class DescribedData(FewShotDataset):
             )
         if today - saved:
             print(f"{len(today - saved)} images came after {path} was drawn and are left out")
-        return build_split(parts, self.image_dir, path, hashlib.sha256(content).hexdigest())
+        return build_split(parts, self.image_dir, path, sha256)
 
     def with_domains(self, split: Split, rows: Sequence[Row], cfg: Any) -> Split:
         """The split with each image's domain, reduced to the configured domains."""

@@ -99,12 +99,18 @@ def find_image_dir(dataset_dir: str, folder: str) -> str:
     path = dataset_dir
     for name in filter(None, folder.split("/")):
         if not os.path.isdir(os.path.join(path, name)):
-            deeper = (os.path.join(path, child) for child in subfolders(path))
-            near = next((place for place in deeper if os.path.isdir(os.path.join(place, name))), None)
-            cure = f" {near} has it: move it up one level." if near else case_hint(path, name)
-            raise DataRootError(f"{path} has no folder {name!r}.{cure or ' Unpack the images there.'}")
+            cure = near_hint(path, name) or " Unpack the images there."
+            raise DataRootError(f"{path} has no folder {name!r}.{cure}")
         path = os.path.join(path, name)
     return path
+
+
+def near_hint(folder: str, name: str) -> str:
+    """A sentence on a name that `folder` lacks but has one level deeper, or spelt in another case; else empty."""
+    for near in (os.path.join(folder, child) for child in subfolders(folder)):
+        if os.path.lexists(os.path.join(near, name)):
+            return f" {near} has it: move it up one level (move {os.path.join(near, name)} to {folder})."
+    return case_hint(folder, name)
 
 
 def case_hint(folder: str, path: str) -> str:
@@ -220,12 +226,18 @@ def read_split(path: str, image_dir: str, how_to_get: str, published: bool = Fal
     """
     if not os.path.isfile(path):
         raise SplitFileMissingError(f"split file {path} does not exist. {how_to_get}")
-    content = read_limited(path)
+    entries, sha256 = read_entries(path)
     entries = {
         part: [(with_slashes(impath, image_dir), label, name) for impath, label, name in rows]
-        for part, rows in parse_entries(content, path).items()
+        for part, rows in entries.items()
     }
-    return build_split(entries, image_dir, path, hashlib.sha256(content).hexdigest(), published)
+    return build_split(entries, image_dir, path, sha256, published)
+
+
+def read_entries(path: str) -> tuple[dict[str, list[Entry]], str]:
+    """The entries of a split file by part, and its SHA-256."""
+    content = read_limited(path)
+    return parse_entries(content, path), hashlib.sha256(content).hexdigest()
 
 
 def with_slashes(impath: str, image_dir: str) -> str:

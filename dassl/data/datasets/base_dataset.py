@@ -119,11 +119,7 @@ class DatasetBase:
 
     @classmethod
     def generate_fewshot_dataset(
-        cls,
-        *data_sources: Sequence[Datum],
-        num_shots: int = -1,
-        repeat: bool = False,
-        rng: random.Random | None = None,
+        cls, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False, rng: random.Random | None = None
     ) -> Any:
         """Draw `num_shots` images of every class: a list for one data source, else one list per data source.
 
