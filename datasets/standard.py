@@ -1,4 +1,4 @@
-"""The data sets that come with a split file, as one table: those of CoOp's benchmark beside ImageNet, and the bundled.
+"""The data sets of CoOp's benchmark, and the bundled ones: those with a split file as tables, Aircraft, and ImageNet's.
 
 New splits are drawn as CoOp's data set files do it: by the class folders, or out of the original annotation, whose
 official test set is kept or, for OxfordFlowers and Food101, left aside.
@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
-from dassl.data.datasets import DATASET_REGISTRY
+from dassl.data.datasets import DATASET_REGISTRY, Datum
 from datasets.fewshot import FewShotDataset
 from datasets.splits import (
     PARTS,
@@ -22,12 +22,19 @@ from datasets.splits import (
     SplitFileError,
     SplitFileMissingError,
     build_split,
+    find_image_dir,
+    hash_entries,
+    items_of,
     list_classes,
     list_folders,
+    listed,
+    names_of,
+    read_classnames,
     read_lines,
     split_classes,
     split_trainval,
 )
+from prompting.tokens import check_names
 
 # fmt: off
 EUROSAT_NAMES = {
@@ -218,19 +225,20 @@ class StandardDataset(FewShotDataset):
         return {**split_trainval(others, rng), "test": test}
 
 
-def add_dataset(name: str, about: str, folder: str, images: str, split: str, base: type, **more: Any) -> None:
+def add_dataset(name: str, about: str, base: type, folder: str, images: str, split: str = "", **more: Any) -> None:
     """Register a data set under a name that this module has, too."""
-    fields = {"dataset_dir": folder, "image_folder": images, "split_file": f"split_{split}.json", **more}
+    fields = {"dataset_dir": folder, "image_folder": images, "split_file": split, **more}
     fields |= {"__doc__": about, "__module__": __name__}
     globals()[name] = DATASET_REGISTRY.register()(type(name, (base,), fields))
 
 
 for _row in TABLE:
-    add_dataset(*(_row.name, _row.about, _row.folder, _row.images, f"zhou_{_row.name}", StandardDataset), row=_row)
+    _split = f"split_zhou_{_row.name}.json"
+    add_dataset(_row.name, _row.about, StandardDataset, _row.folder, _row.images, _split, row=_row)
 for _name, (_split, _about) in BUNDLED.items():
-    _template = "a photo of the {}." if _name == "Digits" else FewShotDataset.template
-    _more = {"template": _template, "split_help": BUNDLED_HELP}
-    add_dataset(_name, _about, _split.partition("_")[0], "images", _split, FewShotDataset, **_more)
+    _more = {"template": "a photo of the {}."} if _name == "Digits" else {}
+    _place = _split.partition("_")[0], "images", f"split_{_split}.json"
+    add_dataset(_name, _about, FewShotDataset, *_place, split_help=BUNDLED_HELP, **_more)
 
 
 @DATASET_REGISTRY.register()
@@ -260,3 +268,115 @@ class FGVCAircraft(FewShotDataset):
                 raise SplitFileError(f"{os.path.join(self.dataset_dir, name)}: {unknown!r} is not in variants.txt")
             entries[part] = [(f"{image}.jpg", labels[variant], variant) for image, _, variant in rows]
         return build_split(entries, self.image_dir, self.dataset_dir, published=True)
+
+
+# ImageNet: ILSVRC 2012 (O. Russakovsky et al., IJCV 2015), and four test sets for models trained on it.
+# As in CoOp, the 50,000 images of `val` are the test set, for want of another. CoOp also validates on them; here the
+# few-shot validation images are drawn from the training images that are not among the shots, after them, so that the
+# shots stay the same; with all training images there is no validation. CoOp takes the images in the order in which the
+# file system lists them, so its shots differ between machines; here they are sorted. Shots that CoOp drew on your
+# machine can be used again: python -m datasets import-selection.
+
+
+class Listed(NamedTuple):
+    """An image of a long list: what `Datum` holds, without a look at the disk for each."""
+
+    impath: str
+    label: int
+    classname: str
+
+
+@DATASET_REGISTRY.register()
+class ImageNet(FewShotDataset):
+    """1,000 classes; two pairs of them share a name, so names do not identify classes."""
+
+    dataset_dir = "imagenet"
+    image_folder: ClassVar[str] = "images"
+    val_from_train: ClassVar[bool] = True
+
+    def read(self, cfg: Any) -> Split:
+        """The images of images/train and images/val; labels follow the sorted folder names."""
+        self.split_path = self.image_dir
+        train_dir, test_dir = (find_image_dir(self.image_dir, part) for part in ("train", "val"))
+        folders = list_classes(train_dir)
+        if differ := sorted(set(folders) ^ set(list_classes(test_dir))):
+            raise SplitFileError(f"{self.image_dir}: train and val do not have the same classes: {listed(differ)}")
+        path = os.path.join(self.dataset_dir, "classnames.txt")
+        names = read_classnames(path, self.how_to_get(cfg, "classnames.txt"), wordnet=True)
+        names = names_of(folders, names, path)
+        check_names(names, [f"folder {folder}" for folder in folders], path, published=True)
+        train, test = (list_folders(self.image_dir, folders, names, part) for part in ("train", "val"))
+        items = [Listed(os.path.join(self.image_dir, impath), label, name) for impath, label, name in train]
+        sha256 = hash_entries({"train": train, "test": test})
+        return Split(items, [], items_of(test, self.image_dir), names, sha256)
+
+    def choose(self, split: Split, cfg: Any) -> tuple[Sequence[Datum], Sequence[Datum]]:
+        """Draw from the list, and only then look at the files: there are more than a million."""
+        train, val = (
+            [Datum(each.impath, each.label, classname=each.classname) for each in part]
+            for part in super().choose(split, cfg)
+        )
+        return train, val
+
+
+class ImageNetVariant(FewShotDataset):
+    """A test set with one folder per class, named as ImageNet's; the label is the position among its folders.
+
+    As in CoOp, the test images also stand in for training images, because the engine reads the class names from those;
+    `test_only` says so. Few-shot settings do not apply.
+    """
+
+    test_only: ClassVar[bool] = True
+
+    def read(self, cfg: Any) -> Split:
+        """All images of the class folders."""
+        self.split_path = self.image_dir
+        path = os.path.join(self.dataset_dir, "classnames.txt")
+        hint = f"Copy ImageNet's. {self.how_to_get(cfg, 'classnames.txt')}"
+        folders, names = self.class_folders(read_classnames(path, hint, wordnet=True), path)
+        check_names(names, [f"folder {folder}" for folder in folders], path, published=True)
+        test = list_folders(self.image_dir, folders, names)
+        data = items_of(test, self.image_dir)
+        return Split(data, [], data, names, hash_entries({"test": test}))
+
+    def class_folders(self, names: dict[str, str], path: str) -> tuple[list[str], list[str]]:
+        """The class folders and their class names, in the order of the labels."""
+        folders = list_classes(self.image_dir)
+        return folders, names_of(folders, names, path)
+
+    def read_split_file(self, cfg: Any) -> Split:
+        """Refused: all its images are test images."""
+        raise SplitFileError(f"{type(self).__name__} is for testing only: leave DATASET.SPLIT_FILE out")
+
+    def choose(self, split: Split, cfg: Any) -> tuple[Sequence[Datum], Sequence[Datum]]:
+        """All images, whatever the number of shots."""
+        if cfg.DATASET.SELECTION:
+            raise SplitFileError(f"{type(self).__name__} is for testing only: leave DATASET.SELECTION out")
+        return split.train, []
+
+
+@DATASET_REGISTRY.register()
+class ImageNetV2(ImageNetVariant):
+    """ImageNet's collection repeated (B. Recht et al., ICML 2019); folders 0 to 999, after classnames.txt's lines."""
+
+    dataset_dir = "imagenetv2"
+    image_folder: ClassVar[str] = "imagenetv2-matched-frequency-format-val"
+
+    def class_folders(self, names: dict[str, str], path: str) -> tuple[list[str], list[str]]:
+        """A folder for every line of classnames.txt."""
+        folders = [str(label) for label in range(len(names))]
+        missing = [folder for folder in folders if not os.path.isdir(os.path.join(self.image_dir, folder))]
+        if missing:
+            raise SplitFileMissingError(
+                f"{self.image_dir} lacks the folders {listed(missing)}: it should have one for each line of {path}"
+            )
+        return folders, list(names.values())
+
+
+# fmt: off
+add_dataset("ImageNetSketch", "Black and white sketches of all 1,000 classes (H. Wang et al., NeurIPS 2019).",
+            ImageNetVariant, "imagenet-sketch", "images")
+add_dataset("ImageNetA", "Natural adversarial examples of 200 classes (D. Hendrycks et al., CVPR 2021).",
+            ImageNetVariant, "imagenet-adversarial", "imagenet-a")
+add_dataset("ImageNetR", "Art, cartoons and other renditions of 200 classes (D. Hendrycks et al., ICCV 2021).",
+            ImageNetVariant, "imagenet-rendition", "imagenet-r")

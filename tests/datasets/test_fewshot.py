@@ -183,7 +183,7 @@ def test_files_written_for_coop_work_beside_ours_or_in_their_place(toy, make_cfg
     assert (len(data.train_x), len(data.test)) == (4, 8)
 
 
-@pytest.mark.parametrize("module", ["oxford_pets", "dtd", "imagenet_a", "imagenetv2", "ucf101", "fgvc_aircraft"])
+@pytest.mark.parametrize("module", ["oxford_pets", "dtd", "imagenet", "imagenet_a", "imagenetv2", "ucf101", "fgvc_aircraft"])
 def test_the_modules_of_coop_can_be_imported(module):
     """As CoOp's train.py does it: `import datasets.oxford_pets`."""
     import datasets
