@@ -310,6 +310,7 @@ def fetch(
     failures = []
     for mirror in mirrors:
         part = path.with_name(f"{path.name}.part-{hashlib.sha256(mirror.url.encode()).hexdigest()[:8]}")
+        complete = False
         try:
             if mirror.scheme == "root":
                 if not (root / mirror.rest).is_file():
@@ -319,9 +320,17 @@ def fetch(
                 fetch_drive(mirror, part, options)
             else:
                 fetch_http(mirror, part, options)
-            verify(part, mirror, check)
+            complete, size = True, size_of(part)
+            if mirror.size is not None and size != mirror.size:
+                raise DownloadError(f"it has {size:,} bytes instead of {mirror.size:,}")
+            kind, sha = ("sha256", mirror.sha256) if mirror.sha256 else ("md5", mirror.md5)
+            if sha and (found := hash_file(part, kind)) != sha:
+                raise DownloadError(f"its {kind} is {found} instead of {sha}: another version, or damaged on the way")
+            check(part)
         except (DownloadError, ValueError) as error:
             failures.append(f"  {mirror.page}: {error}")
+            if complete:
+                forget(part)
             continue
         with open(part, "rb") as file:
             os.fsync(file.fileno())
@@ -329,21 +338,6 @@ def fetch(
         forget(part)
         return mirror
     raise DownloadError(f"{path.name} could not be fetched:\n" + "\n".join(failures))
-
-
-def verify(part: Path, mirror: Mirror, check: Callable[[Path], None]) -> None:
-    """Hold a file that came whole to what the table says of it; one that is wrong is removed."""
-    try:
-        size = size_of(part)
-        if mirror.size is not None and size != mirror.size:
-            raise DownloadError(f"it has {size:,} bytes instead of {mirror.size:,}")
-        kind, expected = ("sha256", mirror.sha256) if mirror.sha256 else ("md5", mirror.md5)
-        if expected and (found := hash_file(part, kind)) != expected:
-            raise DownloadError(f"its {kind} is {found} instead of {expected}: another version, or damaged on the way")
-        check(part)
-    except (ValueError, DownloadError):
-        forget(part)
-        raise
 
 
 def forget(part: Path) -> None:
@@ -382,12 +376,17 @@ def fetch_http(mirror: Mirror, part: Path, options: DownloadOptions) -> None:
 
 
 def transfer(mirror: Mirror, part: Path, options: DownloadOptions) -> None:
-    """One try: ask for what is missing, and write what comes."""
+    """One try: ask for what is missing, and write what comes, as it comes."""
     import requests  # takes as long as the rest of the package
     from urllib3 import Retry
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-    state = read_state(part, mirror)
-    offset = size_of(part) if state else 0
+    try:
+        state = json.loads(state_path(part).read_text())
+    except (OSError, ValueError):
+        state = {}
+    # Without a checksum, only the server's word tells that the rest belongs to what is there already
+    offset = size_of(part) if state and (state["validator"] or mirror.verified) else 0
     if offset and offset == (mirror.size or state["total"]):
         return
     headers = {"User-Agent": "Mozilla/5.0 (datasets download)", "Accept-Encoding": "identity"}
@@ -421,7 +420,7 @@ def transfer(mirror: Mirror, part: Path, options: DownloadOptions) -> None:
         else:
             match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
             total = int(match[2]) if match and match[2] != "*" else None
-            if not match or int(match[1]) != offset or total != state.get("total"):
+            if not match or int(match[1]) != offset or total != state["total"]:
                 forget(part)
                 raise BrokenTransferError("the server's file changed meanwhile")
         if None not in (total, mirror.size) and total != mirror.size:
@@ -438,7 +437,23 @@ def transfer(mirror: Mirror, part: Path, options: DownloadOptions) -> None:
         validator = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
         with atomic_write(state_path(part), "w") as file:
             json.dump({"validator": validator, "total": total}, file)
-        receive(response.raw, part, offset, expected, options)
+        response.raw.enforce_content_length = False  # what came before the end is kept; the length is compared below
+        bar = progress_bar(part.name.split(".part")[0], expected, offset, options.progress)
+        with open(part, "r+b" if offset else "wb") as file, bar:
+            file.seek(offset)
+            file.truncate()
+            chunk = b"-"
+            while chunk:
+                try:
+                    chunk = response.raw.read1(CHUNK)  # what has arrived, so that a stall loses nothing
+                except ReadTimeoutError as error:
+                    raise BrokenTransferError("the connection stalled") from error
+                except (HTTPError, OSError) as error:
+                    raise BrokenTransferError(f"the connection broke ({error or type(error).__name__})") from error
+                file.write(chunk)
+                bar.update(len(chunk))
+                if expected is not None and file.tell() > expected:
+                    raise DownloadError(f"the server sends more than the {expected:,} bytes it should")
     if expected is not None and size_of(part) != expected:
         raise BrokenTransferError(f"the connection ended after {size_of(part):,} of {expected:,} bytes")
 
@@ -452,32 +467,6 @@ def refuse_redirect(response: Any, **_: Any) -> None:
             raise DownloadError(f"it redirects to {target}, which is not followed")
 
 
-def receive(raw: Any, part: Path, offset: int, expected: int | None, options: DownloadOptions) -> None:
-    """Write the body of an answer to the file from `offset` on, as it comes."""
-    from urllib3.exceptions import HTTPError, ReadTimeoutError
-
-    raw.enforce_content_length = False  # what came before the end is kept; the caller compares the length
-    with (
-        open(part, "r+b" if offset else "wb") as file,
-        progress_bar(part.name.split(".part")[0], expected, offset, options.progress) as bar,
-    ):
-        file.seek(offset)
-        file.truncate()
-        while True:
-            try:
-                chunk = raw.read1(CHUNK)  # what has arrived, so that a stall loses nothing
-            except ReadTimeoutError as error:
-                raise BrokenTransferError("the connection stalled") from error
-            except (HTTPError, OSError) as error:
-                raise BrokenTransferError(f"the connection broke ({error or type(error).__name__})") from error
-            if not chunk:
-                return
-            file.write(chunk)
-            bar.update(len(chunk))
-            if expected is not None and file.tell() > expected:
-                raise DownloadError(f"the server sends more than the {expected:,} bytes it should")
-
-
 def progress_bar(name: str, total: int | None, initial: int, shown: bool | None) -> Any:
     """A bar that counts bytes, on the error stream; None shows it on a terminal only."""
     from tqdm import tqdm
@@ -489,18 +478,6 @@ def progress_bar(name: str, total: int | None, initial: int, shown: bool | None)
 def state_path(part: Path) -> Path:
     """Where the state of a transfer is kept."""
     return part.with_name(part.name + ".json")
-
-
-def read_state(part: Path, mirror: Mirror) -> dict[str, Any]:
-    """The state of an earlier transfer; empty if there is none that can be taken up without doubt.
-
-    Without a checksum, only the server's word tells that the rest belongs to what is there already.
-    """
-    try:
-        state = json.loads(state_path(part).read_text())
-    except (OSError, ValueError):
-        return {}
-    return state if state["validator"] or mirror.verified else {}
 
 
 def size_of(path: Path) -> int:

@@ -84,6 +84,7 @@ class DescribedData(FewShotDataset):
     """Data that describes itself; without validation images, few-shot ones are held out of the training images."""
 
     val_from_train: ClassVar[bool] = True
+    is_table: ClassVar[bool] = False  # else a folder
     states_split_by: ClassVar[str]  # what data that comes with its split has
 
     @classmethod
@@ -95,6 +96,12 @@ class DescribedData(FewShotDataset):
             raise DataRootError("DATASET.ROOT (--root) and DATASET.PATH are empty: together they say where the data is")
         if not os.path.exists(source):
             raise DataRootError(f"there is no {source}: DATASET.ROOT is {root!r}, DATASET.PATH {path!r}")
+        if not cls.is_table and not os.path.isdir(source):
+            raise DataRootError(f"{source} is a file, not a folder of images; for a table use DATASET.NAME csv")
+        if cls.is_table and os.path.isdir(source):
+            tables = sorted(name for name in os.listdir(source) if name.endswith(".csv"))
+            found = f"it has {listed(tables)}" if tables else "it has no .csv file"
+            raise DataRootError(f"{source} is a folder ({found}): DATASET.PATH must name the table")
         return source
 
     @staticmethod
@@ -187,14 +194,6 @@ class Folder(DescribedData):
 
     states_split_by: ClassVar[str] = "train and test folders"
 
-    @classmethod
-    def find_source(cls, cfg: Any) -> str:
-        """The folder itself."""
-        source = super().find_source(cfg)
-        if not os.path.isdir(source):
-            raise DataRootError(f"{source} is a file, not a folder of images; for a table use DATASET.NAME csv")
-        return source
-
     @staticmethod
     def describe(source: str) -> list[Row]:
         """The images of the class folders, in train, val and test where there are such folders, and nothing beside.
@@ -229,17 +228,8 @@ class Csv(DescribedData):
     """Images listed in a CSV file."""
 
     has_domains: ClassVar[bool] = True
+    is_table: ClassVar[bool] = True
     states_split_by: ClassVar[str] = "a column 'split'"
-
-    @classmethod
-    def find_source(cls, cfg: Any) -> str:
-        """The table."""
-        source = super().find_source(cfg)
-        if os.path.isdir(source):
-            tables = sorted(name for name in os.listdir(source) if name.endswith(".csv"))
-            found = f"it has {listed(tables)}" if tables else "it has no .csv file"
-            raise DataRootError(f"{source} is a folder ({found}): DATASET.PATH must name the table")
-        return source
 
     @classmethod
     def drawn_split_file(cls, source: str, seed: int) -> str:
