@@ -56,10 +56,11 @@ def overview(root: str) -> str:
         licence, found, base = "yours", presence(root, folder, [split] if split else []), root
         if (BUNDLED_ROOT / folder).is_dir():
             licence, found, base = "see assets/ATTRIBUTION.md", "bundled (--root assets)", str(BUNDLED_ROOT)
-        path, counts = os.path.join(base, folder, split), ("?", "?")
-        with contextlib.suppress(OSError, ValueError):  # the numbers in a split file that can be read
-            images = [row for part in read_entries(path)[0].values() for row in part]
-            counts = f"{len({label for _, label, _ in images}):,}", f"{len(images):,}"
+        counts = "?", "?"
+        with contextlib.suppress(OSError, ValueError):  # no split file, or one that cannot be read
+            parts, _ = read_entries(os.path.join(base, folder, split)) if base else ({}, "")
+            images = [row for part in parts.values() for row in part]
+            counts = (f"{len({label for _, label, _ in images}):,}", f"{len(images):,}") if images else counts
         rows.append((name, *counts, f"{folder}/", "", licence, found))
     return tabulate(rows, headers=HEADERS, maxcolwidths=[None] * 5 + [32, 40])
 

@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, NamedTuple
 
-from dassl.utils import is_zip
+from common.files import is_zip
 
 CHUNK = 1 << 20
 PADDING = 64 << 20  # bytes after the end of a tar file, at most
