@@ -46,8 +46,6 @@ EUROSAT_NAMES = {
 # fmt: on
 CALTECH_NAMES = {"airplanes": "airplane", "Faces": "face", "Leopards": "leopard", "Motorbikes": "motorbike"}
 CALTECH_IGNORED = ("BACKGROUND_Google", "Faces_easy")  # no class, and the same photos as "Faces"
-
-
 NEEDED = "A new split is drawn from the original annotation, which has it."
 
 
