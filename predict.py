@@ -44,7 +44,7 @@ if __name__ == "__main__":  # the rest takes seconds to import: a wrong option i
 
 from tqdm import tqdm
 
-from datasets.folders import EXTENSIONS, is_clutter
+from datasets.splits import EXTENSIONS, is_clutter
 from prompting.tokens import check_names
 from trainers.predictor import Prediction, load_run, zero_shot
 

@@ -24,7 +24,7 @@ import trainers  # noqa: F401  registers the trainers
 from benchmarks.measure import ParityError, interleave, quiet, random_clip, ratio_of, shown, summary
 from dassl.config import get_cfg_default
 from dassl.data import DataManager, build_data_loader
-from dassl.data.cache import ImageCache
+from dassl.data.data_manager import ImageCache
 from dassl.data.datasets import Datum
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY

@@ -18,6 +18,7 @@ _COOP_MODULES = {
     "eurosat": "EuroSAT",
     "fgvc_aircraft": "FGVCAircraft",
     "food101": "Food101",
+    "imagenet": "ImageNet",
     "imagenet_a": "ImageNetA",
     "imagenet_r": "ImageNetR",
     "imagenet_sketch": "ImageNetSketch",
@@ -28,8 +29,7 @@ _COOP_MODULES = {
     "sun397": "SUN397",
     "ucf101": "UCF101",
 }
-for _module in ("standard", "imagenet"):
-    importlib.import_module(f"datasets.{_module}")
+importlib.import_module("datasets.standard")
 for _module, _name in _COOP_MODULES.items():
     if os.path.isfile(os.path.join(__path__[0], f"{_module}.py")):
         DATASET_REGISTRY._obj_map.pop(_name, None)

@@ -11,16 +11,35 @@ Exit status: 0 all is well, 1 something is missing or wrong, 2 the command is no
 """
 
 import argparse
+import hashlib
+import io
+import json
 import os
+import pickle
+import random
+import re
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
 
 from common.commandline import add_debug, guarded
-from dassl.data.datasets import DATASET_REGISTRY
-from datasets.check import check, overview
-from datasets.fetch import DownloadOptions, FetchOptions, describe_plan, download
-from datasets.make import export_selection, import_selection, make_split
+from common.files import StrPath
+from common.unpickling import Unpickler
+from dassl.data.datasets import DATASET_REGISTRY, Datum
+from datasets.check import check, config_of, overview
+from datasets.fetch import DownloadOptions, describe_plan, download
+from datasets.fewshot import (
+    SELECTION_FORMAT,
+    FewShotDataset,
+    NoNewSplitError,
+    SelectionError,
+    hash_selection,
+    relative_path,
+    select,
+)
 from datasets.sources import UnknownDatasetError, find_name, known_datasets
+from datasets.splits import Entry, Split, build_split, dump_split, find_image_dir, parse_entry, write_new_text
 
 ALL = "all"
 
@@ -43,7 +62,7 @@ def command_line() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def add(
-        name: str, text: str, run: Callable[..., int], path: bool = False, out: bool = False
+        name: str, text: str, run: Callable[..., int | None], path: bool = False, out: bool = False
     ) -> argparse.ArgumentParser:
         """A command for a data set under a data root."""
         command = commands.add_parser(name, help=text, description=text)
@@ -108,7 +127,7 @@ def run_download(options: argparse.Namespace) -> int:
         for info in infos:
             print("\n".join(describe_plan(info, options.root)))
         return 0
-    wishes = DownloadOptions(FetchOptions(timeout=options.timeout), bundle=options.bundle)
+    wishes = DownloadOptions(timeout=options.timeout, bundle=options.bundle)
     complete = [download(info, options.root, wishes) for info in infos]
     return 0 if all(complete) else 1
 
@@ -135,6 +154,150 @@ def run_export(options: argparse.Namespace) -> None:
 def registered(name: str) -> str:
     """The registered data set that is meant."""
     return find_name(name, DATASET_REGISTRY.registered_names())
+
+
+# What the commands write: the same may be made again; a different file of the same name is never replaced
+
+
+def few_shot_class(name: str) -> type[FewShotDataset]:
+    """The data set of that name, which must work with split files."""
+    dataset = DATASET_REGISTRY.get(name)
+    if not (isinstance(dataset, type) and issubclass(dataset, FewShotDataset)):
+        raise NoNewSplitError(f"{name} does not work with split files")
+    return dataset
+
+
+def trainable(name: str, cfg: Any) -> FewShotDataset:
+    """The data set as the configuration has it; one that is for testing only is refused."""
+    dataset = few_shot_class(name)(cfg)
+    if dataset.test_only:
+        raise SelectionError(f"{type(dataset).__name__} is for testing only: it has no few-shot images")
+    return dataset
+
+
+def make_split(name: str, root: StrPath, seed: int, path: str = "") -> Path:
+    """Draw a split from the original annotation and write it beside the data, under a name that no published one has.
+
+    `path` is DATASET.PATH, for `folder` and `csv`; if empty, the root is the folder or the table itself. A run uses
+    the split only when told to (DATASET.SPLIT_FILE). NoNewSplitError: the split is official, or not a file.
+    """
+    dataset = few_shot_class(name)
+    if seed < 0:
+        raise ValueError(f"the seed is {seed}: a split that can be made again needs one from 0")
+    cfg = config_of(name, os.fspath(root), path)
+    source, folder = dataset.find_source(cfg), dataset.find_folder(cfg)
+    entries = dataset.draw_split(source, random.Random(seed))
+    build_split(entries, find_image_dir(folder, dataset.image_folder), f"the annotation in {source}")
+    split_path = os.path.join(folder, dataset.drawn_split_file(source, seed))
+    write_new_text(split_path, dump_split(entries))
+    return Path(split_path)
+
+
+def export_selection(name: str, root: str, shots: int, seed: int, path: str = "", out: StrPath | None = None) -> Path:
+    """Draw few-shot images as a run does, and write them to `out`; `path` is DATASET.PATH.
+
+    Without `out` it is `selection_drawn_16shots_seed1.json` in the data set's folder.
+    """
+    if shots < 1 or seed < 0:
+        raise SelectionError(f"{shots} shots with seed {seed}: a selection needs shots from 1 and a seed from 0")
+    cfg = config_of(name, root, path)
+    cfg.DATASET.NUM_SHOTS, cfg.SEED = shots, seed
+    dataset = trainable(name, cfg)
+    out = out or os.path.join(dataset.dataset_dir, f"selection_drawn_{shots}shots_seed{seed}.json")
+    parts = {"train": dataset.train_x, "val": dataset.val or []}
+    return write_selection(out, dataset, shots, seed, "drawn by seed", **parts)
+
+
+def import_selection(name: str, pickled: StrPath, root: StrPath, out: StrPath | None = None) -> Path:
+    """Turn `shot_N-seed_S.pkl`, as CoOp's code wrote it, into JSON that DATASET.SELECTION can name.
+
+    Without `out` it is `selection_shot_N-seed_S.json` in the data set's folder. SelectionError: the pickle is no such
+    selection, or does not fit the split, which must be there with its images.
+    """
+    pickled = os.fspath(pickled)
+    parts, sha256 = read_pickle(pickled)
+    dataset = trainable(name, config_of(name, os.fspath(root)))
+    split = Split(dataset.train_x, dataset.val, dataset.test, dataset.all_classnames, dataset.split_sha256)
+    marker = PurePosixPath(type(dataset).dataset_dir, dataset.image_folder).parts
+    parts = {part: [below(entry, marker, pickled) for entry in entries] for part, entries in parts.items()}
+    train, val = select(parts, split, dataset.image_dir, pickled)
+    stem = os.path.splitext(os.path.basename(pickled))[0]
+    match = re.fullmatch(r"shot_(\d+)-seed_(-?\d+)", stem)
+    if not match:
+        raise SelectionError(f"{stem}.pkl: the name should be shot_N-seed_S.pkl, for the number of shots and the seed")
+    out = out or os.path.join(dataset.dataset_dir, f"selection_{stem}.json")
+    origin = f"{stem}.pkl sha256 {sha256}"
+    return write_selection(out, dataset, int(match[1]), int(match[2]), origin, train=train, val=val)
+
+
+def below(entry: Entry, marker: tuple[str, ...], path: str) -> Entry:
+    """The entry with its path made relative to the image folder, wherever that was on the machine it comes from."""
+    parts = PurePosixPath(entry[0].replace("\\", "/")).parts
+    starts = [start for start in range(len(parts)) if parts[start : start + len(marker)] == marker]
+    if not starts:
+        raise SelectionError(f"{path}: {entry[0]} does not lie in a folder {'/'.join(marker)}")
+    return parse_entry(["/".join(parts[starts[-1] + len(marker) :]), *entry[1:]], path)
+
+
+def write_selection(
+    path: StrPath, dataset: FewShotDataset, shots: int, seed: int, origin: str, **parts: Sequence[Datum]
+) -> Path:
+    """Write a selection, as `fewshot.read_selection` takes it, of the images in `parts`: train and val."""
+    data = {"format": SELECTION_FORMAT, "dataset": type(dataset).__name__, "seed": seed}
+    data |= {"split_sha256": dataset.split_sha256, "origin": origin, "shots": shots}
+    data["fewshot_sha256"] = hash_selection(**parts, image_dir=dataset.image_dir)
+    for part, items in parts.items():
+        data[part] = [[relative_path(item.impath, dataset.image_dir), item.label, item.classname] for item in items]
+    write_new_text(os.fspath(path), json.dumps(data, ensure_ascii=False, indent=1) + "\n")
+    return Path(path)
+
+
+# CoOp's pickles, read without executing anything: all they may name is Dassl's `Datum`, which becomes an inert record
+
+MAX_PICKLE_BYTES = 256 * 2**20  # sixteen shots of ImageNet take 2 MiB
+DATUM_MODULES = ("dassl.data.datasets", "dassl.data.datasets.base_dataset")
+FIELDS = {"_impath": str, "_label": int, "_domain": int, "_classname": str}
+
+
+class Record:
+    """What takes the place of a pickled `Datum`: its four values and nothing that runs."""
+
+    def __setstate__(self, state: Any) -> None:
+        if not isinstance(state, dict) or set(state) != set(FIELDS):
+            raise pickle.UnpicklingError("a Datum with other fields than path, label, domain and class name")
+        for name, kind in FIELDS.items():
+            if type(state[name]) is not kind:
+                raise pickle.UnpicklingError(f"a Datum whose {name[1:]} is not {kind.__name__}")
+        self.__dict__.update(state)
+
+
+class SelectionUnpickler(Unpickler):
+    """Reads plain values and `Datum`, within what the file's size allows; everything else is refused."""
+
+    def find_class(self, module: str, name: str) -> type[Record]:
+        """The inert record for `Datum`."""
+        if module in DATUM_MODULES and name == "Datum":
+            return Record
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which has no place in a selection")
+
+
+def read_pickle(path: str) -> tuple[dict[str, list[Entry]], str]:
+    """The entries of a selection that CoOp's code pickled, with paths as they were stored, and the file's hash."""
+    if os.path.getsize(path) > MAX_PICKLE_BYTES:
+        raise SelectionError(f"{path} is larger than any selection")
+    with open(path, "rb") as file:
+        content = file.read()
+    try:
+        data = SelectionUnpickler(io.BytesIO(content), len(content)).load()
+    except Exception as error:  # a hostile or damaged pickle can raise anything
+        raise SelectionError(f"{path} is not a selection that CoOp's code wrote: {error}") from error
+    if not isinstance(data, dict) or not data.get("train") or not set(data) <= {"train", "val"}:
+        raise SelectionError(f"{path} is not a selection: it should hold 'train' and 'val'")
+    for items in data.values():
+        if not isinstance(items, list) or not all(type(item) is Record and hasattr(item, "_impath") for item in items):
+            raise SelectionError(f"{path} is not a selection: it should hold lists of Datum")
+    entries = {part: [(item._impath, item._label, item._classname) for item in items] for part, items in data.items()}
+    return entries, hashlib.sha256(content).hexdigest()
 
 
 if __name__ == "__main__":

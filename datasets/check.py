@@ -13,16 +13,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from common.files import hash_file
+from dassl.config import get_cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from datasets.fetch import STAGING, hash_file
-from datasets.folders import DataRootError, case_hint, find_dataset_dir, subfolders
-from datasets.make import config_of
+from datasets.fetch import STAGING
 from datasets.sources import DatasetInfo, known_datasets, readable_size
-from datasets.splits import PARTS, listed, parse_entries, read_limited
+from datasets.splits import PARTS, DataRootError, find_dataset_dir, listed, near_hint, read_entries
 
 BUNDLED_ROOT = Path(__file__).resolve().parents[1] / "assets"
 HEADERS = ("name", "classes", "images", "folder", "download", "licence", "found")
 DECODERS = 8
+
+
+def config_of(name: str, root: str, path: str = "") -> Any:
+    """A configuration for the data set with all its images; `path` is DATASET.PATH, for `folder` and `csv`."""
+    cfg = get_cfg_default()
+    cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS, cfg.SEED = name, root, -1, 1
+    if path and "PATH" in cfg.DATASET:
+        cfg.DATASET.PATH = path
+    return cfg
 
 
 def overview(root: str) -> str:
@@ -44,11 +53,14 @@ def overview(root: str) -> str:
         if not folder:
             rows.append((name, "", "", "yours", "", "yours", ""))
             continue
-        bundled = (BUNDLED_ROOT / folder).is_dir()
-        base = str(BUNDLED_ROOT) if bundled else root
-        counts = count_split(os.path.join(base, folder, split)) if base and split else ("?", "?")
-        licence = "see assets/ATTRIBUTION.md" if bundled else "yours"
-        found = "bundled (--root assets)" if bundled else presence(root, folder, [split] if split else [])
+        licence, found, base = "yours", presence(root, folder, [split] if split else []), root
+        if (BUNDLED_ROOT / folder).is_dir():
+            licence, found, base = "see assets/ATTRIBUTION.md", "bundled (--root assets)", str(BUNDLED_ROOT)
+        counts = "?", "?"
+        with contextlib.suppress(OSError, ValueError):  # no split file, or one that cannot be read
+            parts, _ = read_entries(os.path.join(base, folder, split)) if base else ({}, "")
+            images = [row for part in parts.values() for row in part]
+            counts = (f"{len({label for _, label, _ in images}):,}", f"{len(images):,}") if images else counts
         rows.append((name, *counts, f"{folder}/", "", licence, found))
     return tabulate(rows, headers=HEADERS, maxcolwidths=[None] * 5 + [32, 40])
 
@@ -62,15 +74,6 @@ def presence(root: str, folder: str, names: list[str]) -> str:
         return "no"
     missing = [name for name in names if not os.path.exists(os.path.join(path, name))]
     return f"without {', '.join(missing)}" if missing else "yes"
-
-
-def count_split(path: str) -> tuple[str, str]:
-    """Numbers of classes and images in a split file; "?" if it cannot be read."""
-    try:
-        rows = [row for part in parse_entries(read_limited(path), path).values() for row in part]
-    except (OSError, ValueError):
-        return "?", "?"
-    return f"{len({label for _, label, _ in rows}):,}", f"{len(rows):,}"
 
 
 @dataclass(frozen=True)
@@ -111,9 +114,7 @@ def check(name: str, root: str, deep: bool = False, path: str = "") -> Report:
     """
     report, info = Report(name), known_datasets().get(name)
     dataset_class, cfg = DATASET_REGISTRY.get(name), config_of(name, root, path)
-    fetch = getattr(dataset_class, "split_help", "") or "put it there"
-    if info:
-        fetch = f"python -m datasets download {info.name} --root {root}"
+    fetch = info.command(root) if info else getattr(dataset_class, "split_help", "") or "put it there"
     try:
         find = getattr(dataset_class, "find_folder", None)
         folder = find(cfg) if find else find_dataset_dir(root, dataset_class.dataset_dir)
@@ -131,15 +132,16 @@ def check(name: str, root: str, deep: bool = False, path: str = "") -> Report:
 def check_layout(info: DatasetInfo, folder: str, fetch: str) -> Iterator[Finding]:
     """Folders, files and numbers of entries that the data set needs."""
     by_hand = info.by_hand.format(folder=folder).replace("\n", "\n      ")
-    for path, least in info.folders:
-        full = os.path.join(folder, path)
-        if not os.path.isdir(full):
-            yield Finding(f"there is no folder {full}", nearby(folder, path) or by_hand or fetch, missing=True)
-        elif (entries := count_entries(full)) < least:
+    needed = [(*row, os.path.isdir) for row in info.folders] + [
+        (name, 0, os.path.isfile) for name in needed_files(info)
+    ]
+    for path, least, is_there in needed:
+        full, kind = os.path.join(folder, path), "file" if is_there is os.path.isfile else "folder"
+        if not is_there(full):
+            cure = near_hint(*os.path.split(full)).strip() or (by_hand if kind == "folder" else "") or fetch
+            yield Finding(f"there is no {kind} {full}", cure, missing=True)
+        elif least and (entries := count_entries(full)) < least:
             yield Finding(f"{full} has {entries} entries, at least {least} are expected", refetch(full, fetch))
-    for name in needed_files(info):
-        if not os.path.isfile(os.path.join(folder, name)):
-            yield Finding(f"there is no file {os.path.join(folder, name)}", nearby(folder, name) or fetch, missing=True)
     if os.path.isdir(os.path.join(folder, STAGING)):
         yield Finding(f"a download did not finish: {os.path.join(folder, STAGING)}", f"take it up again: {fetch}")
 
@@ -148,16 +150,6 @@ def needed_files(info: DatasetInfo) -> list[str]:
     """Files that training and testing need, beside the folders of images."""
     folders = {path for path, _ in info.folders}
     return [name for source in info.sources if not source.optional for name in source.provides if name not in folders]
-
-
-def nearby(folder: str, path: str) -> str:
-    """The cure for a name that is one level too deep or spelt in another case; empty if it is not near."""
-    parent, name = os.path.split(os.path.join(folder, path))
-    for child in subfolders(parent):
-        if os.path.lexists(os.path.join(parent, child, name)):
-            return f"it lies one level too deep: move {os.path.join(parent, child, name)} to {parent}"
-    hint = case_hint(parent, name)
-    return f"spell it so.{hint}" if hint else ""
 
 
 def refetch(path: str, fetch: str) -> str:
@@ -190,13 +182,13 @@ def check_items(report: Report, dataset_class: type, cfg: Any, fetch: str, deep:
     if info := known_datasets().get(report.name):
         where = os.path.join(dataset.dataset_dir, info.split or info.folders[0][0])
         cure = f"the split or the images are of another version; {refetch(where, fetch)}"
-        if dataset.num_classes != info.classes:
-            problem = f"there are {dataset.num_classes} classes, {info.classes} are published"
-            report.findings.append(Finding(problem, cure))
+        numbers = [("classes", dataset.num_classes, info.classes)]
         for part, expected in zip(PARTS, info.counts, strict=True):
-            if expected is not None and part in parts and len(parts[part]) != expected:
-                problem = f"there are {len(parts[part])} {part} images, {expected} are published"
-                report.findings.append(Finding(problem, cure))
+            if expected is not None and part in parts:
+                numbers.append((f"{part} images", len(parts[part]), expected))
+        for what, found, expected in numbers:
+            if found != expected:
+                report.findings.append(Finding(f"there are {found} {what}, {expected} are published", cure))
     images: dict[Any, str] = {}
     for part, items in parts.items():
         for index, item in enumerate(items):
@@ -218,52 +210,43 @@ def check_copies(report: Report, dataset: Any, parts: dict[str, Sequence[Datum]]
     A published split is what it is: its copies are a fact of the report; those of any other data are a finding.
     """
     for later, earlier in (("val", ("train",)), ("test", ("train", "val"))):
-        known = [item.impath for part in earlier for item in parts.get(part, ())]
-        copies = copies_among([item.impath for item in parts.get(later, ())], known)
+        size_of = {item.impath: os.path.getsize(item.impath) for item in parts.get(later, ())}
+        known = {item.impath: os.path.getsize(item.impath) for part in earlier for item in parts.get(part, ())}
+        sizes = set(size_of.values()) & set(known.values())  # only files of equal size are read
+        original: dict[str, str] = {}
+        for path in (path for path, size in known.items() if size in sizes):
+            original.setdefault(hash_file(path), path)
+        hashes = {path: hash_file(path) for path, size in size_of.items() if size in sizes}
+        copies = [f"{path} is {original[sha256]}" for path, sha256 in hashes.items() if sha256 in original]
         if not copies:
             continue
-        pairs = listed([f"{copy} is {original}" for copy, original in copies], 3)
-        what = f"{len(copies)} {later} images are copies of {' or '.join(earlier)} images, byte for byte: {pairs}"
+        what = f"{len(copies)} {later} images are copies of {' or '.join(earlier)} images, byte for byte"
+        what = f"{what}: {listed(copies, 3)}"
         if getattr(dataset, "is_published", bool)():
             report.facts.append(f"note: {what}; the published split has them so")
         else:
             report.findings.append(Finding(what, f"take them out of {later}: results on images seen before mislead"))
 
 
-def copies_among(paths: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
-    """Files with the content of one of the others, each with that one; only files of equal size are read."""
-    by_size: dict[int, list[str]] = {}
-    for path in dict.fromkeys(others):
-        by_size.setdefault(os.path.getsize(path), []).append(path)
-    candidates = [path for path in dict.fromkeys(paths) if os.path.getsize(path) in by_size]
-    original: dict[str, str] = {}
-    for path in (path for size in {os.path.getsize(path) for path in candidates} for path in by_size[size]):
-        original.setdefault(hash_file(Path(path)), path)
-    found = ((path, original.get(hash_file(Path(path)))) for path in candidates)
-    return [(path, other) for path, other in found if other is not None]
-
-
 def decode_all(paths: Sequence[str]) -> tuple[list[str], Counter[str]]:
     """The images that cannot be decoded, each with the reason; and how many were scaled to 8 bits, by how."""
     from tqdm import tqdm
 
-    with ThreadPoolExecutor(DECODERS) as pool:
-        outcomes = tqdm(pool.map(decode, paths), total=len(paths), desc="decoding", disable=None)  # shown on a terminal
-        done = list(zip(paths, outcomes, strict=True))
-    broken = [f"{path} ({reason})" for path, (reason, _) in done if reason]
-    return broken, Counter(scaling for _, (_, scaling) in done if scaling)
-
-
-def decode(path: str) -> tuple[str, str]:
-    """Why an image cannot be decoded, and how it was scaled to 8 bits; both empty for most images."""
     from dassl.utils import UnreadableImageError, read_image
 
-    said: list[str] = []
-    try:
-        read_image(path, say=said.append)
-    except UnreadableImageError as error:
-        ours = isinstance(error.__cause__, UnreadableImageError)
-        return error.reason if ours else type(error.__cause__).__name__, ""
-    except (OSError, MemoryError) as error:
-        return type(error).__name__, ""
-    return "", "".join(said)
+    scalings: list[str] = []
+
+    def problem_of(path: str) -> str:
+        try:
+            read_image(path, say=scalings.append)
+        except UnreadableImageError as error:
+            ours = isinstance(error.__cause__, UnreadableImageError)
+            return error.reason if ours else type(error.__cause__).__name__
+        except (OSError, MemoryError) as error:
+            return type(error).__name__
+        return ""
+
+    with ThreadPoolExecutor(DECODERS) as pool:
+        problems = tqdm(pool.map(problem_of, paths), total=len(paths), desc="decoding", disable=None)  # on a terminal
+        broken = [f"{path} ({problem})" for path, problem in zip(paths, problems, strict=True) if problem]
+    return broken, Counter(sorted(scalings))

@@ -10,23 +10,21 @@ survives an interruption, and the next try asks for the rest, provided that the 
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
-from common.files import atomic_write, remove_dead_temporaries
-from datasets.folders import DataRootError, case_hint, near_roots, suggest_root
+from common.files import FolderLock, LockedError, atomic_write, hash_file, remove_dead_temporaries
 from datasets.sources import DatasetInfo, Mirror, Source, readable_size
-from datasets.splits import PARTS, check_classes, parse_entries
-from datasets.unpack import ArchiveError, Limits, describe_start, is_archive, unpack
+from datasets.splits import PARTS, DataRootError, check_classes, parse_entries, suggest_root
+from datasets.unpack import ArchiveError, describe_start, is_archive, unpack
 
 STAGING = ".download"
 UNPACKED = ".unpacked"
@@ -51,31 +49,15 @@ class LayoutError(ValueError):
 
 
 @dataclass(frozen=True)
-class FetchOptions:
-    """How patiently to fetch."""
+class DownloadOptions:
+    """How to download, and how patiently."""
 
     timeout: float = 60.0  # seconds without a byte after which a connection counts as stalled
     retries: int = 3  # tries in a row that bring nothing new before a mirror is given up
     pause: float = 1.0  # seconds before the first new try after one that brought nothing; doubled each time
     progress: bool | None = None  # show bars; None shows them on a terminal only
-
-
-@dataclass(frozen=True)
-class DownloadOptions:
-    """How to download."""
-
-    fetch: FetchOptions = field(default_factory=FetchOptions)
-    limits: Limits = field(default_factory=Limits)
     bundle: bool = False  # fetch the bundle at once rather than the sources
     say: Callable[[str], None] = print  # where lines for the user go
-
-
-@dataclass(frozen=True)
-class Step:
-    """A source, and the names that it should add; none if all of them are there."""
-
-    source: Source
-    missing: tuple[str, ...]
 
 
 # A whole data set
@@ -88,25 +70,48 @@ def download(info: DatasetInfo, root: str, options: DownloadOptions) -> bool:
         DataRootError: the data set's folder is one level off.
         OSError: the disk is full or cannot be written to, or another process is downloading the same.
     """
-    folder = dataset_folder(root, info)
+    folder, bundle = dataset_folder(root, info), info.bundle
     created = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    failures: list[tuple[Source, list[str], Exception]] = []
     with staging(folder) as aside:
-        failures = Job(info, folder, aside, options).run()
+        job, steps = Job(info, folder, aside, options), plan(info, folder)
+        for source, missing in steps:
+            if not missing:
+                job.remove_leftovers(source)
+                job.say(f"{', '.join(source.provides)} is there already and stays as it is")
+        if bundle and not any(missing for _, missing in steps):
+            job.remove_leftovers(bundle)
+        for source, missing in steps:
+            error = None
+            if missing and bundle and options.bundle:
+                error = DownloadError("it was to come from the bundle.")
+            elif missing:
+                error = job.attempt(source, missing)
+            if error:
+                failures.append((source, missing, error))
+        no_images = any(source.archive and not source.optional for source, _, _ in failures)
+        wanted = [name for source, missing, _ in failures if not source.optional for name in missing]
+        if bundle and wanted and (no_images or options.bundle):
+            job.say(f"taking {', '.join(wanted)} from {bundle.file}")
+            if error := job.attempt(bundle, wanted):
+                job.say(f"no help from the bundle. {error}")
+            left = [source for source, missing in plan(info, folder) if missing]
+            failures = [failure for failure in failures if failure[0] in left]
     if created:
         with contextlib.suppress(OSError):  # nothing came
             folder.rmdir()
-    for step, error in failures:
-        purpose = f" (only needed for {step.source.optional})" if step.source.optional else ""
-        pages = " or ".join(mirror.page for mirror in step.source.mirrors if mirror.scheme != "root")
-        cure = f"save {pages} as {folder / step.source.provides[0]}"
-        if step.source.archive:
-            cure = f"download {pages} and unpack it so that {folder} has {', '.join(step.missing)}"
-        options.say(f"{info.name}: {step.source.file} is missing{purpose}. {error}\n  By hand: {cure}")
-    unfetched = missing_images(info, folder)
+    for source, missing, error in failures:
+        purpose = f" (only needed for {source.optional})" if source.optional else ""
+        pages = " or ".join(mirror.page for mirror in source.mirrors if mirror.scheme != "root")
+        cure = f"save {pages} as {folder / source.provides[0]}"
+        if source.archive:
+            cure = f"download {pages} and unpack it so that {folder} has {', '.join(missing)}"
+        job.say(f"{source.file} is missing{purpose}. {error}\n  By hand: {cure}")
+    unfetched = lacks_images(info, folder)
     if info.by_hand and unfetched:
         options.say(info.by_hand.format(folder=folder))
-    complete = not unfetched and all(step.source.optional for step, _ in failures)
+    complete = not unfetched and all(source.optional for source, _, _ in failures)
     if complete:
         options.say(
             f"{info.name} is in {folder}. Check it: python -m datasets check {info.name} --root {folder.parent}"
@@ -117,20 +122,19 @@ def download(info: DatasetInfo, root: str, options: DownloadOptions) -> bool:
 def describe_plan(info: DatasetInfo, root: str) -> list[str]:
     """What `download` would do, in lines; nothing is written."""
     folder = dataset_folder(root, info)
-    steps = plan(info, folder)
-    lines = [f"{info.name} -> {folder} (licence: {info.licence})"]
-    for step in steps:
-        source = step.source
-        if not step.missing:
+    lines, needed = [f"{info.name} -> {folder} (licence: {info.licence})"], False
+    for source, missing in plan(info, folder):
+        if not missing:
             lines.append(f"  {source.file}: there already ({', '.join(source.provides)})")
             continue
+        needed = True
         purpose = f", needed for {source.optional}" if source.optional else ""
-        lines.append(f"  {source.file}: {readable_size(source.size)}{purpose}; adds {', '.join(step.missing)}")
+        lines.append(f"  {source.file}: {readable_size(source.size)}{purpose}; adds {', '.join(missing)}")
         lines += describe_mirrors(source)
-    if info.bundle and any(step.missing for step in steps):
+    if info.bundle and needed:
         lines.append(f"  {info.bundle.file}: {readable_size(info.bundle.size)}, if an image archive cannot be had")
         lines += describe_mirrors(info.bundle)
-    if info.by_hand and missing_images(info, folder):
+    if info.by_hand and lacks_images(info, folder):
         lines.append(info.by_hand.format(folder=folder))
     return lines
 
@@ -144,26 +148,23 @@ def describe_mirrors(source: Source) -> Iterator[str]:
         yield f"    {mirror.page} ({how})"
 
 
-def plan(info: DatasetInfo, folder: Path) -> list[Step]:
-    """Every source with what is missing of it."""
-    return [
-        Step(source, tuple(name for name in source.provides if not os.path.lexists(folder / name)))
-        for source in info.sources
-    ]
+def plan(info: DatasetInfo, folder: Path) -> list[tuple[Source, list[str]]]:
+    """Every source with the names that it should add: none if all of them are there."""
+    return [(each, [name for name in each.provides if not os.path.lexists(folder / name)]) for each in info.sources]
 
 
-def missing_images(info: DatasetInfo, folder: Path) -> list[str]:
-    """The folders of images that are not there."""
-    return [name for name, _ in info.folders if not (folder / name).is_dir()]
+def lacks_images(info: DatasetInfo, folder: Path) -> bool:
+    """Whether a folder of images is not there."""
+    return not all((folder / name).is_dir() for name, _ in info.folders)
 
 
 def dataset_folder(root: str, info: DatasetInfo) -> Path:
     """Where the data set goes; a DataRootError if it exists near by, so that another root is probably meant."""
     base = os.path.abspath(os.path.expanduser(root))
     folder = Path(base, info.folder)
-    if not folder.is_dir() and (case_hint(base, info.folder) or near_roots(base, info.folder)):
+    if not folder.is_dir() and (hint := suggest_root(base, info.folder)):
         raise DataRootError(
-            f"{base} has no folder {info.folder!r}.{suggest_root(base, info.folder)} "
+            f"{base} has no folder {info.folder!r}.{hint} "
             f"(To download to {folder} all the same, create that folder first.)"
         )
     return folder
@@ -171,81 +172,50 @@ def dataset_folder(root: str, info: DatasetInfo) -> Path:
 
 @contextlib.contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """The folder for unfinished things, for this process alone; removed at the end if nothing is left in it.
-
-    The lock ends with the process; file systems and systems without `flock` do without.
-    """
+    """The folder for unfinished things, for this process alone; removed at the end if nothing is left in it."""
     aside = folder / STAGING
-    aside.mkdir(exist_ok=True)
-    lock = aside / "lock"
-    with open(lock, "w") as file:
-        try:
-            import fcntl
-
-            fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DownloadError(f"another process is downloading to {folder}: wait until it is done") from error
-        except (ImportError, OSError) as error:
-            logging.getLogger(__name__).debug("no lock on %s: %s", folder, error)
+    lock = FolderLock(aside / "lock")
+    try:
+        lock.acquire()
+    except LockedError as error:
+        raise DownloadError(f"another process is downloading to {folder}: {error}") from error
+    try:
         for leftover in aside.glob(f"*{UNPACKED}"):
             shutil.rmtree(leftover)
         yield aside
-        lock.unlink()
-    with contextlib.suppress(OSError):  # partial downloads stay for the next try
-        aside.rmdir()
+    finally:
+        lock.release()
+        with contextlib.suppress(OSError):  # partial downloads stay for the next try
+            aside.rmdir()
 
 
+@dataclass
 class Job:
-    """The download of one data set into its folder; `aside` is for unfinished things, on the same disk."""
+    """The download of one data set into its folder."""
 
-    def __init__(self, info: DatasetInfo, folder: Path, aside: Path, options: DownloadOptions) -> None:
-        self.info, self.folder, self.aside, self.options = info, folder, aside, options
+    info: DatasetInfo
+    folder: Path
+    aside: Path  # for unfinished things, on the same disk
+    options: DownloadOptions
 
-    def run(self) -> list[tuple[Step, Exception]]:
-        """Fetch all that is missing; returns what could not be had, and why."""
-        steps = []
-        for step in plan(self.info, self.folder):
-            if step.missing:
-                steps.append(step)
-            else:
-                self.remove_leftovers(step.source)
-                there = ", ".join(step.source.provides)
-                self.options.say(f"{self.info.name}: {there} is there already and stays as it is")
-        if self.info.bundle and not steps:
-            self.remove_leftovers(self.info.bundle)
-        if self.options.bundle and self.info.bundle and steps:
-            return self.try_bundle([(step, DownloadError("it was to come from the bundle.")) for step in steps])
-        failures = [(step, error) for step in steps if (error := self.attempt(step)) is not None]
-        images = [step for step, _ in failures if step.source.archive and not step.source.optional]
-        return self.try_bundle(failures) if images and self.info.bundle else failures
+    def say(self, text: str) -> None:
+        """Tell the user."""
+        self.options.say(f"{self.info.name}: {text}")
 
-    def try_bundle(self, failures: list[tuple[Step, Exception]]) -> list[tuple[Step, Exception]]:
-        """Fetch the bundle for what could not be had otherwise; returns what is missing still."""
-        wanted = [name for step, _ in failures if not step.source.optional for name in step.missing]
-        if not wanted:
-            return failures
-        self.options.say(f"{self.info.name}: taking {', '.join(wanted)} from {self.info.bundle.file}")
-        error = self.attempt(Step(self.info.bundle, tuple(wanted)))
-        if error:
-            self.options.say(f"{self.info.name}: no help from the bundle. {error}")
-        left = {step.source.file for step in plan(self.info, self.folder) if step.missing}
-        return [(step, first) for step, first in failures if step.source.file in left]
-
-    def attempt(self, step: Step) -> Exception | None:
+    def attempt(self, source: Source, missing: Sequence[str]) -> Exception | None:
         """Fetch one source and move what it holds into place; returns the error, if any."""
-        source, path = step.source, self.aside / step.source.file
+        path = self.aside / source.file
         try:
             if not path.exists():
-                size = readable_size(source.size) if source.size else "size unknown"
-                self.options.say(f"{self.info.name}: fetching {source.file} ({size})")
+                self.say(f"fetching {source.file} ({readable_size(source.size) if source.size else 'size unknown'})")
                 mirror = fetch(
-                    *(source.mirrors, path, self.folder.parent, self.options.fetch),
+                    *(source.mirrors, path, self.folder.parent, self.options),
                     check=lambda file: check_content(file, source, self.info),
                 )
                 if not mirror.verified and not source.split and mirror.scheme != "root":
-                    self.options.say(f"{self.info.name}: {source.file} was not verified: no checksum is known")
+                    self.say(f"{source.file} was not verified: no checksum is known")
             if source.archive:
-                self.unpack_into_place(path, source, step.missing)
+                self.unpack_into_place(path, source, missing)
             elif not os.path.lexists(self.folder / source.provides[0]):
                 os.rename(path, self.folder / source.provides[0])
             self.remove_leftovers(source)
@@ -260,13 +230,20 @@ class Job:
 
     def unpack_into_place(self, path: Path, source: Source, missing: Sequence[str]) -> None:
         """Unpack an archive aside, and move its content into place once it is all there."""
+
+        def unpack_aside(archive: Path, name: str) -> Path:
+            unpacked = self.aside / f"{name}{UNPACKED}"
+            with progress_bar(f"unpacking {archive.name}", None, 0, self.options.progress) as bar:
+                unpack(archive, unpacked, progress=bar.update)
+            return unpacked
+
         try:
-            top = self.unpack_aside(path, source.file)
+            top = unpack_aside(path, source.file)
             if source.nested:
                 inner = top / source.nested
                 if not inner.is_file():
                     raise LayoutError(f"{source.file} has no {source.nested}")
-                top = self.unpack_aside(inner, f"{source.file}-nested")
+                top = unpack_aside(inner, f"{source.file}-nested")
             place(top, source, self.folder, missing)
         except ArchiveError:
             path.unlink(missing_ok=True)  # damaged or hostile: the next try starts anew
@@ -276,13 +253,6 @@ class Job:
         finally:
             for leftover in self.aside.glob(f"{source.file}*{UNPACKED}"):
                 shutil.rmtree(leftover)
-
-    def unpack_aside(self, archive: Path, name: str) -> Path:
-        """Unpack with a bar; returns where to."""
-        unpacked = self.aside / f"{name}{UNPACKED}"
-        with progress_bar(f"unpacking {archive.name}", None, 0, self.options.fetch.progress) as bar:
-            unpack(archive, unpacked, self.options.limits, bar.update)
-        return unpacked
 
 
 def check_content(path: Path, source: Source, info: DatasetInfo) -> None:
@@ -326,7 +296,7 @@ def fetch(
     mirrors: Sequence[Mirror],
     path: Path,
     root: Path,
-    options: FetchOptions,
+    options: DownloadOptions,
     check: Callable[[Path], None] = lambda path: None,
 ) -> Mirror:
     """Fetch a file from the first mirror that has it whole and right; returns that mirror.
@@ -338,49 +308,35 @@ def fetch(
     """
     failures = []
     for mirror in mirrors:
+        part = path.with_name(f"{path.name}.part-{hashlib.sha256(mirror.url.encode()).hexdigest()[:8]}")
+        complete = False
         try:
-            fetch_from(mirror, path, root, options, check)
-            return mirror
+            if mirror.scheme == "root":
+                if not (root / mirror.rest).is_file():
+                    raise DownloadError("it is not there")
+                shutil.copyfile(root / mirror.rest, part)
+            elif mirror.scheme == "gdrive":
+                fetch_drive(mirror, part, options)
+            else:
+                fetch_http(mirror, part, options)
+            complete, size = True, size_of(part)
+            if mirror.size is not None and size != mirror.size:
+                raise DownloadError(f"it has {size:,} bytes instead of {mirror.size:,}")
+            kind, sha = ("sha256", mirror.sha256) if mirror.sha256 else ("md5", mirror.md5)
+            if sha and (found := hash_file(part, kind)) != sha:
+                raise DownloadError(f"its {kind} is {found} instead of {sha}: another version, or damaged on the way")
+            check(part)
         except (DownloadError, ValueError) as error:
             failures.append(f"  {mirror.page}: {error}")
-    raise DownloadError(f"{path.name} could not be fetched:\n" + "\n".join(failures))
-
-
-def fetch_from(mirror: Mirror, path: Path, root: Path, options: FetchOptions, check: Callable[[Path], None]) -> None:
-    """Fetch a file from one mirror, verify it, and give it its name."""
-    part = path.with_name(f"{path.name}.part-{hashlib.sha256(mirror.url.encode()).hexdigest()[:8]}")
-    if mirror.scheme == "root":
-        if not (root / mirror.rest).is_file():
-            raise DownloadError("it is not there")
-        shutil.copyfile(root / mirror.rest, part)
-    elif mirror.scheme == "gdrive":
-        fetch_drive(mirror, part, options)
-    else:
-        fetch_http(mirror, part, options)
-    try:
-        size = size_of(part)
-        if mirror.size is not None and size != mirror.size:
-            raise DownloadError(f"it has {size:,} bytes instead of {mirror.size:,}")
-        kind, expected = ("sha256", mirror.sha256) if mirror.sha256 else ("md5", mirror.md5)
-        if expected and (found := hash_file(part, kind)) != expected:
-            raise DownloadError(f"its {kind} is {found} instead of {expected}: another version, or damaged on the way")
-        check(part)
-    except (ValueError, DownloadError) as error:
+            if complete:
+                forget(part)
+            continue
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(part, path)
         forget(part)
-        raise DownloadError(str(error)) from error
-    with open(part, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(part, path)
-    forget(part)
-
-
-def hash_file(path: Path, kind: str = "sha256") -> str:
-    """Checksum of a file, in hexadecimal."""
-    digest = hashlib.new(kind)
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return mirror
+    raise DownloadError(f"{path.name} could not be fetched:\n" + "\n".join(failures))
 
 
 def forget(part: Path) -> None:
@@ -390,7 +346,7 @@ def forget(part: Path) -> None:
     remove_dead_temporaries(part.parent, state_path(part).name.__eq__)
 
 
-def fetch_drive(mirror: Mirror, part: Path, options: FetchOptions) -> None:
+def fetch_drive(mirror: Mirror, part: Path, options: DownloadOptions) -> None:
     """Fetch a file from Google Drive; gdown keeps what arrived and takes it up again."""
     import gdown
 
@@ -404,7 +360,7 @@ def fetch_drive(mirror: Mirror, part: Path, options: FetchOptions) -> None:
         raise DownloadError("Google Drive gave no file: it limits downloads per day")
 
 
-def fetch_http(mirror: Mirror, part: Path, options: FetchOptions) -> None:
+def fetch_http(mirror: Mirror, part: Path, options: DownloadOptions) -> None:
     """Fetch a file over HTTP, as often as it takes; urllib3's Retry would not take up an answer that breaks off."""
     idle = 0
     while True:
@@ -418,13 +374,18 @@ def fetch_http(mirror: Mirror, part: Path, options: FetchOptions) -> None:
         time.sleep(options.pause * 2**idle / 2)
 
 
-def transfer(mirror: Mirror, part: Path, options: FetchOptions) -> None:
-    """One try: ask for what is missing, and write what comes."""
+def transfer(mirror: Mirror, part: Path, options: DownloadOptions) -> None:
+    """One try: ask for what is missing, and write what comes, as it comes."""
     import requests  # takes as long as the rest of the package
     from urllib3 import Retry
+    from urllib3.exceptions import HTTPError, ReadTimeoutError
 
-    state = read_state(part, mirror)
-    offset = size_of(part) if state else 0
+    try:
+        state = json.loads(state_path(part).read_text())
+    except (OSError, ValueError):
+        state = {}
+    # Without a checksum, only the server's word tells that the rest belongs to what is there already
+    offset = size_of(part) if state and (state["validator"] or mirror.verified) else 0
     if offset and offset == (mirror.size or state["total"]):
         return
     headers = {"User-Agent": "Mozilla/5.0 (datasets download)", "Accept-Encoding": "identity"}
@@ -441,9 +402,8 @@ def transfer(mirror: Mirror, part: Path, options: FetchOptions) -> None:
                 mirror.url, headers=headers, timeout=options.timeout, stream=True, hooks={"response": refuse_redirect}
             )
         except (requests.ConnectionError, requests.Timeout) as error:
-            reason = (
-                "timed out" if isinstance(error, requests.Timeout) else str(error).rpartition(": ")[2].rstrip("')\"")
-            )
+            reason = str(error).rpartition(": ")[2].rstrip("')\"")
+            reason = "timed out" if isinstance(error, requests.Timeout) else reason
             raise BrokenTransferError(f"no connection ({reason})") from error
         except requests.RequestException as error:  # redirected in circles, or to no address
             raise DownloadError(str(error)) from error
@@ -459,7 +419,7 @@ def transfer(mirror: Mirror, part: Path, options: FetchOptions) -> None:
         else:
             match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
             total = int(match[2]) if match and match[2] != "*" else None
-            if not match or int(match[1]) != offset or total != state.get("total"):
+            if not match or int(match[1]) != offset or total != state["total"]:
                 forget(part)
                 raise BrokenTransferError("the server's file changed meanwhile")
         if None not in (total, mirror.size) and total != mirror.size:
@@ -474,8 +434,25 @@ def transfer(mirror: Mirror, part: Path, options: FetchOptions) -> None:
         # What identifies the server's version of the file: a strong ETag, else the date of the last change
         tag = response.headers.get("ETag", "")
         validator = tag if tag and not tag.startswith("W/") else response.headers.get("Last-Modified", "")
-        write_state(part, {"url": mirror.url, "validator": validator, "total": total})
-        receive(response.raw, part, offset, expected, options)
+        with atomic_write(state_path(part), "w") as file:
+            json.dump({"validator": validator, "total": total}, file)
+        response.raw.enforce_content_length = False  # what came before the end is kept; the length is compared below
+        bar = progress_bar(part.name.split(".part")[0], expected, offset, options.progress)
+        with open(part, "r+b" if offset else "wb") as file, bar:
+            file.seek(offset)
+            file.truncate()
+            chunk = b"-"
+            while chunk:
+                try:
+                    chunk = response.raw.read1(CHUNK)  # what has arrived, so that a stall loses nothing
+                except ReadTimeoutError as error:
+                    raise BrokenTransferError("the connection stalled") from error
+                except (HTTPError, OSError) as error:
+                    raise BrokenTransferError(f"the connection broke ({error or type(error).__name__})") from error
+                file.write(chunk)
+                bar.update(len(chunk))
+                if expected is not None and file.tell() > expected:
+                    raise DownloadError(f"the server sends more than the {expected:,} bytes it should")
     if expected is not None and size_of(part) != expected:
         raise BrokenTransferError(f"the connection ended after {size_of(part):,} of {expected:,} bytes")
 
@@ -489,32 +466,6 @@ def refuse_redirect(response: Any, **_: Any) -> None:
             raise DownloadError(f"it redirects to {target}, which is not followed")
 
 
-def receive(raw: Any, part: Path, offset: int, expected: int | None, options: FetchOptions) -> None:
-    """Write the body of an answer to the file from `offset` on, as it comes."""
-    from urllib3.exceptions import HTTPError, ReadTimeoutError
-
-    raw.enforce_content_length = False  # what came before the end is kept; the caller compares the length
-    with (
-        open(part, "r+b" if offset else "wb") as file,
-        progress_bar(part.name.split(".part")[0], expected, offset, options.progress) as bar,
-    ):
-        file.seek(offset)
-        file.truncate()
-        while True:
-            try:
-                chunk = raw.read1(CHUNK)  # what has arrived, so that a stall loses nothing
-            except ReadTimeoutError as error:
-                raise BrokenTransferError("the connection stalled") from error
-            except (HTTPError, OSError) as error:
-                raise BrokenTransferError(f"the connection broke ({error or type(error).__name__})") from error
-            if not chunk:
-                return
-            file.write(chunk)
-            bar.update(len(chunk))
-            if expected is not None and file.tell() > expected:
-                raise DownloadError(f"the server sends more than the {expected:,} bytes it should")
-
-
 def progress_bar(name: str, total: int | None, initial: int, shown: bool | None) -> Any:
     """A bar that counts bytes, on the error stream; None shows it on a terminal only."""
     from tqdm import tqdm
@@ -526,24 +477,6 @@ def progress_bar(name: str, total: int | None, initial: int, shown: bool | None)
 def state_path(part: Path) -> Path:
     """Where the state of a transfer is kept."""
     return part.with_name(part.name + ".json")
-
-
-def read_state(part: Path, mirror: Mirror) -> dict[str, Any]:
-    """The state of an earlier transfer; empty if there is none that can be taken up without doubt.
-
-    Without a checksum, only the server's word tells that the rest belongs to what is there already.
-    """
-    try:
-        state = json.loads(state_path(part).read_text())
-    except (OSError, ValueError):
-        return {}
-    return state if state["url"] == mirror.url and (state["validator"] or mirror.verified) else {}
-
-
-def write_state(part: Path, state: dict[str, Any]) -> None:
-    """Keep the state of a transfer, for the next try."""
-    with atomic_write(state_path(part), "w") as file:
-        file.write(json.dumps(state))
 
 
 def size_of(path: Path) -> int:

@@ -26,31 +26,34 @@ val or test) and `domain`. Labels that are numbers take their names from a `clas
 domains to train and validate, and to test on.
 """
 
-import csv as csv_files
-import hashlib
+import csv
 import os
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any, ClassVar, NamedTuple
 
 from dassl.config import cfg_default
 from dassl.data.datasets import DATASET_REGISTRY, Datum
-from datasets.fewshot import FewShotDataset
-from datasets.folders import DataRootError, list_classes, list_images, names_of, read_classnames, read_lines, subfolders
-from datasets.selection import relative_path
+from datasets.fewshot import FewShotDataset, relative_path
 from datasets.splits import (
     PARTS,
+    DataRootError,
     Entry,
     Split,
     SplitFileError,
     build_split,
     check_classes,
     dump_split,
+    list_classes,
+    list_folders,
     listed,
-    parse_entries,
-    read_limited,
+    names_of,
+    read_classnames,
+    read_entries,
+    read_lines,
     split_classes,
+    subfolders,
     with_slashes,
     write_new_text,
 )
@@ -62,10 +65,27 @@ DELIMITERS = ",;\t"
 cfg_default.DATASET.PATH = ""  # folder or csv: its place, relative to DATASET.ROOT; empty: DATASET.ROOT itself
 
 
-class OwnData(FewShotDataset):
+class TableError(SplitFileError):
+    """A table of images that cannot be used; the message names the line."""
+
+
+class Row(NamedTuple):
+    """One image as the data describes it; the first three values are its entry in a split file."""
+
+    image: str  # path relative to the data's folder
+    label: int  # in a table -1 as long as it follows from the class name
+    classname: str  # in a table empty as long as it follows from the label
+    part: str = ""  # train, val or test; empty when the data does not say
+    domain: str = ""  # empty when the data does not say
+    line: int = 0  # in a table
+
+
+class DescribedData(FewShotDataset):
     """Data that describes itself; without validation images, few-shot ones are held out of the training images."""
 
     val_from_train: ClassVar[bool] = True
+    is_table: ClassVar[bool] = False  # else a folder
+    states_split_by: ClassVar[str]  # what data that comes with its split has
 
     @classmethod
     def find_source(cls, cfg: Any) -> str:
@@ -76,7 +96,38 @@ class OwnData(FewShotDataset):
             raise DataRootError("DATASET.ROOT (--root) and DATASET.PATH are empty: together they say where the data is")
         if not os.path.exists(source):
             raise DataRootError(f"there is no {source}: DATASET.ROOT is {root!r}, DATASET.PATH {path!r}")
+        if not cls.is_table and not os.path.isdir(source):
+            raise DataRootError(f"{source} is a file, not a folder of images; for a table use DATASET.NAME csv")
+        if cls.is_table and os.path.isdir(source):
+            tables = sorted(name for name in os.listdir(source) if name.endswith(".csv"))
+            found = f"it has {listed(tables)}" if tables else "it has no .csv file"
+            raise DataRootError(f"{source} is a folder ({found}): DATASET.PATH must name the table")
         return source
+
+    @staticmethod
+    def describe(source: str) -> list[Row]:
+        """All images; every one has a part, or none has."""
+        raise NotImplementedError
+
+    @classmethod
+    def draw_split(cls, source: str, rng: random.Random) -> dict[str, list[Entry]]:
+        """Deal every class by 50, 20 and 30 %."""
+        rows = cls.describe(source)
+        if any(row.part for row in rows):
+            raise SplitFileError(f"{source} has {cls.states_split_by}: its split is given")
+        return split_classes([row[:3] for row in rows], rng)
+
+    def read(self, cfg: Any) -> Split:
+        """The split that the data states, or the saved one."""
+        rows = self.describe(self.source)
+        if not any(row.part for row in rows):
+            return self.with_domains(self.saved_split([row[:3] for row in rows], cfg.OUTPUT_DIR), rows, cfg)
+        parts = {part: [row[:3] for row in rows if row.part == part] for part in PARTS}
+        for part in ("train", "test"):
+            if not parts[part]:
+                raise SplitFileError(f"{self.source} has no images in {part!r}")
+        self.split_path = self.source
+        return self.with_domains(build_split(parts, self.image_dir, self.source), rows, cfg)
 
     def saved_split(self, rows: Sequence[Entry], output_dir: str) -> Split:
         """The saved split of data that comes without one; drawn and saved when there is none yet.
@@ -100,8 +151,7 @@ class OwnData(FewShotDataset):
             print(f"The data has no split: drew one (half train, a fifth val, the rest test) and saved it to {path}")
         print(f"Reading split from {path}")
         self.split_path = path
-        content = read_limited(path)
-        parts = parse_entries(content, path)
+        parts, sha256 = read_entries(path)
         saved, today = {entry for part in PARTS for entry in parts[part]}, set(rows)
         if saved - today:
             gone = listed(sorted(f"{impath} ({name})" for impath, _, name in saved - today))
@@ -111,133 +161,9 @@ class OwnData(FewShotDataset):
             )
         if today - saved:
             print(f"{len(today - saved)} images came after {path} was drawn and are left out")
-        return build_split(parts, self.image_dir, path, hashlib.sha256(content).hexdigest())
+        return build_split(parts, self.image_dir, path, sha256)
 
-    def given_split(self, parts: dict[str, list[Entry]]) -> Split:
-        """A split that the data states itself."""
-        for part in ("train", "test"):
-            if not parts[part]:
-                raise SplitFileError(f"{self.source} has no images in {part!r}")
-        self.split_path = self.source
-        return build_split(parts, self.image_dir, self.source)
-
-
-@DATASET_REGISTRY.register()
-class Folder(OwnData):
-    """Images in class folders."""
-
-    @classmethod
-    def find_source(cls, cfg: Any) -> str:
-        """The folder itself."""
-        source = super().find_source(cfg)
-        if not os.path.isdir(source):
-            raise DataRootError(f"{source} is a file, not a folder of images; for a table use DATASET.NAME csv")
-        return source
-
-    @classmethod
-    def draw_split(cls, source: str, rng: random.Random) -> dict[str, list[Entry]]:
-        """Deal every class by 50, 20 and 30 %."""
-        if has_parts(source):
-            raise SplitFileError(f"{source} has train and test folders: its split is given")
-        return split_classes(list_parts(source, ("",))[""], rng)
-
-    def read(self, cfg: Any) -> Split:
-        """The split that the folders state, or the saved one."""
-        if has_parts(self.source):
-            return self.given_split(list_parts(self.source, PARTS))
-        return self.saved_split(list_parts(self.source, ("",))[""], cfg.OUTPUT_DIR)
-
-
-@DATASET_REGISTRY.register()
-class folder(Folder):
-    """`Folder` under a name that is easier to type."""
-
-
-def has_parts(folder: str) -> bool:
-    """Does the folder have train and test folders, and nothing beside (not classes that happen to be called so)?"""
-    found = [name for name in subfolders(folder) if name in PARTS and subfolders(os.path.join(folder, name))]
-    if not found:
-        return False
-    lacking = [part for part in ("train", "test") if part not in found]
-    others = [name for name in subfolders(folder) if name not in PARTS]
-    if lacking:
-        raise SplitFileError(f"{folder} has {listed(found)}, each with a folder per class, but no {listed(lacking)}")
-    if others:
-        raise SplitFileError(f"{folder} has {listed(others)} beside train, val and test: move them away")
-    return True
-
-
-def list_parts(folder: str, parts: Sequence[str]) -> dict[str, list[Entry]]:
-    """The images of each part, a folder of class folders; the classes are those of the first part.
-
-    Classes are called as classnames.txt says, or as their folders; one may be missing from the other parts.
-    """
-    places = {part: os.path.join(folder, part) if part else folder for part in parts}
-    classes = list_classes(places[parts[0]])
-    path = os.path.join(folder, "classnames.txt")
-    names = names_of(classes, read_classnames(path, ""), path) if os.path.isfile(path) else classes
-    entries: dict[str, list[Entry]] = {}
-    for part, place in places.items():
-        present = subfolders(place)
-        unknown = sorted(set(present) - set(classes))
-        if unknown:
-            raise SplitFileError(f"{place} has classes that train does not have: {listed(unknown)}")
-        entries[part] = [
-            ("/".join(filter(None, (part, name, image))), label, names[label])
-            for label, name in enumerate(classes)
-            if name in present
-            for image in list_images(os.path.join(place, name))
-        ]
-    return entries
-
-
-class TableError(SplitFileError):
-    """A table of images that cannot be used; the message names the line."""
-
-
-@DATASET_REGISTRY.register()
-class Csv(OwnData):
-    """Images listed in a CSV file."""
-
-    has_domains: ClassVar[bool] = True
-
-    @classmethod
-    def find_source(cls, cfg: Any) -> str:
-        """The table."""
-        source = super().find_source(cfg)
-        if os.path.isdir(source):
-            tables = sorted(name for name in os.listdir(source) if name.endswith(".csv"))
-            found = f"it has {listed(tables)}" if tables else "it has no .csv file"
-            raise DataRootError(f"{source} is a folder ({found}): DATASET.PATH must name the table")
-        return source
-
-    @classmethod
-    def drawn_split_file(cls, source: str, seed: int) -> str:
-        """Two tables may lie in one folder, so the split's name begins with the table's."""
-        return f"{os.path.splitext(os.path.basename(source))[0]}.{super().drawn_split_file(source, seed)}"
-
-    @classmethod
-    def draw_split(cls, source: str, rng: random.Random) -> dict[str, list[Entry]]:
-        """Deal every class by 50, 20 and 30 %."""
-        rows = read_table(source)
-        if any(row.part for row in rows):
-            raise TableError(f"{source} has a column 'split': its split is given")
-        return split_classes([row.entry for row in rows], rng)
-
-    def read(self, cfg: Any) -> Split:
-        """The split that the table states, or the saved one."""
-        rows = read_table(self.source)
-        if any(row.part for row in rows):
-            split = self.given_split({part: [row.entry for row in rows if row.part == part] for part in PARTS})
-        else:
-            split = self.saved_split([row.entry for row in rows], cfg.OUTPUT_DIR)
-        return self.with_domains(split, rows, cfg)
-
-    def read_split_file(self, cfg: Any) -> Split:
-        """The split that DATASET.SPLIT_FILE names, with the table's domains."""
-        return self.with_domains(super().read_split_file(cfg), read_table(self.source), cfg)
-
-    def with_domains(self, split: Split, rows: Sequence["Row"], cfg: Any) -> Split:
+    def with_domains(self, split: Split, rows: Sequence[Row], cfg: Any) -> Split:
         """The split with each image's domain, reduced to the configured domains."""
         self.domains = sorted({row.domain for row in rows if row.domain})
         source, target = cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS
@@ -263,58 +189,92 @@ class Csv(OwnData):
 
 
 @DATASET_REGISTRY.register()
-class csv(Csv):
-    """`Csv` under a name that is easier to type."""
+class Folder(DescribedData):
+    """Images in class folders."""
+
+    states_split_by: ClassVar[str] = "train and test folders"
+
+    @staticmethod
+    def describe(source: str) -> list[Row]:
+        """The images of the class folders, in train, val and test where there are such folders, and nothing beside.
+
+        The classes are those of train, called as classnames.txt says, or as their folders; other parts may lack some.
+        A class may be called "train": a part has a folder per class.
+        """
+        folders = subfolders(source)
+        parts = [part for part in PARTS if part in folders and subfolders(os.path.join(source, part))]
+        lacking = [part for part in ("train", "test") if part not in parts]
+        others = [name for name in folders if name not in PARTS]
+        if parts and lacking:
+            raise SplitFileError(
+                f"{source} has {listed(parts)}, each with a folder per class, but no {listed(lacking)}"
+            )
+        if parts and others:
+            raise SplitFileError(f"{source} has {listed(others)} beside train, val and test: move them away")
+        classes = list_classes(os.path.join(source, "train") if parts else source)
+        path = os.path.join(source, "classnames.txt")
+        names = names_of(classes, read_classnames(path, ""), path) if os.path.isfile(path) else classes
+        rows = []
+        for part in parts or ("",):
+            place = os.path.join(source, part)
+            if unknown := sorted(set(subfolders(place)) - set(classes)):
+                raise SplitFileError(f"{place} has classes that train does not have: {listed(unknown)}")
+            rows += [Row(*entry, part) for entry in list_folders(source, classes, names, part)]
+        return rows
 
 
-@dataclass(frozen=True)
-class Row:
-    """One image of a table."""
+@DATASET_REGISTRY.register()
+class Csv(DescribedData):
+    """Images listed in a CSV file."""
 
-    line: int  # in the table
-    image: str  # path relative to the table's folder
-    label: int  # -1 as long as it follows from the class name
-    classname: str  # empty as long as it follows from the label
-    part: str  # train, val or test; empty when the table does not say
-    domain: str  # empty when the table does not say
+    has_domains: ClassVar[bool] = True
+    is_table: ClassVar[bool] = True
+    states_split_by: ClassVar[str] = "a column 'split'"
 
-    @property
-    def entry(self) -> Entry:
-        """The image as a split file has it."""
-        return self.image, self.label, self.classname
+    @classmethod
+    def drawn_split_file(cls, source: str, seed: int) -> str:
+        """Two tables may lie in one folder, so the split's name begins with the table's."""
+        return f"{os.path.splitext(os.path.basename(source))[0]}.{super().drawn_split_file(source, seed)}"
+
+    def read_split_file(self, cfg: Any) -> Split:
+        """The split that DATASET.SPLIT_FILE names, with the table's domains."""
+        return self.with_domains(super().read_split_file(cfg), self.describe(self.source), cfg)
+
+    @staticmethod
+    def describe(source: str) -> list[Row]:
+        """All rows of a table, with labels and class names; no image twice: it could be trained and tested on."""
+        try:
+            with open(source, encoding="utf-8-sig", newline="") as file:
+                header = file.readline()
+                file.seek(0)
+                reader = csv.DictReader(file, delimiter=max(DELIMITERS, key=header.count), skipinitialspace=True)
+                columns = reader.fieldnames = [name.strip() for name in reader.fieldnames or []]
+                if twice := sorted({name for name in columns if columns.count(name) > 1}):
+                    raise TableError(f"{source}: columns that come more than once: {listed(twice)}")
+                if "image" not in columns or not {"label", "classname"} & set(columns):
+                    needed = "needs the columns image and classname or label"
+                    raise TableError(f"{source} {needed}; it has {listed(columns, 20)}")
+                rows = [parse_row(row, columns, source, reader.line_num) for row in reader]
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise TableError(f"{source} cannot be read as CSV in UTF-8: {error}") from error
+        if not rows:
+            raise TableError(f"{source} has no rows")
+        lines: dict[str, int] = {}
+        for row in rows:
+            if lines.setdefault(row.image, row.line) != row.line:
+                raise TableError(f"{source}: {row.image} is in line {lines[row.image]} and again in line {row.line}")
+        rows = complete(rows, source)
+        first = {row.classname: f"line {row.line}" for row in reversed(rows)}
+        check_names(list(first), list(first.values()), source)
+        return rows
 
 
-def read_table(path: str) -> list[Row]:
-    """All rows of a table, with labels and class names; no image twice: it could be trained and tested on."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            header = file.readline()
-            file.seek(0)
-            reader = csv_files.DictReader(file, delimiter=max(DELIMITERS, key=header.count), skipinitialspace=True)
-            columns = [name.strip() for name in reader.fieldnames or []]
-            twice = sorted({name for name in columns if columns.count(name) > 1})
-            if twice:
-                raise TableError(f"{path}: columns that come more than once: {listed(twice)}")
-            if "image" not in columns or not {"label", "classname"} & set(columns):
-                raise TableError(f"{path} needs the columns image and classname or label; it has {listed(columns, 20)}")
-            reader.fieldnames = columns
-            rows = [parse_row(row, columns, path, reader.line_num) for row in reader]
-    except (UnicodeDecodeError, csv_files.Error) as error:
-        raise TableError(f"{path} cannot be read as CSV in UTF-8: {error}") from error
-    if not rows:
-        raise TableError(f"{path} has no rows")
-    lines: dict[str, int] = {}
-    for row in rows:
-        if lines.setdefault(row.image, row.line) != row.line:
-            raise TableError(f"{path}: {row.image} is in line {lines[row.image]} and again in line {row.line}")
-    rows = complete(rows, path)
-    first = {row.classname: f"line {row.line}" for row in reversed(rows)}
-    check_names(list(first), list(first.values()), path)
-    return rows
+for _dataset in (Folder, Csv):  # under names that are easier to type
+    DATASET_REGISTRY.register()(type(_dataset.__name__.lower(), (_dataset,), {"__module__": __name__}))
 
 
 def parse_row(cells: dict[str, str | None], columns: Sequence[str], path: str, line: int) -> Row:
-    """One row; a label that is no number is taken for a class name."""
+    """One row of a table; a label that is no number is taken for a class name."""
     where = f"{path}, line {line}"
     if None in cells or None in cells.values():
         raise TableError(f"{where}: {len(columns)} cells expected")
@@ -322,16 +282,16 @@ def parse_row(cells: dict[str, str | None], columns: Sequence[str], path: str, l
     empty = [name for name, cell in known.items() if name in columns and not cell]
     if empty:
         raise TableError(f"{where}: {listed(empty)} is empty")
-    if known["split"] not in (*PARTS, ""):
-        raise TableError(f"{where}: split is {known['split']!r}; choose from {listed(PARTS)}")
-    label, name = known["label"], known["classname"]
+    image, label, name, part, domain = known.values()
+    if part not in (*PARTS, ""):
+        raise TableError(f"{where}: split is {part!r}; choose from {listed(PARTS)}")
     if label and not label.isdecimal():
         if name and name != label:
             raise TableError(f"{where}: label is {label!r}; beside a class name it must be a number from 0")
         label, name = "", label
     folder = os.path.dirname(os.path.abspath(path))
-    image = relative_path(os.path.join(folder, with_slashes(known["image"], folder)), folder)
-    return Row(line, image, int(label) if label else -1, name, known["split"], known["domain"])
+    image = relative_path(os.path.join(folder, with_slashes(image, folder)), folder)
+    return Row(image, int(label) if label else -1, name, part, domain, line)
 
 
 def complete(rows: list[Row], path: str) -> list[Row]:
@@ -342,7 +302,7 @@ def complete(rows: list[Row], path: str) -> list[Row]:
         raise TableError(f"{path}: labels are numbers in some lines and words in others (line {other.line})")
     if not any(numbered):
         labels = {name: label for label, name in enumerate(sorted({row.classname for row in rows}))}
-        return [replace(row, label=labels[row.classname]) for row in rows]
+        return [row._replace(label=labels[row.classname]) for row in rows]
     if all(row.classname for row in rows):
         return rows
     names_path = os.path.join(os.path.dirname(os.path.abspath(path)), "classnames.txt")
@@ -357,4 +317,4 @@ def complete(rows: list[Row], path: str) -> list[Row]:
     outside = next((row for row in rows if row.label >= len(names)), None)
     if outside:
         raise TableError(f"{path}, line {outside.line}: label {outside.label}, but {names_path} has {len(names)} lines")
-    return [replace(row, classname=names[row.label]) for row in rows]
+    return [row._replace(classname=names[row.label]) for row in rows]

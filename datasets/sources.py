@@ -27,20 +27,9 @@ class Mirror:
     sha256: str | None = None
     md5: str | None = None
 
-    @property
-    def verified(self) -> bool:
-        """Whether a checksum is known."""
-        return bool(self.sha256 or self.md5)
-
-    @property
-    def scheme(self) -> str:
-        """http, https, gdrive or root."""
-        return self.url.partition(":")[0]
-
-    @property
-    def rest(self) -> str:
-        """What follows the scheme: for gdrive the file's id, for root its path."""
-        return self.url.partition(":")[2]
+    verified = property(lambda self: bool(self.sha256 or self.md5), doc="Whether a checksum is known.")
+    scheme = property(lambda self: self.url.partition(":")[0], doc="http, https, gdrive or root.")
+    rest = property(lambda self: self.url.partition(":")[2], doc="For gdrive the file's id, for root its path.")
 
     @property
     def page(self) -> str:
@@ -90,10 +79,14 @@ class DatasetInfo:
     @property
     def download_size(self) -> int | None:
         """Bytes of all sources whose size is known; the bundle's where none is; None if that is not known either."""
-        sizes = [source.size for source in self.sources if source.size and not source.optional]
         if self.by_hand:
             return None
-        return sum(sizes) if sizes else self.bundle.size if self.bundle else None
+        known = sum(source.size for source in self.sources if source.size and not source.optional)
+        return known or (self.bundle.size if self.bundle else None)
+
+    def command(self, root: str) -> str:
+        """The command that fetches it."""
+        return f"python -m datasets download {self.name} --root {root}"
 
 
 @lru_cache(maxsize=1)
@@ -123,17 +116,11 @@ def read_source(row: dict[str, Any]) -> Source:
 
 
 def find_name(name: str, names: list[str]) -> str:
-    """The data set that is meant: its name, its name in another case, or the name of its folder.
-
-    Raises:
-        UnknownDatasetError: none is; the message names the nearest ones.
-    """
+    """The data set that is meant: its name, its name in another case, or its folder's; UnknownDatasetError: none is."""
     by_key = {info.folder.lower(): info.name for info in known_datasets().values() if info.name in names}
     by_key |= {known.lower(): known for known in names}
-    if name in names:
-        return name
-    if name.lower() in by_key:
-        return by_key[name.lower()]
+    if name in names or name.lower() in by_key:
+        return name if name in names else by_key[name.lower()]
     near = [by_key[key] for key in difflib.get_close_matches(name.lower(), by_key, n=3, cutoff=0.5)]
     meant = f" Did you mean {' or '.join(dict.fromkeys(near))}?" if near else ""
     raise UnknownDatasetError(f"no data set is called {name!r}.{meant} Known: {', '.join(sorted(names))}")

@@ -17,11 +17,10 @@ import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, NamedTuple
 
-from dassl.utils import is_zip
+from common.files import is_zip
 
 CHUNK = 1 << 20
 PADDING = 64 << 20  # bytes after the end of a tar file, at most
@@ -29,10 +28,7 @@ LONG_HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, *tarf
 MAX_HEADER = 1 << 20  # bytes of a name or of attributes
 JUNK = "__MACOSX"  # resource forks that macOS adds to zip archives
 # NotImplementedError: a zip entry compressed in a way that Python does not know
-DAMAGE = (
-    *(tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError),
-    *(NotImplementedError, UnicodeError),
-)
+DAMAGE = (tarfile.TarError, zipfile.BadZipFile, EOFError, zlib.error, lzma.LZMAError, NotImplementedError, UnicodeError)
 
 
 class ArchiveError(ValueError):
@@ -43,8 +39,7 @@ class UnsafeArchiveError(ArchiveError):
     """An archive with an entry that no honest archive of images has."""
 
 
-@dataclass(frozen=True)
-class Limits:
+class Limits(NamedTuple):
     """How much may come out of an archive."""
 
     total: int = 400 * 10**9  # bytes
@@ -53,8 +48,7 @@ class Limits:
     entries: int = 3_000_000  # files and folders
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """One entry of an archive: a file to `open`, a link (`target` relative to the archive's top), or a folder."""
 
     name: str

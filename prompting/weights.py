@@ -14,11 +14,11 @@ import torch
 from clip.clip import _MODELS
 from torch import nn
 
+from common.files import hash_file
 from prompting.open_clip import OPEN_CLIP_PREFIX, load_open_clip
 from prompting.state_dict import (
     BackboneError,
     bundled_names,
-    file_sha256,
     load_bundled_state_dict,
     model_from_state_dict,
     read_state_dict,
@@ -117,7 +117,7 @@ def _openai_file(name: str) -> Path:
     url = _MODELS[name]
     expected, file_name = url.split("/")[-2:]
     target = Path(os.environ.get("CLIP_CACHE") or "~/.cache/clip").expanduser() / file_name
-    found = file_sha256(target) if target.is_file() else None
+    found = hash_file(target) if target.is_file() else None
     if found == expected:
         return target
     try:

@@ -180,7 +180,7 @@ def test_loaders_whose_batches_differ_are_an_error(monkeypatch, capsys, tmp_path
         patch.setattr("extras.device_transform.begins_vertically", lambda height, width, size: True)
         assert main(argv) == 1
         assert "batches with and without the device's transform differ" in capsys.readouterr().err
-    monkeypatch.setattr("dassl.data.cache.ImageCache.get", lambda self, path: Image.new("RGB", (9, 9)))
+    monkeypatch.setattr("dassl.data.data_manager.ImageCache.get", lambda self, path: Image.new("RGB", (9, 9)))
     assert main(argv) == 1
     assert "batches with and without the cache differ" in capsys.readouterr().err
 

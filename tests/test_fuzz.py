@@ -16,7 +16,8 @@ from common.unpickling import CheckpointError, read_checkpoint
 from dassl.config import YamlFileError, read_yaml
 from dassl.utils import CheckpointError as EngineError
 from dassl.utils import load_checkpoint
-from datasets.selection import SelectionError, load, read_pickle
+from datasets.__main__ import read_pickle
+from datasets.fewshot import SelectionError, load_selection
 from datasets.splits import SplitFileError, check_classes, parse_entries
 from datasets.unpack import ArchiveError, Limits, is_archive, safe_name, unpack
 from results.schema import ResultsError, read_results
@@ -69,7 +70,7 @@ def test_labels_of_split_files(split):
 def test_selections_and_results(tmp_path, content):
     path = tmp_path / "file.json"
     path.write_bytes(content)
-    for read, refusal in ((load, SelectionError), (read_results, ResultsError)):
+    for read, refusal in ((load_selection, SelectionError), (read_results, ResultsError)):
         try:
             read(str(path))
         except refusal as error:

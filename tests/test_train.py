@@ -388,7 +388,7 @@ def test_class_specific_context_serves_its_own_classes_only(tmp_path, capsys):
 
 
 def test_data_sets_with_test_images_only_are_not_trained_on(tmp_path, capsys, monkeypatch):
-    from datasets.bundled import Digits
+    from datasets.standard import Digits
 
     monkeypatch.setattr(Digits, "test_only", True, raising=False)
     assert train.main(arguments("CoOp", tmp_path)) == 2

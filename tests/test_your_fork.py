@@ -90,7 +90,7 @@ from dassl.config import get_cfg_default
 from dassl.engine import build_trainer
 from dassl.utils import set_random_seed, setup_logger
 
-import datasets.bundled
+import datasets.standard
 import trainers.bmip
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from common.files import hash_file
 from dassl.config import cfg_default
 from dassl.data import DataManager
 from dassl.engine import TrainerX
@@ -22,7 +23,6 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.checkpoint import CheckpointError, load_trained, read_initial, read_trained
 from prompting.model import MAX_SHOWN, shown
-from prompting.state_dict import file_sha256
 from prompting.towers.linear import BACKENDS, CHOOSER, set_linear_backend
 from prompting.weights import is_resnet_name
 from trainers.objectives import CrossEntropy, Objective
@@ -173,7 +173,7 @@ class PromptTrainer(Steps, TrainerX):
             learner.layout(getattr(self.dm.dataset, "all_classnames", self.train_classnames))
         self.objective = self.build_objective(clip_model)
         if path := cfg.MODEL.INIT_WEIGHTS:  # all of the learner's tensors, or none and an error
-            tensors, sha256 = read_initial(path, type(self).__name__), file_sha256(path)
+            tensors, sha256 = read_initial(path, type(self).__name__), hash_file(path)
             load_trained(learner, tensors, path)
             names = sorted(tensors)
             taken = {"file": str(path), "sha256": sha256, "tensors": names}

@@ -6,10 +6,16 @@ only: not on the number of workers, and not on what else draws random numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+import mmap
+import os
+import tempfile
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from multiprocessing import reduction
 from typing import Any
 
+import numpy as np
 import torch
 import torchvision.transforms as T
 from PIL import Image
@@ -29,11 +35,16 @@ from dassl.utils import (
 )
 from dassl.utils.images import SCALINGS
 
-from .cache import ImageCache, build_image_cache
 from .datasets import Datum, EmptySplitError, build_dataset
 from .transforms import build_transform, draft_size, interpolation_mode
 
+try:
+    import fcntl
+except ImportError:  # Windows: one process has the cache to itself
+    fcntl = None
+
 Transform = Callable[[Image.Image], Any]
+MEGABYTE = 2**20
 AVAI_SAMPLERS = ("RandomSampler", "SequentialSampler")
 
 
@@ -76,9 +87,6 @@ def build_sampler(
 
     The stream keeps the orders of two loaders of one run apart. `batch_size`, `n_domain` and `n_ins` are of Dassl's
     samplers for several domains, which are not here.
-
-    Raises:
-        ValueError: if the name is unknown.
     """
     seed = derive_seed(stream, cfg.SEED) if cfg is not None and cfg.SEED >= 0 else None
     if sampler_type == "RandomSampler":
@@ -88,19 +96,109 @@ def build_sampler(
     raise ValueError(f"unknown sampler type {sampler_type}; choose from {', '.join(AVAI_SAMPLERS)}")
 
 
+class ImageCache:
+    """Decoded images by their path, kept up to a number of MiB: an epoch after the first decodes nothing that fits.
+
+    Few-shot training goes over the same few images again and again, and decoding photographs is a quarter to two fifths
+    of the loader's work (python -m benchmarks loader). What is kept is the full image as it is before any random
+    transform, byte for byte, at 3 bytes per pixel and without metadata such as EXIF: with and without the cache, a run
+    computes the same. All of a loader's processes share the memory, which is taken up only as it is written to.
+    """
+
+    CAN_BE_SHARED = fcntl is not None and hasattr(reduction, "DupFd")
+
+    def __init__(self, paths: Iterable[str], megabytes: int) -> None:
+        self.rows = {path: row for row, path in enumerate(dict.fromkeys(paths))}
+        self.megabytes = megabytes
+        # First the bytes used so far, then offset, width and height of each image, then the pixels.
+        self.start = 8 * (1 + 3 * len(self.rows))
+        self.size = self.start + megabytes * MEGABYTE
+        try:  # a file without a name; unlike /dev/shm, Linux's memory files have no small limit in containers
+            self.descriptor = os.memfd_create("images")
+        except (AttributeError, OSError):  # not on this system, or not allowed in this container
+            with tempfile.TemporaryFile() as file:
+                self.descriptor = os.dup(file.fileno())
+        os.ftruncate(self.descriptor, self.size)
+        self._map()
+
+    def _map(self) -> None:
+        self.bytes = memoryview(mmap.mmap(self.descriptor, self.size))
+        weakref.finalize(self, os.close, self.descriptor)
+        numbers = np.frombuffer(self.bytes[: self.start], dtype=np.int64)
+        self.used, self.table = numbers[:1], numbers[1:].reshape(-1, 3)
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Works only while a process is being started, which is when a loader sends its data set.
+        state = {key: value for key, value in vars(self).items() if key not in ("bytes", "used", "table")}
+        return state | {"descriptor": reduction.DupFd(self.descriptor)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, descriptor=state["descriptor"].detach())
+        self._map()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Keep other processes out; a process that dies gives the lock back."""
+        if fcntl is None:
+            yield
+            return
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX)
+        try:
+            yield
+        finally:
+            fcntl.lockf(self.descriptor, fcntl.LOCK_UN)
+
+    images_kept = property(lambda self: int(np.count_nonzero(self.table[:, 0])), doc="Number of images that are kept.")
+    megabytes_used = property(lambda self: float(self.used[0]) / MEGABYTE, doc="Memory that they take, in MiB.")
+
+    def get(self, path: str) -> Image.Image | None:
+        """Return a copy of the image, or None if it is not kept."""
+        pixels = self.pixels(path)
+        return None if pixels is None else Image.frombytes("RGB", pixels.shape[1::-1], pixels.data.cast("B"))
+
+    def pixels(self, path: str) -> np.ndarray | None:
+        """Return the image as (height, width, 3) uint8, the memory itself and no copy, or None if it is not kept."""
+        row = self.rows.get(path)
+        offset, width, height = (0, 0, 0) if row is None else self.table[row].tolist()
+        if not offset:
+            return None
+        return np.frombuffer(self.bytes[offset : offset + 3 * width * height], dtype=np.uint8).reshape(height, width, 3)
+
+    def put(self, path: str, image: Image.Image) -> None:
+        """Keep an RGB image, if it is one of the cache's and there is room."""
+        row = self.rows.get(path)
+        if row is None:
+            return
+        pixels = image.tobytes()
+        with self._locked():
+            offset = self.start + int(self.used[0])
+            if offset + len(pixels) > self.size:
+                return
+            self.used[0] += len(pixels)
+        self.bytes[offset : offset + len(pixels)] = pixels
+        self.table[row, 1:] = image.size
+        with self._locked():  # the pixels are there before another process sees where they are
+            self.table[row, 0] = offset
+
+
+def build_image_cache(cfg: CfgNode, *sources: Sequence[Datum]) -> ImageCache | None:
+    """Build the memory for decoded images; None under DATALOADER.CACHE_MB 0, or where processes cannot share it."""
+    megabytes = cfg.DATALOADER.CACHE_MB
+    if megabytes < 0:
+        raise ValueError(f"DATALOADER.CACHE_MB must be 0 (no cache) or above, but got {megabytes}")
+    if megabytes and cfg.DATALOADER.NUM_WORKERS and not ImageCache.CAN_BE_SHARED:
+        print("No images are kept in memory: this system's loader processes cannot share it (NUM_WORKERS 0 can)")
+        return None
+    return ImageCache((item.impath for source in sources for item in source), megabytes) if megabytes else None
+
+
 class DatasetWrapper(TorchDataset):
     """Reads and transforms images.
 
     An item is a dictionary of `img` (`img2`, `img3` ... where there are several transforms; lists where there are
     several views), `label`, `domain`, `impath`, `index`, and `img0`, the image without augmentation, under
-    DATALOADER.RETURN_IMG0.
-
-    Args:
-        transform: one transform, a list of them, or None for the image as it is.
-        is_train: K_TRANSFORMS counts, and the random numbers of an item follow from the seed.
-
-    Raises:
-        ValueError: if K_TRANSFORMS asks for several views without a transform, or INPUT.JPEG_DRAFT is negative.
+    DATALOADER.RETURN_IMG0. `transform` is one, a list of them, or None for the image as it is. With `is_train`,
+    K_TRANSFORMS counts, and the random numbers of an item follow from the seed.
     """
 
     stream = "x"
@@ -145,22 +243,23 @@ class DatasetWrapper(TorchDataset):
         output = {"label": item.label, "domain": item.domain, "impath": item.impath, "index": idx}
         random_state: Any = nullcontext()
         if self.is_train and self.cfg.SEED >= 0:
-            random_state = seeded_random_state(
-                derive_seed("item", self.stream, self.cfg.SEED, *self._pass.tolist(), idx)
-            )
+            seed = derive_seed("item", self.stream, self.cfg.SEED, *self._pass.tolist(), idx)
+            random_state = seeded_random_state(seed)
+        transforms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
         with random_state:
-            output.update(self._views(image))
+            for number, tfm in enumerate(transforms, start=1):
+                name = "img" if number == 1 else f"img{number}"
+                output[name] = image if tfm is None else self._transform_image(tfm, image)
         if self.return_img0:
             output["img0"] = self.to_tensor(image)
         return output
 
     def _read(self, path: str) -> Any:
-        kept = None
         if self.cache is not None:
             takes_pixels = getattr(self.transform, "takes_pixels", False)
             kept = self.cache.pixels(path) if takes_pixels else self.cache.get(path)
-        if kept is not None:
-            return kept
+            if kept is not None:
+                return kept
         edge = max(self.cfg.INPUT.SIZE)
         image = read_image(path, self.draft_size, self.exif_orientation, shorter_edge=edge, say=self._say_once)
         if self.cache is not None:
@@ -171,13 +270,6 @@ class DatasetWrapper(TorchDataset):
         if self.said is not None and not self.said[SCALINGS.index(scaling)]:
             self.said[SCALINGS.index(scaling)] += 1
             print(f"Note: {scaling}", flush=True)
-
-    def _views(self, image: Image.Image) -> dict[str, Any]:
-        if self.transform is None:
-            return {"img": image}
-        transforms = self.transform if isinstance(self.transform, (list, tuple)) else [self.transform]
-        names = ["img"] + [f"img{number}" for number in range(2, len(transforms) + 1)]
-        return {name: self._transform_image(tfm, image) for name, tfm in zip(names, transforms, strict=True)}
 
     def _transform_image(self, tfm: Transform, img0: Image.Image) -> Any:  # subclasses written for Dassl call it
         views = [tfm(img0) for _ in range(self.k_tfm)]
@@ -260,7 +352,6 @@ def build_data_loader(
 
     Raises:
         EmptySplitError: if there are no images.
-        ValueError: if the sampler is unknown, or DATALOADER.DEVICE_TRANSFORM cannot do the transform.
     """
     if not data_source:
         split = split or ("training" if is_train else "test")
@@ -312,9 +403,8 @@ class DataManager:
         dataset_wrapper: type | None = None,
     ) -> None:
         self.dataset = dataset = build_dataset(cfg)
-        self._num_classes = dataset.num_classes
+        self._num_classes, self._lab2cname = dataset.num_classes, dataset.lab2cname
         self._num_source_domains = len(cfg.DATASET.SOURCE_DOMAINS)
-        self._lab2cname = dataset.lab2cname
         _check_labels(cfg, dataset)
 
         def transform(custom: Any, is_train: bool) -> Any:
@@ -327,15 +417,8 @@ class DataManager:
             source = getattr(dataset, split)
             if not source and split in ("train_u", "val"):
                 return None
-            return build_data_loader(
-                cfg,
-                sampler_type=section.SAMPLER,
-                data_source=source,
-                batch_size=section.BATCH_SIZE,
-                dataset_wrapper=dataset_wrapper,
-                split=split,
-                **options,
-            )
+            options |= {"dataset_wrapper": dataset_wrapper, "split": split}
+            return build_data_loader(cfg, section.SAMPLER, source, section.BATCH_SIZE, **options)
 
         tfm_train, tfm_test = transform(custom_tfm_train, True), transform(custom_tfm_test, False)
         x, u, test = cfg.DATALOADER.TRAIN_X, cfg.DATALOADER.TRAIN_U, cfg.DATALOADER.TEST
@@ -350,10 +433,9 @@ class DataManager:
         said = torch.zeros(len(SCALINGS), dtype=torch.int64)
         if cfg.DATALOADER.NUM_WORKERS:
             said.share_memory_()  # one line each, whichever process reads the first such image
-        for each in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader)):
-            each.dataset.cache = self.image_cache
+        for each in filter(None, (self.train_loader_x, self.train_loader_u, self.val_loader, self.test_loader)):
+            each.dataset.cache = None if each is self.test_loader else self.image_cache
             each.dataset.said = said
-        self.test_loader.dataset.said = said
         if cfg.VERBOSE:
             self.show_dataset_summary(cfg)
 

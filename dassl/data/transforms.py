@@ -17,18 +17,10 @@ from dassl import keep_old_paths
 from dassl.utils import check_availability
 
 AVAI_CHOICES = [
-    "random_flip",
-    "random_resized_crop",
-    "normalize",
-    "random_crop",
+    *("random_flip", "random_resized_crop", "normalize", "random_crop"),
     "center_crop",  # always part of the test transform
-    "imagenet_policy",
-    "cifar10_policy",
-    "svhn_policy",
-    "randaugment",
-    "colorjitter",
-    "randomgrayscale",
-    "gaussian_blur",
+    *("imagenet_policy", "cifar10_policy", "svhn_policy", "randaugment"),
+    *("colorjitter", "randomgrayscale", "gaussian_blur"),
 ]
 
 INTERPOLATION_MODES = {
@@ -71,56 +63,45 @@ def build_transform(
         check_availability(choice, AVAI_CHOICES)
     c, size, mode = cfg.INPUT, cfg.INPUT.SIZE, interpolation_mode(cfg)
     crops = "random_crop" in choices or "random_resized_crop" in choices
+    padding, scale, n, m, kernel = c.CROP_PADDING, c.RRCROP_SCALE, c.RANDAUGMENT_N, c.RANDAUGMENT_M, c.GB_K
     jitter = (c.COLORJITTER_B, c.COLORJITTER_C, c.COLORJITTER_S, c.COLORJITTER_H)
+    jitter_line = "color jitter (brightness={}, contrast={}, saturation={}, hue={})".format(*jitter)
+    rrcrop_line = f"random resized crop (size={size}, scale={scale})"
+    mean_line = f"normalization (mean={c.PIXEL_MEAN}, std={c.PIXEL_STD})"
 
     def policy(name: str) -> T.AutoAugment:  # Dassl's 25 sub-policies each, with torchvision's draws
         return T.AutoAugment(T.AutoAugmentPolicy[name], InterpolationMode.BICUBIC, fill=[128, 128, 128])
 
     # (the name that asks for it, None: always; the line to print; what makes it)
     resize = (None, f"resize to {size[0]}x{size[1]}", lambda: T.Resize(size, interpolation=mode))
-    to_tensor = (None, "to torch tensor of range [0, 1]", T.ToTensor)
-    means = f"normalization (mean={c.PIXEL_MEAN}, std={c.PIXEL_STD})"
-    normalize = ("normalize", means, lambda: T.Normalize(mean=c.PIXEL_MEAN, std=c.PIXEL_STD))
-    test_steps = [
-        (None, f"resize the smaller edge to {max(size)}", lambda: T.Resize(max(size), interpolation=mode)),
-        (None, f"{size[0]}x{size[1]} center crop", lambda: T.CenterCrop(size)),
-    ]
     train_steps = [
         *([] if crops else [resize]),
-        (
-            "random_crop",
-            f"random crop (padding = {c.CROP_PADDING})",
-            lambda: T.RandomCrop(size, padding=c.CROP_PADDING),
-        ),
-        (
-            "random_resized_crop",
-            f"random resized crop (size={size}, scale={c.RRCROP_SCALE})",
-            lambda: T.RandomResizedCrop(size, scale=c.RRCROP_SCALE, interpolation=mode),
-        ),
+        ("random_crop", f"random crop (padding = {padding})", lambda: T.RandomCrop(size, padding=padding)),
+        ("random_resized_crop", rrcrop_line, lambda: T.RandomResizedCrop(size, scale=scale, interpolation=mode)),
         ("random_flip", "random flip", T.RandomHorizontalFlip),
         ("imagenet_policy", "imagenet policy", lambda: policy("IMAGENET")),
         ("cifar10_policy", "cifar10 policy", lambda: policy("CIFAR10")),
         ("svhn_policy", "svhn policy", lambda: policy("SVHN")),
-        (
-            "randaugment",
-            f"randaugment (n={c.RANDAUGMENT_N}, m={c.RANDAUGMENT_M})",
-            lambda: RandAugment(c.RANDAUGMENT_N, c.RANDAUGMENT_M),
-        ),
-        (
-            "colorjitter",
-            "color jitter (brightness={}, contrast={}, saturation={}, hue={})".format(*jitter),
-            lambda: T.ColorJitter(*jitter),
-        ),
+        ("randaugment", f"randaugment (n={n}, m={m})", lambda: RandAugment(n, m)),
+        ("colorjitter", jitter_line, lambda: T.ColorJitter(*jitter)),
         ("randomgrayscale", "random gray scale", lambda: T.RandomGrayscale(p=c.RGS_P)),
         (
             "gaussian_blur",
-            f"gaussian blur (kernel={c.GB_K})",
-            lambda: T.RandomApply([T.GaussianBlur(c.GB_K)], p=c.GB_P),
+            f"gaussian blur (kernel={kernel})",
+            lambda: T.RandomApply([T.GaussianBlur(kernel)], p=c.GB_P),
         ),
+    ]
+    test_steps = [
+        (None, f"resize the smaller edge to {max(size)}", lambda: T.Resize(max(size), interpolation=mode)),
+        (None, f"{size[0]}x{size[1]} center crop", lambda: T.CenterCrop(size)),
+    ]
+    last_steps = [
+        (None, "to torch tensor of range [0, 1]", T.ToTensor),
+        ("normalize", mean_line, lambda: T.Normalize(mean=c.PIXEL_MEAN, std=c.PIXEL_STD)),
     ]
     print("Building transform_train" if is_train else "Building transform_test")
     chosen = []
-    for name, line, make in [*(train_steps if is_train else test_steps), to_tensor, normalize]:
+    for name, line, make in (train_steps if is_train else test_steps) + last_steps:
         if name is None or name in choices:
             print(f"+ {line}")
             chosen.append(make())

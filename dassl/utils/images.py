@@ -116,9 +116,8 @@ def read_image(
     except MemoryError:
         raise
     except Exception as error:  # Decoders raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
-        unreadable = UnreadableImageError(
-            f"cannot read the image {path} ({error}); replace the file or take it out of the split"
-        )
+        cure = "replace the file or take it out of the split"
+        unreadable = UnreadableImageError(f"cannot read the image {path} ({error}); {cure}")
         unreadable.reason = str(error)
         raise unreadable from error
 

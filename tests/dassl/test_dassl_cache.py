@@ -11,7 +11,7 @@ from PIL import Image
 from dassl.config import get_cfg_default
 from dassl.data import DataManager
 from dassl.data import data_manager as module
-from dassl.data.cache import ImageCache
+from dassl.data.data_manager import ImageCache
 from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
 from dassl.engine import build_trainer
 from dassl.utils import read_image
@@ -74,7 +74,7 @@ def test_every_image_is_decoded_once_and_test_images_are_not_kept(cfg, decoded):
 
 def test_images_beyond_the_bound_are_decoded_each_time(cfg, decoded, monkeypatch):
     without, _ = epochs(cfg, 0)
-    monkeypatch.setattr("dassl.data.cache.MEGABYTE", 5 * 12 * 12 * 3 + 7)  # five images, and part of another
+    monkeypatch.setattr("dassl.data.data_manager.MEGABYTE", 5 * 12 * 12 * 3 + 7)  # five images, and part of another
     decoded.clear()
     cached, dm = epochs(cfg, 1)
     assert dm.image_cache.images_kept == 5
@@ -100,7 +100,7 @@ def test_processes_started_anew_share_the_memory(monkeypatch):
     cache = ImageCache(["a", "b"], 1)
     cache.put("a", image)
 
-    monkeypatch.setattr("dassl.data.cache.reduction.DupFd", Descriptor)
+    monkeypatch.setattr("dassl.data.data_manager.reduction.DupFd", Descriptor)
     other = pickle.loads(pickle.dumps(cache))
     assert other.get("a").tobytes() == image.tobytes()
     other.put("b", image.resize((2, 3)))
@@ -114,9 +114,9 @@ def test_memory_is_given_back(monkeypatch, memory_files):
         raise PermissionError("not in this container")
 
     if not memory_files:
-        monkeypatch.setattr("dassl.data.cache.os.memfd_create", forbidden, raising=False)
+        monkeypatch.setattr("dassl.data.data_manager.os.memfd_create", forbidden, raising=False)
     cache = ImageCache(["a"], 1)
-    descriptor = cache.memory.descriptor
+    descriptor = cache.descriptor
     cache.put("a", Image.new("RGB", (4, 4)))
     assert cache.get("a").size == (4, 4)
     del cache
@@ -125,7 +125,7 @@ def test_memory_is_given_back(monkeypatch, memory_files):
 
 
 def test_where_processes_cannot_share_it_the_log_says_so(cfg, monkeypatch, capsys):
-    monkeypatch.setattr("dassl.data.cache.CAN_BE_SHARED", False)
+    monkeypatch.setattr("dassl.data.data_manager.ImageCache.CAN_BE_SHARED", False)
     cfg.DATALOADER.NUM_WORKERS = 1
     assert DataManager(cfg).image_cache is None
     assert "No images are kept in memory" in capsys.readouterr().out

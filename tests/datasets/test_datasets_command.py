@@ -97,7 +97,7 @@ def test_download_says_whether_all_is_there(monkeypatch: pytest.MonkeyPatch, com
     monkeypatch.setattr(
         command,
         "download",
-        lambda info, root, wishes: asked.append((info.name, root, wishes.fetch.timeout)) or complete,
+        lambda info, root, wishes: asked.append((info.name, root, wishes.timeout)) or complete,
     )
     assert main(["download", "dtd", "--root", "data", "--timeout", "7"]) == status
     assert asked == [("DescribableTextures", "data", 7.0)]

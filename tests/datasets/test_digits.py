@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dassl.data.datasets import build_dataset
-from datasets.bundled import Digits
+from datasets.standard import Digits
 
 NAMES = [f"digit {word}" for word in ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]]
 SPLIT_SHA256 = "4ad9c827739d4ba7855d2ab50b368c96ce60012356437c13ef8dcc21477847a8"

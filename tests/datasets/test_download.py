@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 
 from datasets import fetch as downloading
-from datasets.fetch import DownloadError, DownloadOptions, FetchOptions, describe_plan, download
-from datasets.folders import DataRootError
+from datasets.fetch import DownloadError, DownloadOptions, describe_plan, download
 from datasets.sources import DatasetInfo, Mirror, Source
+from datasets.splits import DataRootError
 from tests.datasets.web_server import Server, running_server
 
-FAST = FetchOptions(timeout=0.3, retries=0, pause=0.0, progress=False)
+FAST = {"timeout": 0.3, "retries": 0, "pause": 0.0, "progress": False}
 SPLIT = {"train": [["a/1.jpg", 0, "a"], ["b/1.jpg", 1, "b"]], "val": [], "test": [["a/2.jpg", 0, "a"]]}
 IMAGES = {"pic/a/1.jpg": b"1", "pic/a/2.jpg": b"2", "pic/b/1.jpg": b"3", "README": b"read me"}
 SPLIT_BYTES = json.dumps(SPLIT).encode()
@@ -78,7 +78,7 @@ class Shop:
         self.info = dataclasses.replace(self.info, sources=tuple(sources))
 
     def download(self, **options: Any) -> bool:
-        return download(self.info, str(self.root), DownloadOptions(FAST, say=self.said.append, **options))
+        return download(self.info, str(self.root), DownloadOptions(**FAST, say=self.said.append, **options))
 
     def asked(self) -> list[str]:
         return [path for path, _ in self.server.requests]

@@ -1,6 +1,7 @@
 """Fetching one file from a server that cuts, corrupts, redirects, stalls, and changes its mind."""
 
 import hashlib
+import json
 import shutil
 from collections import namedtuple
 from collections.abc import Callable, Iterator
@@ -10,12 +11,12 @@ from typing import Any
 import pytest
 
 from datasets import fetch as fetching
-from datasets.fetch import DownloadError, FetchOptions, NoSpaceError, fetch
+from datasets.fetch import DownloadError, DownloadOptions, NoSpaceError, fetch
 from datasets.sources import Mirror
 from tests.datasets.web_server import Server, running_server
 
 CONTENT = bytes(range(256)) * 2000  # 512,000 bytes: several reads
-FAST = FetchOptions(timeout=0.3, retries=2, pause=0.0, progress=False)
+FAST = DownloadOptions(timeout=0.3, retries=2, pause=0.0, progress=False)
 
 
 @pytest.fixture
@@ -30,7 +31,7 @@ def mirror_of(url: str, content: bytes = CONTENT, **changes: Any) -> Mirror:
     return Mirror(url, **(known | changes))
 
 
-def get(tmp_path: Path, *mirrors: Mirror, options: FetchOptions = FAST, **check: Callable[[Path], None]) -> bytes:
+def get(tmp_path: Path, *mirrors: Mirror, options: DownloadOptions = FAST, **check: Callable[[Path], None]) -> bytes:
     path = tmp_path / "file.bin"
     fetch(mirrors, path, tmp_path, options, **check)
     return path.read_bytes()
@@ -130,7 +131,7 @@ def test_a_file_that_changes_between_tries_is_never_mixed(server: Server, tmp_pa
     url = server.add("/a", CONTENT, tag='"one"', tries=["cut 100000", "cut 0"])
     other = CONTENT[::-1]
     with pytest.raises(DownloadError):
-        get(tmp_path, mirror_of(url, size=None, sha256=None), options=FetchOptions(0.3, 0, 0.0, False))
+        get(tmp_path, mirror_of(url, size=None, sha256=None), options=DownloadOptions(0.3, 0, 0.0, False))
     server.pages["/a"].content, server.pages["/a"].tag = other, '"two"'
     assert get(tmp_path, mirror_of(url, size=None, sha256=None)) == other
     last = server.requests[-1][1]
@@ -140,7 +141,7 @@ def test_a_file_that_changes_between_tries_is_never_mixed(server: Server, tmp_pa
 def test_a_changed_length_is_noticed_where_the_server_ignores_the_condition(server: Server, tmp_path: Path) -> None:
     url = server.add("/a", CONTENT, modified="Mon, 01 Jan 2024 00:00:00 GMT", tries=["cut 100000", "cut 0"])
     with pytest.raises(DownloadError):
-        get(tmp_path, mirror_of(url, size=None, sha256=None), options=FetchOptions(0.3, 0, 0.0, False))
+        get(tmp_path, mirror_of(url, size=None, sha256=None), options=DownloadOptions(0.3, 0, 0.0, False))
     server.pages["/a"].content = CONTENT[::-1] + b"longer"
     assert get(tmp_path, mirror_of(url, size=None, sha256=None)) == CONTENT[::-1] + b"longer"
 
@@ -165,7 +166,7 @@ def test_a_part_that_is_longer_than_the_file_is_dropped(server: Server, tmp_path
         get(tmp_path, mirror)
     assert get(tmp_path, mirror) == CONTENT
     part = tmp_path / "file.bin"
-    fetching.write_state(part, {"url": url, "validator": '"one"', "total": None})
+    part.with_name("file.bin.json").write_text(json.dumps({"validator": '"one"', "total": None}))
     part.write_bytes(CONTENT + b"rest")
     with pytest.raises(fetching.BrokenTransferError, match="416"):
         fetching.transfer(mirror, part, FAST)

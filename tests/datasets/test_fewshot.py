@@ -12,7 +12,7 @@ import pytest
 
 from dassl.config import get_cfg_default
 from datasets.fewshot import ClassSplitError, draw_shots
-from datasets.folders import DataRootError
+from datasets.splits import DataRootError
 from tests.datasets.toy_dataset import Toy, ToyFolder
 
 
@@ -55,7 +55,10 @@ def test_number_of_shots(toy, make_cfg, shots, train, val):
 
 def test_more_shots_than_images_is_said(toy, make_cfg, capsys):
     data = Toy(make_cfg(toy.root, shots=16))
-    assert "5 classes have fewer than 16 images and give all they have (thing 0: 6)" in capsys.readouterr().out
+    assert (
+        "5 of 5 classes have fewer than 16 images: all of their images are taken (thing 0: 6)"
+        in capsys.readouterr().out
+    )
     assert len(set(paths(data.train_x))) == 30
 
 
@@ -183,7 +186,9 @@ def test_files_written_for_coop_work_beside_ours_or_in_their_place(toy, make_cfg
     assert (len(data.train_x), len(data.test)) == (4, 8)
 
 
-@pytest.mark.parametrize("module", ["oxford_pets", "dtd", "imagenet_a", "imagenetv2", "ucf101", "fgvc_aircraft"])
+@pytest.mark.parametrize(
+    "module", ["oxford_pets", "dtd", "imagenet", "imagenet_a", "imagenetv2", "ucf101", "fgvc_aircraft"]
+)
 def test_the_modules_of_coop_can_be_imported(module):
     """As CoOp's train.py does it: `import datasets.oxford_pets`."""
     import datasets

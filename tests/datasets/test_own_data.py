@@ -12,7 +12,7 @@ import pytest
 
 from dassl.config import get_cfg_default
 from dassl.data.datasets import build_dataset
-from datasets.make import make_split
+from datasets.__main__ import make_split
 from datasets.splits import SplitFileError
 from tests.datasets.trap_images import trap_images
 

@@ -6,8 +6,7 @@ import shutil
 import pytest
 
 from dassl.data.datasets import build_dataset
-from datasets.folders import DataRootError, NotAnImageError
-from datasets.splits import SplitFileError, SplitFileMissingError
+from datasets.splits import DataRootError, NotAnImageError, SplitFileError, SplitFileMissingError
 from tests.datasets.real_layouts import build_layout
 
 
@@ -53,7 +52,7 @@ def test_class_folder_in_another_case(broken):
 
     text = broken("Food101", rename, SplitFileMissingError)
     assert "10 images of" in text
-    assert "There is 'Waffles' in place of 'waffles': case matters." in text
+    assert "There is 'Waffles': rename it, case matters." in text
 
 
 def test_extension_in_another_case(broken):
@@ -61,7 +60,7 @@ def test_extension_in_another_case(broken):
         image = root / "oxford_pets" / "images" / "pug_4.jpg"
         image.rename(image.with_suffix(".JPG"))
 
-    assert "There is 'pug_4.JPG' in place of 'pug_4.jpg'" in broken("OxfordPets", rename, SplitFileMissingError)
+    assert "There is 'pug_4.JPG': rename it" in broken("OxfordPets", rename, SplitFileMissingError)
 
 
 def test_split_of_another_version_is_named_by_its_hash(broken):

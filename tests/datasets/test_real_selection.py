@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from dassl.data.datasets import Datum, build_dataset
-from datasets.make import export_selection, import_selection
-from datasets.selection import SelectionError, SelectionMissingError
+from datasets.__main__ import export_selection, import_selection
+from datasets.fewshot import SelectionError
+from datasets.splits import SplitFileMissingError
 from tests.datasets.real_layouts import BUILDERS, build_layout
 
 NAMES = [name for name in BUILDERS if name not in ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")]
@@ -297,7 +298,7 @@ def test_selection_that_does_not_fit_is_refused(setting, name):
 
 def test_missing_and_malformed_selection(setting):
     case = setting()
-    with pytest.raises(SelectionMissingError, match=r"eurosat/gone\.json does not exist"):
+    with pytest.raises(SplitFileMissingError, match=r"eurosat/gone\.json does not exist"):
         case.run("gone.json")
     (case.root / "bad.json").write_text("{")
     with pytest.raises(SelectionError, match="not valid JSON"):

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from dassl.data.datasets import build_dataset
+from datasets.__main__ import make_split
 from datasets.fewshot import NoNewSplitError
-from datasets.make import make_split
 from datasets.splits import (
     AnnotationError,
     SplitFileError,
@@ -21,7 +21,6 @@ from datasets.splits import (
     split_classes,
     split_trainval,
 )
-from datasets.standard import AnnotationMissingError
 from tests.datasets.real_layouts import build_layout
 
 COOP = json.loads((Path(__file__).parent / "coop_real.json").read_text())
@@ -110,7 +109,7 @@ def test_missing_annotation_is_named(tmp_path, name, lost):
     build_layout(name, tmp_path)
     path = next(tmp_path.glob(f"*/{lost}"))
     path.unlink()
-    with pytest.raises(AnnotationMissingError, match=str(path)):
+    with pytest.raises(SplitFileMissingError, match=str(path)):
         make_split(name, tmp_path, 1)
 
 

@@ -17,7 +17,7 @@ import torch.utils.tensorboard  # noqa: F401  what a run imports late
 import results.schema
 import sweep
 import train
-from datasets.fetch import DownloadOptions, FetchOptions, download
+from datasets.fetch import DownloadOptions, download
 from trainers.base import PromptTrainer
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -101,5 +101,5 @@ def run_download(info: object, root: str, console: str) -> None:
     """A download of a data set."""
     _begin(console)
     os.environ["no_proxy"] = "*"
-    options = DownloadOptions(FetchOptions(timeout=5.0, retries=0, pause=0.0, progress=False))
+    options = DownloadOptions(timeout=5.0, retries=0, pause=0.0, progress=False)
     _end(0 if download(info, root, options) else 1)

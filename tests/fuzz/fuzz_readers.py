@@ -31,7 +31,8 @@ with atheris.instrument_imports(
     from dassl.config import YamlFileError, read_yaml
     from dassl.utils import CheckpointError as EngineError
     from dassl.utils import UnreadableImageError, load_checkpoint, read_image
-    from datasets.selection import SelectionError, load, read_pickle
+    from datasets.__main__ import read_pickle
+    from datasets.fewshot import SelectionError, load_selection
     from datasets.splits import SplitFileError, check_classes, parse_entries
     from datasets.unpack import ArchiveError, Limits, unpack
     from prompting.state_dict import BackboneError, read_state_dict
@@ -160,7 +161,7 @@ READERS = {
     "engine_checkpoint": Reader(load_checkpoint, (EngineError,), checkpoint_seed),
     "torchscript": Reader(read_state_dict, (BackboneError,), torchscript_seed),
     "split": Reader(read_split, (SplitFileError,), json_seed),
-    "selection": Reader(lambda path: load(str(path)), (SelectionError,), json_seed),
+    "selection": Reader(lambda path: load_selection(str(path)), (SelectionError,), json_seed),
     "results": Reader(read_results, (ResultsError,), json_seed),
     "yaml": Reader(read_yaml, (YamlFileError,), yaml_seed),
     "pickle": Reader(lambda path: read_pickle(str(path)), (SelectionError,), pickle_seed),

@@ -12,7 +12,8 @@ import torch
 from common.unpickling import CheckpointError, read_checkpoint
 from dassl.utils import CheckpointError as EngineError
 from dassl.utils import load_checkpoint
-from datasets.selection import SelectionError, read_pickle
+from datasets.__main__ import read_pickle
+from datasets.fewshot import SelectionError
 from prompting.checkpoint import main
 from prompting.state_dict import BackboneError, read_state_dict
 

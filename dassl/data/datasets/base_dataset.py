@@ -117,18 +117,15 @@ class DatasetBase:
             if domain not in self.domains:
                 raise ValueError(f"input domain must belong to {self.domains}, but got [{domain}]")
 
+    @classmethod
     def generate_fewshot_dataset(
-        self,
-        *data_sources: Sequence[Datum],
-        num_shots: int = -1,
-        repeat: bool = False,
-        rng: random.Random | None = None,
+        cls, *data_sources: Sequence[Datum], num_shots: int = -1, repeat: bool = False, rng: random.Random | None = None
     ) -> Any:
         """Draw `num_shots` images of every class: a list for one data source, else one list per data source.
 
         Args:
             num_shots: images per class; below 1, all are returned.
-            repeat: where a class has fewer, draw them with repetition; else take all it has.
+            repeat: where a class has fewer, draw them with repetition; else take all it has, at no random number.
             rng: generator to draw from; the global one of `random` when None.
         """
         if num_shots < 1:
@@ -137,34 +134,35 @@ class DatasetBase:
         draw = random if rng is None else rng
         output = []
         for data_source in data_sources:
-            tracker = self.split_dataset_by_label(data_source)
-            short = sum(len(items) < num_shots for items in tracker.values())
+            groups = list(cls.split_dataset_by_label(data_source).values())
+            short = [group for group in groups if len(group) < num_shots]
             if short:
                 cure = "their images are repeated" if repeat else "all of their images are taken"
-                print(f"{short} of {len(tracker)} classes have fewer than {num_shots} images: {cure}")
+                fewest = min(short, key=len)
+                print(
+                    f"{len(short)} of {len(groups)} classes have fewer than {num_shots} images: {cure} "
+                    f"({fewest[0].classname}: {len(fewest)})"
+                )
             chosen: list[Datum] = []
-            for items in tracker.values():
-                if len(items) >= num_shots:
-                    chosen += draw.sample(items, num_shots)
+            for group in groups:
+                if len(group) >= num_shots:
+                    chosen += draw.sample(group, num_shots)
                 else:
-                    chosen += draw.choices(items, k=num_shots) if repeat else items
+                    chosen += draw.choices(group, k=num_shots) if repeat else group
             output.append(chosen)
         return output[0] if len(output) == 1 else output
 
-    def split_dataset_by_label(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
-        """Return the images of each label."""
-        return self._grouped(data_source, "label")
-
-    def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
-        """Return the images of each domain."""
-        return self._grouped(data_source, "domain")
-
     @staticmethod
-    def _grouped(data_source: Sequence[Datum], by: str) -> dict[int, list[Datum]]:
+    def split_dataset_by_label(data_source: Sequence[Datum], by: str = "label") -> dict[int, list[Datum]]:
+        """Return the images of each label, in the order in which the labels first come."""
         output = defaultdict(list)
         for item in data_source:
             output[getattr(item, by)].append(item)
         return output
+
+    def split_dataset_by_domain(self, data_source: Sequence[Datum]) -> dict[int, list[Datum]]:
+        """Return the images of each domain."""
+        return self.split_dataset_by_label(data_source, by="domain")
 
 
 keep_old_paths(__name__, "dassl.data.datasets.build")
