@@ -7,6 +7,7 @@ python -m prompting.checkpoint convert OLD NEW [--trainer NAME]
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,27 +27,18 @@ from common.unpickling import CheckpointError, read_checkpoint
 # the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is
 # neither makes the file unknown.
 
-_PART = r"(?P<part>weight|bias)"
-_INDEX = r"(?P<index>\d+)"
-_BLOCK = r"transformer\.resblocks\.(?P<layer>\d+)"
-_BUFFERS = (r"(prompt_learner\.)?(nc_)?token_(prefix|suffix)",)
-_TOWER_TENSOR = (
-    r"(class_embedding|positional_embedding|proj|text_projection|(conv|bn|ln|layer|attnpool)\w*\..+|"
-    r"transformer\.resblocks\.\d+\.(attn|ln_1|ln_2|mlp)\..+)"
-)
-_TOWERS = (rf"(image|text)_encoder\.{_TOWER_TENSOR}", r"logit_scale")
-_WHOLE_CLIP = (*_BUFFERS, *_TOWERS)
+# Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
+PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
 
 
 @dataclass(frozen=True)
 class Format:
-    """What one repository saves for one method; patterns match whole names."""
+    """What one repository saves for one method, by patterns of whole names."""
 
-    # Pattern of a published name -> our name, with the pattern's groups in braces; {entry} is the group `layer` less
-    # one, since our lists of deep prompts begin with layer 1.
+    # Published name -> our name; {before} is {i} less one, since our lists of deep prompts begin with layer 1.
     trained: Mapping[str, str]
-    ignored: tuple[str, ...]  # of tensors that are frozen or never used
-    needed: tuple[str, ...]  # each must match some tensor, so that methods are told apart
+    ignored: tuple[str, ...]  # frozen or never used
+    needed: tuple[str, ...]  # each must be there, so that methods are told apart
     # Our gate lists -> how many gates they have fewer than there are deep prompts; the others are unused.
     gates: Mapping[str, int] = field(default_factory=dict)
     note: str = ""  # settings that the trainer needs for such a file
@@ -55,90 +47,96 @@ class Format:
         """Our name of each trained tensor, ``None`` for one that is ignored; a tensor that is neither is left out."""
         ours: dict[str, str | None] = {}
         for name in names:
-            for pattern, target in self.trained.items():
-                if found := re.fullmatch(pattern, name):
+            for pattern, target in [*self.trained.items(), *dict.fromkeys(self.ignored).items()]:
+                if found := _regex(pattern).fullmatch(name):
                     groups = found.groupdict()
-                    ours[name] = target.format(**groups, entry=int(groups.get("layer") or 0) - 1)
+                    ours[name] = target and target.format(**groups, before=int(groups.get("i", 0)) - 1)
                     break
-            else:
-                if any(re.fullmatch(pattern, name) for pattern in self.ignored):
-                    ours[name] = None
         return ours
 
     def lacking(self, names: Iterable[str]) -> list[str]:
         """The needed patterns that none of the names matches."""
-        return [pattern for pattern in self.needed if not any(re.fullmatch(pattern, name) for name in names)]
+        return [pattern for pattern in self.needed if not any(_regex(pattern).fullmatch(name) for name in names)]
 
 
-_CONTEXT = {r"prompt_learner\.ctx": "ctx"}
+@functools.cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern.replace(".", r"\.").format(**PLACEHOLDERS))
+
+
+_BUFFERS = ("(prompt_learner.)?(nc_)?token_(prefix|suffix)",)
+_TOWERS = (
+    "(image|text)_encoder.(class_embedding|positional_embedding|proj|text_projection)",
+    r"(image|text)_encoder.(conv|bn|ln|layer|attnpool)\w*.{any}",
+    "(image|text)_encoder.transformer.resblocks.{i}.(attn|ln_1|ln_2|mlp).{any}",
+    "logit_scale",
+)
+_WHOLE_CLIP = (*_BUFFERS, *_TOWERS)
+_TEACHER_TOWER = "prompt_learner.ZS_image_encoder.{any}"
+_CONTEXT = {"prompt_learner.ctx": "ctx"}
 _VISION_PROMPTS = {
-    r"image_encoder\.VPT": "vision_tokens",
-    rf"image_encoder\.{_BLOCK}\.VPT_shallow": "vision_prompts.{entry}",
+    "image_encoder.VPT": "vision_tokens",
+    "image_encoder.transformer.resblocks.{i}.VPT_shallow": "vision_prompts.{before}",
 }
-_IVLP = {**_CONTEXT, **_VISION_PROMPTS, rf"text_encoder\.{_BLOCK}\.VPT_shallow": "text_prompts.{entry}"}
+_IVLP = {**_CONTEXT, **_VISION_PROMPTS, "text_encoder.transformer.resblocks.{i}.VPT_shallow": "text_prompts.{before}"}
 _MAPLE = {
     **_CONTEXT,
-    rf"prompt_learner\.proj\.{_PART}": "proj.{part}",
-    rf"prompt_learner\.compound_prompts_text\.{_INDEX}": "text_prompts.{index}",
-    rf"prompt_learner\.compound_prompt_projections\.{_INDEX}\.{_PART}": "projections.{index}.{part}",
+    "prompt_learner.proj.{part}": "proj.{part}",
+    "prompt_learner.compound_prompts_text.{i}": "text_prompts.{i}",
+    "prompt_learner.compound_prompt_projections.{i}.{part}": "projections.{i}.{part}",
 }
+_COPROMPT = {pattern: f"prompts.{target}" for pattern, target in _MAPLE.items()} | {
+    f"adapter_{tower}.fc.{number}.weight": f"adapter_{tower}.{name}"
+    for tower in ("image", "text")
+    for number, name in ((0, "down"), (2, "up"))
+}
+_BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
-    r"prompt_learner\.ctx_t": "ctx",
-    rf"prompt_learner\.proj_t\.{_PART}": "project_ctx.{part}",
-    rf"prompt_learner\.compound_prompts_text\.{_INDEX}": "text_prompts.{index}",
-    rf"prompt_learner\.compound_prompts_visual\.{_INDEX}": "vision_prompts.{index}",
-    rf"prompt_learner\.single_layer_t\.{_PART}": "text_to_vision.{part}",
-    rf"prompt_learner\.single_layer_v\.{_PART}": "vision_to_text.{part}",
-    rf"prompt_learner\.compound_prompt_projections_t\.{_INDEX}\.{_PART}": "text_to_vision.{index}.{part}",
-    rf"prompt_learner\.compound_prompt_projections_v\.{_INDEX}\.{_PART}": "vision_to_text.{index}.{part}",
-    rf"image_encoder\.{_BLOCK}\.learnable_linear1\.weight": "vision_gates.{entry}.alpha",
-    rf"image_encoder\.{_BLOCK}\.learnable_linear1\.bias": "vision_gates.{entry}.beta",
-    rf"text_encoder\.{_BLOCK}\.learnable_linear2\.bias": "text_gates.{entry}.beta",
+    "prompt_learner.ctx_t": "ctx",
+    "prompt_learner.proj_t.{part}": "project_ctx.{part}",
+    "prompt_learner.compound_prompts_text.{i}": "text_prompts.{i}",
+    "prompt_learner.compound_prompts_visual.{i}": "vision_prompts.{i}",
+    "prompt_learner.single_layer_t.{part}": "text_to_vision.{part}",
+    "prompt_learner.single_layer_v.{part}": "vision_to_text.{part}",
+    "prompt_learner.compound_prompt_projections_t.{i}.{part}": "text_to_vision.{i}.{part}",
+    "prompt_learner.compound_prompt_projections_v.{i}.{part}": "vision_to_text.{i}.{part}",
+    _BMIP_GATE: "vision_gates.{before}.alpha",
+    "image_encoder.transformer.resblocks.{i}.learnable_linear1.bias": "vision_gates.{before}.beta",
+    "text_encoder.transformer.resblocks.{i}.learnable_linear2.bias": "text_gates.{before}.beta",
 }
 # Trainable by name, never reached by a gradient: the second context and its projection, the exchange layers, the gates
 # of the other tower, and the text gates' slope, which multiplies a zero.
 _BMIP_UNUSED = (
-    r"prompt_learner\.(ctx_v|proj_v\.(weight|bias))",
-    r"prompt_learner\.(exchange_layer|compound_exchange)_[tv]\..+",
-    rf"image_encoder\.{_BLOCK}\.learnable_linear2\.{_PART}",
-    rf"text_encoder\.{_BLOCK}\.learnable_linear(1\.(weight|bias)|2\.weight)",
+    "prompt_learner.(ctx_v|proj_v.{part})",
+    "prompt_learner.(exchange_layer|compound_exchange)_[tv].{any}",
+    "image_encoder.transformer.resblocks.{i}.learnable_linear2.{part}",
+    "text_encoder.transformer.resblocks.{i}.learnable_linear(1.{part}|2.weight)",
 )
 _BMIP_GATES = {"vision_gates": 0, "text_gates": 1}
-_GATE_IN_FILE = r"image_encoder\.transformer\.resblocks\.\d+\.learnable_linear1\.weight"
 _BMIP_NOTE = "a file of the released BMIP code needs TRAINER.BMIP.GATE official and TRAINER.BMIP.AGGREGATOR gate"
-_TEACHER_TOWER = r"prompt_learner\.ZS_image_encoder\..+"
-_META_NET = r"meta_net\.linear(?P<number>[12])\.(?P<part>weight|bias)"
 
 FORMATS: dict[str, Format] = {
     "CoOp": Format({"ctx": "ctx"}, _BUFFERS, ("ctx",)),
     "CoCoOp": Format(
-        {"ctx": "ctx", _META_NET: "meta_net.linear{number}.{part}"}, _BUFFERS, ("ctx", r"meta_net\.linear2\.weight")
+        {"ctx": "ctx", **{f"meta_net.linear{n}.{{part}}": f"meta_net.linear{n}.{{part}}" for n in (1, 2)}},
+        _BUFFERS,
+        ("ctx", "meta_net.linear2.weight"),
     ),
-    "KgCoOp": Format(
-        {"ctx": "ctx"}, (*_BUFFERS, "bias_vectors", r"meta_net\.linear1\.(weight|bias)"), ("ctx", "bias_vectors")
-    ),
-    "ProDA": Format(_CONTEXT, _WHOLE_CLIP, (r"prompt_learner\.ctx",)),
-    "VPT": Format(_VISION_PROMPTS, _TOWERS, (r"image_encoder\.VPT",)),
-    "IVLP": Format(_IVLP, (r"prompt_learner\.token_(prefix|suffix)", *_TOWERS), (r"prompt_learner\.ctx",)),
-    "MaPLe": Format(_MAPLE, _WHOLE_CLIP, (r"prompt_learner\.ctx", r"prompt_learner\.proj\.weight")),
-    "PromptSRC": Format(_IVLP, (*_WHOLE_CLIP, _TEACHER_TOWER), (r"prompt_learner\.ctx", _TEACHER_TOWER)),
+    "KgCoOp": Format({"ctx": "ctx"}, (*_BUFFERS, "bias_vectors", "meta_net.linear1.{part}"), ("ctx", "bias_vectors")),
+    "ProDA": Format(_CONTEXT, _WHOLE_CLIP, ("prompt_learner.ctx",)),
+    "VPT": Format(_VISION_PROMPTS, _TOWERS, ("image_encoder.VPT",)),
+    "IVLP": Format(_IVLP, ("prompt_learner.token_(prefix|suffix)", *_TOWERS), ("prompt_learner.ctx",)),
+    "MaPLe": Format(_MAPLE, _WHOLE_CLIP, ("prompt_learner.ctx", "prompt_learner.proj.weight")),
+    "PromptSRC": Format(_IVLP, (*_WHOLE_CLIP, _TEACHER_TOWER), ("prompt_learner.ctx", _TEACHER_TOWER)),
     "CoPrompt": Format(
-        {
-            **{pattern: f"prompts.{target}" for pattern, target in _MAPLE.items()},
-            r"(?P<adapter>adapter_(image|text))\.fc\.0\.weight": "{adapter}.down",
-            r"(?P<adapter>adapter_(image|text))\.fc\.2\.weight": "{adapter}.up",
-        },
-        (*_WHOLE_CLIP, r"model_distill\..+"),
-        (r"prompt_learner\.ctx", r"adapter_image\.fc\.0\.weight"),
+        _COPROMPT, (*_WHOLE_CLIP, "model_distill.{any}"), ("prompt_learner.ctx", "adapter_image.fc.0.weight")
     ),
-    "BMIP": Format(
-        _BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), (r"prompt_learner\.ctx_t", _GATE_IN_FILE), _BMIP_GATES, _BMIP_NOTE
-    ),
-    # `prompt_learner.ctx` starts as a copy of ctx_t and is never used
+    "BMIP": Format(_BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), ("prompt_learner.ctx_t", _BMIP_GATE), _BMIP_GATES, _BMIP_NOTE),
     "PromptSRC_BMIP": Format(
         _BMIP,
-        (*_WHOLE_CLIP, *_BMIP_UNUSED, _TEACHER_TOWER, r"prompt_learner\.ctx"),
-        (r"prompt_learner\.ctx_t", _GATE_IN_FILE, _TEACHER_TOWER),
+        # `prompt_learner.ctx` starts as a copy of ctx_t and is never used
+        (*_WHOLE_CLIP, *_BMIP_UNUSED, _TEACHER_TOWER, "prompt_learner.ctx"),
+        ("prompt_learner.ctx_t", _BMIP_GATE, _TEACHER_TOWER),
         _BMIP_GATES,
         _BMIP_NOTE,
     ),
@@ -169,8 +167,7 @@ def from_published(state_dict: Mapping[str, Tensor], trainer: str, source: str |
         raise CheckpointError(f"checkpoint {source} is one of {' or '.join(methods)}, not of {trainer}")
     names = form.our_names(state_dict)
     problems = [f"unknown {name}" for name in state_dict if name not in names]
-    for pattern in form.lacking(state_dict):
-        problems.append("missing " + pattern.replace("\\d+", "N").replace(".+", "*").replace("\\", ""))
+    problems += [f"missing {pattern.format(i='N', part='weight', any='*')}" for pattern in form.lacking(state_dict)]
     if problems:
         raise CheckpointError(f"checkpoint {source} is not as {trainer}'s repository saves it: {'; '.join(problems)}")
     # A gate's one number has no dimensions here. float32, and a copy: the file's other tensors need not stay in memory.
@@ -269,22 +266,30 @@ def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
     return from_published(tensors, trainer, path) if is_published(tensors) else tensors
 
 
+def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """What keeps tensors from taking the place of others: those that are missing, unexpected or of another shape."""
+    return [
+        *(f"missing {name}" for name in wanted if name not in given),
+        *(f"unexpected {name}" for name in given if name not in wanted),
+        *(
+            f"{name} has shape {tuple(given[name].shape)} instead of {tuple(value.shape)}"
+            for name, value in wanted.items()
+            if name in given and given[name].shape != value.shape
+        ),
+    ]
+
+
 def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:
     """Load trained tensors into a prompt learner, all or none; they become float32.
 
     Raises:
         CheckpointError: naming each missing, unexpected, wrongly shaped or non-finite tensor, and ``advice``.
     """
-    wanted = learner.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in state_dict]
-    problems += [f"unexpected {name}" for name in state_dict if name not in wanted]
-    for name in wanted.keys() & state_dict.keys():
-        have, want = tuple(state_dict[name].shape), tuple(wanted[name].shape)
-        if have != want:
-            problems.append(f"{name} has shape {have}, this setting needs {want}")
-        elif not state_dict[name].is_floating_point():
-            problems.append(f"{name} holds {state_dict[name].dtype} instead of floating-point numbers")
-        elif not torch.isfinite(state_dict[name]).all():
+    problems = misfits(learner.state_dict(), state_dict)
+    for name, value in state_dict.items():
+        if not value.is_floating_point():
+            problems.append(f"{name} holds {value.dtype} instead of floating-point numbers")
+        elif not torch.isfinite(value).all():
             problems.append(f"{name} holds NaN or infinite values")
     if problems:
         raise CheckpointError(

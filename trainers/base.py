@@ -22,9 +22,8 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.checkpoint import CheckpointError, load_trained, read_initial, read_trained
 from prompting.model import MAX_SHOWN, shown
-from prompting.state_dict import file_sha256
 from prompting.towers.linear import BACKENDS, CHOOSER, set_linear_backend
-from prompting.weights import is_resnet_name
+from prompting.weights import file_sha256, is_resnet_name
 from trainers.objectives import CrossEntropy, Objective
 from trainers.step import Steps, memory_advice, redefines
 

@@ -14,7 +14,7 @@ from dassl.utils import CheckpointError as EngineError
 from dassl.utils import load_checkpoint
 from datasets.selection import SelectionError, read_pickle
 from prompting.checkpoint import main
-from prompting.state_dict import BackboneError, read_state_dict
+from prompting.weights import BackboneError, read_state_dict
 
 LIST = b"](" + b"K\1" * 20_000 + b"eq\0"  # 20,000 numbers, memorised as 0
 PICKLES = {
