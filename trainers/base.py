@@ -22,7 +22,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.checkpoint import CheckpointError, load_trained, read_initial, read_trained
 from prompting.model import MAX_SHOWN, shown
-from prompting.towers.linear import BACKENDS, CHOOSER, set_linear_backend
+from prompting.towers.attention import BACKENDS, CHOOSER
 from prompting.weights import file_sha256, is_resnet_name
 from trainers.objectives import CrossEntropy, Objective
 from trainers.step import Steps, memory_advice, redefines
@@ -140,7 +140,6 @@ class PromptTrainer(Steps, TrainerX):
         """Refuse settings that cannot work, before anything is loaded."""
         check_ranges(self.node, cfg.TRAINER[self.node])
         check_lengths(f"TRAINER.{self.node}", cfg.TRAINER[self.node])
-        check_choice("TRAIN.FROZEN_LINEAR", cfg.TRAIN.FROZEN_LINEAR, BACKENDS)
         if cfg.INPUT.NO_TRANSFORM:
             raise ValueError("INPUT.NO_TRANSFORM True: CLIP takes tensors, which the transforms make: set it to False")
         if cfg.TRAIN.CUDA_GRAPH and not (cfg.USE_CUDA and torch.cuda.is_available()):
@@ -158,7 +157,7 @@ class PromptTrainer(Steps, TrainerX):
         """Load the frozen CLIP, build learner, objective, optimiser and schedule, and register the learner."""
         cfg = self.cfg
         self.gates: list[dict[str, float]] = []  # per epoch, weight of the own prompt by "tower/layer"
-        set_linear_backend(cfg.TRAIN.FROZEN_LINEAR)
+        CHOOSER.use(cfg.TRAIN.FROZEN_LINEAR)
         clip_model = self.load_checked_backbone()
         generator = torch.Generator()  # of the prompts' initial values
         seed = cfg.MODEL.INIT_SEED if cfg.MODEL.INIT_SEED >= 0 else cfg.SEED
