@@ -22,6 +22,8 @@ from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
 from common.unpickling import CheckpointError, read_checkpoint
 
+MAX_SHOWN = 5  # names in a message
+
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save
 # the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is
@@ -227,22 +229,20 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
     """
     content = read_checkpoint(path)
     state_dict, named = content.pop("state_dict"), content.get("trainer")
-    named = named if isinstance(named, str) else None
     if named and trainer and named != trainer:
         raise CheckpointError(f"checkpoint {path} was trained with {named}, not {trainer}")
     published = named is None and (trainer is None or is_published(state_dict))
     trainer = trainer or named
     if not trainer:  # the one method whose published checkpoints hold such tensors
-        methods, names = published_methods(state_dict), list(state_dict)
+        methods = published_methods(state_dict)
         if len(methods) > 1:
             raise CheckpointError(
                 f"checkpoint {path} may be one of {' or '.join(methods)}: say which with --trainer NAME"
             )
         if not methods:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise CheckpointError(
                 f"checkpoint {path} has the tensors of no method that is known ({', '.join(FORMATS)}); it holds "
-                f"{', '.join(names[:5])}{more}. Name the method with --trainer NAME to see which tensors are in the way"
+                f"{shown(list(state_dict))}. Name the method with --trainer NAME to see which tensors are in the way"
             )
         trainer = methods[0]
     tensors = from_published(state_dict, trainer, path) if published else state_dict
@@ -264,6 +264,12 @@ def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
     if len(tensors) < len(state_dict):
         raise CheckpointError(f"checkpoint {path} holds a tensor twice, with and without module. before its name")
     return from_published(tensors, trainer, path) if is_published(tensors) else tensors
+
+
+def shown(names: Sequence[str], separator: str = ", ") -> str:
+    """The first few of the names, and how many there are more."""
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return f"{separator.join(names[:MAX_SHOWN])}{more}"
 
 
 def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
@@ -349,21 +355,6 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
     return settings
 
 
-def _describe(trained: TrainedPrompts) -> str:
-    """A checkpoint in lines for people."""
-    origin = "a published repository's file" if trained.published else "this project's format"
-    lines = [f"trainer   {trained.trainer} ({origin})", f"epoch     {trained.epoch}"]
-    lines.append(f"settings  {trained.settings or '?'}")
-    if trained.content.get("backbone") is not None:
-        classes = trained.content.get("classnames")
-        lines.append(f"backbone  {trained.content['backbone']}, {'?' if classes is None else len(classes)} classes")
-    if trained.content.get("converted_from") is not None:
-        lines.append(f"from      {trained.content['converted_from']}")
-    lines.append(f"tensors   {len(trained.tensors)} with {sum(t.numel() for t in trained.tensors.values()):,} numbers")
-    lines += [f"  {name}  {tuple(t.shape)}" for name, t in trained.tensors.items()]
-    return "\n".join(map(printable, lines))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser("python -m prompting.checkpoint", description="Checkpoints of trained prompts.")
@@ -380,12 +371,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    if args.command == "show":
-        print(_describe(read_trained(args.file, args.trainer)))
-    else:
+    if args.command == "convert":
         trained = convert(args.old, args.new, args.trainer)
         what = f"{trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors"
         print(printable(f"Wrote {args.new}: {what}"))
+        return
+    trained = read_trained(args.file, args.trainer)
+    content, tensors = trained.content, trained.tensors
+    origin = "a published repository's file" if trained.published else "this project's format"
+    print(printable(f"trainer   {trained.trainer} ({origin})"))
+    print(f"epoch     {trained.epoch}\nsettings  {trained.settings or '?'}")
+    if content.get("backbone") is not None:
+        classes = content.get("classnames")
+        print(printable(f"backbone  {content['backbone']}, {'?' if classes is None else len(classes)} classes"))
+    if content.get("converted_from") is not None:
+        print(printable(f"from      {content['converted_from']}"))
+    print(f"tensors   {len(tensors)} with {sum(t.numel() for t in tensors.values()):,} numbers")
+    for name, tensor in tensors.items():
+        print(printable(f"  {name}  {tuple(tensor.shape)}"))
 
 
 if __name__ == "__main__":

@@ -12,11 +12,13 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prompting.checkpoint import shown
 from prompting.learner import PromptLearner
 from prompting.prompts import Prompts, TextPrompts
 from prompting.reference import PlainTextEncoder, PlainVisionEncoder
@@ -28,7 +30,6 @@ PATHS = ("fast", "plain")
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 # Rows of the text tower that are evaluated at once where every image has its own texts: bounds memory.
 MAX_TEXT_ROWS = 32768
-MAX_SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,12 @@ class Precision:
     needs_scaler: bool  # of the loss: half-precision activations under autocast underflow, bfloat16 does not
 
     def __str__(self) -> str:
-        """What is computed and, where that is something else, what was asked for."""
         return self.name if self.name == self.asked else f"{self.name} (asked: {self.asked})"
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
         """Context in which the forward pass runs."""
-        if self.autocast_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, dtype=self.autocast_dtype)
+        none = self.autocast_dtype is None
+        return contextlib.nullcontext() if none else torch.autocast(device.type, dtype=self.autocast_dtype)
 
 
 def resolve_precision(name: str, device: torch.device | str, cpu_half: bool = False) -> Precision:
@@ -194,15 +193,15 @@ class Watch:
         self.classnames = classnames
         self.zero_classes: list[str] = []  # whose text feature has norm zero, as far as heed() was asked
         self._images: list[Tensor] = []  # per batch, (2, batch): logits not finite, feature of norm zero
-        self._texts: list[Tensor] = []  # per batch whose texts are its own, (n_cls,): feature of norm zero
+        self._texts: list[Tensor] = []  # per batch with texts for each image, (n_cls,): feature of norm zero
 
     def see_text(self, text: Tensor) -> None:
         """Look at (n_cls, dim) features that serve all batches; a FloatingPointError names infinite and NaN ones."""
         broken, zero = torch.stack([~text.isfinite().all(dim=-1), ~text.any(dim=-1)]).tolist()
         if any(broken):
-            classes = shown(_chosen(self.classnames, broken))
+            classes = shown([*compress(self.classnames, broken)])
             raise FloatingPointError(f"the text feature of {classes} is infinite or NaN")
-        self.zero_classes = _chosen(self.classnames, zero)
+        self.zero_classes = [*compress(self.classnames, zero)]
 
     def see(self, logits: Tensor, image: Tensor, text: Tensor) -> None:
         """Look at a batch: logits (batch, n_cls), image features (batch, dim), text features (of each image: 3-D)."""
@@ -220,23 +219,13 @@ class Watch:
             return []
         broken, zero = torch.cat(self._images, dim=1).tolist()
         if self._texts:
-            self.zero_classes = _chosen(self.classnames, torch.stack(self._texts).any(dim=0).tolist())
+            self.zero_classes = [*compress(self.classnames, torch.stack(self._texts).any(dim=0).tolist())]
         self._images, self._texts = [], []
         if len(names) != len(broken):
             names = [f"image {position}" for position in range(1, len(broken) + 1)]
         if any(broken):
-            raise FloatingPointError(f"the logits of {shown(_chosen(names, broken))} are infinite or NaN")
-        return _chosen(names, zero)
-
-
-def shown(names: Sequence[str]) -> str:
-    """The first few of the names, and how many there are more."""
-    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
-    return f"{', '.join(names[:MAX_SHOWN])}{more}"
-
-
-def _chosen(names: Sequence[str], flags: Sequence[bool]) -> list[str]:
-    return [name for name, flag in zip(names, flags, strict=True) if flag]
+            raise FloatingPointError(f"the logits of {shown([*compress(names, broken)])} are infinite or NaN")
+        return [*compress(names, zero)]
 
 
 # Text features of hand-written prompts: zero-shot classifiers, and the frozen teachers of regularised methods
@@ -248,8 +237,8 @@ def template_features(
 ) -> Tensor:
     """Frozen text features of every template and class, (n_templates, n_cls, embed_dim), float32, not normalised."""
     names = [clean_name(name) for name in classnames]
-    features = [sentence_features(encoder, [t.format(name) for name in names], names, precision) for t in templates]
-    return torch.stack(features)
+    sentences = [[template.format(name) for name in names] for template in templates]
+    return torch.stack([sentence_features(encoder, some, names, precision) for some in sentences])
 
 
 @torch.no_grad()

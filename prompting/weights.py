@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from common.files import atomic_write
 from common.unpickling import ArchiveUnpickler, check_archive, check_tensors, read_file, reason
-from prompting.checkpoint import misfits
+from prompting.checkpoint import misfits, shown
 
 BUNDLED_PREFIX, OPEN_CLIP_PREFIX = "bundled:", "open_clip:"
 
@@ -346,22 +346,18 @@ def clip_sizes(weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
         text_width, embed_dim = len(weights["ln_final.weight"]), weights["text_projection"].shape[1]
         if "visual.proj" in weights:
             width, _, _, patch = weights["visual.conv1.weight"].shape
-            vision = {
-                "image_resolution": patch * side(weights["visual.positional_embedding"]),
-                "vision_layers": count("visual.transformer.resblocks."),
-                "vision_width": width,
-                "vision_patch_size": patch,
-            }
+            resolution = patch * side(weights["visual.positional_embedding"])
+            layers = count("visual.transformer.resblocks.")
         else:
-            vision = {
-                "image_resolution": RESNET_STRIDE * side(weights["visual.attnpool.positional_embedding"]),
-                "vision_layers": tuple(count(f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),
-                "vision_width": len(weights["visual.layer1.0.conv1.weight"]),
-                "vision_patch_size": None,
-            }
+            width, patch = len(weights["visual.layer1.0.conv1.weight"]), None
+            resolution = RESNET_STRIDE * side(weights["visual.attnpool.positional_embedding"])
+            layers = tuple(count(f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
         return {
             "embed_dim": embed_dim,
-            **vision,
+            "image_resolution": resolution,
+            "vision_layers": layers,
+            "vision_width": width,
+            "vision_patch_size": patch,
             "context_length": len(weights["positional_embedding"]),
             "vocab_size": len(weights["token_embedding.weight"]),
             "transformer_width": text_width,
@@ -383,8 +379,7 @@ def empty_clip(sizes: Mapping[str, Any]) -> nn.Module:
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Give a model without values its weights; a BackboneError names missing, unexpected and wrongly shaped ones."""
     if problems := misfits(model.state_dict(), weights):
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise BackboneError(f"{source} does not hold a CLIP in OpenAI's layout: {'; '.join(problems[:5])}{more}")
+        raise BackboneError(f"{source} does not hold a CLIP in OpenAI's layout: {shown(problems, '; ')}")
     values = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     model.load_state_dict(values, assign=True)
     for block in model.transformer.resblocks:
@@ -397,7 +392,6 @@ def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Mod
 
 RANDOM_SEED = 0
 VOCABULARY = 49408  # of OpenAI's tokenizer, which makes the prompts
-PIXEL_MEAN = (0.48145466, 0.4578275, 0.40821073)  # of the images that CLIP was trained on
 _TAKEN = (
     "taken are models with a plain ViT or a ResNet and OpenAI's tokenizer, for example "
     "open_clip:ViT-B-16/laion2b_s34b_b88k"
@@ -430,14 +424,13 @@ def load_open_clip(name: str) -> nn.Module:
         )
     # Towers of other packages are refused before they are built, which may need downloads.
     config = open_clip.get_model_config(architecture)
-    for kind, part, key in (
-        ("timm image tower", "vision_cfg", "timm_model_name"),
-        ("Hugging Face text tower", "text_cfg", "hf_model_name"),
-    ):
-        if config[part].get(key):
-            raise BackboneError(
-                f"{OPEN_CLIP_PREFIX}{architecture} cannot be used: it has the {kind} {config[part][key]}; {_TAKEN}"
-            )
+    towers = {
+        "timm image tower": config["vision_cfg"].get("timm_model_name"),
+        "Hugging Face text tower": config["text_cfg"].get("hf_model_name"),
+    }
+    for kind, tower in towers.items():
+        if tower:
+            raise BackboneError(f"{OPEN_CLIP_PREFIX}{architecture} cannot be used: it has the {kind} {tower}; {_TAKEN}")
     # Weights that were trained with the other of GELU and QuickGELU, of which open_clip only warns.
     quick = (open_clip.get_pretrained_cfg(architecture, weights) or {}).get("quick_gelu")
     if quick is not None and quick != config.get("quick_gelu", False):
@@ -471,8 +464,7 @@ def from_open_clip(model: nn.Module, source: str) -> nn.Module:
     size = getattr(visual, "image_size", (0, 0))
     height, width = (size, size) if isinstance(size, int) else size
     obstacles = _obstacles(model, visual, text) | {"images that are not square": height != width}
-    if any(obstacles.values()):
-        obstacle = next(what for what, found in obstacles.items() if found)
+    if obstacle := next((what for what, found in obstacles.items() if found), None):
         raise BackboneError(f"{source} cannot be used: it has {obstacle}; {_TAKEN}")
     weights = _openai_names(model)
     translated = empty_clip(clip_sizes(weights, source))
@@ -499,7 +491,7 @@ def from_open_clip(model: nn.Module, source: str) -> nn.Module:
 
     expected = getattr(visual, "preprocess_cfg", {})
     mean, std = expected.get("mean"), expected.get("std")
-    if mean is not None and [round(value, 3) for value in mean] != [round(value, 3) for value in PIXEL_MEAN]:
+    if mean is not None and [round(value, 3) for value in mean] != [0.481, 0.458, 0.408]:  # OpenAI's
         warnings.warn(
             f"{source} was trained on images normalised with INPUT.PIXEL_MEAN {list(mean)} and INPUT.PIXEL_STD "
             f"{list(std)}: set these",

@@ -40,7 +40,7 @@ from yacs.config import CfgNode
 from common.files import atomic_write
 from dassl.config import cfg_default
 from dassl.data import DatasetWrapper
-from prompting.model import shown
+from prompting.checkpoint import shown
 from prompting.weights import tensors_digest
 
 FEATURES_FILE = "features.npz"

@@ -20,8 +20,7 @@ from dassl.data import DataManager
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
-from prompting.checkpoint import CheckpointError, load_trained, read_initial, read_trained
-from prompting.model import MAX_SHOWN, shown
+from prompting.checkpoint import MAX_SHOWN, CheckpointError, load_trained, read_initial, read_trained, shown
 from prompting.towers.attention import BACKENDS, CHOOSER
 from prompting.weights import file_sha256, is_resnet_name
 from trainers.objectives import CrossEntropy, Objective

@@ -23,11 +23,11 @@ from yacs.config import CfgNode
 
 from common.commandline import printable
 from common.unpickling import read_checkpoint
-from dassl.config import get_cfg_default
+from dassl.config import check_values, get_cfg_default, read_yaml
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UnreadableImageError, read_image
-from prompting.model import shown
+from prompting.checkpoint import shown
 from prompting.tokens import check_names, check_template
 from trainers.base import RANGES, PromptTrainer, find_checkpoint
 
@@ -139,14 +139,7 @@ def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> 
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}: give the --output-dir of a finished run")
-    return _classifier(_run_config(path), device, str(folder), epoch)
-
-
-def _run_config(path: Path) -> CfgNode:
-    """A run's configuration as far as prediction needs it; keys of data sets and protocols do not matter here."""
-    # this project's own: on upstream Dassl, one predicts without runs
-    from dassl.config import check_values, read_yaml
-
+    # What prediction needs of the run's configuration; keys of data sets and protocols do not matter here.
     saved, needed = read_yaml(path), ("INPUT", "DATALOADER", "MODEL", "TRAINER", "DATASET")
     lacking = [node for node in needed if not isinstance(saved, dict) or not isinstance(saved.get(node), dict)]
     if lacking or "NAME" not in saved["DATASET"]:
@@ -156,7 +149,7 @@ def _run_config(path: Path) -> CfgNode:
     check_values(CfgNode({node: cfg[node] for node in needed if node in saved}), RANGES)
     cfg.DATASET.NAME = dataset["NAME"]
     cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE = cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE or dataset.get("TEMPLATE", "")
-    return cfg
+    return _classifier(cfg, device, str(folder), epoch)
 
 
 def zero_shot(
@@ -184,18 +177,17 @@ def _classifier(
         raise ValueError(f"--device is {device!r}, but this machine has no CUDA device: use cpu")
     cfg.USE_CUDA = torch.cuda.is_available() if not device else device != "cpu"
     cfg.VERBOSE = False
+
+    def load_backbone(trainer: PromptTrainer) -> torch.nn.Module:
+        model = PromptTrainer.load_backbone(trainer)
+        trainer.cfg.INPUT.SIZE = (model.visual.input_resolution,) * 2  # images are resized to what it takes
+        return model
+
     trained = TRAINER_REGISTRY.get(cfg.TRAINER.NAME).needs_training
     if trained:
         classes = read_checkpoint(find_checkpoint(Path(folder), epoch)).get("classnames")
     # Zero-shot runs and converted checkpoints have no classes of their own: predict() must be given some.
-    trainer = trainer_without_data(cfg, classes or [UNSET], load_backbone=_fitting_backbone)
+    trainer = trainer_without_data(cfg, classes or [UNSET], load_backbone=load_backbone)
     if trained:
         trainer.load_model(folder, epoch)
     return Classifier(trainer)
-
-
-def _fitting_backbone(trainer: PromptTrainer) -> torch.nn.Module:
-    """The configured backbone; images are resized to what it takes."""
-    model = PromptTrainer.load_backbone(trainer)
-    trainer.cfg.INPUT.SIZE = (model.visual.input_resolution,) * 2
-    return model

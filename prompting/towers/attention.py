@@ -39,23 +39,23 @@ QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
 ROWS_AT_ONCE = 2048
 QUICK_GELU_SLOPE = 1.702
 
-_forced: bool | None = None
+_as_on_a_gpu = False
 
 
 def few_launches(device: torch.device) -> bool:
     """Whether few large operations are wanted rather than little arithmetic."""
-    return device.type != "cpu" if _forced is None else _forced
+    return _as_on_a_gpu or device.type != "cpu"
 
 
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Go a GPU's way on the CPU, to count and to test it; for encoders that are built and run inside."""
-    global _forced
-    before, _forced = _forced, True
+    global _as_on_a_gpu
+    before, _as_on_a_gpu = _as_on_a_gpu, True
     try:
         yield
     finally:
-        _forced = before
+        _as_on_a_gpu = before
 
 
 def run_layer(recompute: bool, layer: Callable[..., Any], *args: Any) -> Any:
@@ -90,14 +90,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
     """Output projection, MLP and both residual additions, (..., n, width) -> (..., n, width)."""
     n_rows, at_once = x.shape[:-1].numel(), ROWS_AT_ONCE * torch.get_num_threads()
-    if few_launches(x.device) or n_rows <= at_once:
-        return _finish_rows(block, x, attended)
-    size = math.ceil(n_rows / math.ceil(n_rows / at_once))  # of equal pieces
-    pieces = zip(x.flatten(0, -2).split(size), attended.flatten(0, -2).split(size), strict=True)
-    return torch.cat([_finish_rows(block, *piece) for piece in pieces]).view(x.shape)
-
-
-def _finish_rows(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+    if n_rows > at_once and not few_launches(x.device):
+        size = math.ceil(n_rows / math.ceil(n_rows / at_once))  # of equal pieces
+        pieces = zip(x.flatten(0, -2).split(size), attended.flatten(0, -2).split(size), strict=True)
+        return torch.cat([finish(block, *piece) for piece in pieces]).view(x.shape)
     output = block.attn.out_proj
     x = x + frozen_linear(attended, output.weight, output.bias)
     return x + run_mlp(block.mlp, block.ln_2(x))
@@ -360,16 +356,12 @@ def measure(rows: int, weight: Tensor) -> dict[str, float]:
     return {name: min(taken[1:]) for name, taken in times.items()}
 
 
-@functools.cache
-def _cpu_name() -> str:
-    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
-
-
 def machine_key() -> str:
     """What times depend on beside the shape."""
-    cpu = f"{_cpu_name()} {torch.backends.cpu.get_cpu_capability()}"
+    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    cpu = f"{name} {torch.backends.cpu.get_cpu_capability()}"
     return f"{cpu}|torch {torch.__version__}|{torch.get_num_threads()} threads|float32|{','.join(KERNELS)}"
 
 
