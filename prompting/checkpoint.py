@@ -272,17 +272,20 @@ def shown(names: Sequence[str], separator: str = ", ") -> str:
     return f"{separator.join(names[:MAX_SHOWN])}{more}"
 
 
-def misfits(wanted: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
-    """What keeps tensors from taking the place of others: those that are missing, unexpected or of another shape."""
-    return [
-        *(f"missing {name}" for name in wanted if name not in given),
-        *(f"unexpected {name}" for name in given if name not in wanted),
-        *(
-            f"{name} has shape {tuple(given[name].shape)} instead of {tuple(value.shape)}"
-            for name, value in wanted.items()
-            if name in given and given[name].shape != value.shape
-        ),
-    ]
+def misfits(model: nn.Module, tensors: Mapping[Any, Any]) -> list[str]:
+    """What of a state dict does not fit a model, which takes its entries, each of its shape and kind, and no others."""
+    wanted = model.state_dict()
+    problems = [f"missing {name}" for name in wanted if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in wanted]
+    for name in [name for name, want in wanted.items() if name in tensors and isinstance(want, Tensor)]:
+        value, want = tensors[name], wanted[name]
+        if not isinstance(value, Tensor):
+            problems.append(f"{name} is no tensor")
+        elif value.shape != want.shape:
+            problems.append(f"{name} has shape {tuple(value.shape)} instead of {tuple(want.shape)}")
+        elif value.is_floating_point() != want.is_floating_point() or value.is_complex() != want.is_complex():
+            problems.append(f"{name} holds {value.dtype} instead of {want.dtype}")
+    return problems
 
 
 def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:
@@ -291,12 +294,8 @@ def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: s
     Raises:
         CheckpointError: naming each missing, unexpected, wrongly shaped or non-finite tensor, and ``advice``.
     """
-    problems = misfits(learner.state_dict(), state_dict)
-    for name, value in state_dict.items():
-        if not value.is_floating_point():
-            problems.append(f"{name} holds {value.dtype} instead of floating-point numbers")
-        elif not torch.isfinite(value).all():
-            problems.append(f"{name} holds NaN or infinite values")
+    problems = misfits(learner, state_dict)
+    problems += [f"{name} holds NaN or infinite values" for name, v in state_dict.items() if not v.isfinite().all()]
     if problems:
         raise CheckpointError(
             f"checkpoint {source} does not fit {type(learner).__name__}: {'; '.join(sorted(problems))}. "

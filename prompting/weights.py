@@ -378,7 +378,7 @@ def empty_clip(sizes: Mapping[str, Any]) -> nn.Module:
 
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Give a model without values its weights; a BackboneError names missing, unexpected and wrongly shaped ones."""
-    if problems := misfits(model.state_dict(), weights):
+    if problems := misfits(model, weights):
         raise BackboneError(f"{source} does not hold a CLIP in OpenAI's layout: {shown(problems, '; ')}")
     values = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     model.load_state_dict(values, assign=True)

@@ -356,8 +356,7 @@ def check_settings(node: str, settings: CfgNode) -> None:
         name = f"TRAINER.{node}.{key}"
         allowed = RANGES.get(name)
         if allowed and isinstance(allowed[0], str):
-            if value not in allowed:
-                raise ValueError(f"{name} {value!r}: choose one of {', '.join(allowed)}")
+            check_choice(name, value, allowed)
         elif allowed and (value is None or not allowed[0] <= value <= allowed[1]):
             raise ValueError(f"{name} is {value}: at least {allowed[0]}, at most {allowed[1]}")
         depth = f"PROMPT_DEPTH_{key.removeprefix('N_CTX').strip('_')}"
@@ -370,3 +369,9 @@ def check_depth(key: str, depth: int, least: int, most: int) -> None:
     """Refuse a number of prompted layers that the backbone does not have."""
     if not least <= depth <= most:
         raise ValueError(f"{key} is {depth}, but this backbone can be prompted in {least} to {most} layers")
+
+
+def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
+    """Refuse a setting that is not one of its choices."""
+    if value not in choices:
+        raise ValueError(f"{key} {value!r}: choose one of {', '.join(choices)}")

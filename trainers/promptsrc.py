@@ -98,8 +98,8 @@ class GaussianAggregation:
         super().load_resume_state(state)
         aggregate = state["aggregate"]
         if aggregate:
-            problems = misfits(self.model.prompt_learner.state_dict(), aggregate)
-            if problems or not all(torch.isfinite(value.float()).all() for value in aggregate.values()):
+            problems = misfits(self.model.prompt_learner, aggregate)
+            if problems or not all(value.isfinite().all() for value in aggregate.values()):
                 raise ValueError("its aggregate is not of this learner's tensors, or not of finite numbers")
         self.aggregate = aggregate
 

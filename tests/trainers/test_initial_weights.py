@@ -87,7 +87,7 @@ def without_ctx(tensors):
 UNFIT = {
     "other numbers": (
         lambda tensors: {name: value.bool() if name == "ctx" else value for name, value in tensors.items()},
-        [r"ctx holds torch\.bool instead of floating-point numbers"],
+        [r"ctx holds torch\.bool instead of torch\.float32"],
     ),
     "a tensor missing": (without_ctx, ["missing ctx", "unexpected other"]),
     "a tensor more": (lambda t: t | {"extra": torch.ones(2)}, ["unexpected extra"]),
