@@ -200,7 +200,6 @@ def _count_deep(names: Iterable[str], tower: str) -> int:
 class TrainedPrompts:
     """What a checkpoint holds of a method."""
 
-    source: Path
     trainer: str
     epoch: int | None  # finished epochs, if the file says so
     tensors: dict[str, Tensor]  # the trained ones under our names
@@ -247,7 +246,7 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
         trainer = methods[0]
     tensors = from_published(state_dict, trainer, path) if published else state_dict
     epoch = content.get("epoch")
-    return TrainedPrompts(Path(path), trainer, epoch if isinstance(epoch, int) else None, tensors, published, content)
+    return TrainedPrompts(trainer, epoch if isinstance(epoch, int) else None, tensors, published, content)
 
 
 def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
@@ -319,7 +318,7 @@ def convert(old: str | Path, new: str | Path, trainer: str | None = None) -> Tra
     if "trainer" in trained.content:
         raise CheckpointError(f"checkpoint {old} is in this project's format already (trainer {trained.trainer})")
     content = {"state_dict": trained.tensors, "trainer": trained.trainer, "epoch": trained.epoch}
-    content |= {"val_result": None, "converted_from": trained.source.name}
+    content |= {"val_result": None, "converted_from": Path(old).name}
     with atomic_write(new, replace=False) as file:
         torch.save(content, file)
     return trained

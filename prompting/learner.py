@@ -80,8 +80,8 @@ class PromptLearner(nn.Module):
     def image_features_follow(self) -> str:
         """What an image's features follow from, beside the frozen tower.
 
-        "image": from the image alone; "prompts": from the trained tensors too, the same way for every batch and class
-        list; "batch": so from the other images of the batch.
+        "image": the image alone; "prompts": the trained tensors too, the same way for every batch and class list;
+        "batch": the other images of the batch too.
         """
         with torch.no_grad():
             vision = self().vision

@@ -26,7 +26,7 @@ from prompting.tokens import PromptLayout, clean_name, layout_from_texts
 from prompting.towers.text import TextEncoder
 from prompting.towers.vision import VisionEncoder
 
-PATHS = ("fast", "plain")
+ENCODERS = {"fast": (TextEncoder, VisionEncoder), "plain": (PlainTextEncoder, PlainVisionEncoder)}  # by path
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 # Rows of the text tower that are evaluated at once where every image has its own texts: bounds memory.
 MAX_TEXT_ROWS = 32768
@@ -79,7 +79,7 @@ class Output:
 
 
 class PromptedCLIP(nn.Module):
-    """Classifier over a frozen CLIP's prompted features: ``logit_scale * cos(image, text)``; path: one of ``PATHS``."""
+    """Classifier over a frozen CLIP's prompted features: ``logit_scale * cos(image, text)``; path: of ``ENCODERS``."""
 
     def __init__(
         self,
@@ -90,11 +90,9 @@ class PromptedCLIP(nn.Module):
         path: str = "fast",
     ) -> None:
         super().__init__()
-        if path not in PATHS:
-            raise ValueError(f"path {path!r}: choose one of {', '.join(PATHS)}")
-        text, vision = (TextEncoder, VisionEncoder) if path == "fast" else (PlainTextEncoder, PlainVisionEncoder)
-        self.text_encoder = text(clip_model)
-        self.image_encoder = vision(clip_model)
+        if path not in ENCODERS:
+            raise ValueError(f"path {path!r}: choose one of {', '.join(ENCODERS)}")
+        self.text_encoder, self.image_encoder = (encoder(clip_model) for encoder in ENCODERS[path])
         self.logit_scale = clip_model.logit_scale
         self.prompt_learner = prompt_learner
         self.precision = precision
@@ -156,8 +154,7 @@ class PromptedCLIP(nn.Module):
                 features = self.text_encoder(self.layout, text)
             else:  # one context per image, encoded in parts since no gradient needs them together
                 contexts = text.context.split(max(1, MAX_TEXT_ROWS // int(self.layout.lengths.sum())))
-                parts = [self.text_encoder(self.layout, TextPrompts(context, text.deep)) for context in contexts]
-                features = torch.cat(parts)
+                features = torch.cat([self.text_encoder(self.layout, TextPrompts(c, text.deep)) for c in contexts])
             features = self.prompt_learner.adapt_text(features.float())
         return F.normalize(features.float(), dim=-1)
 

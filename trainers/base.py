@@ -71,7 +71,7 @@ class PromptTrainer(Steps, TrainerX):
     node: str  # name of the method's config node, cfg.TRAINER.<node>
     needs_vit = False  # whether the method puts tokens into the image tower
     n_views = 1  # augmented views of each training image that the method compares
-    needs_training = True  # zero-shot CLIP does not
+    needs_training = True  # whether there is anything to train
     path = "fast"  # which implementation of the towers runs; "plain" is for tests and benchmarks
 
     @property

@@ -254,10 +254,7 @@ class FrozenProduct(torch.autograd.Function):
 
 
 class KernelChooser:
-    """Chooses the kernel of every product, and keeps the measurements in a file, by default of the user's cache folder.
-
-    The backend is one of ``BACKENDS``.
-    """
+    """Chooses the kernel of every product by one of ``BACKENDS``; the times' file is the user's cache's by default."""
 
     def __init__(self, backend: str = "native", file: Path | None = None) -> None:
         self.backend, self.file = backend, file
