@@ -159,31 +159,29 @@ class Gather:
 
     def __init__(self, buckets: list[Bucket], n_rows: int, prefix: Tensor, queries: bool, device: torch.device) -> None:
         n_parts, n_prefix = 2 + queries, len(prefix)
+        self.is_padded = len(buckets) == 1
         # For Q, K and V of each bucket: the number of entries, and of each entry's first slots that are the prefix's;
-        # (slots,) the row's part that each slot takes; the same without the prefix's slots
+        # (slots,) the row's part that each slot takes; the same without the prefix's slots of K and V
         self.parts: list[tuple[int, int]] = []
         self.takes: list[Tensor] = []
         self.class_takes: list[Tensor] = []
-        # (n_rows * n_parts,) the slot, among all, whose gradient is that of each row's part
+        # (n_rows * n_parts,) of one padded bucket: the slot, among all, whose gradient is that of each row's part
         give, start = torch.zeros(n_rows * n_parts, dtype=torch.long), 0
         for bucket in buckets:
             n = len(bucket.rows) if queries else bucket.n_classes
             for part in range(n_parts):
                 is_query = queries and part == 0
+                first, entries = (0, n) if is_query else (n_prefix, bucket.n_classes)
                 take = n_parts * (bucket.rows if is_query else bucket.keys)[:n] + part
-                slots = start + torch.arange(take.numel()).view(take.shape)
-                # What is neither the prefix's, nor padding, which is all that does not see [SOS]
-                class_take, real = take, bucket.seen[:n, :, 0]
-                if not is_query:
-                    width = bucket.rows.shape[1] if bucket.n_classes else 0
-                    class_keys = slice(bucket.n_classes), slice(n_prefix, n_prefix + width)
-                    class_take, slots, real = take[class_keys], slots[class_keys], real[: bucket.n_classes, :width]
-                give[class_take[real]] = slots[real]
+                class_take = n_parts * bucket.rows[:entries] + part
+                if self.is_padded:
+                    slots = start + torch.arange(take.numel()).view(take.shape)[:entries, first:]
+                    real = bucket.seen[:entries, :, 0]  # padding is all that does not see [SOS]
+                    give[class_take[real]] = slots[:, : real.shape[1]][real]
                 self.takes.append(take.flatten().to(device))
                 self.class_takes.append(class_take.flatten().to(device))
-                self.parts.append((n, 0 if is_query else n_prefix))
+                self.parts.append((n, first))
                 start += take.numel()
-        self.is_padded = len(buckets) == 1
         self.take, self.give = torch.cat(self.takes), give.to(device)
         # The keys, then the values of the prefix, whose gradient is a sum over all entries
         self.prefix = torch.cat([n_parts * prefix + n_parts - 2, n_parts * prefix + n_parts - 1]).to(device)
