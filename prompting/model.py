@@ -10,9 +10,9 @@ features of hand-written prompts (:func:`template_features`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import compress
 
 import torch
 from torch import Tensor, nn
@@ -154,7 +154,8 @@ class PromptedCLIP(nn.Module):
                 features = self.text_encoder(self.layout, text)
             else:  # one context per image, encoded in parts since no gradient needs them together
                 contexts = text.context.split(max(1, MAX_TEXT_ROWS // int(self.layout.lengths.sum())))
-                features = torch.cat([self.text_encoder(self.layout, TextPrompts(c, text.deep)) for c in contexts])
+                parts = [self.text_encoder(self.layout, TextPrompts(context, text.deep)) for context in contexts]
+                features = torch.cat(parts)
             features = self.prompt_learner.adapt_text(features.float())
         return F.normalize(features.float(), dim=-1)
 
@@ -196,9 +197,9 @@ class Watch:
         """Look at (n_cls, dim) features that serve all batches; a FloatingPointError names infinite and NaN ones."""
         broken, zero = torch.stack([~text.isfinite().all(dim=-1), ~text.any(dim=-1)]).tolist()
         if any(broken):
-            classes = shown([*compress(self.classnames, broken)])
+            classes = shown([*itertools.compress(self.classnames, broken)])
             raise FloatingPointError(f"the text feature of {classes} is infinite or NaN")
-        self.zero_classes = [*compress(self.classnames, zero)]
+        self.zero_classes = [*itertools.compress(self.classnames, zero)]
 
     def see(self, logits: Tensor, image: Tensor, text: Tensor) -> None:
         """Look at a batch: logits (batch, n_cls), image features (batch, dim), text features (of each image: 3-D)."""
@@ -216,13 +217,13 @@ class Watch:
             return []
         broken, zero = torch.cat(self._images, dim=1).tolist()
         if self._texts:
-            self.zero_classes = [*compress(self.classnames, torch.stack(self._texts).any(dim=0).tolist())]
+            self.zero_classes = [*itertools.compress(self.classnames, torch.stack(self._texts).any(dim=0).tolist())]
         self._images, self._texts = [], []
         if len(names) != len(broken):
             names = [f"image {position}" for position in range(1, len(broken) + 1)]
         if any(broken):
-            raise FloatingPointError(f"the logits of {shown([*compress(names, broken)])} are infinite or NaN")
-        return [*compress(names, zero)]
+            raise FloatingPointError(f"the logits of {shown([*itertools.compress(names, broken)])} are infinite or NaN")
+        return [*itertools.compress(names, zero)]
 
 
 # Text features of hand-written prompts: zero-shot classifiers, and the frozen teachers of regularised methods
