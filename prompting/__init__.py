@@ -15,9 +15,8 @@ _MODULES = {
     "learner": ("PromptLearner", "TowerSizes"),
     "model": ("Output", "PRECISIONS", "Precision", "PromptedCLIP", "resolve_precision"),
     "prompts": ("AttentionMass", "GatedPrompt", "Prompts", "TextPrompts", "VisionPrompts"),
-    "state_dict": ("BackboneError",),
     "tokens": ("PromptLayout", "layout_from_texts", "layout_with_context"),
-    "weights": ("load_clip",),
+    "weights": ("BackboneError", "load_clip"),
 }
 __all__ = sorted(name for names in _MODULES.values() for name in names)
 

@@ -7,6 +7,7 @@ python -m prompting.checkpoint convert OLD NEW [--trainer NAME]
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,32 +22,25 @@ from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
 from common.unpickling import CheckpointError, read_checkpoint
 
+MAX_SHOWN = 5  # names in a message
+
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save
 # the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is
 # neither makes the file unknown.
 
-_PART = r"(?P<part>weight|bias)"
-_INDEX = r"(?P<index>\d+)"
-_BLOCK = r"transformer\.resblocks\.(?P<layer>\d+)"
-_BUFFERS = (r"(prompt_learner\.)?(nc_)?token_(prefix|suffix)",)
-_TOWER_TENSOR = (
-    r"(class_embedding|positional_embedding|proj|text_projection|(conv|bn|ln|layer|attnpool)\w*\..+|"
-    r"transformer\.resblocks\.\d+\.(attn|ln_1|ln_2|mlp)\..+)"
-)
-_TOWERS = (rf"(image|text)_encoder\.{_TOWER_TENSOR}", r"logit_scale")
-_WHOLE_CLIP = (*_BUFFERS, *_TOWERS)
+# Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
+PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
 
 
 @dataclass(frozen=True)
 class Format:
-    """What one repository saves for one method; patterns match whole names."""
+    """What one repository saves for one method, by patterns of whole names."""
 
-    # Pattern of a published name -> our name, with the pattern's groups in braces; {entry} is the group `layer` less
-    # one, since our lists of deep prompts begin with layer 1.
+    # Published name -> our name; {before} is {i} less one, since our lists of deep prompts begin with layer 1.
     trained: Mapping[str, str]
-    ignored: tuple[str, ...]  # of tensors that are frozen or never used
-    needed: tuple[str, ...]  # each must match some tensor, so that methods are told apart
+    ignored: tuple[str, ...]  # frozen or never used
+    needed: tuple[str, ...]  # each must be there, so that methods are told apart
     # Our gate lists -> how many gates they have fewer than there are deep prompts; the others are unused.
     gates: Mapping[str, int] = field(default_factory=dict)
     note: str = ""  # settings that the trainer needs for such a file
@@ -55,90 +49,96 @@ class Format:
         """Our name of each trained tensor, ``None`` for one that is ignored; a tensor that is neither is left out."""
         ours: dict[str, str | None] = {}
         for name in names:
-            for pattern, target in self.trained.items():
-                if found := re.fullmatch(pattern, name):
+            for pattern, target in [*self.trained.items(), *dict.fromkeys(self.ignored).items()]:
+                if found := _regex(pattern).fullmatch(name):
                     groups = found.groupdict()
-                    ours[name] = target.format(**groups, entry=int(groups.get("layer") or 0) - 1)
+                    ours[name] = target and target.format(**groups, before=int(groups.get("i", 0)) - 1)
                     break
-            else:
-                if any(re.fullmatch(pattern, name) for pattern in self.ignored):
-                    ours[name] = None
         return ours
 
     def lacking(self, names: Iterable[str]) -> list[str]:
         """The needed patterns that none of the names matches."""
-        return [pattern for pattern in self.needed if not any(re.fullmatch(pattern, name) for name in names)]
+        return [pattern for pattern in self.needed if not any(_regex(pattern).fullmatch(name) for name in names)]
 
 
-_CONTEXT = {r"prompt_learner\.ctx": "ctx"}
+@functools.cache
+def _regex(pattern: str) -> re.Pattern[str]:
+    return re.compile(pattern.replace(".", r"\.").format(**PLACEHOLDERS))
+
+
+_BUFFERS = ("(prompt_learner.)?(nc_)?token_(prefix|suffix)",)
+_TOWERS = (
+    "(image|text)_encoder.(class_embedding|positional_embedding|proj|text_projection)",
+    r"(image|text)_encoder.(conv|bn|ln|layer|attnpool)\w*.{any}",
+    "(image|text)_encoder.transformer.resblocks.{i}.(attn|ln_1|ln_2|mlp).{any}",
+    "logit_scale",
+)
+_WHOLE_CLIP = (*_BUFFERS, *_TOWERS)
+_TEACHER_TOWER = "prompt_learner.ZS_image_encoder.{any}"
+_CONTEXT = {"prompt_learner.ctx": "ctx"}
 _VISION_PROMPTS = {
-    r"image_encoder\.VPT": "vision_tokens",
-    rf"image_encoder\.{_BLOCK}\.VPT_shallow": "vision_prompts.{entry}",
+    "image_encoder.VPT": "vision_tokens",
+    "image_encoder.transformer.resblocks.{i}.VPT_shallow": "vision_prompts.{before}",
 }
-_IVLP = {**_CONTEXT, **_VISION_PROMPTS, rf"text_encoder\.{_BLOCK}\.VPT_shallow": "text_prompts.{entry}"}
+_IVLP = {**_CONTEXT, **_VISION_PROMPTS, "text_encoder.transformer.resblocks.{i}.VPT_shallow": "text_prompts.{before}"}
 _MAPLE = {
     **_CONTEXT,
-    rf"prompt_learner\.proj\.{_PART}": "proj.{part}",
-    rf"prompt_learner\.compound_prompts_text\.{_INDEX}": "text_prompts.{index}",
-    rf"prompt_learner\.compound_prompt_projections\.{_INDEX}\.{_PART}": "projections.{index}.{part}",
+    "prompt_learner.proj.{part}": "proj.{part}",
+    "prompt_learner.compound_prompts_text.{i}": "text_prompts.{i}",
+    "prompt_learner.compound_prompt_projections.{i}.{part}": "projections.{i}.{part}",
 }
+_COPROMPT = {pattern: f"prompts.{target}" for pattern, target in _MAPLE.items()} | {
+    f"adapter_{tower}.fc.{number}.weight": f"adapter_{tower}.{name}"
+    for tower in ("image", "text")
+    for number, name in ((0, "down"), (2, "up"))
+}
+_BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
-    r"prompt_learner\.ctx_t": "ctx",
-    rf"prompt_learner\.proj_t\.{_PART}": "project_ctx.{part}",
-    rf"prompt_learner\.compound_prompts_text\.{_INDEX}": "text_prompts.{index}",
-    rf"prompt_learner\.compound_prompts_visual\.{_INDEX}": "vision_prompts.{index}",
-    rf"prompt_learner\.single_layer_t\.{_PART}": "text_to_vision.{part}",
-    rf"prompt_learner\.single_layer_v\.{_PART}": "vision_to_text.{part}",
-    rf"prompt_learner\.compound_prompt_projections_t\.{_INDEX}\.{_PART}": "text_to_vision.{index}.{part}",
-    rf"prompt_learner\.compound_prompt_projections_v\.{_INDEX}\.{_PART}": "vision_to_text.{index}.{part}",
-    rf"image_encoder\.{_BLOCK}\.learnable_linear1\.weight": "vision_gates.{entry}.alpha",
-    rf"image_encoder\.{_BLOCK}\.learnable_linear1\.bias": "vision_gates.{entry}.beta",
-    rf"text_encoder\.{_BLOCK}\.learnable_linear2\.bias": "text_gates.{entry}.beta",
+    "prompt_learner.ctx_t": "ctx",
+    "prompt_learner.proj_t.{part}": "project_ctx.{part}",
+    "prompt_learner.compound_prompts_text.{i}": "text_prompts.{i}",
+    "prompt_learner.compound_prompts_visual.{i}": "vision_prompts.{i}",
+    "prompt_learner.single_layer_t.{part}": "text_to_vision.{part}",
+    "prompt_learner.single_layer_v.{part}": "vision_to_text.{part}",
+    "prompt_learner.compound_prompt_projections_t.{i}.{part}": "text_to_vision.{i}.{part}",
+    "prompt_learner.compound_prompt_projections_v.{i}.{part}": "vision_to_text.{i}.{part}",
+    _BMIP_GATE: "vision_gates.{before}.alpha",
+    "image_encoder.transformer.resblocks.{i}.learnable_linear1.bias": "vision_gates.{before}.beta",
+    "text_encoder.transformer.resblocks.{i}.learnable_linear2.bias": "text_gates.{before}.beta",
 }
 # Trainable by name, never reached by a gradient: the second context and its projection, the exchange layers, the gates
 # of the other tower, and the text gates' slope, which multiplies a zero.
 _BMIP_UNUSED = (
-    r"prompt_learner\.(ctx_v|proj_v\.(weight|bias))",
-    r"prompt_learner\.(exchange_layer|compound_exchange)_[tv]\..+",
-    rf"image_encoder\.{_BLOCK}\.learnable_linear2\.{_PART}",
-    rf"text_encoder\.{_BLOCK}\.learnable_linear(1\.(weight|bias)|2\.weight)",
+    "prompt_learner.(ctx_v|proj_v.{part})",
+    "prompt_learner.(exchange_layer|compound_exchange)_[tv].{any}",
+    "image_encoder.transformer.resblocks.{i}.learnable_linear2.{part}",
+    "text_encoder.transformer.resblocks.{i}.learnable_linear(1.{part}|2.weight)",
 )
 _BMIP_GATES = {"vision_gates": 0, "text_gates": 1}
-_GATE_IN_FILE = r"image_encoder\.transformer\.resblocks\.\d+\.learnable_linear1\.weight"
 _BMIP_NOTE = "a file of the released BMIP code needs TRAINER.BMIP.GATE official and TRAINER.BMIP.AGGREGATOR gate"
-_TEACHER_TOWER = r"prompt_learner\.ZS_image_encoder\..+"
-_META_NET = r"meta_net\.linear(?P<number>[12])\.(?P<part>weight|bias)"
 
 FORMATS: dict[str, Format] = {
     "CoOp": Format({"ctx": "ctx"}, _BUFFERS, ("ctx",)),
     "CoCoOp": Format(
-        {"ctx": "ctx", _META_NET: "meta_net.linear{number}.{part}"}, _BUFFERS, ("ctx", r"meta_net\.linear2\.weight")
+        {"ctx": "ctx", **{f"meta_net.linear{n}.{{part}}": f"meta_net.linear{n}.{{part}}" for n in (1, 2)}},
+        _BUFFERS,
+        ("ctx", "meta_net.linear2.weight"),
     ),
-    "KgCoOp": Format(
-        {"ctx": "ctx"}, (*_BUFFERS, "bias_vectors", r"meta_net\.linear1\.(weight|bias)"), ("ctx", "bias_vectors")
-    ),
-    "ProDA": Format(_CONTEXT, _WHOLE_CLIP, (r"prompt_learner\.ctx",)),
-    "VPT": Format(_VISION_PROMPTS, _TOWERS, (r"image_encoder\.VPT",)),
-    "IVLP": Format(_IVLP, (r"prompt_learner\.token_(prefix|suffix)", *_TOWERS), (r"prompt_learner\.ctx",)),
-    "MaPLe": Format(_MAPLE, _WHOLE_CLIP, (r"prompt_learner\.ctx", r"prompt_learner\.proj\.weight")),
-    "PromptSRC": Format(_IVLP, (*_WHOLE_CLIP, _TEACHER_TOWER), (r"prompt_learner\.ctx", _TEACHER_TOWER)),
+    "KgCoOp": Format({"ctx": "ctx"}, (*_BUFFERS, "bias_vectors", "meta_net.linear1.{part}"), ("ctx", "bias_vectors")),
+    "ProDA": Format(_CONTEXT, _WHOLE_CLIP, ("prompt_learner.ctx",)),
+    "VPT": Format(_VISION_PROMPTS, _TOWERS, ("image_encoder.VPT",)),
+    "IVLP": Format(_IVLP, ("prompt_learner.token_(prefix|suffix)", *_TOWERS), ("prompt_learner.ctx",)),
+    "MaPLe": Format(_MAPLE, _WHOLE_CLIP, ("prompt_learner.ctx", "prompt_learner.proj.weight")),
+    "PromptSRC": Format(_IVLP, (*_WHOLE_CLIP, _TEACHER_TOWER), ("prompt_learner.ctx", _TEACHER_TOWER)),
     "CoPrompt": Format(
-        {
-            **{pattern: f"prompts.{target}" for pattern, target in _MAPLE.items()},
-            r"(?P<adapter>adapter_(image|text))\.fc\.0\.weight": "{adapter}.down",
-            r"(?P<adapter>adapter_(image|text))\.fc\.2\.weight": "{adapter}.up",
-        },
-        (*_WHOLE_CLIP, r"model_distill\..+"),
-        (r"prompt_learner\.ctx", r"adapter_image\.fc\.0\.weight"),
+        _COPROMPT, (*_WHOLE_CLIP, "model_distill.{any}"), ("prompt_learner.ctx", "adapter_image.fc.0.weight")
     ),
-    "BMIP": Format(
-        _BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), (r"prompt_learner\.ctx_t", _GATE_IN_FILE), _BMIP_GATES, _BMIP_NOTE
-    ),
-    # `prompt_learner.ctx` starts as a copy of ctx_t and is never used
+    "BMIP": Format(_BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), ("prompt_learner.ctx_t", _BMIP_GATE), _BMIP_GATES, _BMIP_NOTE),
     "PromptSRC_BMIP": Format(
         _BMIP,
-        (*_WHOLE_CLIP, *_BMIP_UNUSED, _TEACHER_TOWER, r"prompt_learner\.ctx"),
-        (r"prompt_learner\.ctx_t", _GATE_IN_FILE, _TEACHER_TOWER),
+        # `prompt_learner.ctx` starts as a copy of ctx_t and is never used
+        (*_WHOLE_CLIP, *_BMIP_UNUSED, _TEACHER_TOWER, "prompt_learner.ctx"),
+        ("prompt_learner.ctx_t", _BMIP_GATE, _TEACHER_TOWER),
         _BMIP_GATES,
         _BMIP_NOTE,
     ),
@@ -169,8 +169,7 @@ def from_published(state_dict: Mapping[str, Tensor], trainer: str, source: str |
         raise CheckpointError(f"checkpoint {source} is one of {' or '.join(methods)}, not of {trainer}")
     names = form.our_names(state_dict)
     problems = [f"unknown {name}" for name in state_dict if name not in names]
-    for pattern in form.lacking(state_dict):
-        problems.append("missing " + pattern.replace("\\d+", "N").replace(".+", "*").replace("\\", ""))
+    problems += [f"missing {pattern.format(i='N', part='weight', any='*')}" for pattern in form.lacking(state_dict)]
     if problems:
         raise CheckpointError(f"checkpoint {source} is not as {trainer}'s repository saves it: {'; '.join(problems)}")
     # A gate's one number has no dimensions here. float32, and a copy: the file's other tensors need not stay in memory.
@@ -201,7 +200,6 @@ def _count_deep(names: Iterable[str], tower: str) -> int:
 class TrainedPrompts:
     """What a checkpoint holds of a method."""
 
-    source: Path
     trainer: str
     epoch: int | None  # finished epochs, if the file says so
     tensors: dict[str, Tensor]  # the trained ones under our names
@@ -230,27 +228,25 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
     """
     content = read_checkpoint(path)
     state_dict, named = content.pop("state_dict"), content.get("trainer")
-    named = named if isinstance(named, str) else None
     if named and trainer and named != trainer:
         raise CheckpointError(f"checkpoint {path} was trained with {named}, not {trainer}")
     published = named is None and (trainer is None or is_published(state_dict))
     trainer = trainer or named
     if not trainer:  # the one method whose published checkpoints hold such tensors
-        methods, names = published_methods(state_dict), list(state_dict)
+        methods = published_methods(state_dict)
         if len(methods) > 1:
             raise CheckpointError(
                 f"checkpoint {path} may be one of {' or '.join(methods)}: say which with --trainer NAME"
             )
         if not methods:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
             raise CheckpointError(
                 f"checkpoint {path} has the tensors of no method that is known ({', '.join(FORMATS)}); it holds "
-                f"{', '.join(names[:5])}{more}. Name the method with --trainer NAME to see which tensors are in the way"
+                f"{shown(list(state_dict))}. Name the method with --trainer NAME to see which tensors are in the way"
             )
         trainer = methods[0]
     tensors = from_published(state_dict, trainer, path) if published else state_dict
     epoch = content.get("epoch")
-    return TrainedPrompts(Path(path), trainer, epoch if isinstance(epoch, int) else None, tensors, published, content)
+    return TrainedPrompts(trainer, epoch if isinstance(epoch, int) else None, tensors, published, content)
 
 
 def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
@@ -269,23 +265,36 @@ def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
     return from_published(tensors, trainer, path) if is_published(tensors) else tensors
 
 
+def shown(names: Sequence[str], separator: str = ", ") -> str:
+    """The first few of the names, and how many there are more."""
+    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
+    return f"{separator.join(names[:MAX_SHOWN])}{more}"
+
+
+def misfits(model: nn.Module, tensors: Mapping[Any, Any]) -> list[str]:
+    """What of a state dict does not fit a model, which takes its entries, each of its shape and kind, and no others."""
+    wanted = model.state_dict()
+    problems = [f"missing {name}" for name in wanted if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in wanted]
+    for name in [name for name, want in wanted.items() if name in tensors and isinstance(want, Tensor)]:
+        value, want = tensors[name], wanted[name]
+        if not isinstance(value, Tensor):
+            problems.append(f"{name} is no tensor")
+        elif value.shape != want.shape:
+            problems.append(f"{name} has shape {tuple(value.shape)} instead of {tuple(want.shape)}")
+        elif value.is_floating_point() != want.is_floating_point() or value.is_complex() != want.is_complex():
+            problems.append(f"{name} holds {value.dtype} instead of {want.dtype}")
+    return problems
+
+
 def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:
     """Load trained tensors into a prompt learner, all or none; they become float32.
 
     Raises:
         CheckpointError: naming each missing, unexpected, wrongly shaped or non-finite tensor, and ``advice``.
     """
-    wanted = learner.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in state_dict]
-    problems += [f"unexpected {name}" for name in state_dict if name not in wanted]
-    for name in wanted.keys() & state_dict.keys():
-        have, want = tuple(state_dict[name].shape), tuple(wanted[name].shape)
-        if have != want:
-            problems.append(f"{name} has shape {have}, this setting needs {want}")
-        elif not state_dict[name].is_floating_point():
-            problems.append(f"{name} holds {state_dict[name].dtype} instead of floating-point numbers")
-        elif not torch.isfinite(state_dict[name]).all():
-            problems.append(f"{name} holds NaN or infinite values")
+    problems = misfits(learner, state_dict)
+    problems += [f"{name} holds NaN or infinite values" for name, v in state_dict.items() if not v.isfinite().all()]
     if problems:
         raise CheckpointError(
             f"checkpoint {source} does not fit {type(learner).__name__}: {'; '.join(sorted(problems))}. "
@@ -309,7 +318,7 @@ def convert(old: str | Path, new: str | Path, trainer: str | None = None) -> Tra
     if "trainer" in trained.content:
         raise CheckpointError(f"checkpoint {old} is in this project's format already (trainer {trained.trainer})")
     content = {"state_dict": trained.tensors, "trainer": trained.trainer, "epoch": trained.epoch}
-    content |= {"val_result": None, "converted_from": trained.source.name}
+    content |= {"val_result": None, "converted_from": Path(old).name}
     with atomic_write(new, replace=False) as file:
         torch.save(content, file)
     return trained
@@ -344,21 +353,6 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
     return settings
 
 
-def _describe(trained: TrainedPrompts) -> str:
-    """A checkpoint in lines for people."""
-    origin = "a published repository's file" if trained.published else "this project's format"
-    lines = [f"trainer   {trained.trainer} ({origin})", f"epoch     {trained.epoch}"]
-    lines.append(f"settings  {trained.settings or '?'}")
-    if trained.content.get("backbone") is not None:
-        classes = trained.content.get("classnames")
-        lines.append(f"backbone  {trained.content['backbone']}, {'?' if classes is None else len(classes)} classes")
-    if trained.content.get("converted_from") is not None:
-        lines.append(f"from      {trained.content['converted_from']}")
-    lines.append(f"tensors   {len(trained.tensors)} with {sum(t.numel() for t in trained.tensors.values()):,} numbers")
-    lines += [f"  {name}  {tuple(t.shape)}" for name, t in trained.tensors.items()]
-    return "\n".join(map(printable, lines))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser("python -m prompting.checkpoint", description="Checkpoints of trained prompts.")
@@ -375,12 +369,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-    if args.command == "show":
-        print(_describe(read_trained(args.file, args.trainer)))
-    else:
+    if args.command == "convert":
         trained = convert(args.old, args.new, args.trainer)
         what = f"{trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors"
         print(printable(f"Wrote {args.new}: {what}"))
+        return
+    trained = read_trained(args.file, args.trainer)
+    content, tensors = trained.content, trained.tensors
+    origin = "a published repository's file" if trained.published else "this project's format"
+    print(printable(f"trainer   {trained.trainer} ({origin})"))
+    print(f"epoch     {trained.epoch}\nsettings  {trained.settings or '?'}")
+    if content.get("backbone") is not None:
+        classes = content.get("classnames")
+        print(printable(f"backbone  {content['backbone']}, {'?' if classes is None else len(classes)} classes"))
+    if content.get("converted_from") is not None:
+        print(printable(f"from      {content['converted_from']}"))
+    print(f"tensors   {len(tensors)} with {sum(t.numel() for t in tensors.values()):,} numbers")
+    for name, tensor in tensors.items():
+        print(printable(f"  {name}  {tuple(tensor.shape)}"))
 
 
 if __name__ == "__main__":

@@ -78,10 +78,10 @@ class PromptLearner(nn.Module):
 
     @property
     def image_features_follow(self) -> str:
-        """What an image's features follow from, beside the image and the frozen tower: "image", "prompts" or "batch".
+        """What an image's features follow from, beside the frozen tower.
 
-        "image": nothing trained touches the image tower; "prompts": the trained tensors do, the same way for every
-        batch and class list; "batch": so do the other images of the batch.
+        "image": the image alone; "prompts": the trained tensors too, the same way for every batch and class list;
+        "batch": the other images of the batch too.
         """
         with torch.no_grad():
             vision = self().vision
@@ -102,11 +102,9 @@ def normal_parameter(*shape: int, generator: torch.Generator | None = None) -> n
 
 def linear_layer(n_in: int, n_out: int, generator: torch.Generator | None = None) -> nn.Linear:
     """``nn.Linear`` as PyTorch starts it, U(-1/sqrt(n_in), 1/sqrt(n_in)), drawn with a local generator."""
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
-    bound = n_in**-0.5
-    with torch.no_grad():
-        layer.weight.uniform_(-bound, bound, generator=generator)
-        layer.bias.uniform_(-bound, bound, generator=generator)
+    layer, bound = nn.utils.skip_init(nn.Linear, n_in, n_out), n_in**-0.5
+    for parameter in (layer.weight, layer.bias):
+        nn.init.uniform_(parameter, -bound, bound, generator)
     return layer
 
 

@@ -10,6 +10,7 @@ features of hand-written prompts (:func:`template_features`).
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prompting.checkpoint import shown
 from prompting.learner import PromptLearner
 from prompting.prompts import Prompts, TextPrompts
 from prompting.reference import PlainTextEncoder, PlainVisionEncoder
@@ -24,11 +26,10 @@ from prompting.tokens import PromptLayout, clean_name, layout_from_texts
 from prompting.towers.text import TextEncoder
 from prompting.towers.vision import VisionEncoder
 
-PATHS = ("fast", "plain")
+ENCODERS = {"fast": (TextEncoder, VisionEncoder), "plain": (PlainTextEncoder, PlainVisionEncoder)}  # by path
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 # Rows of the text tower that are evaluated at once where every image has its own texts: bounds memory.
 MAX_TEXT_ROWS = 32768
-MAX_SHOWN = 5  # names in a message
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,12 @@ class Precision:
     needs_scaler: bool  # of the loss: half-precision activations under autocast underflow, bfloat16 does not
 
     def __str__(self) -> str:
-        """What is computed and, where that is something else, what was asked for."""
         return self.name if self.name == self.asked else f"{self.name} (asked: {self.asked})"
 
     def autocast(self, device: torch.device) -> contextlib.AbstractContextManager:
         """Context in which the forward pass runs."""
-        if self.autocast_dtype is None:
-            return contextlib.nullcontext()
-        return torch.autocast(device.type, dtype=self.autocast_dtype)
+        none = self.autocast_dtype is None
+        return contextlib.nullcontext() if none else torch.autocast(device.type, dtype=self.autocast_dtype)
 
 
 def resolve_precision(name: str, device: torch.device | str, cpu_half: bool = False) -> Precision:
@@ -80,7 +79,7 @@ class Output:
 
 
 class PromptedCLIP(nn.Module):
-    """Classifier over a frozen CLIP's prompted features: ``logit_scale * cos(image, text)``; path: one of ``PATHS``."""
+    """Classifier over a frozen CLIP's prompted features: ``logit_scale * cos(image, text)``; path: of ``ENCODERS``."""
 
     def __init__(
         self,
@@ -91,11 +90,9 @@ class PromptedCLIP(nn.Module):
         path: str = "fast",
     ) -> None:
         super().__init__()
-        if path not in PATHS:
-            raise ValueError(f"path {path!r}: choose one of {', '.join(PATHS)}")
-        text, vision = (TextEncoder, VisionEncoder) if path == "fast" else (PlainTextEncoder, PlainVisionEncoder)
-        self.text_encoder = text(clip_model)
-        self.image_encoder = vision(clip_model)
+        if path not in ENCODERS:
+            raise ValueError(f"path {path!r}: choose one of {', '.join(ENCODERS)}")
+        self.text_encoder, self.image_encoder = (encoder(clip_model) for encoder in ENCODERS[path])
         self.logit_scale = clip_model.logit_scale
         self.prompt_learner = prompt_learner
         self.precision = precision
@@ -194,15 +191,15 @@ class Watch:
         self.classnames = classnames
         self.zero_classes: list[str] = []  # whose text feature has norm zero, as far as heed() was asked
         self._images: list[Tensor] = []  # per batch, (2, batch): logits not finite, feature of norm zero
-        self._texts: list[Tensor] = []  # per batch whose texts are its own, (n_cls,): feature of norm zero
+        self._texts: list[Tensor] = []  # per batch with texts for each image, (n_cls,): feature of norm zero
 
     def see_text(self, text: Tensor) -> None:
         """Look at (n_cls, dim) features that serve all batches; a FloatingPointError names infinite and NaN ones."""
         broken, zero = torch.stack([~text.isfinite().all(dim=-1), ~text.any(dim=-1)]).tolist()
         if any(broken):
-            classes = shown(_chosen(self.classnames, broken))
+            classes = shown([*itertools.compress(self.classnames, broken)])
             raise FloatingPointError(f"the text feature of {classes} is infinite or NaN")
-        self.zero_classes = _chosen(self.classnames, zero)
+        self.zero_classes = [*itertools.compress(self.classnames, zero)]
 
     def see(self, logits: Tensor, image: Tensor, text: Tensor) -> None:
         """Look at a batch: logits (batch, n_cls), image features (batch, dim), text features (of each image: 3-D)."""
@@ -220,23 +217,13 @@ class Watch:
             return []
         broken, zero = torch.cat(self._images, dim=1).tolist()
         if self._texts:
-            self.zero_classes = _chosen(self.classnames, torch.stack(self._texts).any(dim=0).tolist())
+            self.zero_classes = [*itertools.compress(self.classnames, torch.stack(self._texts).any(dim=0).tolist())]
         self._images, self._texts = [], []
         if len(names) != len(broken):
             names = [f"image {position}" for position in range(1, len(broken) + 1)]
         if any(broken):
-            raise FloatingPointError(f"the logits of {shown(_chosen(names, broken))} are infinite or NaN")
-        return _chosen(names, zero)
-
-
-def shown(names: Sequence[str]) -> str:
-    """The first few of the names, and how many there are more."""
-    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
-    return f"{', '.join(names[:MAX_SHOWN])}{more}"
-
-
-def _chosen(names: Sequence[str], flags: Sequence[bool]) -> list[str]:
-    return [name for name, flag in zip(names, flags, strict=True) if flag]
+            raise FloatingPointError(f"the logits of {shown([*itertools.compress(names, broken)])} are infinite or NaN")
+        return [*itertools.compress(names, zero)]
 
 
 # Text features of hand-written prompts: zero-shot classifiers, and the frozen teachers of regularised methods
@@ -248,8 +235,8 @@ def template_features(
 ) -> Tensor:
     """Frozen text features of every template and class, (n_templates, n_cls, embed_dim), float32, not normalised."""
     names = [clean_name(name) for name in classnames]
-    features = [sentence_features(encoder, [t.format(name) for name in names], names, precision) for t in templates]
-    return torch.stack(features)
+    sentences = [[template.format(name) for name in names] for template in templates]
+    return torch.stack([sentence_features(encoder, some, names, precision) for some in sentences])
 
 
 @torch.no_grad()

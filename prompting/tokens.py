@@ -56,8 +56,7 @@ def encode(text: str) -> list[int]:
 
 def layout_from_texts(texts: Sequence[str], classnames: Sequence[str], context_length: int) -> PromptLayout:
     """Layout of ready sentences with nothing learned, for example "a photo of a dog."; Raises as below."""
-    rows = [[(token, -1) for token in encode(text)] for text in texts]
-    return _stack(rows, classnames, context_length)
+    return _stack([[(token, -1) for token in encode(text)] for text in texts], classnames, context_length)
 
 
 def layout_with_context(
@@ -140,40 +139,36 @@ def check_names(names: Sequence[str], places: Sequence[str] = (), source: str = 
     Raises:
         ClassNameError: a name that has no word, is too long or that UTF-8 cannot write; two that give the same prompt.
     """
-    where = [f"{source}, {place}".removeprefix(", ") for place in places or [f"class {n}" for n in range(len(names))]]
-    first: dict[tuple[int, ...], int] = {}
+    first: dict[tuple[int, ...], str] = {}  # tokens -> the first name that has them, and its place
     alike: list[str] = []
-    for index, name in enumerate(names):
-        other = first.setdefault(_tokens(name, where[index]), index)
-        if other != index:
-            alike.append(f"{names[other]!r} ({where[other]}) and {name!r} ({where[index]})")
+    for name, place in zip(names, places or [f"class {n}" for n in range(len(names))], strict=True):
+        where, text = f"{source}, {place}".removeprefix(", "), clean_name(name)
+        try:
+            name.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ClassNameError(
+                f"{where}: UTF-8 cannot write the class name {name!r}: rename it (a folder's name in another encoding?)"
+            ) from error
+        if not any(unicodedata.category(character)[0] in WORDS for character in text) or not encode(text[:100]):
+            raise ClassNameError(f"{where}: the class name {name!r} has no word in it: give the class a name")
+        tokens = tuple(encode(f"{text}.")) if len(name) <= MAX_CHARACTERS else ()
+        if not 0 < len(tokens) <= MAX_TOKENS:
+            raise ClassNameError(
+                f"{where}: the class name {name[:50]!r} ... is too long: CLIP's text tower takes {MAX_TOKENS} tokens"
+            )
+        said = f"{name!r} ({where})"
+        if tokens in first:
+            alike.append(f"{first[tokens]} and {said}")
+        else:
+            first[tokens] = said
+    more = f"{len(alike) - 1} more" if len(alike) > 1 else ""
     if alike and not published:
         raise ClassNameError(
             f"the class names {alike[0]} give the same prompt, so CLIP cannot tell them apart: rename one, or make "
-            f"them one class{f' ({len(alike) - 1} more such pairs)' if len(alike) > 1 else ''}"
+            f"them one class{more and f' ({more} such pairs)'}"
         )
     if alike:
-        more = f" and {len(alike) - 1} more pairs" if len(alike) > 1 else ""
-        print(f"Note: class names that give the same prompt, as published: {alike[0]}{more}")
-
-
-def _tokens(name: str, where: str) -> tuple[int, ...]:
-    """The tokens of a name in a prompt."""
-    try:
-        name.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ClassNameError(
-            f"{where}: UTF-8 cannot write the class name {name!r}: rename it (a folder's name in another encoding?)"
-        ) from error
-    text = clean_name(name)
-    if not any(unicodedata.category(character)[0] in WORDS for character in text) or not encode(text[:100]):
-        raise ClassNameError(f"{where}: the class name {name!r} has no word in it: give the class a name")
-    tokens = encode(f"{text}.") if len(name) <= MAX_CHARACTERS else ()
-    if not 0 < len(tokens) <= MAX_TOKENS:
-        raise ClassNameError(
-            f"{where}: the class name {name[:50]!r} ... is too long: CLIP's text tower takes {MAX_TOKENS} tokens"
-        )
-    return tuple(tokens)
+        print(f"Note: class names that give the same prompt, as published: {alike[0]}{more and f' and {more} pairs'}")
 
 
 def check_template(template: str, key: str = "the prompt template") -> str:

@@ -1,31 +1,40 @@
-"""Load a frozen CLIP: by OpenAI's name, from a local file, from open_clip, or bundled with this repository."""
+"""A frozen CLIP by name: OpenAI's, of a file, of the open_clip package, or bundled with this repository.
+
+Nothing in a file is run: an archive's tensors are read past its code, a state dict weights-only. Every width, depth,
+patch and image size is read from the tensors. In this order: loading, files of tensors, OpenAI's TorchScript archives,
+bundled checkpoints, the model, open_clip.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
+import inspect
 import os
-from collections.abc import Iterator
+import re
+import warnings
+import zipfile
+from collections.abc import Iterator, Mapping
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 import clip
 import torch
 from clip.clip import _MODELS
-from torch import nn
+from clip.model import CLIP
+from torch import Tensor, nn
 
-from common.files import hash_file
-from prompting.open_clip import OPEN_CLIP_PREFIX, load_open_clip
-from prompting.state_dict import (
-    BackboneError,
-    bundled_names,
-    load_bundled_state_dict,
-    model_from_state_dict,
-    read_state_dict,
-    tensors_digest,
-)
+from common.files import atomic_write, hash_file
+from common.unpickling import ArchiveUnpickler, check_archive, check_tensors, read_file, reason
+from prompting.checkpoint import misfits, shown
 
-BUNDLED_PREFIX = "bundled:"
+BUNDLED_PREFIX, OPEN_CLIP_PREFIX = "bundled:", "open_clip:"
+
+
+class BackboneError(ValueError):
+    """A backbone that cannot be loaded; the message says which file to put where or which names exist."""
 
 
 def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -46,6 +55,25 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torc
     if key not in models:
         models[key] = freeze(_read_clip(name_or_path), device, dtype)
     return models[key]
+
+
+_shared: dict[tuple[str, str, torch.dtype], nn.Module] | None = None
+
+
+@contextlib.contextmanager
+def sharing_backbones() -> Iterator[None]:
+    """Give everyone who loads the same CLIP inside the same object: frozen, it is never changed."""
+    global _shared
+    _shared = {}
+    try:
+        yield
+    finally:
+        _shared = None
+
+
+def is_resnet_name(name: str) -> bool:
+    """Whether a name says, before anything is loaded, that the image tower is a ResNet, which takes no prompts."""
+    return name.removeprefix(OPEN_CLIP_PREFIX).startswith("RN") and not Path(name).is_file()
 
 
 def _read_clip(name_or_path: str) -> nn.Module:
@@ -69,49 +97,6 @@ def _read_clip(name_or_path: str) -> nn.Module:
     return model_from_state_dict(state_dict, name_or_path)
 
 
-_shared: dict[tuple[str, str, torch.dtype], nn.Module] | None = None
-
-
-@contextlib.contextmanager
-def sharing_backbones() -> Iterator[None]:
-    """Give everyone who loads the same CLIP inside the same object: frozen, it is never changed."""
-    global _shared
-    _shared = {}
-    try:
-        yield
-    finally:
-        _shared = None
-
-
-def is_resnet_name(name: str) -> bool:
-    """Whether a name says, before anything is loaded, that the image tower is a ResNet, which takes no prompts."""
-    return name.removeprefix(OPEN_CLIP_PREFIX).startswith("RN") and not Path(name).is_file()
-
-
-def freeze(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
-    """Fingerprint, cast, move, switch to eval mode and turn all gradients off."""
-    model.weights_sha256 = tensors_digest({name: value.float() for name, value in model.state_dict().items()})
-    convert_towers(model, dtype)
-    return model.to(device).eval().requires_grad_(False)
-
-
-def convert_towers(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast a CLIP's matrices in place, as OpenAI's ``convert_weights`` does: LayerNorms and embeddings stay float32."""
-    model.float()
-    if dtype == torch.float32:
-        return
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            module.to(dtype)
-        elif isinstance(module, nn.MultiheadAttention):
-            module.in_proj_weight.data = module.in_proj_weight.data.to(dtype)
-            module.in_proj_bias.data = module.in_proj_bias.data.to(dtype)
-        for name in ("text_projection", "proj"):
-            matrix = getattr(module, name, None)
-            if isinstance(matrix, nn.Parameter):
-                matrix.data = matrix.data.to(dtype)
-
-
 def _openai_file(name: str) -> Path:
     """OpenAI's checkpoint in ``$CLIP_CACHE``, else ``~/.cache/clip``; downloaded where missing, its SHA-256 checked."""
     url = _MODELS[name]
@@ -133,3 +118,417 @@ def _openai_file(name: str) -> Path:
             "or set CLIP_CACHE to the folder that has it, or give the file's path as MODEL.BACKBONE.NAME"
         ) from error
     return target
+
+
+def freeze(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """Fingerprint, cast, move, switch to eval mode and turn all gradients off."""
+    model.weights_sha256 = tensors_digest({name: value.float() for name, value in model.state_dict().items()})
+    convert_towers(model, dtype)
+    return model.to(device).eval().requires_grad_(False)
+
+
+def convert_towers(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast a CLIP's matrices in place, as OpenAI's ``convert_weights`` does: LayerNorms and embeddings stay float32."""
+    model.float()
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            module.to(dtype)
+        # of attention, and of either tower
+        for name in ("in_proj_weight", "in_proj_bias", "text_projection", "proj"):
+            matrix = getattr(module, name, None)
+            if isinstance(matrix, nn.Parameter):
+                matrix.data = matrix.data.to(dtype)
+
+
+def tensors_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and values."""
+    sha = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return sha.hexdigest()
+
+
+# Files of tensors
+
+_CURE = (
+    "files in OpenAI's layout are taken, so give the same model by OpenAI's name (ViT-B/16 ...), as open_clip:ARCH/TAG "
+    "or open_clip:ARCH/PATH, or save its weights under OpenAI's names"
+)
+
+
+def read_weights(path: Path) -> Any:
+    """What a file holds: a TorchScript archive's tensors, or what ``torch.save`` wrote. Damage raises anything."""
+    return torchscript_state_dict(path) if is_torchscript(path) else read_file(path, placeholders=False)
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """State dict of OpenAI's JIT archive or of a saved one (alone or under "state_dict"); else a BackboneError."""
+    if path.is_dir() or path.suffix == ".safetensors":
+        raise BackboneError(f"{path} is in the layout of Hugging Face's transformers, or of safetensors: {_CURE}")
+    try:
+        content = read_weights(path)
+    except Exception as error:  # torch raises a different type for each kind of damage
+        raise BackboneError(
+            f"{path} is neither a JIT archive nor a state dict that loads without running code "
+            f"({type(error).__name__}): the file may be cut short; delete it and fetch it again"
+        ) from error
+    content = content.get("state_dict", content) if isinstance(content, dict) else content
+    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise BackboneError(f"{path} does not hold a state dict of tensors")
+    try:
+        check_tensors(content)
+    except ValueError as error:
+        raise BackboneError(f"{path} is not read: {error}") from error
+    if any(name.removeprefix("clip.").startswith(("text_model.", "vision_model.")) for name in content):
+        raise BackboneError(f"{path} has the tensors of a CLIP in the layout of Hugging Face's transformers: {_CURE}")
+    return content
+
+
+# TorchScript archives. ``torch.jit.load`` compiles whatever code is in the file. Here the module's attributes are read
+# from the archive's pickle by the reader that makes nothing but tensors; the code is read as text, for which of them
+# are weights.
+
+CODE = "__torch__"  # what a script module's type begins with
+WEIGHTS = re.compile(r"^class (\w+)\(Module\):\n  __parameters__ = \[(.*?)\]\n  __buffers__ = \[(.*?)\]", re.M)
+MAX_ATTRIBUTES, MAX_NAME = 200_000, 1000
+
+
+class ScriptModule:
+    """A module of the archive: its type's name and its attributes, and nothing that runs."""
+
+    kind: tuple[str, str] = ("", "")
+    attributes: Mapping[str, Any] = {}
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__["attributes"] = state
+
+
+class ScriptUnpickler(ArchiveUnpickler):
+    """Reads a script module's attributes; its types become records."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """A record for a type that the archive's code defines; else as for checkpoints."""
+        if module.partition(".")[0] != CODE:
+            return super().find_class(module, name)
+        if (module, name) not in self._known:
+            self.spend(32)
+            self._known[module, name] = type("ScriptModule", (ScriptModule,), {"kind": (module, name)})
+        return self._known[module, name]
+
+
+def is_torchscript(path: Path) -> bool:
+    """Whether a file is a TorchScript archive; ``torch.save`` writes no such entry."""
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return any(name.endswith("/constants.pkl") for name in archive.namelist())
+
+
+def torchscript_state_dict(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers by name, as the ``state_dict()`` of the module that ``torch.jit.load`` returns."""
+    with zipfile.ZipFile(path) as archive:
+        check_archive(archive, path.stat().st_size)
+        module = ScriptUnpickler(archive, path.stat().st_size).load()
+        if not isinstance(module, ScriptModule):
+            raise ValueError("it holds no module")
+        names: dict[tuple[str, str], set[str]] = {}  # type -> which attributes are parameters and buffers
+        for entry in archive.namelist():
+            if place := re.fullmatch(rf"[^/]+/code/({CODE}(?:/\w+)*)\.py", entry):
+                for kind, *lists in WEIGHTS.findall(archive.read(entry).decode("utf-8")):
+                    names[place[1].replace("/", "."), kind] = set(re.findall(r'"([^"]+)"', ", ".join(lists)))
+    weights: dict[str, Tensor] = {}
+    pending, visited = [("", module)], 0
+    while pending:
+        prefix, module = pending.pop()
+        visited += 1 + len(module.attributes)
+        if visited > MAX_ATTRIBUTES or len(prefix) > MAX_NAME:
+            raise ValueError("its modules lie in one another too deeply")
+        if module.kind not in names:
+            raise ValueError(f"its code does not define {'.'.join(module.kind)}")
+        for name, value in module.attributes.items():
+            if isinstance(value, ScriptModule):
+                pending.append((f"{prefix}{name}.", value))
+            elif isinstance(value, Tensor) and name in names[module.kind]:
+                weights[f"{prefix}{name}"] = value
+    check_tensors(weights)
+    return weights
+
+
+# Bundled checkpoints. A small CLIP is mostly token embedding, and most of that is words it never saw. The file
+# therefore holds the rows in use and their ids; loading puts them back among zeros.
+
+ASSETS = Path(__file__).resolve().parent.parent / "assets"
+FORMAT = "bundled-clip-1"
+EMBEDDING = "token_embedding.weight"
+
+
+def bundled_names() -> list[str]:
+    """Names of the checkpoints in `assets/`, sorted."""
+    return sorted(path.stem for path in ASSETS.glob("*.pt"))
+
+
+def load_bundled_state_dict(name: str) -> dict[str, Tensor]:
+    """State dict of a bundled CLIP, fp32, with the full (vocabulary, width) token embedding; else a BackboneError."""
+    if name not in bundled_names():
+        raise BackboneError(f"no bundled model is called {name!r}; choose from: {', '.join(bundled_names()) or 'none'}")
+    return read_bundled(ASSETS / f"{name}.pt")
+
+
+def read_bundled(path: Path) -> dict[str, Tensor]:
+    """Read one file that `save_bundled` wrote; see `load_bundled_state_dict`."""
+    try:
+        content = read_file(path, placeholders=False)
+    except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
+        raise BackboneError(
+            f"{path} cannot be read as a bundled model ({error}); restore it from the repository"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise BackboneError(f"{path} is not a bundled model of format {FORMAT!r}")
+    state = {key: value.float() for key, value in content["state_dict"].items()}
+    rows = content["token_rows"].float()
+    embedding = torch.zeros(content["vocabulary"], rows.shape[1])
+    embedding[content["token_ids"]] = rows
+    return state | {EMBEDDING: embedding}
+
+
+def save_bundled(state_dict: dict[str, Tensor], path: Path | str) -> None:
+    """Write a CLIP state dict in fp16, keeping only the rows of the token embedding that are not zero."""
+    embedding = state_dict[EMBEDDING]
+    used = embedding.abs().amax(dim=1).nonzero().flatten()
+    content = {
+        "format": FORMAT,
+        "state_dict": {key: value.detach().half().clone() for key, value in state_dict.items() if key != EMBEDDING},
+        "vocabulary": len(embedding),
+        "token_ids": used,
+        "token_rows": embedding.detach()[used].half(),
+    }
+    with atomic_write(path) as file:
+        torch.save(content, file)
+
+
+# OpenAI's CLIP from its tensors
+
+HEAD_WIDTH = 64  # of OpenAI's models, in both towers
+RESNET_STRIDE = 32  # pixels per cell of a ResNet's last feature map
+# Entries of OpenAI's archives that are numbers about the model, not weights.
+NOT_WEIGHTS = ("input_resolution", "context_length", "vocab_size")
+# Repositories that carry their own clip package ask its constructor for a prompt design; this one means no prompts.
+NO_PROMPTS = {"trainer": "CoOp", "vision_depth": 0, "language_depth": 0, "vision_ctx": 0, "language_ctx": 0}
+
+
+def model_from_state_dict(state_dict: Mapping[str, Tensor], source: str) -> nn.Module:
+    """OpenAI's CLIP from a state dict in its layout, float32, on the CPU; a BackboneError names what does not fit."""
+    weights = {name: value for name, value in state_dict.items() if name not in NOT_WEIGHTS}
+    return fill(empty_clip(clip_sizes(weights, source)), weights, source)
+
+
+def clip_sizes(weights: Mapping[str, Tensor], source: str) -> dict[str, Any]:
+    """Arguments of ``clip.model.CLIP``'s constructor; a BackboneError where a tensor that tells a size is missing."""
+
+    def count(prefix: str) -> int:  # of numbered blocks: prefix0., prefix1. ...
+        return len({name.removeprefix(prefix).partition(".")[0] for name in weights if name.startswith(prefix)})
+
+    def side(positional_embedding: Tensor) -> int:  # of the square grid whose cells, and one more token, have positions
+        return round((len(positional_embedding) - 1) ** 0.5)
+
+    try:
+        text_width, embed_dim = len(weights["ln_final.weight"]), weights["text_projection"].shape[1]
+        if "visual.proj" in weights:
+            width, _, _, patch = weights["visual.conv1.weight"].shape
+            resolution = patch * side(weights["visual.positional_embedding"])
+            layers = count("visual.transformer.resblocks.")
+        else:
+            width, patch = len(weights["visual.layer1.0.conv1.weight"]), None
+            resolution = RESNET_STRIDE * side(weights["visual.attnpool.positional_embedding"])
+            layers = tuple(count(f"visual.layer{stage}.") for stage in (1, 2, 3, 4))
+        return {
+            "embed_dim": embed_dim,
+            "image_resolution": resolution,
+            "vision_layers": layers,
+            "vision_width": width,
+            "vision_patch_size": patch,
+            "context_length": len(weights["positional_embedding"]),
+            "vocab_size": len(weights["token_embedding.weight"]),
+            "transformer_width": text_width,
+            "transformer_heads": text_width // HEAD_WIDTH,
+            "transformer_layers": count("transformer.resblocks."),
+        }
+    except (KeyError, IndexError, TypeError) as error:
+        lacking = f"it has no tensor {error}" if isinstance(error, KeyError) else str(error)
+        raise BackboneError(f"{source} does not hold a CLIP in OpenAI's layout: {lacking}") from error
+
+
+def empty_clip(sizes: Mapping[str, Any]) -> nn.Module:
+    """A CLIP without values, which :func:`fill` gives it: nothing is drawn at random."""
+    design = {"design_details": NO_PROMPTS} if "design_details" in inspect.signature(CLIP).parameters else {}
+    with torch.device("meta"):
+        return CLIP(**sizes, **design)
+
+
+def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Module:
+    """Give a model without values its weights; a BackboneError names missing, unexpected and wrongly shaped ones."""
+    if problems := misfits(model, weights):
+        raise BackboneError(f"{source} does not hold a CLIP in OpenAI's layout: {shown(problems, '; ')}")
+    values = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
+    model.load_state_dict(values, assign=True)
+    for block in model.transformer.resblocks:
+        block.attn_mask = model.build_attention_mask()  # no weight, so not in the file
+    return model.eval()
+
+
+# CLIPs of the open_clip package in OpenAI's attribute layout, so that the encoders run them like any other. Taken are
+# models with a plain ViT or a ResNet as image tower and OpenAI's tokenizer.
+
+RANDOM_SEED = 0
+VOCABULARY = 49408  # of OpenAI's tokenizer, which makes the prompts
+_TAKEN = (
+    "taken are models with a plain ViT or a ResNet and OpenAI's tokenizer, for example "
+    "open_clip:ViT-B-16/laion2b_s34b_b88k"
+)
+
+
+def load_open_clip(name: str) -> nn.Module:
+    """``clip.model.CLIP`` with the features of a model of open_clip, float32, on the CPU.
+
+    The name is "ARCH/TAG", "ARCH/PATH" of a file with weights, or "ARCH/" for random ones, always the same.
+
+    Raises:
+        BackboneError: when the package is missing, the name is unknown, the weights cannot be had, or the
+            architecture is of a kind that cannot be prompted here; the message says which.
+    """
+    full_name = OPEN_CLIP_PREFIX + name
+    try:
+        import open_clip
+    except ImportError as error:
+        raise BackboneError(
+            f"backbone {full_name} needs the package open_clip_torch ({error}): pip install open_clip_torch"
+        ) from error
+    architecture, _, weights = name.partition("/")
+    names = open_clip.list_models()
+    if architecture not in names:
+        close = difflib.get_close_matches(architecture, names, n=3, cutoff=0.4)
+        raise BackboneError(
+            f"open_clip has no architecture {architecture!r}: "
+            f"{f'did you mean {close[0]}? close are' if close else 'there are'} {', '.join(close or names)}"
+        )
+    # Towers of other packages are refused before they are built, which may need downloads.
+    config = open_clip.get_model_config(architecture)
+    towers = {
+        "timm image tower": config["vision_cfg"].get("timm_model_name"),
+        "Hugging Face text tower": config["text_cfg"].get("hf_model_name"),
+    }
+    for kind, tower in towers.items():
+        if tower:
+            raise BackboneError(f"{OPEN_CLIP_PREFIX}{architecture} cannot be used: it has the {kind} {tower}; {_TAKEN}")
+    # Weights that were trained with the other of GELU and QuickGELU, of which open_clip only warns.
+    quick = (open_clip.get_pretrained_cfg(architecture, weights) or {}).get("quick_gelu")
+    if quick is not None and quick != config.get("quick_gelu", False):
+        other = architecture.removesuffix("-quickgelu") + ("-quickgelu" if quick else "")
+        raise BackboneError(
+            f"{full_name} was trained with {'QuickGELU' if quick else 'GELU'}, which "
+            f"{architecture} does not have: use {OPEN_CLIP_PREFIX}{other}/{weights}"
+        )
+    if Path(weights).is_file() and not weights.endswith(".safetensors"):
+        try:  # once, bounded, before open_clip does, which would take whatever memory the file asks for
+            read_weights(Path(weights))
+        except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
+            raise BackboneError(f"{weights} holds no weights that can be read safely: {reason(error)}") from error
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_SEED)
+        try:
+            model = open_clip.create_model(architecture, pretrained=weights or None, precision="fp32", device="cpu")
+        except (OSError, RuntimeError, ValueError) as error:
+            tags = ", ".join(open_clip.list_pretrained_tags_by_model(architecture)) or "none"
+            raise BackboneError(
+                f"open_clip cannot load the weights {weights!r} of {architecture} ({error}). Tags are "
+                f"{tags}; without a network fetch the file elsewhere and give its path: "
+                f"{OPEN_CLIP_PREFIX}{architecture}//PATH"
+            ) from error
+    return from_open_clip(model, full_name)
+
+
+def from_open_clip(model: nn.Module, source: str) -> nn.Module:
+    """Translate a ``CLIP`` or ``CustomTextCLIP``; a BackboneError names what OpenAI's layout does not have."""
+    visual, text = model.visual, getattr(model, "text", model)
+    size = getattr(visual, "image_size", (0, 0))
+    height, width = (size, size) if isinstance(size, int) else size
+    obstacles = _obstacles(model, visual, text) | {"images that are not square": height != width}
+    if obstacle := next((what for what, found in obstacles.items() if found), None):
+        raise BackboneError(f"{source} cannot be used: it has {obstacle}; {_TAKEN}")
+    weights = _openai_names(model)
+    translated = empty_clip(clip_sizes(weights, source))
+
+    # Make the empty towers compute what open_clip's do, where OpenAI's fixed numbers differ.
+    ours = translated.visual
+    blocks = list(zip(translated.transformer.resblocks, text.transformer.resblocks, strict=True))
+    norms = [(translated.ln_final, text.ln_final)]
+    if hasattr(visual, "attnpool"):
+        ours.attnpool.num_heads = visual.attnpool.num_heads
+    else:
+        blocks += zip(ours.transformer.resblocks, visual.transformer.resblocks, strict=True)
+        norms += [(ours.ln_pre, visual.ln_pre), (ours.ln_post, visual.ln_post)]
+    for block, original in blocks:
+        width, hidden = original.attn.embed_dim, original.mlp.c_fc.out_features
+        with torch.device("meta"):
+            block.attn = nn.MultiheadAttention(width, original.attn.num_heads)
+            block.mlp.c_fc, block.mlp.c_proj = nn.Linear(width, hidden), nn.Linear(hidden, width)
+        block.mlp.gelu = original.mlp.gelu
+        norms += [(block.ln_1, original.ln_1), (block.ln_2, original.ln_2)]
+    for norm, original in norms:
+        norm.eps = original.eps
+    ours.input_resolution = height
+
+    expected = getattr(visual, "preprocess_cfg", {})
+    mean, std = expected.get("mean"), expected.get("std")
+    if mean is not None and [round(value, 3) for value in mean] != [0.481, 0.458, 0.408]:  # OpenAI's
+        warnings.warn(
+            f"{source} was trained on images normalised with INPUT.PIXEL_MEAN {list(mean)} and INPUT.PIXEL_STD "
+            f"{list(std)}: set these",
+            stacklevel=2,
+        )
+    return fill(translated, weights, source)
+
+
+def _obstacles(model: nn.Module, visual: nn.Module, text: nn.Module) -> dict[str, bool]:
+    """What OpenAI's layout does not have, and whether this model has it."""
+    projection = getattr(text, "text_projection", None)
+    pool_type = getattr(text, "text_pool_type", getattr(text, "pool_type", None))  # whose row becomes the text feature
+    plain_vit = (
+        hasattr(visual, "transformer")
+        and getattr(visual, "pool_type", None) == "tok"
+        and getattr(visual, "attn_pool", None) is None
+        and isinstance(visual.ln_pre, nn.LayerNorm)
+        and isinstance(visual.proj, Tensor)
+    )
+    return {
+        "text that is decoded (CoCa)": hasattr(model, "text_decoder"),
+        "no text transformer of open_clip's": not hasattr(text, "transformer") or projection is None,
+        "a bias on its logits": getattr(model, "logit_bias", None) is not None,
+        "a text tower that sees what follows": getattr(text, "attn_mask", None) is None,
+        "a class token in the text": getattr(text, "cls_emb", None) is not None,
+        "text features that are not the end token's": pool_type != "argmax",
+        "a biased text projection": getattr(projection, "bias", None) is not None,
+        "another tokenizer than OpenAI's": getattr(text, "vocab_size", None) != VOCABULARY,
+        "an image tower that is neither a plain ViT nor a ResNet": not (plain_vit or hasattr(visual, "attnpool")),
+        "attention of its own kind": not all(
+            isinstance(block.attn, nn.MultiheadAttention)
+            for tower in (text, visual)
+            for block in getattr(getattr(tower, "transformer", None), "resblocks", ())
+        ),
+    }
+
+
+def _openai_names(model: nn.Module) -> dict[str, Tensor]:
+    """Tensors under OpenAI's names; LayerScale is multiplied into the layer before it, which is the same function."""
+    state = {name.removeprefix("text."): value for name, value in model.state_dict().items()}
+    if "text_projection.weight" in state:
+        state["text_projection"] = state.pop("text_projection.weight").t()
+    state["logit_scale"] = state["logit_scale"].reshape(())
+    for name in [name for name in state if name.endswith(".gamma")]:
+        gamma, block = state.pop(name), name.rpartition(".ls_")[0]
+        scaled = f"{block}.attn.out_proj" if name.endswith(".ls_1.gamma") else f"{block}.mlp.c_proj"
+        state[f"{scaled}.weight"] = state[f"{scaled}.weight"] * gamma.unsqueeze(1)
+        state[f"{scaled}.bias"] = state[f"{scaled}.bias"] * gamma
+    return state

@@ -40,8 +40,8 @@ from yacs.config import CfgNode
 from common.files import atomic_write
 from dassl.config import cfg_default
 from dassl.data import DatasetWrapper
-from prompting.model import shown
-from prompting.state_dict import tensors_digest
+from prompting.checkpoint import shown
+from prompting.weights import tensors_digest
 
 FEATURES_FILE = "features.npz"
 FORMAT = 2  # of the features: raise it when the reader of images or the fast path computes something else

@@ -308,7 +308,7 @@ def test_checkpoint_of_another_method_is_refused(trained, tmp_path, capsys):
 
 def test_checkpoint_of_another_prompt_length_is_refused(trained, tmp_path, capsys):
     assert evaluate("BMIP", trained, tmp_path, "TRAINER.BMIP.N_CTX", "3") == 2
-    assert "ctx has shape (2, 128), this setting needs (3, 128)" in capsys.readouterr().err
+    assert "ctx has shape (2, 128) instead of (3, 128)" in capsys.readouterr().err
 
 
 def test_checkpoint_of_another_backbone_is_refused(trained, tmp_path, capsys):

@@ -21,9 +21,8 @@ from dassl.data import DataManager
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
-from prompting.checkpoint import CheckpointError, load_trained, read_initial, read_trained
-from prompting.model import MAX_SHOWN, shown
-from prompting.towers.linear import BACKENDS, CHOOSER, set_linear_backend
+from prompting.checkpoint import MAX_SHOWN, CheckpointError, load_trained, read_initial, read_trained, shown
+from prompting.towers.attention import BACKENDS, CHOOSER
 from prompting.weights import is_resnet_name
 from trainers.objectives import CrossEntropy, Objective
 from trainers.step import Steps, memory_advice, redefines
@@ -33,28 +32,18 @@ MODEL_NAME = "prompt_learner"
 CHECKPOINT_FOLDERS = (MODEL_NAME, "MultiModalPromptLearner", "VLPromptLearner")
 # What keys may hold, by dotted key: (least, most) of a number, or the names to choose from.
 RANGES: dict[str, tuple[Any, ...]] = {}
-# Of the keys that methods share, by name; a method that means another range says so beside its defaults. How many
-# layers and tokens fit is the backbone's to say.
-COMMON_RANGES = {
-    "PREC": PRECISIONS,
-    "N_CTX": (1, 1000),
-    "N_CTX_TEXT": (0, 1000),
-    "N_CTX_VISION": (0, 1000),
-    "PROMPT_DEPTH": (0, 1000),
-    "PROMPT_DEPTH_TEXT": (0, 1000),
-    "PROMPT_DEPTH_VISION": (0, 1000),
-}
+# Of the keys that methods share. How many layers and tokens fit is the backbone's to say.
+COMMON_RANGES = {"PREC": PRECISIONS, "N_CTX": (1, 1000)} | dict.fromkeys(
+    ("N_CTX_TEXT", "N_CTX_VISION", "PROMPT_DEPTH", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), (0, 1000)
+)
 WEIGHT = (0, 10**6)  # of a term of a loss
 
 
 def add_trainer_config(name: str, ranges: dict[str, tuple[Any, ...]] | None = None, **defaults: Any) -> None:
     """Add the node ``cfg.TRAINER.<name>`` with its defaults to Dassl's default config.
 
-    Called when a trainer's module is imported, before ``get_cfg_default()`` hands out copies; so a method owns its
-    settings, and one import line is all that another repository's train.py needs.
-
-    ``ranges`` are, by key, (least, most) of a number or the names to choose from; a key without any takes all values of
-    its default's kind.
+    Called when a trainer's module is imported, before ``get_cfg_default()`` hands out copies. ``ranges`` are, by key,
+    (least, most) of a number or the names to choose from; a key without any takes all values of its default's kind.
     """
     cfg_default.TRAINER[name] = CfgNode(defaults)
     ranges = {key: COMMON_RANGES[key] for key in defaults if key in COMMON_RANGES} | (ranges or {})
@@ -83,7 +72,7 @@ class PromptTrainer(Steps, TrainerX):
     node: str  # name of the method's config node, cfg.TRAINER.<node>
     needs_vit = False  # whether the method puts tokens into the image tower
     n_views = 1  # augmented views of each training image that the method compares
-    needs_training = True  # whether there is anything to train (zero-shot CLIP has nothing)
+    needs_training = True  # whether there is anything to train
     path = "fast"  # which implementation of the towers runs; "plain" is for tests and benchmarks
 
     @property
@@ -98,14 +87,13 @@ class PromptTrainer(Steps, TrainerX):
 
     @property
     def image_features_follow(self) -> str:
-        """What the image features that it tests on follow from: "image", "prompts" or "batch".
+        """What the image features that it tests on follow from, as :attr:`PromptLearner.image_features_follow` says.
 
-        See :attr:`prompting.PromptLearner.image_features_follow`. Features that follow from the image alone can be
-        reused by any run with the same backbone and images, those that follow from the prompts for any class list.
         A method that classifies in its own way, not from ``model.image_features``, gets "batch": nothing is reused.
         """
-        redefined = redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test")
-        if redefined or redefines(self.model, PromptedCLIP, "forward", "outputs", "image_features"):
+        if redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):
+            return "batch"
+        if redefines(self.model, PromptedCLIP, "forward", "outputs", "image_features"):
             return "batch"
         return self.model.prompt_learner.image_features_follow
 
@@ -131,7 +119,7 @@ class PromptTrainer(Steps, TrainerX):
         return PromptedCLIP(clip_model, learner, self.train_classnames, self.precision, self.path)
 
     def load_backbone(self) -> nn.Module:
-        """The frozen CLIP that the configuration names, on the CPU."""
+        """The frozen CLIP of the configuration, on the CPU."""
         model = load_clip(self.cfg.MODEL.BACKBONE.NAME, "cpu", self.precision.weights_dtype)
         return model.float() if self.precision.tower_dtype == torch.float32 else model
 
@@ -139,9 +127,7 @@ class PromptTrainer(Steps, TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse settings that cannot work, before anything is loaded."""
-        check_ranges(self.node, cfg.TRAINER[self.node])
-        check_lengths(f"TRAINER.{self.node}", cfg.TRAINER[self.node])
-        check_choice("TRAIN.FROZEN_LINEAR", cfg.TRAIN.FROZEN_LINEAR, BACKENDS)
+        check_settings(self.node, cfg.TRAINER[self.node])
         if cfg.INPUT.NO_TRANSFORM:
             raise ValueError("INPUT.NO_TRANSFORM True: CLIP takes tensors, which the transforms make: set it to False")
         if cfg.TRAIN.CUDA_GRAPH and not (cfg.USE_CUDA and torch.cuda.is_available()):
@@ -159,7 +145,7 @@ class PromptTrainer(Steps, TrainerX):
         """Load the frozen CLIP, build learner, objective, optimiser and schedule, and register the learner."""
         cfg = self.cfg
         self.gates: list[dict[str, float]] = []  # per epoch, weight of the own prompt by "tower/layer"
-        set_linear_backend(cfg.TRAIN.FROZEN_LINEAR)
+        CHOOSER.use(cfg.TRAIN.FROZEN_LINEAR)
         clip_model = self.load_checked_backbone()
         generator = torch.Generator()  # of the prompts' initial values
         seed = cfg.MODEL.INIT_SEED if cfg.MODEL.INIT_SEED >= 0 else cfg.SEED
@@ -239,17 +225,16 @@ class PromptTrainer(Steps, TrainerX):
     def test(self, split: str | None = None) -> float:
         """Evaluate as Dassl does, with the text features computed once."""
         self.evaluating = split or self.cfg.TEST.SPLIT
+        validating = self.evaluating == "val"
         advice = memory_advice(self.cfg, self.node, self.device, self.num_classes, training=False)
         with advice, self.model.evaluating() as watch:
             result = super().test(split)
-            # Features of norm zero go to the log and results.json; logits that are not finite are an error.
-            loader = self.val_loader if self.evaluating == "val" else self.test_loader
+            loader = self.val_loader if validating else self.test_loader
             items = getattr(getattr(loader, "dataset", None), "data_source", [])
-            images = watch.heed([item.impath for item in items])
-        if images or watch.zero_classes:
-            name = "val" if self.evaluating == "val" else self._class_split
-            first, classes = images[:MAX_SHOWN], list(watch.zero_classes)
-            self.zero_norm[name] = {"images": len(images), "first_images": first, "classes": classes}
+            images, classes = watch.heed([item.impath for item in items]), watch.zero_classes
+        if images or classes:  # of features of norm zero
+            seen = {"images": len(images), "first_images": images[:MAX_SHOWN], "classes": list(classes)}
+            self.zero_norm["val" if validating else self._class_split] = seen
             print(
                 f"Features of norm zero, which are like nothing: {len(images)} images ({shown(images) or 'none'}), "
                 f"{len(classes)} classes ({shown(classes) or 'none'})"
@@ -317,10 +302,10 @@ class PromptTrainer(Steps, TrainerX):
         """The backbone in this run's precision; refused where it does not fit the method or the image size."""
         cfg, name = self.cfg, self.cfg.MODEL.BACKBONE.NAME
         self.precision = resolve_precision(self.settings.PREC, self.device, cfg.TRAIN.CPU_HALF)
-        if self.precision.name != self.precision.asked:
+        if (asked := self.precision.asked) != self.precision.name:
             print(
-                f"PREC {self.precision.asked} is computed in {self.precision.name} on a CPU, where half precision "
-                "takes many times as long (TRAIN.CPU_HALF True computes in it)"
+                f"PREC {asked} is computed in {self.precision.name} on a CPU, where half precision takes many times as "
+                "long (TRAIN.CPU_HALF True computes in it)"
             )
         print(f"Loading CLIP (backbone: {name})")
         clip_model = self.load_backbone()
@@ -350,16 +335,14 @@ def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:
     """
     folders = (directory / name for name in CHECKPOINT_FOLDERS)
     folder = next((folder for folder in folders if folder.is_dir()), directory / MODEL_NAME)
-    found = {
-        int(m[1]): p for p in folder.glob("model.pth.tar-*") if (m := re.fullmatch(r"model\.pth\.tar-(\d+)", p.name))
-    }
+    matches = (re.fullmatch(r"model\.pth\.tar-(\d+)", path.name) for path in folder.glob("model.pth.tar-*"))
+    found = {int(match[1]): folder / match[0] for match in matches if match}
     best = folder / "model-best.pth.tar"
     if epoch is None and best.exists():
         return best
-    if epoch is None and found:
-        return found[max(found)]
-    if epoch in found:
-        return found[epoch]
+    path = found.get(max(found, default=0) if epoch is None else epoch)
+    if path is not None:
+        return path
     wanted = folder / (f"model.pth.tar-{epoch}" if epoch is not None else "model-best.pth.tar or model.pth.tar-*")
     there = f"epochs there: {', '.join(map(str, sorted(found)))}" if found else "no checkpoint there"
     raise FileNotFoundError(f'Model not found at "{wanted}" ({there}): give the OUTPUT_DIR of a finished run')
@@ -368,8 +351,8 @@ def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:
 # What every method refuses in the same words: a ValueError names the config key and what it may hold
 
 
-def check_ranges(node: str, settings: CfgNode) -> None:
-    """Refuse values of a method's node outside the declared ranges."""
+def check_settings(node: str, settings: CfgNode) -> None:
+    """Refuse values of a method's node outside the declared ranges, and prompts without tokens in a prompted tower."""
     for key, value in settings.items():
         name = f"TRAINER.{node}.{key}"
         allowed = RANGES.get(name)
@@ -377,26 +360,16 @@ def check_ranges(node: str, settings: CfgNode) -> None:
             check_choice(name, value, allowed)
         elif allowed and (value is None or not allowed[0] <= value <= allowed[1]):
             raise ValueError(f"{name} is {value}: at least {allowed[0]}, at most {allowed[1]}")
-
-
-def check_depth(key: str, depth: int, sizes: TowerSizes) -> None:
-    """Refuse a prompt depth that one of the towers does not have."""
-    check_range(key, depth, 1, min(sizes.text_layers, sizes.vision_layers))
-
-
-def check_range(key: str, depth: int, least: int, most: int) -> None:
-    """Refuse a number of prompted layers outside a range."""
-    if not least <= depth <= most:
-        raise ValueError(f"{key} is {depth}, but this backbone can be prompted in {least} to {most} layers")
-
-
-def check_lengths(node: str, settings: CfgNode) -> None:
-    """Refuse numbers of prompt tokens below 1, except in a tower that is not prompted."""
-    for key, value in settings.items():
         depth = f"PROMPT_DEPTH_{key.removeprefix('N_CTX').strip('_')}"
         if key.startswith("N_CTX") and value < 1 and settings.get(depth) != 0:
-            instead = f"; for no tokens in that tower set {node}.{depth} 0" if depth in settings else ""
-            raise ValueError(f"{node}.{key} is {value}: at least 1 token is learned{instead}")
+            instead = f"; for no tokens in that tower set TRAINER.{node}.{depth} 0" if depth in settings else ""
+            raise ValueError(f"{name} is {value}: at least 1 token is learned{instead}")
+
+
+def check_depth(key: str, depth: int, least: int, most: int) -> None:
+    """Refuse a number of prompted layers that the backbone does not have."""
+    if not least <= depth <= most:
+        raise ValueError(f"{key} is {depth}, but this backbone can be prompted in {least} to {most} layers")
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -20,26 +20,14 @@ Layer 0 is MaPLe's: context vectors in the text, and their projection behind the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting import (
-    AttentionMass,
-    GatedPrompt,
-    PromptLayout,
-    PromptLearner,
-    Prompts,
-    TextPrompts,
-    TowerSizes,
-    VisionPrompts,
-    layout_with_context,
-)
+from prompting import AttentionMass, GatedPrompt, PromptLearner, Prompts, TextPrompts, TowerSizes, VisionPrompts
 from prompting.learner import context_parameter, equal_linear_layers, linear_layer, normal_parameter
-from trainers.base import PromptTrainer, add_trainer_config, check_depth, check_lengths, check_ranges
+from trainers.base import PromptTrainer, add_trainer_config, check_depth
 
 GATES = ("attention", "official")
 AGGREGATORS = ("gate", "add", "mean", "joint", "own", "text_to_vision", "vision_to_text")
@@ -181,10 +169,6 @@ class BMIPLearner(PromptLearner):
         self.vision_gates = nn.ModuleList(Gate(vision, generator) for _ in range(deep))
         self.text_gates = nn.ModuleList(Gate(text, generator) for _ in range(deep - 1 if official else deep))
 
-    def layout(self, classnames: Sequence[str]) -> PromptLayout:
-        """Token layout of a class list; "joint" learns 2b positions."""
-        return layout_with_context(classnames, self.sizes.context_length, self.n_ctx, self.words)
-
     def forward(self) -> Prompts:
         """Tokens of both towers at every prompted layer."""
         own_text, own_vision = list(self.text_prompts), list(self.vision_prompts)
@@ -256,23 +240,14 @@ def _project_all(projections: nn.Linear | nn.ModuleList, prompts: list[Tensor]) 
     return list(projections(torch.stack(prompts)).unbind()) if prompts else []
 
 
-def check_bmip_settings(settings: CfgNode) -> None:
-    """Refuse values of ``cfg.TRAINER.BMIP`` that cannot work.
-
-    Raises:
-        ValueError: naming the key and the choices.
-    """
-    check_ranges("BMIP", settings)
-    check_lengths("TRAINER.BMIP", settings)
-
-
 def build_bmip_learner(settings: CfgNode, clip_model: nn.Module, generator: torch.Generator) -> BMIPLearner:
     """The learner that ``cfg.TRAINER.BMIP`` describes.
 
     Raises:
         ValueError: for a depth that the towers do not have.
     """
-    check_depth("TRAINER.BMIP.PROMPT_DEPTH", settings.PROMPT_DEPTH, TowerSizes.of(clip_model))
+    sizes = TowerSizes.of(clip_model)
+    check_depth("TRAINER.BMIP.PROMPT_DEPTH", settings.PROMPT_DEPTH, 1, min(sizes.text_layers, sizes.vision_layers))
     return BMIPLearner(
         clip_model,
         n_ctx=settings.N_CTX,
@@ -292,10 +267,6 @@ class BMIP(PromptTrainer):
 
     node = "BMIP"
     needs_vit = True
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        check_bmip_settings(cfg.TRAINER.BMIP)
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> BMIPLearner:
         return build_bmip_learner(self.settings, clip_model, generator)

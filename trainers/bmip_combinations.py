@@ -13,7 +13,8 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLearner
-from trainers.bmip import BMIPLearner, build_bmip_learner, check_bmip_settings
+from trainers.base import check_settings
+from trainers.bmip import build_bmip_learner
 from trainers.coprompt import CoPrompt
 from trainers.maple import MaPLe
 from trainers.promptsrc import PromptSRC
@@ -24,7 +25,7 @@ class WithBMIP:
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
-        check_bmip_settings(cfg.TRAINER.BMIP)
+        check_settings("BMIP", cfg.TRAINER.BMIP)
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> PromptLearner:
         return build_bmip_learner(self.cfg.TRAINER.BMIP, clip_model, generator)
@@ -41,12 +42,7 @@ class PromptSRC_BMIP(WithBMIP, PromptSRC):
 
 
 @TRAINER_REGISTRY.register()
-class CoPrompt_BMIP(CoPrompt):
+class CoPrompt_BMIP(WithBMIP, CoPrompt):
     """CoPrompt's adapters and consistency with BMIP's prompts."""
 
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        check_bmip_settings(cfg.TRAINER.BMIP)
-
-    def build_prompts(self, clip_model: nn.Module, generator: torch.Generator) -> BMIPLearner:
-        return build_bmip_learner(self.cfg.TRAINER.BMIP, clip_model, generator)
+    build_learner, build_prompts = CoPrompt.build_learner, WithBMIP.build_learner  # which are under the adapters

@@ -12,7 +12,7 @@ from torch import nn
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLearner, Prompts, TextPrompts, TowerSizes, VisionPrompts
 from prompting.learner import context_parameter, normal_parameter
-from trainers.base import PromptTrainer, add_trainer_config, check_range
+from trainers.base import PromptTrainer, add_trainer_config, check_depth
 
 add_trainer_config(
     "IVLP",
@@ -77,8 +77,8 @@ class IVLP(PromptTrainer):
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> PromptLearner:
         s, sizes = self.settings, TowerSizes.of(clip_model)
-        check_range(f"TRAINER.{self.node}.PROMPT_DEPTH_TEXT", s.PROMPT_DEPTH_TEXT, 0, sizes.text_layers)
-        check_range(f"TRAINER.{self.node}.PROMPT_DEPTH_VISION", s.PROMPT_DEPTH_VISION, 0, sizes.vision_layers)
+        check_depth(f"TRAINER.{self.node}.PROMPT_DEPTH_TEXT", s.PROMPT_DEPTH_TEXT, 0, sizes.text_layers)
+        check_depth(f"TRAINER.{self.node}.PROMPT_DEPTH_VISION", s.PROMPT_DEPTH_VISION, 0, sizes.vision_layers)
         if s.PROMPT_DEPTH_TEXT == s.PROMPT_DEPTH_VISION == 0:
             raise ValueError(
                 f"TRAINER.{self.node}.PROMPT_DEPTH_TEXT and PROMPT_DEPTH_VISION are both 0: nothing would be trained; "

@@ -62,6 +62,7 @@ class MaPLe(PromptTrainer):
     needs_vit = True
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> MaPLeLearner:
-        s = self.settings
-        check_depth(f"TRAINER.{self.node}.PROMPT_DEPTH", s.PROMPT_DEPTH, TowerSizes.of(clip_model))
+        s, sizes = self.settings, TowerSizes.of(clip_model)
+        most = min(sizes.text_layers, sizes.vision_layers)
+        check_depth(f"TRAINER.{self.node}.PROMPT_DEPTH", s.PROMPT_DEPTH, 1, most)
         return MaPLeLearner(clip_model, s.N_CTX, s.CTX_INIT, s.PROMPT_DEPTH, generator)

@@ -23,11 +23,11 @@ from yacs.config import CfgNode
 
 from common.commandline import printable
 from common.unpickling import read_checkpoint
-from dassl.config import get_cfg_default
+from dassl.config import check_values, get_cfg_default, read_yaml
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UnreadableImageError, read_image
-from prompting.model import shown
+from prompting.checkpoint import shown
 from prompting.tokens import check_names, check_template
 from trainers.base import RANGES, PromptTrainer, find_checkpoint
 
@@ -44,25 +44,21 @@ class Prediction:
     error: str = ""  # why the image could not be read
 
 
-class WithoutData:
-    """Mixin for trainers: class names take the place of a data set and its loaders, and no objective is built."""
-
-    names: Sequence[str]
-
-    def build_data_loader(self) -> None:
-        self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=list(self.names)))
-        self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
-        self.num_classes, self.lab2cname = len(self.names), dict(enumerate(self.names))
-        self.train_classnames = list(self.names)
-
-    def build_objective(self, clip_model: torch.nn.Module) -> None:
-        return None
-
-
 def trainer_without_data(cfg: CfgNode, classnames: Sequence[str], **attributes: Any) -> Any:
-    """Build ``cfg.TRAINER.NAME`` for a class list without a data set; ``attributes`` are set on its class."""
+    """Build ``cfg.TRAINER.NAME`` for a class list, without data set, loaders and objective.
+
+    ``attributes`` are set on its class.
+    """
+
+    def build_data_loader(self: Any) -> None:
+        self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=list(classnames)))
+        self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
+        self.num_classes, self.lab2cname = len(classnames), dict(enumerate(classnames))
+        self.train_classnames = list(classnames)
+
     kind = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    return type(kind.__name__, (WithoutData, kind), {"names": tuple(classnames), **attributes})(cfg)
+    without = {"build_data_loader": build_data_loader, "build_objective": lambda self, clip_model: None}
+    return type(kind.__name__, (kind,), without | attributes)(cfg)
 
 
 class Classifier:
@@ -100,32 +96,28 @@ class Classifier:
             raise ValueError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
         if classes is not None:
             check_names(classes)
-            self.model.set_classes(list(classes))
+            self.model.set_classes(classes)
         if self.classnames in ((), (UNSET,)):
             raise ValueError("no class names: this run has none of its own, give them as classes")
         with self.model.evaluating() as watch:
             for start in range(0, len(paths), batch_size):
-                some = list(map(str, paths[start : start + batch_size]))
-                images, errors = {}, {}
-                for path in some:
+                answers = {str(path): Prediction(str(path), []) for path in paths[start : start + batch_size]}
+                images = {}
+                for path in answers:
                     try:
                         images[path] = self.transform(read_rgb(path, self.upright, self.shorter_edge))
                     except ValueError as error:
-                        errors[path] = str(error)
-                known = {}
+                        answers[path] = Prediction(path, [], str(error))
                 if images:
                     logits = self.model(torch.stack(list(images.values())).to(self.device))
-                    known = dict(zip(images, logits.softmax(dim=1).cpu(), strict=True))
+                    ranked = logits.softmax(dim=1).topk(min(top, len(self.classnames)))
+                    for path, values, labels in zip(images, *map(Tensor.tolist, ranked), strict=True):
+                        names = [self.classnames[label] for label in labels]
+                        answers[path] = Prediction(path, list(zip(names, values, strict=True)))
                 zero = [*watch.heed(list(images)), *watch.zero_classes]
                 if zero:
                     print(f"features of norm zero, which are like nothing: {printable(shown(zero))}", file=sys.stderr)
-                for path in some:
-                    ranking = []
-                    if path in known:
-                        values, labels = known[path].topk(min(top, len(self.classnames)))
-                        names = [self.classnames[label] for label in labels.tolist()]
-                        ranking = list(zip(names, values.tolist(), strict=True))
-                    yield Prediction(path, ranking, errors.get(path, ""))
+                yield from (answers[str(path)] for path in paths[start : start + batch_size])
 
 
 def read_rgb(path: str | Path, exif_orientation: bool = True, shorter_edge: int = 224) -> Image.Image:
@@ -147,25 +139,17 @@ def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> 
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}: give the --output-dir of a finished run")
-    return _classifier(_run_config(path), device, str(folder), epoch)
-
-
-def _run_config(path: Path) -> CfgNode:
-    """A run's configuration as far as prediction needs it; keys of data sets and protocols do not matter here."""
-    # this project's own: on upstream Dassl, one predicts without runs
-    from dassl.config import check_values, read_yaml
-
+    # What prediction needs of the run's configuration; keys of data sets and protocols do not matter here.
     saved, needed = read_yaml(path), ("INPUT", "DATALOADER", "MODEL", "TRAINER", "DATASET")
     lacking = [node for node in needed if not isinstance(saved, dict) or not isinstance(saved.get(node), dict)]
     if lacking or "NAME" not in saved["DATASET"]:
         raise ValueError(f"{path} is not the configuration of a run: it lacks {', '.join(lacking or ['DATASET.NAME'])}")
-    cfg = get_cfg_default()
-    cfg.merge_from_other_cfg(CfgNode({node: saved[node] for node in needed if node != "DATASET"}))
-    check_values(CfgNode({node: cfg[node] for node in needed if node != "DATASET"}), RANGES)
-    cfg.DATASET.NAME = saved["DATASET"]["NAME"]
-    hand_written = cfg.TRAINER.ZEROSHOTCLIP
-    hand_written.TEMPLATE = hand_written.TEMPLATE or saved["DATASET"].get("TEMPLATE", "")
-    return cfg
+    cfg, dataset = get_cfg_default(), saved.pop("DATASET")
+    cfg.merge_from_other_cfg(CfgNode({node: saved[node] for node in needed if node in saved}))
+    check_values(CfgNode({node: cfg[node] for node in needed if node in saved}), RANGES)
+    cfg.DATASET.NAME = dataset["NAME"]
+    cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE = cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE or dataset.get("TEMPLATE", "")
+    return _classifier(cfg, device, str(folder), epoch)
 
 
 def zero_shot(
@@ -193,18 +177,17 @@ def _classifier(
         raise ValueError(f"--device is {device!r}, but this machine has no CUDA device: use cpu")
     cfg.USE_CUDA = torch.cuda.is_available() if not device else device != "cpu"
     cfg.VERBOSE = False
+
+    def load_backbone(trainer: PromptTrainer) -> torch.nn.Module:
+        model = PromptTrainer.load_backbone(trainer)
+        trainer.cfg.INPUT.SIZE = (model.visual.input_resolution,) * 2  # images are resized to what it takes
+        return model
+
     trained = TRAINER_REGISTRY.get(cfg.TRAINER.NAME).needs_training
     if trained:
         classes = read_checkpoint(find_checkpoint(Path(folder), epoch)).get("classnames")
     # Zero-shot runs and converted checkpoints have no classes of their own: predict() must be given some.
-    trainer = trainer_without_data(cfg, classes or [UNSET], load_backbone=_fitting_backbone)
+    trainer = trainer_without_data(cfg, classes or [UNSET], load_backbone=load_backbone)
     if trained:
         trainer.load_model(folder, epoch)
     return Classifier(trainer)
-
-
-def _fitting_backbone(trainer: Any) -> torch.nn.Module:
-    """The configured backbone; images are resized to what it takes."""
-    model = PromptTrainer.load_backbone(trainer)
-    trainer.cfg.INPUT.SIZE = (model.visual.input_resolution,) * 2
-    return model

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
+from prompting.checkpoint import misfits
 from prompting.model import ensemble, template_features
 from prompting.towers.text import TextEncoder
 from trainers.base import WEIGHT, add_trainer_config
@@ -97,9 +98,8 @@ class GaussianAggregation:
         super().load_resume_state(state)
         aggregate = state["aggregate"]
         if aggregate:
-            own = self.model.prompt_learner.state_dict()
-            shapes, wanted = ({name: value.shape for name, value in tensors.items()} for tensors in (aggregate, own))
-            if shapes != wanted or not all(torch.isfinite(value.float()).all() for value in aggregate.values()):
+            problems = misfits(self.model.prompt_learner, aggregate)
+            if problems or not all(value.isfinite().all() for value in aggregate.values()):
                 raise ValueError("its aggregate is not of this learner's tensors, or not of finite numbers")
         self.aggregate = aggregate
 

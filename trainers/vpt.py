@@ -10,7 +10,7 @@ from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import TowerSizes
-from trainers.base import PromptTrainer, add_trainer_config, check_range
+from trainers.base import PromptTrainer, add_trainer_config, check_depth
 from trainers.ivlp import IVLPLearner
 
 add_trainer_config(
@@ -32,7 +32,7 @@ class VPT(PromptTrainer):
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> IVLPLearner:
         s = self.settings
         key = f"TRAINER.{self.node}.PROMPT_DEPTH_VISION"
-        check_range(key, s.PROMPT_DEPTH_VISION, 1, TowerSizes.of(clip_model).vision_layers)
+        check_depth(key, s.PROMPT_DEPTH_VISION, 1, TowerSizes.of(clip_model).vision_layers)
         return IVLPLearner(
             clip_model,
             n_text=0,

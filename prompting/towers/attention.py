@@ -2,7 +2,8 @@
 
 The blocks stay as the ``clip`` package built them; these functions only call their weights. A block is split into
 *project* (LayerNorm and Q, K, V), *attend* and *finish* (output projection and MLP), so that the towers can replace
-prompt tokens in between and compute no row that nobody reads.
+prompt tokens in between and compute no row that nobody reads. At the end: the MLP in one operation, and how a product
+with a frozen weight is computed.
 
 A CPU's time goes into operations, a GPU's into being told each of them. So a CPU pads nothing and skips the rows that
 nobody reads, in several calls; a GPU computes them along in one (:func:`few_launches`). The numbers are the same.
@@ -12,8 +13,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
+import os
+import platform
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,7 +30,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prompting.towers.linear import frozen_kernel, frozen_linear
+from common.files import atomic_write
 
 # Rows of nn.MultiheadAttention's stacked input projection, in units of the width.
 QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
@@ -33,23 +39,23 @@ QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
 ROWS_AT_ONCE = 2048
 QUICK_GELU_SLOPE = 1.702
 
-_forced: bool | None = None
+_as_on_a_gpu = False
 
 
 def few_launches(device: torch.device) -> bool:
     """Whether few large operations are wanted rather than little arithmetic."""
-    return device.type != "cpu" if _forced is None else _forced
+    return _as_on_a_gpu or device.type != "cpu"
 
 
 @contextlib.contextmanager
 def as_on_a_gpu() -> Iterator[None]:
     """Go a GPU's way on the CPU, to count and to test it; for encoders that are built and run inside."""
-    global _forced
-    before, _forced = _forced, True
+    global _as_on_a_gpu
+    before, _as_on_a_gpu = _as_on_a_gpu, True
     try:
         yield
     finally:
-        _forced = before
+        _as_on_a_gpu = before
 
 
 def run_layer(recompute: bool, layer: Callable[..., Any], *args: Any) -> Any:
@@ -84,14 +90,10 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
 def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
     """Output projection, MLP and both residual additions, (..., n, width) -> (..., n, width)."""
     n_rows, at_once = x.shape[:-1].numel(), ROWS_AT_ONCE * torch.get_num_threads()
-    if few_launches(x.device) or n_rows <= at_once:
-        return _finish_rows(block, x, attended)
-    size = math.ceil(n_rows / math.ceil(n_rows / at_once))  # of equal pieces
-    pieces = zip(x.flatten(0, -2).split(size), attended.flatten(0, -2).split(size), strict=True)
-    return torch.cat([_finish_rows(block, *piece) for piece in pieces]).view(x.shape)
-
-
-def _finish_rows(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
+    if n_rows > at_once and not few_launches(x.device):
+        size = math.ceil(n_rows / math.ceil(n_rows / at_once))  # of equal pieces
+        pieces = zip(x.flatten(0, -2).split(size), attended.flatten(0, -2).split(size), strict=True)
+        return torch.cat([finish(block, *piece) for piece in pieces]).view(x.shape)
     output = block.attn.out_proj
     x = x + frozen_linear(attended, output.weight, output.bias)
     return x + run_mlp(block.mlp, block.ln_2(x))
@@ -106,11 +108,11 @@ def prompt_mass(q: Tensor, k: Tensor, prompts: slice, mask: Tensor | None = None
     """
     n_keys, heads, width = k.shape[1:]
     q, k, mask = q.float(), k.float(), None if mask is None else mask.float()  # fp16 knows no share below 6e-8
-    n_prompts = len(range(*prompts.indices(n_keys)))
-    which = _indicator(n_keys, prompts.indices(n_keys)[0], n_prompts, max(width, n_prompts), q.device)
+    first, end, _ = prompts.indices(n_keys)
+    which = _indicator(n_keys, first, end - first, max(width, end - first), q.device)
     with contextlib.nullcontext() if q.is_meta else torch.autocast(q.device.type, enabled=False):
         out = attend(q, k, which.expand(len(k), -1, heads, -1), mask).unflatten(-1, (heads, -1))
-    return out[..., :n_prompts].mean(dim=(1, 2))
+    return out[..., : end - first].mean(dim=(1, 2))
 
 
 @functools.lru_cache(maxsize=64)
@@ -152,11 +154,11 @@ class FrozenMLP(torch.autograd.Function):
             hidden = F.silu(scaled, inplace=inplace).flatten(0, -2)
             ctx.weights, ctx.kernels = (w_in, w_out), (F.linear, F.linear)
             return torch.addmm(b_out, hidden, w_out.t(), alpha=1 / QUICK_GELU_SLOPE).view(*x.shape[:-1], -1)
-        widen = frozen_kernel(x, w_in)
+        widen = CHOOSER.kernel(x, w_in)
         scaled = widen(x, w_in, b_in).mul_(QUICK_GELU_SLOPE)
         ctx.save_for_backward(scaled)
         hidden = F.silu(scaled, inplace=inplace).div_(QUICK_GELU_SLOPE)
-        narrow = frozen_kernel(hidden, w_out)
+        narrow = CHOOSER.kernel(hidden, w_out)
         ctx.weights, ctx.kernels = (w_in, w_out), (widen, narrow)
         return narrow(hidden, w_out, b_out)
 
@@ -180,3 +182,190 @@ def _scaled_once(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
             _scaled[weight] = state, weight * QUICK_GELU_SLOPE, bias * QUICK_GELU_SLOPE
     return _scaled[weight][1:]
+
+
+# Products with frozen weights: PyTorch's ``F.linear``, or oneDNN's kernels on CPUs where these are faster. Which kernel
+# wins differs between CPUs, so it is measured: the first time that a product of a certain shape is met, every kernel
+# computes it, forward and backward. One whose results differ from ``F.linear`` by more than rounding is never used. The
+# times are kept in a file of the user's cache folder; they hold for this CPU, PyTorch and number of threads.
+
+Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+# native: F.linear. onednn: the faster of oneDNN's kernels. auto: oneDNN's only where clearly faster. packed: as auto,
+# also with prepacked weights, which double (evaluation) or triple (training) the memory of the towers' weights.
+BACKENDS = ("auto", "native", "onednn", "packed")
+MIN_FLOPS = 5e8  # of one product: smaller ones have nothing to gain that measuring would not eat
+MIN_GAIN = 1.03  # over F.linear, for "auto" to choose another kernel: below it may be noise
+MAX_ROWS = 512  # of a measured product; what is faster there is so for more rows
+ROUNDS = 5  # the first warms up and does not count
+TOLERANCE = 2e-5  # of the largest value; float32 rounding over thousands of terms, but no shortened number type
+
+
+def conv_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """The product as a 1x1 convolution over channels-last rows, which oneDNN computes: the public way there."""
+    rows = x.reshape(1, 1, -1, x.shape[-1]).permute(0, 3, 1, 2)
+    y = F.conv2d(rows, weight[:, :, None, None], bias)
+    return y.permute(0, 2, 3, 1).reshape(*x.shape[:-1], weight.shape[0])
+
+
+def pointwise_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN's own product; a private operator of PyTorch, so it may be missing."""
+    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+# Tensor that owns the memory -> part of it -> the owner's version when it was prepacked, and the prepacked part.
+_prepacked: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def prepacked_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """oneDNN's product with a copy of the weight in the order that oneDNN wants; private operators, may be missing.
+
+    The copy is kept, one for every weight (or view of one) that is used forward and one more for backward, and made
+    anew if somebody writes to the weight.
+    """
+    owner = weight if weight._base is None else weight._base
+    parts = _prepacked.setdefault(owner, {})
+    part = (weight.storage_offset(), weight.shape, weight.stride())
+    if part not in parts or parts[part][0] != owner._version:
+        rows = x.numel() // x.shape[-1]
+        parts[part] = owner._version, torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), rows)
+    return pointwise_linear(x, parts[part][1], bias)
+
+
+KERNELS: dict[str, Kernel] = {
+    "native": F.linear,
+    "conv": conv_linear,
+    "pointwise": pointwise_linear,
+    "packed": prepacked_linear,
+}
+
+
+class FrozenProduct(torch.autograd.Function):
+    """``x @ weight.T + bias`` by a given kernel, with a gradient for ``x`` alone, by the same kernel."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, kernel: Kernel) -> Tensor:
+        ctx.weight, ctx.kernel = weight, kernel
+        return kernel(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        return ctx.kernel(grad, ctx.weight.t(), None), None, None, None
+
+
+class KernelChooser:
+    """Chooses the kernel of every product by one of ``BACKENDS``; the times' file is the user's cache's by default."""
+
+    def __init__(self, backend: str = "native", file: Path | None = None) -> None:
+        self.backend, self.file = backend, file
+        self.chosen: dict[str, str] = {}  # shape class -> kernel, of this process; for results.json
+
+    def use(self, backend: str) -> None:
+        """Choose by another backend from now on; a ValueError for an unknown name."""
+        if backend not in BACKENDS:
+            raise ValueError(f"TRAIN.FROZEN_LINEAR {backend!r}: choose one of {', '.join(BACKENDS)}")
+        self.backend, self.chosen = backend, {}
+
+    def kernel(self, x: Tensor, weight: Tensor) -> Kernel:
+        """The kernel for a product; F.linear for all but large, frozen float32 products on the CPU."""
+        if self.backend == "native" or x.device.type != "cpu" or torch.is_autocast_enabled("cpu"):
+            return F.linear
+        if x.dtype != torch.float32 or weight.dtype != torch.float32:
+            return F.linear
+        if weight.requires_grad or 2 * x.numel() * weight.shape[0] < MIN_FLOPS:
+            return F.linear
+        # Products that share a measurement: the same weight's shape, rows within a factor of two.
+        rows = min(x.numel() // x.shape[-1], MAX_ROWS)
+        shape = f"{1 << (rows - 1).bit_length()}x{weight.shape[1]}x{weight.shape[0]}"
+        if shape not in self.chosen:
+            self.chosen[shape] = fastest(self._seconds(shape, rows, weight), self.backend)
+        return KERNELS[self.chosen[shape]]
+
+    def report(self) -> dict[str, Any]:
+        """For results.json: the option and what it led to."""
+        return {"backend": self.backend, "kernels": dict(sorted(self.chosen.items()))}
+
+    def _seconds(self, shape: str, rows: int, weight: Tensor) -> dict[str, float]:
+        """The kernels' times from the file, or measured."""
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "prompt-learning"
+        path, key = self.file or folder / "linear.json", f"{machine_key()}|{shape}"
+        seconds = _read_times(path).get(key)
+        usable = isinstance(seconds, dict) and "native" in seconds
+        if not usable or not all(name in KERNELS and isinstance(value, float) for name, value in seconds.items()):
+            seconds = measure(rows, weight)
+            # A folder that cannot be written costs a measurement per run, nothing else.
+            with contextlib.suppress(OSError), atomic_write(path) as file:
+                file.write(json.dumps({**_read_times(path), key: seconds}, indent=1).encode())
+        return seconds
+
+
+def _read_times(path: Path) -> dict[str, Any]:
+    """All times on disk; none where the file is missing or damaged, since they can be measured again."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def fastest(seconds: dict[str, float], backend: str) -> str:
+    """Name of the kernel to use, given the times of those that compute right."""
+    excluded = {"native"} if backend == "packed" else {"native", "packed"}
+    others = {name: value for name, value in seconds.items() if name not in excluded}
+    best = min(others, key=others.__getitem__, default="native")
+    if backend != "onednn" and best != "native" and seconds["native"] < MIN_GAIN * seconds[best]:
+        return "native"
+    return best
+
+
+@torch.no_grad()
+def measure(rows: int, weight: Tensor) -> dict[str, float]:
+    """Seconds of forward and backward product by every kernel that agrees with F.linear; in turn, the least counts."""
+    weight = weight.detach().clone()  # what is kept of it ends with it
+    generator = torch.Generator().manual_seed(0)
+    n_out, n_in = weight.shape
+    x = torch.randn(rows, n_in, generator=generator)
+    grad, bias = torch.randn(rows, n_out, generator=generator), torch.randn(n_out, generator=generator)
+
+    def both(kernel: Kernel) -> tuple[Tensor, Tensor]:
+        return kernel(x, weight, bias), kernel(grad, weight.t(), None)
+
+    expected = both(F.linear)
+
+    def agrees(kernel: Kernel) -> bool:
+        try:
+            results = both(kernel)
+        except (RuntimeError, AttributeError, TypeError):  # a private operator that this PyTorch lacks or has changed
+            return False
+        return all(
+            y.shape == want.shape and bool((y - want).abs().max() <= TOLERANCE * want.abs().max())
+            for y, want in zip(results, expected, strict=True)
+        )
+
+    times: dict[str, list[float]] = {name: [] for name, kernel in KERNELS.items() if agrees(kernel)}
+    # On a busy machine the time of one thread says more than the wall clock.
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    for _ in range(ROUNDS):
+        for name, taken in times.items():
+            start = clock()
+            both(KERNELS[name])
+            taken.append(clock() - start)
+    return {name: min(taken[1:]) for name, taken in times.items()}
+
+
+def machine_key() -> str:
+    """What times depend on beside the shape."""
+    name, info = platform.processor() or platform.machine(), Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), name)
+    cpu = f"{name} {torch.backends.cpu.get_cpu_capability()}"
+    return f"{cpu}|torch {torch.__version__}|{torch.get_num_threads()} threads|float32|{','.join(KERNELS)}"
+
+
+CHOOSER = KernelChooser()  # the choice of this process, as torch.backends has its flags
+
+
+def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """One matrix product with frozen weights, (..., n_in) -> (..., n_out)."""
+    kernel = CHOOSER.kernel(x, weight)
+    return F.linear(x, weight, bias) if kernel is F.linear else FrozenProduct.apply(x, weight, bias, kernel)

@@ -14,8 +14,7 @@ launches count, all is one bucket; there the prefix's queries are cut into parts
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,18 +34,6 @@ class RaggedBatch:
         n_prompts: prompt tokens that deep layers replace, at positions 1..n_prompts; 0 without deep prompts.
         per_class: whether these prompts differ between classes; then the shared prefix is [SOS] alone.
         device: where the index tensors live.
-
-    Attributes:
-        kept, prompts: (class, position) of every row, the class ``None`` in the shared prefix: the rows that are kept
-            from layer to layer, and after them those that deep layers replace; n_kept, n_prompt_rows: how many.
-        word_token, word_position: token and position of the rows that are words; learned_context, learned_position:
-            context vector and position of those that are learned. row_order: from words and then learned rows to the
-            order of the rows; ``None``: they are in order.
-        buckets, class_buckets: what is attended together, and those of them with classes.
-        attention, class_attention: take Q, K and V of all rows, and K and V for the classes, to the buckets.
-        class_rank: (n_cls,) where each class is in the order of the rows; ``None``: in its place.
-        eot_rows: (n_cls,) the rows that become the features; visible_keys: (n_cls, 1) how many keys they see.
-        slots: (rows,) the slot of each row among the queries of all buckets; row_of_slot: the row of each slot.
     """
 
     def __init__(self, layout: PromptLayout, n_prompts: int, per_class: bool, device: torch.device) -> None:
@@ -59,16 +46,20 @@ class RaggedBatch:
             )
         by_length = not few_launches(device)
         order = torch.argsort(layout.lengths, stable=True) if by_length else torch.arange(layout.n_classes)
+        # (n_cls,) where each class is in the order of the rows; None: in its place
         self.class_rank = torch.argsort(order).to(device) if by_length else None
+        # (class, position) of every row, the class None in the shared prefix: the rows that are kept from layer to
+        # layer, words before learned ones, as layer 0 makes them; after them those that deep layers replace
         lengths, context = layout.lengths.tolist(), layout.context.tolist()
         cells = [(None, p) for p in range(n_prefix)]
         cells += [(c, p) for c in order.tolist() for p in range(n_prefix, lengths[c])]
-        is_prompt = [1 <= p <= n_prompts and (c is None) != per_class for c, p in cells]
-        kept = [cell for cell, prompt in zip(cells, is_prompt, strict=True) if not prompt]
-        self.kept = sorted(kept, key=lambda cell: context[cell[0] or 0][cell[1]] >= 0)  # as layer 0 makes them
-        self.prompts = [cell for cell, prompt in zip(cells, is_prompt, strict=True) if prompt]
+        self.prompts = [(c, p) for c, p in cells if 1 <= p <= n_prompts and (c is None) != per_class]
+        prompts = set(self.prompts)
+        kept = [cell for cell in cells if cell not in prompts]
+        self.kept = sorted(kept, key=lambda cell: context[cell[0] or 0][cell[1]] >= 0)
         self.n_kept, self.n_prompt_rows = len(self.kept), len(self.prompts)
-        # Token, position and context vector of every row, words and learned rows apart.
+        # Token and position of the rows that are words, context vector and position of those that are learned, and the
+        # way from these two to the order of the rows; None: they are in order
         rows = torch.tensor([(c or 0, p) for c, p in self.kept + self.prompts])
         contexts = layout.context[rows[:, 0], rows[:, 1]]
         words, learned = (contexts < 0).nonzero()[:, 0], (contexts >= 0).nonzero()[:, 0]
@@ -77,33 +68,32 @@ class RaggedBatch:
         self.learned_context = contexts[learned].to(device)
         in_order = torch.argsort(torch.cat([words, learned]))
         self.row_order = None if torch.equal(in_order, torch.arange(len(rows))) else in_order.to(device)
+        # What is attended together, as the rows of each class's tokens and of the prefix
         row_of = {cell: row for row, cell in enumerate(self.kept + self.prompts)}
         classes = [[row_of[c, p] for p in range(n_prefix, lengths[c])] for c in order.tolist()]
-        self._index_slots(classes, [row_of[None, p] for p in range(n_prefix)], by_length)
-        self._masks: dict[Any, list[Tensor]] = {}
-
-    def _index_slots(self, classes: list[list[int]], prefix: list[int], by_length: bool) -> None:
-        """The buckets, and what takes rows there and back; of the rows of each class's tokens and of the prefix."""
+        prefix = [row_of[None, p] for p in range(n_prefix)]
         if by_length:
             same_length = [list(some) for _, some in itertools.groupby(classes, len)]
             buckets = [self._bucket([], [prefix], prefix), *(self._bucket(some, [], prefix) for some in same_length)]
         else:
             longest = max(map(len, classes))
-            parts = [prefix[start : start + longest] for start in range(0, len(prefix), longest)]
+            parts = [prefix[start : start + longest] for start in range(0, n_prefix, longest)]
             buckets = [self._bucket(classes, parts, prefix)]
-        row_of_slot = torch.cat([bucket.rows.flatten() for bucket in buckets])
-        slots, start = torch.zeros(self.n_kept + self.n_prompt_rows, dtype=torch.long), 0
+        self.buckets, self.class_buckets = buckets, [bucket for bucket in buckets if bucket.n_classes]
+        # These take Q, K and V of all rows, and K and V for the classes, to the buckets.
+        self.attention = Gather(buckets, len(rows), torch.tensor(prefix), queries=True, device=device)
+        self.class_attention = Gather(self.class_buckets, len(rows), torch.tensor(prefix), queries=False, device=device)
+        # The slot of each row among the queries of all buckets, and the row of each slot
+        slots, start = torch.zeros(len(rows), dtype=torch.long), 0
         for bucket in buckets:
             real = bucket.seen[:, :, 0]
             slots[bucket.rows[real]] = start + real.flatten().nonzero()[:, 0]
             start += bucket.rows.numel()
-        shared, device = torch.tensor(prefix), self.device
-        self.buckets, self.class_buckets = buckets, [bucket for bucket in buckets if bucket.n_classes]
-        self.attention = Gather(buckets, len(slots), shared, queries=True, device=device)
-        self.class_attention = Gather(self.class_buckets, len(slots), shared, queries=False, device=device)
-        self.slots, self.row_of_slot = slots.to(device), row_of_slot.to(device)
+        self.slots, self.row_of_slot = slots.to(device), torch.cat([b.rows.flatten() for b in buckets]).to(device)
+        # (n_cls,) the rows that become the features; (n_cls, 1) how many keys they see
         self.eot_rows = torch.tensor([rows[-1] for rows in classes], device=device)
-        self.visible_keys = torch.tensor([[len(prefix) + len(rows)] for rows in classes], device=device)
+        self.visible_keys = torch.tensor([[n_prefix + len(rows)] for rows in classes], device=device)
+        self._masks: dict[Any, list[Tensor]] = {}
 
     def _bucket(self, classes: list[list[int]], parts: list[list[int]], prefix: list[int]) -> Bucket:
         """A bucket of some classes and, as entries of their own, parts of the prefix; a list of rows for each."""
@@ -144,8 +134,7 @@ class RaggedBatch:
         return tuple(torch.tensor(index, device=self.device) for index in indices)
 
 
-@dataclass(frozen=True)
-class Bucket:
+class Bucket(NamedTuple):
     """Entries that are attended in one call; index tensors on the host.
 
     Padding sees itself only: what it computes, and its gradient, reach nobody else.
@@ -166,92 +155,71 @@ class Gather:
     Args:
         prefix: (n_prefix,) the rows of the prefix, on the host.
         queries: whether to take Q, K, V to all entries, or K, V to the classes' alone.
-
-    Attributes:
-        parts: for Q, K and V of each bucket the number of entries, and of each entry's first slots that are the
-            prefix's; 0 for Q.
-        takes: for each of ``parts``, (slots,) the row's part that each slot takes; take: all, one after the other.
-        class_takes: the same without the prefix's slots.
-        give: (n_rows * n_parts,) the slot, among all, whose gradient is that of each row's part.
-        prefix: (2 * n_prefix,) the keys, then the values of the prefix, whose gradient is a sum over all entries.
     """
 
     def __init__(self, buckets: list[Bucket], n_rows: int, prefix: Tensor, queries: bool, device: torch.device) -> None:
         n_parts, n_prefix = 2 + queries, len(prefix)
+        self.is_padded = len(buckets) == 1
+        # For Q, K and V of each bucket: the number of entries, and of each entry's first slots that are the prefix's;
+        # (slots,) the row's part that each slot takes; the same without the prefix's slots of K and V
         self.parts: list[tuple[int, int]] = []
-        takes, class_takes, start = [], [], 0
-        give = torch.zeros(n_rows * n_parts, dtype=torch.long)
+        self.takes: list[Tensor] = []
+        self.class_takes: list[Tensor] = []
+        # (n_rows * n_parts,) of one padded bucket: the slot, among all, whose gradient is that of each row's part
+        give, start = torch.zeros(n_rows * n_parts, dtype=torch.long), 0
         for bucket in buckets:
             n = len(bucket.rows) if queries else bucket.n_classes
             for part in range(n_parts):
                 is_query = queries and part == 0
+                first, entries = (0, n) if is_query else (n_prefix, bucket.n_classes)
                 take = n_parts * (bucket.rows if is_query else bucket.keys)[:n] + part
-                # What is neither the prefix's, nor padding, which is all that does not see [SOS]
-                real = bucket.seen[:n, :, 0]
-                class_take, slots = take, start + torch.arange(take.numel()).view(take.shape)
-                if not is_query:
-                    width = bucket.rows.shape[1] if bucket.n_classes else 0
-                    class_take, slots = (
-                        t[: bucket.n_classes, n_prefix : n_prefix + width] for t in (class_take, slots)
-                    )
-                    real = real[: bucket.n_classes, :width]
-                give[class_take[real]] = slots[real]
-                takes.append(take.flatten())
-                class_takes.append(class_take.flatten())
-                self.parts.append((n, 0 if is_query else n_prefix))
+                class_take = n_parts * bucket.rows[:entries] + part
+                if self.is_padded:
+                    slots = start + torch.arange(take.numel()).view(take.shape)[:entries, first:]
+                    real = bucket.seen[:entries, :, 0]  # padding is all that does not see [SOS]
+                    give[class_take[real]] = slots[:, : real.shape[1]][real]
+                self.takes.append(take.flatten().to(device))
+                self.class_takes.append(class_take.flatten().to(device))
+                self.parts.append((n, first))
                 start += take.numel()
-        self.is_padded = len(buckets) == 1
-        self.takes, self.class_takes = ([index.to(device) for index in indices] for indices in (takes, class_takes))
-        self.take, self.give = torch.cat(takes).to(device), give.to(device)
+        self.take, self.give = torch.cat(self.takes), give.to(device)
+        # The keys, then the values of the prefix, whose gradient is a sum over all entries
         self.prefix = torch.cat([n_parts * prefix + n_parts - 2, n_parts * prefix + n_parts - 1]).to(device)
 
     def __call__(self, projected: Tensor) -> list[list[Tensor]]:
         """(groups, rows, parts, heads, head_width) -> each bucket's parts, (groups * entries, n, heads, head_width)."""
-        groups, heads = len(projected), projected.shape[3:]
-        gathered = (GatherPadded if self.is_padded else GatherBuckets).apply(projected.flatten(1, 2), self)
+        groups, heads, each = len(projected), projected.shape[3:], projected.shape[2]
+        gathered = GatherRows.apply(projected.flatten(1, 2), self)
         parts = [part.reshape(groups * n, -1, *heads) for part, (n, _) in zip(gathered, self.parts, strict=True)]
-        each = projected.shape[2]
         return [parts[i : i + each] for i in range(0, len(parts), each)]
 
 
-class GatherPadded(torch.autograd.Function):
-    """Rows' parts to the slots of one padded bucket, (groups, slots, heads, head_width) for each part.
+class GatherRows(torch.autograd.Function):
+    """Rows' parts to the slots of the buckets, (groups, slots, heads, head_width) for each part of each.
 
-    A handful of launches; the gradient's sums over slots are ordinary ones, not atomic additions in any order.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, gather: Gather) -> tuple[Tensor, ...]:
-        ctx.gather = gather
-        return rows.index_select(1, gather.take).split([len(take) for take in gather.takes], dim=1)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        gather = ctx.gather
-        grad, (n, n_prefix) = torch.cat(grads, dim=1), gather.parts[-1]
-        keys_and_values = grad[:, -2 * len(gather.takes[-1]) :].unflatten(1, (2, n, -1))
-        sums = keys_and_values[:, :, :, :n_prefix].sum(2).flatten(1, 2)
-        return grad.index_select(1, gather.give).index_copy_(1, gather.prefix, sums), None
-
-
-class GatherBuckets(torch.autograd.Function):
-    """Rows' parts to the slots of buckets without padding, (groups, slots, heads, head_width) for each part of each.
-
-    Every tensor is small enough to stay in memory that the process has already.
+    One padded bucket takes a handful of launches, and the gradient's sums over slots are ordinary ones, not atomic
+    additions in any order. Of buckets without padding every tensor is small enough to stay in memory that the process
+    has already.
     """
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, gather: Gather) -> tuple[Tensor, ...]:
         ctx.gather, ctx.shape = gather, rows.shape
+        if gather.is_padded:
+            return rows.index_select(1, gather.take).split([len(take) for take in gather.takes], dim=1)
         return tuple(rows.index_select(1, take) for take in gather.takes)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         gather = ctx.gather
+        if gather.is_padded:
+            grad, (n, n_prefix) = torch.cat(grads, dim=1), gather.parts[-1]
+            keys_and_values = grad[:, -2 * len(gather.takes[-1]) :].unflatten(1, (2, n, -1))
+            sums = keys_and_values[:, :, :, :n_prefix].sum(2).flatten(1, 2)
+            return grad.index_select(1, gather.give).index_copy_(1, gather.prefix, sums), None
         rows = grads[0].new_empty(ctx.shape)
-        sums: list[Tensor] = []  # over the entries of each bucket: of keys, of values, of keys ...
+        sums = []  # over the entries of each bucket: of keys, of values, of keys ...
         for grad, class_take, (n, n_prefix) in zip(grads, gather.class_takes, gather.parts, strict=True):
             grad = grad.unflatten(1, (n, -1))
             if n_prefix:

@@ -30,6 +30,8 @@ How its rows lie, for two classes, "a photo of a {}." with n_ctx = 2 learned vec
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -42,6 +44,14 @@ from prompting.towers.prefix import DropPadding, RaggedBatch
 
 # Rows of kept and prompt rows in the batch where all classes share their prompts, see RaggedBatch.rows_in.
 SharedRows = tuple[Tensor, Tensor]
+
+
+class At(NamedTuple):
+    """What a layer begins with."""
+
+    deep: DeepPrompt | None  # its new prompts
+    batch: RaggedBatch  # how the rows lie
+    shared_rows: SharedRows | None  # where the batch has its rows in x, if the classes' prompts differ from here on
 
 
 class TextEncoder(nn.Module):
@@ -74,11 +84,11 @@ class TextEncoder(nn.Module):
             deep, following = map(prompts.deep.get, (index, index + 1))
             diverges = differs(deep) and batch is not per_class
             batch = per_class if diverges else batch
-            args = (block, x, deep, batch, shared_rows if diverges else None)
+            at = At(deep, batch, shared_rows if diverges else None)
             if index == len(self.blocks) - 1:
-                features = self._last_layer(*args)
+                features = self._last_layer(block, x, at)
             else:
-                x = run_layer(self.recompute, self._layer, *args, projected, following)
+                x = run_layer(self.recompute, self._layer, block, x, at, projected, following)
                 projected = None  # from now on, by the layer itself
         return features if prompts.context is not None and prompts.context.dim() == 3 else features[0]
 
@@ -112,22 +122,16 @@ class TextEncoder(nn.Module):
         return x, qkv
 
     def _layer(
-        self,
-        block: nn.Module,
-        x: Tensor,
-        deep: DeepPrompt | None,
-        batch: RaggedBatch,
-        shared_rows: SharedRows | None,
-        projected: Tensor | None,
-        following: DeepPrompt | None,
+        self, block: nn.Module, x: Tensor, at: At, projected: Tensor | None, following: DeepPrompt | None
     ) -> Tensor:
         """One layer but the last, (groups, rows, width); layer 0 comes with its Q, K, V.
 
         Prompt rows that the following layer replaces (``following``) are computed for its gate only, which takes no
         gradient, or not at all.
         """
+        batch = at.batch
         if projected is None:
-            x, projected = self._project(block, x, deep, batch, shared_rows, QKV)
+            x, projected = self._project(block, x, at, QKV)
         if following is None or batch.n_prompt_rows == 0:
             return finish(block, x, self._attend(projected, batch, len(batch.slots)))
         sizes = [batch.n_kept, batch.n_prompt_rows]
@@ -142,19 +146,9 @@ class TextEncoder(nn.Module):
             prompts = finish(block, prompts, unread)
         return torch.cat([finish(block, kept, attended), prompts], dim=1)
 
-    def _project(
-        self,
-        block: nn.Module,
-        x: Tensor,
-        deep: DeepPrompt | None,
-        batch: RaggedBatch,
-        shared_rows: SharedRows | None,
-        parts: tuple[int, int],
-    ) -> tuple[Tensor, Tensor]:
-        """The rows with this layer's prompts, if it has some, and their Q, K, V (or K, V).
-
-        Where the classes' prompts differ from this layer on, ``shared_rows`` says where ``batch`` has its rows in x.
-        """
+    def _project(self, block: nn.Module, x: Tensor, at: At, parts: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        """The rows with this layer's prompts, if it has some, and their Q, K, V (or K, V)."""
+        deep, batch, shared_rows = at
         if not isinstance(deep, GatedPrompt):
             if deep is not None:
                 kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
@@ -179,34 +173,36 @@ class TextEncoder(nn.Module):
         groups, n_classes = len(projected), batch.layout.n_classes
         kv = torch.stack([torch.cat([projected[:, :, 1], key], dim=1)] * 2, dim=2)
         queries = projected[:, :, 0].index_select(1, batch.eot_rows)
-        masks = batch.masks(groups, torch.float32, eot=True)
-        masses, prompts = [], slice(1, 1 + batch.n_prompts)
-        for query, (k, _), mask in zip(_by_bucket(queries, batch), batch.class_attention(kv), masks, strict=True):
-            masses.append(prompt_mass(query, k, prompts, mask).view(groups, -1, batch.n_prompts))
+        masks, prompts = batch.masks(groups, torch.float32, eot=True), slice(1, 1 + batch.n_prompts)
+        masses = [
+            prompt_mass(query, k, prompts, mask).view(groups, -1, batch.n_prompts)
+            for query, (k, _), mask in zip(_by_bucket(queries, batch), batch.class_attention(kv), masks, strict=True)
+        ]
         mass = torch.cat(masses, dim=1).view(groups * n_classes, -1)
         return AttentionMass(mass, batch.visible_keys.expand(groups, -1, -1).flatten(0, 1))
 
     def _attend(self, projected: Tensor, batch: RaggedBatch, n: int) -> Tensor:
         """Causal attention, (groups, rows, 3, heads, head_width) -> (groups, n, width), of the first n rows."""
         masks = batch.masks(len(projected), projected.dtype)
-        qkv = batch.attention(projected)
-        out = [attend(*part, mask) for part, mask in zip(qkv, masks, strict=True)]
-        out = [some.view(len(projected), -1, some.shape[-1]) for some in out]
-        return DropPadding.apply(torch.cat(out, dim=1) if len(out) > 1 else out[0], batch, n)
+        return DropPadding.apply(_attend_buckets(batch.attention(projected), masks, len(projected)), batch, n)
 
-    def _last_layer(
-        self, block: nn.Module, x: Tensor, deep: DeepPrompt | None, batch: RaggedBatch, shared_rows: SharedRows | None
-    ) -> Tensor:
+    def _last_layer(self, block: nn.Module, x: Tensor, at: At) -> Tensor:
         """The last layer for the [EOT] rows only, and the projection; (groups, n_cls, embed_dim)."""
-        x, projected = self._project(block, x, deep, batch, shared_rows, KV)
+        batch = at.batch
+        x, projected = self._project(block, x, at, KV)
         eot = x.index_select(1, batch.eot_rows)
         queries = _by_bucket(project(block, eot, Q)[:, :, 0], batch)
-        kv, masks = batch.class_attention(projected), batch.masks(len(x), x.dtype, eot=True)
-        attended = [attend(q, *part, mask) for q, part, mask in zip(queries, kv, masks, strict=True)]
-        attended = [some.view(len(x), -1, some.shape[-1]) for some in attended]
-        eot = finish(block, eot, torch.cat(attended, dim=1))
+        qkv = [(q, *kv) for q, kv in zip(queries, batch.class_attention(projected), strict=True)]
+        eot = finish(block, eot, _attend_buckets(qkv, batch.masks(len(x), x.dtype, eot=True), len(x)))
         features = self.ln_final(eot).to(self.text_projection.dtype) @ self.text_projection
         return features if batch.class_rank is None else features.index_select(1, batch.class_rank)
+
+
+def _attend_buckets(qkv: Sequence[Sequence[Tensor]], masks: list[Tensor], groups: int) -> Tensor:
+    """Attention of every bucket's Q, K and V, one after the other, (groups, slots, width)."""
+    out = [attend(*part, mask) for part, mask in zip(qkv, masks, strict=True)]
+    out = [some.unflatten(0, (groups, -1)).flatten(1, 2) for some in out]
+    return torch.cat(out, dim=1) if len(out) > 1 else out[0]
 
 
 def _by_bucket(queries: Tensor, batch: RaggedBatch) -> list[Tensor]:

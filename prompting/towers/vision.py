@@ -1,9 +1,8 @@
 """The vision tower with prompts, fast and exact: images in, image features out.
 
-Rows of every image: [CLS] and the patches, which are kept from layer to layer, then the prompt tokens. Kept rows and
-prompt tokens are projected apart, so that layer 0 records no gradient for the frozen rows and a gate can read the
-layer's own Q and K. The last layer is computed for [CLS] only. ResNet towers take no prompts and run as the ``clip``
-package built them.
+Rows of every image: [CLS] and the patches, which are kept from layer to layer, then the prompt tokens. Both are
+projected apart where layer 0 is to record no gradient for the frozen rows, or a gate reads the layer's Q and K. The
+last layer is computed for [CLS] only. ResNet towers take no prompts and run as the ``clip`` package built them.
 """
 
 from __future__ import annotations
@@ -60,9 +59,7 @@ class VisionEncoder(nn.Module):
             )
         if not self.takes_prompts:
             if prompts.tokens is not None or prompts.deep:
-                raise ValueError(
-                    "a ResNet image tower takes no prompt tokens: use a ViT backbone, for example ViT-B/16"
-                )
+                raise ValueError("a ResNet image tower takes no prompt tokens: use a ViT, for example ViT-B/16")
             return self.visual(images.to(self.visual.conv1.weight.dtype))
         check_deep_prompts(prompts.deep, len(self.visual.transformer.resblocks), "vision")
         if torch.is_grad_enabled() or few_launches(images.device) or not _same_for_all(prompts):

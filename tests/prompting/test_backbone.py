@@ -13,8 +13,7 @@ from clip.model import CLIP
 from torch import nn
 
 from prompting import BackboneError, PromptedCLIP, TowerSizes, load_clip, resolve_precision, weights
-from prompting.state_dict import model_from_state_dict
-from prompting.weights import convert_towers
+from prompting.weights import convert_towers, model_from_state_dict
 from tests.clips import random_clip
 from trainers.coop import CoOpLearner
 
@@ -36,7 +35,7 @@ class CLIPWithDesign(CLIP):
 
 
 def test_a_clip_package_that_asks_for_a_prompt_design(small, monkeypatch):
-    monkeypatch.setattr("prompting.state_dict.CLIP", CLIPWithDesign)
+    monkeypatch.setattr("prompting.weights.CLIP", CLIPWithDesign)
     model = model_from_state_dict(small.state_dict(), "here")
     assert isinstance(model, CLIPWithDesign)
     assert torch.equal(model.visual.proj, small.visual.proj)

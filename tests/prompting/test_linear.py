@@ -10,16 +10,15 @@ from clip.model import QuickGELU
 from torch import nn
 from torch.nn import functional as F
 
-from prompting.towers import linear
-from prompting.towers.attention import run_mlp
-from prompting.towers.linear import (
+from prompting.towers import attention
+from prompting.towers.attention import (
     KERNELS,
     FrozenProduct,
-    LinearChooser,
+    KernelChooser,
     fastest,
     measure,
     prepacked_linear,
-    shape_class,
+    run_mlp,
 )
 
 
@@ -32,7 +31,7 @@ def product():
 
 @pytest.fixture
 def small_products_too(monkeypatch):
-    monkeypatch.setattr(linear, "MIN_FLOPS", 0)
+    monkeypatch.setattr(attention, "MIN_FLOPS", 0)
 
 
 @pytest.mark.parametrize("with_bias", [True, False])
@@ -75,34 +74,34 @@ def test_times_are_measured_once_per_machine(product, small_products_too, tmp_pa
     x, weight, _ = product
     file = tmp_path / "folder/linear.json"
     counted = []
-    monkeypatch.setattr(linear, "measure", lambda *args: counted.append(args) or {"native": 1.0, "conv": 0.1})
+    monkeypatch.setattr(attention, "measure", lambda *args: counted.append(args) or {"native": 1.0, "conv": 0.1})
     for _ in range(2):  # a second process finds the first one's times
-        chooser = LinearChooser("auto", file)
+        chooser = KernelChooser("auto", file)
         assert chooser.kernel(x, weight) is KERNELS["conv"]
     assert len(counted) == 1
-    assert chooser.report() == {"backend": "auto", "kernels": {shape_class(x, weight): "conv"}}
+    assert chooser.report() == {"backend": "auto", "kernels": {"32x32x48": "conv"}}
     (key,) = json.loads(file.read_text())
     assert torch.__version__ in key
     assert "threads" in key
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
-    LinearChooser("auto", file).kernel(x, weight)
+    KernelChooser("auto", file).kernel(x, weight)
     assert len(counted) == 2
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '{"KEY": 3}', '{"KEY": {"native": "fast"}}', '{"KEY": {"conv": 1.0}}'])
 def test_a_damaged_file_is_measured_again(product, small_products_too, tmp_path, content):
     x, weight, _ = product
-    key = f"{linear.machine_key()}|{shape_class(x, weight)}"
+    key = f"{attention.machine_key()}|32x32x48"
     file = tmp_path / "linear.json"
     file.write_text(content.replace("KEY", key))
-    LinearChooser("auto", file).kernel(x, weight)
+    KernelChooser("auto", file).kernel(x, weight)
     assert json.loads(file.read_text())[key]["native"] > 0
 
 
 def test_a_folder_that_cannot_be_written_is_no_error(product, small_products_too, tmp_path):
     x, weight, _ = product
     (tmp_path / "file").write_text("in the way")
-    chooser = LinearChooser("onednn", tmp_path / "file/linear.json")
+    chooser = KernelChooser("onednn", tmp_path / "file/linear.json")
     assert chooser.kernel(x, weight) in KERNELS.values()
 
 
@@ -110,19 +109,19 @@ def test_a_folder_that_cannot_be_written_is_no_error(product, small_products_too
 def test_where_only_f_linear_is_used(product, change, tmp_path, monkeypatch):
     x, weight, _ = product
     if change != "small":
-        monkeypatch.setattr(linear, "MIN_FLOPS", 0)
+        monkeypatch.setattr(attention, "MIN_FLOPS", 0)
     if change == "bfloat16":
         x, weight = x.bfloat16(), weight.bfloat16()
     weight.requires_grad_(change == "trained weight")
-    chooser = LinearChooser("native" if change == "native" else "onednn", tmp_path / "linear.json")
+    chooser = KernelChooser("native" if change == "native" else "onednn", tmp_path / "linear.json")
     with torch.autocast("cpu", enabled=change == "autocast"):
-        assert chooser.kernel(x, weight) is None
+        assert chooser.kernel(x, weight) is F.linear
     assert not (tmp_path / "linear.json").exists()
 
 
 def test_unknown_names_are_refused():
     with pytest.raises(ValueError, match="choose one of auto, native, onednn, packed"):
-        linear.set_linear_backend("mkl")
+        attention.CHOOSER.use("mkl")
 
 
 def test_a_weight_is_packed_once_until_somebody_writes_to_it(product, monkeypatch):
@@ -146,7 +145,7 @@ def test_a_weight_is_packed_once_until_somebody_writes_to_it(product, monkeypatc
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_an_mlp_in_one_operation_equals_its_parts(product, name, monkeypatch):
-    monkeypatch.setattr("prompting.towers.attention.frozen_kernel", lambda x, weight: KERNELS[name])
+    monkeypatch.setattr(attention.CHOOSER, "kernel", lambda x, weight: KERNELS[name])
     x, weight, bias = product
     mlp = nn.Sequential(OrderedDict(c_fc=nn.Linear(32, 48), gelu=QuickGELU(), c_proj=nn.Linear(48, 32)))
     mlp.requires_grad_(False)

@@ -171,7 +171,7 @@ def test_bmips_predecessor_is_refused():
         ("bmip_shared", "BMIP", "GATE", "attention", ["missing text_gates.0.alpha", "TRAINER.BMIP.GATE official"]),
         ("bmip_shared", "BMIP", "SHARE_PARAMETER_TEXT", False, ["SHARE_PARAMETER_TEXT True"]),
         ("bmip_shared", "BMIP", "PROMPT_DEPTH", 4, ["missing text_prompts.2", "PROMPT_DEPTH 3"]),
-        ("maple_depth3", "MAPLE", "N_CTX", 4, ["ctx has shape (2, 512), this setting needs (4, 512)", "N_CTX 2"]),
+        ("maple_depth3", "MAPLE", "N_CTX", 4, ["ctx has shape (2, 512) instead of (4, 512)", "N_CTX 2"]),
         ("coop_csc", "COOP", "CSC", False, ["ctx has shape (5, 4, 512)", "CSC True"]),
         ("ivlp_language_only", "IVLP", "PROMPT_DEPTH_VISION", 3, ["missing vision_tokens", "PROMPT_DEPTH_VISION 0"]),
     ],

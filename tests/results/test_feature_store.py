@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from prompting.state_dict import tensors_digest
+from prompting.weights import tensors_digest
 from results.features import KEY_BYTES, FeatureStore, bound_size, digest, forget_all, image_keys
 
 GIB = 2**30

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from prompting.state_dict import load_bundled_state_dict
+from prompting.weights import load_bundled_state_dict
 from results.evaluate import evaluate_class_splits
 from results.features import FeatureLoader, forget_all, train_on_features
 from tests.trainers.small_runs import VARIANTS, build, logits_of, registered, stir

@@ -87,11 +87,14 @@ def without_ctx(tensors):
 UNFIT = {
     "other numbers": (
         lambda tensors: {name: value.bool() if name == "ctx" else value for name, value in tensors.items()},
-        [r"ctx holds torch\.bool instead of floating-point numbers"],
+        [r"ctx holds torch\.bool instead of torch\.float32"],
     ),
     "a tensor missing": (without_ctx, ["missing ctx", "unexpected other"]),
     "a tensor more": (lambda t: t | {"extra": torch.ones(2)}, ["unexpected extra"]),
-    "another shape": (lambda t: t | {"ctx": torch.ones(9, 128)}, [r"ctx has shape \(9, 128\)", r"needs \(\d, 128\)"]),
+    "another shape": (
+        lambda t: t | {"ctx": torch.ones(9, 128)},
+        [r"ctx has shape \(9, 128\)", r"instead of \(\d, 128\)"],
+    ),
     "not finite": (lambda t: t | {"ctx": t["ctx"] * float("nan")}, ["ctx holds NaN"]),
     "a name twice": (lambda t: t | {"module.ctx": t["ctx"]}, ["holds a tensor twice"]),
 }
@@ -123,7 +126,7 @@ def test_another_prompt_length_is_refused_with_both_shapes(source, tmp_path, cap
     have, want = len(content["state_dict"]["ctx"]), 3
     options = (f"TRAINER.{NODES[trainer]}.N_CTX", str(want), "MODEL.INIT_WEIGHTS", str(tmp_path / "start.pth"))
     status = run(trainer, tmp_path / "run", *options)
-    refused(status, capsys, tmp_path / "run", rf"ctx has shape \({have}, 128\), this setting needs \({want}, 128\)")
+    refused(status, capsys, tmp_path / "run", rf"ctx has shape \({have}, 128\) instead of \({want}, 128\)")
 
 
 @pytest.mark.parametrize("content", [None, b"", b"no checkpoint"])
