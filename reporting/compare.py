@@ -8,8 +8,16 @@ from dataclasses import asdict, dataclass
 
 from common.commandline import printable
 from reporting.formats import MISSING, Document, Grid, Line, Number
-from reporting.methods import PROTOCOLS, Method, Metric, check_protocol, comparability, group_methods
-from reporting.names import dataset_order, shots_text
+from reporting.methods import (
+    PROTOCOLS,
+    Method,
+    Metric,
+    check_protocol,
+    comparability,
+    dataset_order,
+    group_methods,
+    shots_text,
+)
 from reporting.stats import LEVEL, MIN_PAIRS, Pair, Paired, compare_pairs
 from results.schema import ResultsError, Run
 

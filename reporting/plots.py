@@ -14,8 +14,17 @@ from itertools import product
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from reporting.methods import PROTOCOLS, Method, Metric, Protocol, check_protocol, group_methods
-from reporting.names import dataset_order, shots_text, trainer_order
+from reporting.methods import (
+    PROTOCOLS,
+    Method,
+    Metric,
+    Protocol,
+    check_protocol,
+    dataset_order,
+    group_methods,
+    shots_text,
+    trainer_order,
+)
 from reporting.plot_style import (
     COLOURS,
     DASHES,

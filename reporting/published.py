@@ -14,8 +14,9 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from reporting.names import canonical_dataset, trainer_order
+from reporting.methods import trainer_order
 from reporting.stats import Summary, harmonic_mean, summarise
+from results.schema import canonical_dataset
 
 CHOICES = ("measured", "all")
 AVERAGE = "average"

@@ -21,10 +21,11 @@ from reporting.methods import (
     Protocol,
     check_protocol,
     comparability,
+    dataset_order,
     differing_settings,
     group_methods,
+    shots_text,
 )
-from reporting.names import canonical_dataset, dataset_order, shots_text
 from reporting.published import (
     AVERAGE,
     AVERAGE_H_NOTE,
@@ -36,7 +37,7 @@ from reporting.published import (
     chosen_entries,
 )
 from reporting.stats import Summary, average_over, harmonic_of_averages
-from results.schema import ResultsError, Run
+from results.schema import ResultsError, Run, canonical_dataset
 
 MAX_KEYS = 5  # settings that a row's columns differ in, named in the legend
 _COUNTING = (

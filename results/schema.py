@@ -212,6 +212,11 @@ class Run:
         return cls(path=Path(path), record=record, **given)
 
     @property
+    def method_names(self) -> tuple[str, str]:
+        """The names that its method can be chosen by."""
+        return self.trainer, f"{self.trainer}/{self.setting}"
+
+    @property
     def deterministic(self) -> bool:
         """Whether nothing was trained, so that no seed can change the numbers (zero-shot CLIP)."""
         return self.record["model"]["trainable_parameters"] == 0
