@@ -63,6 +63,9 @@ class Options:
     split: str = ""  # class split, for confusion matrices and features
 
 
+Look = dict[str, Any]  # colour, marker and line style
+
+
 class Kind(NamedTuple):
     """A kind of plot: what it shows, and the function that draws it."""
 
@@ -86,8 +89,8 @@ def draw_plot(
 # What all kinds read from runs
 
 
-def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[Method]]:
-    """The protocol that the runs share, and its methods with names that fit a plot.
+def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[tuple[Method, Look]]]:
+    """The protocol that the runs share, and its methods, with names that fit a plot and the looks of their lines.
 
     Raises:
         ResultsError: several protocols, or two runs with nothing to tell them apart, named with their paths.
@@ -97,7 +100,8 @@ def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[Method]]:
     short = [shortened(method.label) for method in methods]
     # a name too long for a legend is cut, but not so that two become one
     labels = [name if short.count(name) == 1 else f"{name} {number}" for number, name in enumerate(short, 1)]
-    return protocol, [replace(method, label=label) for method, label in zip(methods, labels, strict=True)]
+    methods = [replace(method, label=label) for method, label in zip(methods, labels, strict=True)]
+    return protocol, list(zip(methods, looks([method.trainer for method in methods]), strict=True))
 
 
 def datasets_of(runs: Sequence[Run]) -> list[str]:
@@ -105,15 +109,13 @@ def datasets_of(runs: Sequence[Run]) -> list[str]:
     return sorted({run.dataset for run in runs}, key=dataset_order)
 
 
-def _with_looks(methods: Sequence[Method]) -> list[tuple[Method, dict[str, Any]]]:
-    """Each method of a picture with its colour, marker and line style."""
-    return list(zip(methods, looks([method.trainer for method in methods]), strict=True))
+def _shots_of(runs: Sequence[Run]) -> list[int]:
+    return sorted({run.shots for run in runs if not run.deterministic})
 
 
 def _one_number_of_shots(runs: Sequence[Run], protocol: Protocol, what: str) -> None:
     """Refuse few-shot runs of several numbers of shots, which such a plot would mix."""
-    shots = sorted({run.shots for run in runs if not run.deterministic})
-    if protocol.columns_by == "shots" and len(shots) > 1:
+    if protocol.columns_by == "shots" and len(shots := _shots_of(runs)) > 1:
         raise PlotError(f"{what} is of one number of shots: choose with --shots ({', '.join(map(str, shots))})")
 
 
@@ -141,13 +143,13 @@ def few_shot(runs: Sequence[Run], options: Options) -> Figure:
     if protocol.columns_by != "shots":
         raise PlotError(f"few-shot curves need runs of the few_shot protocol, these are of: {protocol.title}")
     metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
-    shots = sorted({run.shots for run in runs if not run.deterministic})
+    shots = _shots_of(runs)
     if len(shots) < 2:
         raise PlotError("few-shot curves need trained runs with at least two different numbers of shots")
     groups = [[dataset] for dataset in datasets] + ([datasets] if len(datasets) > 1 else [])
     figure, axes = panels(len(groups))
     for panel, group in zip(axes, groups, strict=True):
-        for method, look in _with_looks(methods):
+        for method, look in methods:
             points = {n: average_over([method.summary(metric, dataset, n) for dataset in group]) for n in shots}
             points = {count: point for count, point in points.items() if point is not None}
             if method.deterministic and points:
@@ -178,12 +180,12 @@ def base_new(runs: Sequence[Run], options: Options) -> Figure:
     datasets = datasets_of(runs)
     averages = [
         [average_over([method.summary(metrics[key], dataset) for dataset in datasets]) for key in ("base", "new")]
-        for method in methods
+        for method, _ in methods
     ]
     if all(None in average for average in averages):
         raise PlotError("no method has base and new accuracy on every data set")
     figure, (panel,) = panels(1, size=(6.0, 4.6))
-    for (method, look), (base, new) in zip(_with_looks(methods), averages, strict=True):
+    for (method, look), (base, new) in zip(methods, averages, strict=True):
         if base is None or new is None:
             panel.scatter([], [], s=0, label=f"{method.label}: not drawn, lacks a number")
             continue
@@ -233,9 +235,14 @@ def gain(runs: Sequence[Run], options: Options) -> Figure:
     protocol, methods = arranged(runs)
     _one_number_of_shots(runs, protocol, "a gain")
     metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
-    baseline = _baseline(methods, options.baseline)
+    wanted = options.baseline or "ZeroshotCLIP"
+    found = [method for method, _ in methods if wanted in (method.label, method.trainer)]
+    if options.baseline and not found:
+        there = ", ".join(method.label for method, _ in methods)
+        raise PlotError(f"no run of the baseline {wanted!r}; there are: {there}")
+    baseline = found[0] if found else methods[0][0]
     drawn = []
-    for method, look in _with_looks(methods):
+    for method, look in methods:
         gains = {dataset: gain for dataset in datasets if (gain := _gain(method, baseline, dataset, metric))}
         if gains and method is not baseline:
             drawn.append((method.label, gains, look["color"]))
@@ -252,14 +259,6 @@ def gain(runs: Sequence[Run], options: Options) -> Figure:
         difference = f"difference in {_axis_label(metric).removesuffix(' (%)')} (points)"
         panel.set(title=wrapped(panel, f"{label} - {baseline.label}"), xlabel=difference, ylabel="data set")
     return figure
-
-
-def _baseline(methods: Sequence[Method], name: str) -> Method:
-    wanted = name or "ZeroshotCLIP"
-    found = [method for method in methods if wanted in (method.label, method.trainer)]
-    if name and not found:
-        raise PlotError(f"no run of the baseline {name!r}; there are: {', '.join(method.label for method in methods)}")
-    return found[0] if found else methods[0]
 
 
 def _gain(method: Method, baseline: Method, dataset: str, metric: Metric) -> Gain | None:
@@ -308,7 +307,7 @@ def radar(runs: Sequence[Run], options: Options) -> Figure:
     if len(datasets) < 3:
         raise PlotError(f"a radar needs at least three data sets, there are {len(datasets)}: {', '.join(datasets)}")
     rows, names = [], []
-    for method in methods:
+    for method, _ in methods:
         cells = [method.summary(metric, dataset) for dataset in datasets]
         lacking = cells.count(None)
         rows.append([] if lacking else [cell.mean for cell in cells])
@@ -322,7 +321,7 @@ def radar(runs: Sequence[Run], options: Options) -> Figure:
     figure = Figure(figsize=(width, height))
     panel = figure.add_axes((1.7 / width, 0.1, 3.8 / width, 3.8 / height), projection="polar")
     angles = [2 * math.pi * index / len(datasets) for index in range(len(datasets))]
-    for (_, look), name, row in zip(_with_looks(methods), names, rows, strict=True):
+    for (_, look), name, row in zip(methods, names, rows, strict=True):
         if row:
             panel.plot([*angles, angles[0]], [*row, row[0]], label=name, markersize=4, linewidth=1.4, **look)
         else:
@@ -354,11 +353,11 @@ def seeds(runs: Sequence[Run], options: Options) -> Figure:
     if not any(metric.of_run(run) is not None for run in runs):
         raise PlotError(f"no run has {metric.label}")
     width = max(3.0, 0.55 * len(methods) + 1.2)
-    aslant = 0.6 * max(width_of(shortened(method.label)) for method in methods)  # as the names are written
+    aslant = 0.6 * max(width_of(shortened(method.label)) for method, _ in methods)  # as the names are written
     figure, axes = panels(len(datasets), columns=max(1, int(14 // width)), size=(width, 2.6 + aslant))
     for panel, dataset in zip(axes, datasets, strict=True):
         names = []
-        for index, (method, look) in enumerate(_with_looks(methods)):
+        for index, (method, look) in enumerate(methods):
             summary = method.summary(metric, dataset)
             values = list(summary.values.values()) if summary is not None else []
             names.append(f"{shortened(method.label)}\nn={len(values)}")
@@ -393,7 +392,7 @@ def _by_epoch(histories: Iterable[Iterable[Mapping[str, Any]]], key: str) -> lis
     return seeds
 
 
-def _line_with_band(panel: Axes, seeds: Sequence[Mapping[int, float]], label: str, look: Mapping[str, Any]) -> bool:
+def _line_with_band(panel: Axes, seeds: Sequence[Mapping[int, float]], label: str, look: Look) -> bool:
     """Mean over seeds with a band from the least to the largest, as far as all seeds go.
 
     A mean over those that are left would jump where one stops early: each goes on as a thin line of its own. Returns
@@ -455,8 +454,8 @@ def curves(runs: Sequence[Run], options: Options) -> Figure:
     figure, axes = panels(len(places), columns=len(quantities))
     alone = False
     for panel, (dataset, quantity) in zip(axes, places, strict=True):
-        for method, look in _with_looks(methods):
-            look |= {"zorder": 1.9 if look["linestyle"] == "-" else 2, "marker": None}
+        for method, look in methods:
+            look = look | {"zorder": 1.9 if look["linestyle"] == "-" else 2, "marker": None}
             there = [run for run in method.runs if run.dataset == dataset]
             for count in sorted({run.shots for run in there}):
                 histories = _by_epoch((run.record["history"] for run in there if run.shots == count), quantity)
@@ -483,7 +482,7 @@ def gates(runs: Sequence[Run], options: Options) -> Figure:
 
     _, methods = arranged(runs)
     groups = {}
-    for method in methods:
+    for method, _ in methods:
         gated = [run for run in method.runs if (run.record["gates"] or {}).get("per_epoch")]
         several = len({run.shots for run in gated}) > 1
         for dataset, shots in product(datasets_of(gated), sorted({run.shots for run in gated})):
@@ -561,8 +560,9 @@ def confusion(runs: Sequence[Run], options: Options) -> Figure:
             for column, value in enumerate(cells):
                 colour = "black" if value > 55 else "white"
                 panel.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    facts = [methods[0].label, datasets[0], f"class split {split}"]
-    facts += [shots_text(runs[0].shots)] if protocol.columns_by == "shots" and not methods[0].deterministic else []
+    ((method, _),) = methods
+    facts = [method.label, datasets[0], f"class split {split}"]
+    facts += [shots_text(runs[0].shots)] if protocol.columns_by == "shots" and not method.deterministic else []
     facts += [f"{len(matrices)} seeds"] if len(matrices) > 1 else []
     panel.set(title=wrapped(panel, ", ".join(facts)))
     return figure

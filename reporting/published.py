@@ -33,22 +33,16 @@ BMIP_AVERAGES_NOTE = (
 AVERAGE_H_NOTE = (
     "avg H of a published row was computed here, as the average of its data sets' H; the sources state H only."
 )
+PUBLISHED_NOTE = (
+    f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in brackets. "
+    "They enter no average of measured numbers."
+)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a number stands and how it was read there."""
-
-    title: str
-    read: str
-    url: str = ""
-    revision: str = ""
-    file: str = ""
-
-    def __str__(self) -> str:
-        """For a footnote."""
-        place = " ".join(filter(None, (self.url, self.file, f"({self.revision})" if self.revision else "")))
-        return f"{self.title}{', ' + place if place else ''} ({self.read})"
+def _source(title: str, read: str, url: str = "", revision: str = "", file: str = "") -> str:
+    """Where a number stands and how it was read there, for a footnote."""
+    place = " ".join(filter(None, (url, file, f"({revision})" if revision else "")))
+    return f"{title}{', ' + place if place else ''} ({read})"
 
 
 @dataclass(frozen=True)
@@ -58,7 +52,7 @@ class Entry:
     protocol: str
     method: str  # its name in the source
     trainer: str | None  # its name here, if there is such a trainer
-    source: Source
+    source: str  # where the numbers stand and how they were read there
     confidence: str
     values: Mapping[str, Mapping[str, Summary]]  # metric -> canonical data set, or "average"
     variant: str = ""  # what sets it apart from the method as published
@@ -69,14 +63,13 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Method and variant."""
         return f"{self.method} ({self.variant})" if self.variant else self.method
 
     @property
     def footnote(self) -> str:
         """Source, and what a reader must know about these numbers."""
         confidence = "" if self.confidence == "high" else f"confidence {self.confidence}"
-        return "; ".join(filter(None, (str(self.source), self.note, confidence)))
+        return "; ".join(filter(None, (self.source, self.note, confidence)))
 
     def value(self, metric: str, dataset: str) -> Summary | None:
         """The number of a metric on a data set, under any spelling of its name, or None."""
@@ -97,7 +90,7 @@ class Entry:
 def load_published() -> tuple[Entry, ...]:
     """All published numbers, in the file's order."""
     content = json.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))
-    sources = {key: Source(**source) for key, source in content["sources"].items()}
+    sources = {key: _source(**source) for key, source in content["sources"].items()}
     entries = []
     for raw in content["entries"]:
         metrics = raw.pop("metrics")

@@ -185,11 +185,11 @@ def _wanted(runs: Sequence[Run]) -> Iterable[tuple[str, str, Sequence[Run]]]:
             yield kind, f"{caption[0].upper()}{caption[1:]}", runs
     for dataset in datasets_of(runs):
         yield "curves", f"{dataset}: {KINDS['curves'].help}", [run for run in runs if run.dataset == dataset]
-        for method in methods:
+        for method, _ in methods:
             there = [run for run in method.runs if run.dataset == dataset]
             if any(run.record["gates"] for run in there):
                 yield "gates", f"{method.label} on {dataset}: {KINDS['gates'].help}", there
-    for method, dataset in itertools.product(methods, datasets_of(runs)):
+    for (method, _), dataset in itertools.product(methods, datasets_of(runs)):
         there = [run for run in method.runs if run.dataset == dataset]
         # shots are one more thing that tells few-shot runs apart: the most shots stand for the method
         there = [run for run in there if run.shots == max(run.shots for run in there)]

@@ -31,6 +31,7 @@ from reporting.published import (
     AVERAGE_H_NOTE,
     BACKBONE,
     BMIP_AVERAGES_NOTE,
+    PUBLISHED_NOTE,
     SHOTS,
     Entry,
     averaged_datasets,
@@ -58,17 +59,14 @@ class Row:
 
     @property
     def present(self) -> list[Summary]:
-        """The cells that hold a number."""
         return [cell for cell in self.cells.values() if cell is not None]
 
     @property
     def seeds(self) -> list[int]:
-        """Every seed that entered a cell."""
         return sorted({seed for cell in self.present for seed in cell.seeds})
 
     @property
     def deterministic(self) -> bool:
-        """Whether no cell depends on a seed."""
         return bool(self.present) and all(cell.deterministic for cell in self.present)
 
 
@@ -82,12 +80,6 @@ class Block:
     dataset: str | None = None  # that the block is about; None for averages and for blocks about several
     key: str = ""  # in the papers' layout, the column that the block has of every data set
 
-    def with_columns(self, keys: Iterable[str]) -> Block:
-        """The block with these of its columns only, in this order."""
-        keys = list(keys)
-        rows = tuple(replace(row, cells={key: row.cells[key] for key in keys}) for row in self.rows)
-        return replace(self, columns={key: self.columns[key] for key in keys}, rows=rows)
-
     def for_reading(self) -> Block:
         """The block without published rows that have nothing to say in it.
 
@@ -98,7 +90,8 @@ class Block:
         if any(row.present for row in measured) or not published:
             return replace(self, rows=(*measured, *published))
         filled = [key for key in self.columns if any(row.cells[key] is not None for row in published)]
-        return replace(self, rows=tuple(published)).with_columns(filled)
+        rows = tuple(replace(row, cells={key: row.cells[key] for key in filled}) for row in published)
+        return replace(self, columns={key: self.columns[key] for key in filled}, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -204,7 +197,7 @@ def _chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[Metric]:
 
 
 def _with_published(
-    rows: Sequence[Row], places: Sequence[str], keys: Sequence[str], targets: Sequence[str], entries: Sequence[Entry]
+    rows: list[Row], places: list[str], keys: Sequence[str], targets: Sequence[str], entries: Sequence[Entry]
 ) -> tuple[list[Row], list[str], list[str]]:
     """Add a row per published entry; returns rows, places, and lines for the legend: sources, and what to know.
 
@@ -212,7 +205,7 @@ def _with_published(
     average has no published counterpart and the published averages get a place of their own.
     """
     if not entries:
-        return [*rows], [*places], ["Published values: none are known for these methods in this protocol."]
+        return rows, places, ["Published values: none are known for these methods in this protocol."]
     same_average = set(map(canonical_dataset, targets)) == averaged_datasets(entries)
     averages = [entry.average_over for entry in entries if entry.average_over]
     apart = f"published average over {averages[0]} data sets" if averages and not same_average else None
@@ -233,13 +226,10 @@ def _with_published(
             number = numbers.setdefault(entry.footnote, len(numbers) + 1)
             method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, SHOTS, ())
             rows = [*rows, Row(method, cells, entry.footnote, number)]
-    legend = [
-        f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in "
-        "brackets. They enter no average of measured numbers."
-    ]
+    legend = [PUBLISHED_NOTE]
     legend += [AVERAGE_H_NOTE] if any(entry.average("average_H") for entry in shown) else []
     legend += [BMIP_AVERAGES_NOTE] if any(entry.method == "BMIP" and entry.average_over for entry in shown) else []
-    return [*rows], [*places], [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]
+    return rows, places, [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]
 
 
 def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], by_shots: bool, sources: set[str]) -> Iterable[str]:
@@ -319,9 +309,10 @@ def document(table: Table, digits: int = 2) -> Document:
             best[key] = max(means) if len(means) > 1 else None
         lines = []
         for row in block.rows:
+            said = f"{'deterministic' if row.deterministic else ', '.join(map(str, row.seeds))} (n={len(row.seeds)})"
+            said = f"published [{row.source_number}]" if row.source else said if row.seeds else MISSING
             numbers = [_number(cell, row, digits, best[key]) for key, cell in row.cells.items()]
-            names = (row.method.label, seeds_text(row))
-            lines.append(Line(names, numbers, row.method.trainer, published=bool(row.source)))
+            lines.append(Line((row.method.label, said), numbers, row.method.trainer, published=bool(row.source)))
         headings = ["Method", "Seeds", *block.columns.values()]
         # where the data sets are columns, a column goes with its data set
         columns = () if block.dataset is not None else tuple(block.columns)
@@ -346,16 +337,6 @@ def _number(cell: Summary | None, row: Row, digits: int, best: float | None) -> 
     return Number(f"{cell.mean:.{digits}f}{spread}{fewer}", cell.mean, leads)
 
 
-def seeds_text(row: Row) -> str:
-    """Which seeds a row's numbers are from, or which footnote names their source."""
-    if row.source:
-        return f"published [{row.source_number}]"
-    if not row.seeds:
-        return MISSING
-    listed = "deterministic" if row.deterministic else ", ".join(map(str, row.seeds))
-    return f"{listed} (n={len(row.seeds)})"
-
-
 def _block_name(table: Table, block: Block) -> str:
     """A block in csv and json: "16" where a heading says "16 shots"."""
     return block.key if block.key and table.protocol == "few_shot" else block.title
@@ -366,28 +347,22 @@ def _csv_records(table: Table) -> list[list[object]]:
     seeds = sorted({seed for block in table.blocks for row in block.rows for seed in row.seeds})
     facts = ("protocol", "block", "method", "trainer", "setting", "backbone", "shots", "selection_rule", "source")
     records: list[list[object]] = [[*facts, "column", "n", "mean", "std", *(f"seed_{seed}" for seed in seeds)]]
-    for block in table.blocks:
-        for row, key in ((row, key) for row in block.rows for key in block.columns):
-            method, cell = row.method, row.cells[key]
+    for block, row in ((part, row) for part in table.blocks for row in part.rows):
+        for key, cell in row.cells.items():
             # in a few-shot table, the number of shots is a column's name, or a block's in the papers' layout
             places = (block.key, key) if table.protocol == "few_shot" else ()
-            shots = next((place for place in places if place.isdigit()), method.shots)
-            record = [table.protocol, _block_name(table, block), method.label, method.trainer, method.setting]
-            record += [method.backbone, shots, method.selection_rule, row.source, key]
+            shots = next((place for place in places if place.isdigit()), row.method.shots)
+            record = [table.protocol, _block_name(table, block), row.method.label, row.method.trainer]
+            record += [row.method.setting, row.method.backbone, shots, row.method.selection_rule, row.source, key]
             record += [0, None, None] if cell is None else [None if row.source else cell.n, cell.mean, cell.std]
             records.append([*record, *(None if cell is None else cell.values.get(seed) for seed in seeds)])
     return records
 
 
 def _json_row(row: Row) -> dict[str, object]:
-    method = row.method
-    facts = {"method": method.label}
-    facts |= {name: getattr(method, name) for name in ("trainer", "setting", "backbone", "shots", "selection_rule")}
+    facts = {"method": row.method.label}
+    facts |= {name: getattr(row.method, name) for name in ("trainer", "setting", "backbone", "shots", "selection_rule")}
     facts |= {"seeds": row.seeds, "deterministic": row.deterministic, "source": row.source or None}
-    return facts | {"cells": {key: _json_cell(cell) for key, cell in row.cells.items()}}
-
-
-def _json_cell(cell: Summary | None) -> dict[str, object] | None:
-    if cell is None:
-        return None
-    return {"mean": cell.mean, "std": cell.std, "n": cell.n, "seeds": cell.seeds, "values": cell.values}
+    parts = ("mean", "std", "n", "seeds", "values")
+    cells = {key: cell and {part: getattr(cell, part) for part in parts} for key, cell in row.cells.items()}
+    return facts | {"cells": cells}
