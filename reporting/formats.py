@@ -151,7 +151,7 @@ def escape_latex(text: str) -> str:
 
 def to_html(document: Document) -> str:
     """A page with one table or comparison."""
-    return html_page(document.title, document=document, marks=lambda *_, **__: "")
+    return html_page(document.title, document=document, all_trainers={}, all_datasets={})
 
 
 def html_page(title: str, **content: Any) -> str:

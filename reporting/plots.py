@@ -1,6 +1,7 @@
 """Plots of runs: one function per kind, named in `KINDS`; matplotlib is imported when one is drawn, not before.
 
-A kind raises `PlotError` when the runs do not hold what it shows: there are no empty plots.
+The first paragraph of a function's docstring is what --help and captions say of its kind. A kind raises `PlotError`
+when the runs do not hold what it shows: there are no empty plots.
 """
 
 from __future__ import annotations
@@ -138,7 +139,10 @@ def _axis_label(metric: Metric) -> str:
 
 
 def few_shot(runs: Sequence[Run], options: Options) -> Figure:
-    """One panel per data set, and their average where there are several."""
+    """few-shot curves: accuracy against shots per class, with a band of one standard deviation over seeds
+
+    One panel per data set, and their average where there are several.
+    """
     protocol, methods = arranged(runs)
     if protocol.columns_by != "shots":
         raise PlotError(f"few-shot curves need runs of the few_shot protocol, these are of: {protocol.title}")
@@ -172,7 +176,10 @@ def few_shot(runs: Sequence[Run], options: Options) -> Figure:
 
 
 def base_new(runs: Sequence[Run], options: Options) -> Figure:
-    """One point per seed (averaged over the data sets), the mean large, lines of equal harmonic mean behind."""
+    """base against new accuracy: each seed and the mean, with lines of equal H
+
+    Each seed's point is its average over the data sets.
+    """
     protocol, methods = arranged(runs)
     metrics = {metric.key: metric for metric in protocol.metrics}
     if not {"base", "new"} <= set(metrics):
@@ -231,7 +238,11 @@ class Gain(NamedTuple):
 
 
 def gain(runs: Sequence[Run], options: Options) -> Figure:
-    """One panel per method, one bar per data set: mean difference, with its standard deviation over paired seeds."""
+    """gain over a baseline (ZeroshotCLIP where there is one, else the first method) per data set: mean and standard
+    deviation of the differences of equal seeds
+
+    One panel per method, one bar per data set.
+    """
     protocol, methods = arranged(runs)
     _one_number_of_shots(runs, protocol, "a gain")
     metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
@@ -298,7 +309,10 @@ def _gain_bars(panel: Axes, gains: Mapping[str, Gain], colour: str) -> None:
 
 
 def radar(runs: Sequence[Run], options: Options) -> Figure:
-    """Means over seeds; a method that lacks a data set is left out, which the legend says."""
+    """radar: one axis per data set, one line per method; needs three data sets
+
+    Means over seeds; a method that lacks a data set is left out, which the legend says.
+    """
     from matplotlib.figure import Figure
 
     protocol, methods = arranged(runs)
@@ -346,7 +360,10 @@ def radar(runs: Sequence[Run], options: Options) -> Figure:
 
 
 def seeds(runs: Sequence[Run], options: Options) -> Figure:
-    """One panel per data set, one column of points per method: nobody mistakes a lucky seed for a better method."""
+    """spread over seeds: one point per run, a bar at the mean
+
+    One panel per data set, one column per method: nobody mistakes a lucky seed for a better method.
+    """
     protocol, methods = arranged(runs)
     _one_number_of_shots(runs, protocol, "the spread over seeds")
     metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
@@ -418,10 +435,7 @@ def _thin_line(panel: Axes, x: Sequence[int], y: Sequence[float], colour: Any, l
     panel.plot(x, y, linewidth=0.7, color=colour, marker=".", markersize=4, markevery=[-1], label=label)
 
 
-def _explain_thin_lines(panel: Axes) -> None:
-    _thin_line(panel, [], [], "#777777", "single seeds, after\nthe first one stopped")
-
-
+_ALONE = {"colour": "#777777", "label": "single seeds, after\nthe first one stopped"}
 _CURVES = {
     "loss": "training loss",
     "acc": "training accuracy (%)",
@@ -431,10 +445,11 @@ _CURVES = {
 
 
 def curves(runs: Sequence[Run], options: Options) -> Figure:
-    """One panel per data set and quantity; mean over seeds, band from the least to the largest.
+    """training curves: every number of the runs' history by epoch
 
-    Equal lines lie over one another: dashes tell the methods apart, the solid line lies below. Markers and widths
-    tell several numbers of shots apart.
+    One panel per data set and quantity; mean over seeds, band from the least to the largest. Equal lines lie over one
+    another: dashes tell the methods apart, the solid line lies below. Markers and widths tell several numbers of shots
+    apart.
     """
     _, methods = arranged(runs)
     trained = [run for run in runs if run.record["history"]]
@@ -471,13 +486,16 @@ def curves(runs: Sequence[Run], options: Options) -> Figure:
                     alone |= _line_with_band(panel, histories, label, look)
         panel.set(title=wrapped(panel, dataset), xlabel="epoch", ylabel=_CURVES.get(quantity, quantity))
     if alone:
-        _explain_thin_lines(axes[-1])
+        _thin_line(axes[-1], [], [], **_ALONE)
     legend_below(figure, axes)
     return figure
 
 
 def gates(runs: Sequence[Run], options: Options) -> Figure:
-    """One row per method, data set and number of shots, one panel per modality, one line per layer; band over seeds."""
+    """gate weights per layer and modality by epoch (BMIP and its combinations)
+
+    One row per method, data set and number of shots, one panel per modality, one line per layer; band over seeds.
+    """
     import matplotlib as mpl
 
     _, methods = arranged(runs)
@@ -504,7 +522,7 @@ def gates(runs: Sequence[Run], options: Options) -> Figure:
             look = {"color": colour, "linestyle": DASHES[index % len(DASHES)]}
             alone |= _line_with_band(panel, seeds, f"layer {layer}", look)
         if alone:
-            _explain_thin_lines(panel)
+            _thin_line(panel, [], [], **_ALONE)
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
         panel.set(title=wrapped(panel, f"{title}: {tower}"), xlabel="epoch", ylabel="weight of the own prompt")
         panel.set_ylim(-0.02, 1.02)
@@ -524,13 +542,19 @@ def _gate_layers(runs: Sequence[Run]) -> dict[tuple[str, str], list[dict[int, fl
 
 
 def confusion(runs: Sequence[Run], options: Options) -> Figure:
-    """Rows: true classes, columns: predictions, in percent of the class's images."""
+    """confusion matrix of one method on one data set, summed over its seeds
+
+    Rows: true classes, columns: predictions, in percent of the class's images.
+    """
     protocol, methods = arranged(runs)
     datasets = datasets_of(runs)
-    if len(methods) > 1 or len(datasets) > 1:
+    if len(methods) > 1 or len(datasets) > 1:  # to choose from: trainers, with the setting where one has several
+        trainers = [trainer for trainer, _ in {run.method_names: run for run in runs}]
+        choices = {run.method_names[trainers.count(run.trainer) > 1]: run.trainer for run in runs}
+        choices = sorted(choices, key=lambda name: trainer_order(choices[name]))
         raise PlotError(
             "a confusion matrix is of one method on one data set: choose with --trainer "
-            f"({', '.join(_trainer_choices(runs))}) and --dataset ({', '.join(datasets)}); or name one run's folder"
+            f"({', '.join(choices)}) and --dataset ({', '.join(datasets)}); or name one run's folder"
         )
     widest = next((split for split in ("all", "base", "new") if any(_confusion_of(run, split) for run in runs)), "all")
     split = options.split or widest
@@ -573,18 +597,11 @@ def _confusion_of(run: Run, split: str) -> list[list[int]] | None:
     return run.record["metrics"].get(split, {}).get("confusion")
 
 
-def _trainer_choices(runs: Sequence[Run]) -> list[str]:
-    """Names for --trainer, with the setting where a trainer has several."""
-    settings = {run.trainer: {other.setting for other in runs if other.trainer == run.trainer} for run in runs}
-    names = {run.trainer if len(settings[run.trainer]) == 1 else f"{run.trainer}/{run.setting}" for run in runs}
-    return sorted(names, key=lambda name: trainer_order(name.partition("/")[0]))
-
-
 def tsne(runs: Sequence[Run], options: Options) -> Figure:
-    """Images as points, class names as stars, one colour and marker per class.
+    """t-SNE of image and text features of one run; needs features.npz (TEST.SAVE_FEATURES) and scikit-learn
 
-    Images and texts lie in two separate cones of CLIP's space, which would fill the plot with their distance; so each
-    of the two has its mean taken away first.
+    Images are points, class names stars, with one colour and marker per class. Images and texts lie in two separate
+    cones of CLIP's space, which would fill the plot with their distance; so each of the two has its mean taken away.
     """
     if len(runs) != 1:
         found = ", ".join(
@@ -655,22 +672,5 @@ def _embedded(images: ndarray, texts: ndarray) -> ndarray:
     return TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0).fit_transform(together)
 
 
-KINDS: Mapping[str, Kind] = {
-    "few_shot": Kind(
-        "few-shot curves: accuracy against shots per class, with a band of one standard deviation over seeds", few_shot
-    ),
-    "base_new": Kind("base against new accuracy: each seed and the mean, with lines of equal H", base_new),
-    "gain": Kind(
-        "gain over a baseline (ZeroshotCLIP where there is one, else the first method) per data set: mean and standard "
-        "deviation of the differences of equal seeds",
-        gain,
-    ),
-    "radar": Kind("radar: one axis per data set, one line per method; needs three data sets", radar),
-    "seeds": Kind("spread over seeds: one point per run, a bar at the mean", seeds),
-    "gates": Kind("gate weights per layer and modality by epoch (BMIP and its combinations)", gates),
-    "tsne": Kind(
-        "t-SNE of image and text features of one run; needs features.npz (TEST.SAVE_FEATURES) and scikit-learn", tsne
-    ),
-    "confusion": Kind("confusion matrix of one method on one data set, summed over its seeds", confusion),
-    "curves": Kind("training curves: every number of the runs' history by epoch", curves),
-}
+_DRAW = (few_shot, base_new, gain, radar, seeds, gates, tsne, confusion, curves)
+KINDS = {draw.__name__: Kind(" ".join(draw.__doc__.split("\n\n")[0].split()), draw) for draw in _DRAW}

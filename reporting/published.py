@@ -83,7 +83,7 @@ class Entry:
         known = (base.keys() & new.keys()) - {AVERAGE}
         if not known or len(known) != self.average_over:
             return None
-        return Summary(fmean(harmonic_mean(base[name].mean, new[name].mean) for name in known), None, (), {})
+        return Summary(fmean(harmonic_mean(base[name].mean, new[name].mean) for name in known))
 
 
 @cache
@@ -98,7 +98,7 @@ def load_published() -> tuple[Entry, ...]:
         for dataset, numbers in raw["values"].items():
             for metric, number in zip(metrics, numbers, strict=True):
                 if number is not None:
-                    values[metric][dataset] = Summary(number, None, (), {})
+                    values[metric][dataset] = Summary(number)
         entries.append(Entry(**raw | {"source": sources[raw["source"]], "values": values}))
     # many runs of one method on one data set: their mean and spread
     for raw in content["seed_studies"]:
@@ -106,7 +106,7 @@ def load_published() -> tuple[Entry, ...]:
         for metric, by_init in raw["values"].items():
             numbers = [number for of_init in by_init.values() for number in of_init]
             summary = summarise(dict(enumerate(numbers)))
-            values[metric] = {dataset: Summary(summary.mean, summary.std, (), {})}
+            values[metric] = {dataset: Summary(summary.mean, summary.std)}
             variant = f"authors' logs, {len(by_init)} initialisations x {len(seeds)} seeds"
             facts = {"source": sources[raw["source"]], "variant": variant, "count": len(numbers)}
         entries.append(Entry(**raw | facts | {"values": values}))

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -74,31 +74,16 @@ def build_report(
     newest = max(run.record["finished_at"] for run in runs)
     page = html_page(
         title,
-        marks=_marks({"trainer": trainers, "dataset": datasets}),
         lead=f"{len(runs)} runs, {len(trainers)} trainers, {len(datasets)} data sets; the newest finished {newest}.",
         demonstration=any(run.demonstration for run in runs),
-        trainers=trainers,
-        datasets=datasets,
+        all_trainers={name: number for number, name in enumerate(trainers)},
+        all_datasets={name: number for number, name in enumerate(datasets)},
         sections=sections,
         max_unfolded=MAX_UNFOLDED,
         rows=[_row(run, target) | {"configuration": numbers[run.path]} for run in runs],
         configurations=[_configuration(text, group) for text, group in configurations.items()],
     )
     return page, warnings
-
-
-def _marks(known: Mapping[str, Sequence[str]]) -> Callable[..., str]:
-    """Makes attributes for the page's filters, which know trainers and data sets by number: names hold anything."""
-    from markupsafe import Markup
-
-    def marks(trainers: Collection[str] = (), datasets: Collection[str] = ()) -> str:
-        attributes = ""
-        for kind, names in (("trainer", trainers), ("dataset", datasets)):
-            numbers = [str(known[kind].index(name)) for name in names if name in known[kind]]
-            attributes += f' data-{kind}="{" ".join(numbers)}"' if numbers else ""
-        return Markup(attributes)
-
-    return marks
 
 
 def _row(run: Run, target: Path) -> dict[str, Any]:
@@ -109,22 +94,19 @@ def _row(run: Run, target: Path) -> dict[str, Any]:
     numbers = [(run.shots, "d"), (run.seed, "d")]
     numbers += [(run.accuracy(split), ".2f") for split in ("base", "new", "all")]
     numbers += [(record["model"]["trainable_parameters"], ",d"), (record["timing"].get("total"), ".0f")]
+    files = {"results.json": run.path} | {name: run.path.with_name(name) for name in ("config.yaml", "log.txt")}
+    links = []
+    for name, file in files.items():
+        if file.is_file():
+            relative = Path(os.path.relpath(file.resolve(), target.resolve().parent))
+            # quoted, a colon included: no folder's name can become a scheme such as javascript:
+            links.append((name, quote(relative.as_posix(), safe="/")))
     return {
         "run": run,
         "numbers": [Number() if value is None else Number(f"{value:{style}}", value) for value, style in numbers],
         "facts": [environment.get("precision") or MISSING, code, record["finished_at"]],
-        "links": list(_links(run, target)),
+        "links": links,
     }
-
-
-def _links(run: Run, target: Path) -> Iterable[tuple[str, str]]:
-    """Links to the run's files, as they lie from the page."""
-    for name in ("results.json", "config.yaml", "log.txt"):
-        file = run.path if name == "results.json" else run.path.with_name(name)
-        if file.is_file():
-            relative = Path(os.path.relpath(file.resolve(), target.resolve().parent))
-            # quoted, a colon included: no folder's name can become a scheme such as javascript:
-            yield name, quote(relative.as_posix(), safe="/")
 
 
 def _configuration(text: str, runs: Sequence[Run]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 CONFIDENCE = 0.95
 LEVEL = 0.05
@@ -27,14 +27,13 @@ class Summary:
     """
 
     mean: float
-    std: float | None
-    seeds: tuple[int, ...]  # those that entered
-    values: Mapping[int, float]  # by seed
+    std: float | None = None
+    seeds: tuple[int, ...] = ()  # those that entered
+    values: Mapping[int, float] = field(default_factory=dict)  # by seed
     deterministic: bool = False  # no seed can change the number
 
     @property
     def n(self) -> int:
-        """How many seeds entered."""
         return len(self.seeds)
 
 
@@ -61,9 +60,7 @@ def harmonic_mean(first: float, second: float) -> float:
 
 def harmonic_of_averages(first: Summary | None, second: Summary | None) -> Summary | None:
     """Harmonic mean of two averages, each taken over the seeds that both have; None when they share none."""
-    if first is None or second is None:
-        return None
-    seeds = tuple(seed for seed in first.seeds if seed in second.values)
+    seeds = () if first is None or second is None else tuple(seed for seed in first.seeds if seed in second.values)
     if not seeds:
         return None
     averages = (statistics.fmean(side.values[seed] for seed in seeds) for side in (first, second))
@@ -99,7 +96,6 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """Second minus first, in points."""
         return self.second - self.first
 
 
@@ -114,7 +110,6 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
         return self.low is not None and (self.low > 0 or self.high < 0)
 
 
