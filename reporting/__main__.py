@@ -95,7 +95,7 @@ def _add_protocol(
 
 
 def _add_published(parser: argparse.ArgumentParser) -> None:
-    """`published` becomes one of `published.CHOICES`, or stays None."""
+    """`published` becomes "measured" or "all", or stays None."""
     words = "add published numbers of the methods in the table, and of BMIP, from their authors"
     parser.add_argument("--published", action="store_const", const="measured", help=words)
     words = "add every published number that is known, other methods' and other groups' runs included"

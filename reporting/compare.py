@@ -57,8 +57,7 @@ def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name
 
     Args:
         runs: of one protocol; those of other methods are left aside.
-        first: a trainer, trainer/setting, or a row's name in the table.
-        second: likewise.
+        first: a trainer, trainer/setting, or a row's name in the table; as is `second`.
         protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
 
     Raises:
@@ -77,14 +76,33 @@ def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name
             f"{one.label} and {other.label} share no data set, shots and seed (the first: {_places(one)}; the second: "
             f"{_places(other)})"
         )
-    warnings = [*_unpaired(one, other), *comparability([*one.runs, *other.runs])]
+    warnings = []
+    for method, counterpart in ((one, other), (other, one)):  # runs of one method only enter nothing
+        place = (lambda run: run.dataset) if counterpart.deterministic else _place
+        there = set(map(place, counterpart.runs))
+        for run in () if method.deterministic else method.runs:
+            if place(run) not in there:
+                lonely = f"{method.label} on {_place(run)}"
+                warnings.append(f"left out: {lonely} has no counterpart of {counterpart.label} ({run.path})")
+    warnings += comparability([*one.runs, *other.runs])
     trained = [method for method in (one, other) if not method.deterministic]
     if len({method.selection_rule for method in trained}) > 1:
         listed = "; ".join(f"{method.label}: {method.selection_rule}" for method in trained)
         warnings.append(f"the two choose their weights by different rules ({listed}), which is part of the difference")
+    legend = [
+        f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
+        "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
+        "claimed only where both are below 5 %; where none is, the two need not be equal."
+    ]
+    if one.deterministic != other.deterministic:
+        fixed = one if one.deterministic else other
+        legend.append(f"{fixed.label} trains nothing: its number stands for every seed.")
+    if len(lines) > 1:
+        chance = "about one in twenty of equal methods comes below the 5 % level by chance"
+        legend.append(f"{len(lines)} comparisons are made here: {chance}.")
     title = f"{other.label} against {one.label}: {protocol.title}"
-    legend, warnings = tuple(_legend(lines, one, other)), tuple(map(printable, warnings))
-    return Comparison(protocol_name, title, one.label, other.label, tuple(lines), legend, warnings)
+    warnings = tuple(map(printable, warnings))
+    return Comparison(protocol_name, title, one.label, other.label, tuple(lines), tuple(legend), warnings)
 
 
 def _method(methods: Sequence[Method], name: str) -> Method:
@@ -153,7 +171,15 @@ def sentence(result: Paired, where: str, first: str, second: str) -> str:
     measured += f" Paired t-test p = {p_t}, Wilcoxon signed-rank test p = {p_rank}, n = {interval.n}"
     if result.claim:
         direction = "higher" if interval.mean > 0 else "lower"
-        return f"{measured}: {second} is {direction} at the 5 % level by both tests.{_reach(result)}"
+        claim = f"{measured}: {second} is {direction} at the 5 % level by both tests."
+        # how far it goes: seeds tell of the data sets that were run, only data sets tell of others
+        if (over := result.by_dataset) is None:
+            return f"{claim} It is about this data set."
+        span = f"{_points(over.low)} to {_points(over.high)}" if over.low is not None else ""
+        span = f" (95 % interval over their means {span})" if span else ""
+        if over.excludes_zero:
+            return f"{claim} It holds over the {over.n} data sets' averages too{span}."
+        return f"{claim} It is about these {over.n} data sets, not about data sets in general{span}."
     below = [name for name, p in (("t-test", result.p_t), ("signed-rank test", result.p_signed_rank)) if p < LEVEL]
     said = "this shows no difference at the 5 % level"
     if below:
@@ -169,43 +195,6 @@ def _points(value: float) -> str:
 def p_text(value: float) -> str:
     """A p-value, not rounded to the level itself nor to 0."""
     return f"{value:.3g}" if value >= 1e-4 else f"{value:.0e}"
-
-
-def _reach(result: Paired) -> str:
-    """How far a claim goes: seeds tell of the data sets that were run, only data sets tell of others."""
-    over = result.by_dataset
-    if over is None:
-        return " It is about this data set."
-    ends = "" if over.low is None else f" (95 % interval over their means {_points(over.low)} to {_points(over.high)})"
-    if over.excludes_zero:
-        return f" It holds over the {over.n} data sets' averages too{ends}."
-    return f" It is about these {over.n} data sets, not about data sets in general{ends}."
-
-
-def _legend(lines: Sequence[MetricLine], one: Method, other: Method) -> Iterable[str]:
-    yield (
-        f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
-        "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
-        "claimed only where both are below 5 %; where none is, the two need not be equal."
-    )
-    if one.deterministic != other.deterministic:
-        fixed = one if one.deterministic else other
-        yield f"{fixed.label} trains nothing: its number stands for every seed."
-    if len(lines) > 1:
-        chance = "about one in twenty of equal methods comes below the 5 % level by chance"
-        yield f"{len(lines)} comparisons are made here: {chance}."
-
-
-def _unpaired(one: Method, other: Method) -> Iterable[str]:
-    """Runs of one method only, which enter nothing."""
-    for method, counterpart in ((one, other), (other, one)):
-        if method.deterministic:
-            continue
-        there = {run.dataset if counterpart.deterministic else _place(run) for run in counterpart.runs}
-        for run in method.runs:
-            if (run.dataset if counterpart.deterministic else _place(run)) not in there:
-                lonely = f"{method.label} on {_place(run)}"
-                yield f"left out: {lonely} has no counterpart of {counterpart.label} ({run.path})"
 
 
 def _place(run: Run) -> str:

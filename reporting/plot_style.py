@@ -91,11 +91,7 @@ def look(number: int) -> dict[str, Any]:
     """
     repeat, colour = divmod(number, len(COLOURS))
     dash = DASHES[(colour + repeat) % len(DASHES)] if repeat < len(DASHES) else (0, (9, 1) + repeat * (1, 1))
-    return {
-        "color": COLOURS[colour],
-        "marker": MARKERS[(colour + 2 * repeat) % len(MARKERS)],
-        "linestyle": dash,
-    }
+    return {"color": COLOURS[colour], "marker": MARKERS[(colour + 2 * repeat) % len(MARKERS)], "linestyle": dash}
 
 
 def looks(trainers: Sequence[str]) -> list[dict[str, Any]]:
@@ -106,21 +102,14 @@ def looks(trainers: Sequence[str]) -> list[dict[str, Any]]:
     """
     numbers: list[int] = []
     for trainer in trainers:
-        family, rank, step = _place(trainer)
-        number = family + rank * len(COLOURS)
+        known = [(colour, family) for colour, family in enumerate(FAMILIES) if trainer in family]
+        other = zlib.crc32(trainer.encode("utf-8", "surrogatepass")) % (len(COLOURS) - len(FAMILIES))
+        colour, family = known[0] if known else (len(FAMILIES) + other, (trainer,))
+        number, step = colour + family.index(trainer) * len(COLOURS), len(family)
         while number in numbers:
             number += step * len(COLOURS)
         numbers.append(number)
     return [look(number) for number in numbers]
-
-
-def _place(trainer: str) -> tuple[int, int, int]:
-    """A trainer's colour, its place among those who share it, and how many they are."""
-    for colour, family in enumerate(FAMILIES):
-        if trainer in family:
-            return colour, family.index(trainer), len(family)
-    spare = len(COLOURS) - len(FAMILIES)
-    return len(FAMILIES) + zlib.crc32(trainer.encode("utf-8", "surrogatepass")) % spare, 0, 1
 
 
 def panels(count: int, *, columns: int = 4, size: tuple[float, float] = (3.4, 2.8)) -> tuple[Figure, list[Axes]]:

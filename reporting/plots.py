@@ -265,7 +265,21 @@ def gain(runs: Sequence[Run], options: Options) -> Figure:
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = 0.08 * (high - low) or 1.0
     for panel, (label, gains, colour) in zip(axes, drawn, strict=True):
-        _gain_bars(panel, gains, colour)
+        positions = range(len(gains))
+        panel.barh(positions, [gain.mean for gain in gains.values()], color=colour, height=0.7, alpha=0.6)
+        for position, gain in zip(positions, gains.values(), strict=True):
+            if gain.std is not None:
+                panel.errorbar(gain.mean, position, xerr=gain.std, color="black", linewidth=1.0, capsize=2.5)
+            spread = "" if gain.std is None else f" ± {gain.std:.1f}"
+            text = f"{gain.mean:+.1f}{spread}{gain.counted and f' ({gain.counted})'}"
+            # a column of its own at the right, where no bar comes and the figure makes room
+            place = {"transform": panel.get_yaxis_transform(), "ha": "left", "va": "center", "fontsize": 8}
+            panel.text(1.02, position, text, **place)
+        panel.set_yticks(positions, [shortened(name) for name in gains])
+        # a lone bar must not fill its panel
+        panel.set_ylim(max(len(gains) - 0.5, 0.9), min(-0.5, len(gains) - 1.9))
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.grid(axis="y", visible=False)
         panel.set_xlim(low - room, high + room)
         difference = f"difference in {_axis_label(metric).removesuffix(' (%)')} (points)"
         panel.set(title=wrapped(panel, f"{label} - {baseline.label}"), xlabel=difference, ylabel="data set")
@@ -288,24 +302,6 @@ def _gain(method: Method, baseline: Method, dataset: str, metric: Metric) -> Gai
         return Gain(own.mean - base.mean, None, f"unpaired, n={own.n} and {base.n}")
     spread = stdev(differences) if len(differences) > 1 else None
     return Gain(fmean(differences), spread, f"n={len(differences)}")
-
-
-def _gain_bars(panel: Axes, gains: Mapping[str, Gain], colour: str) -> None:
-    positions = range(len(gains))
-    panel.barh(positions, [gain.mean for gain in gains.values()], color=colour, height=0.7, alpha=0.6)
-    for position, gain in zip(positions, gains.values(), strict=True):
-        if gain.std is not None:
-            panel.errorbar(gain.mean, position, xerr=gain.std, color="black", linewidth=1.0, capsize=2.5)
-        spread = "" if gain.std is None else f" ± {gain.std:.1f}"
-        text = f"{gain.mean:+.1f}{spread}{gain.counted and f' ({gain.counted})'}"
-        # a column of its own at the right, where no bar comes and the figure makes room
-        place = {"transform": panel.get_yaxis_transform(), "ha": "left", "va": "center", "fontsize": 8}
-        panel.text(1.02, position, text, **place)
-    panel.set_yticks(positions, [shortened(name) for name in gains])
-    # a lone bar must not fill its panel
-    panel.set_ylim(max(len(gains) - 0.5, 0.9), min(-0.5, len(gains) - 1.9))
-    panel.axvline(0, color="black", linewidth=0.8)
-    panel.grid(axis="y", visible=False)
 
 
 def radar(runs: Sequence[Run], options: Options) -> Figure:
@@ -603,6 +599,8 @@ def tsne(runs: Sequence[Run], options: Options) -> Figure:
     Images are points, class names stars, with one colour and marker per class. Images and texts lie in two separate
     cones of CLIP's space, which would fill the plot with their distance; so each of the two has its mean taken away.
     """
+    import numpy as np
+
     if len(runs) != 1:
         found = ", ".join(
             f"{run.trainer}/{run.setting} {run.dataset} {shots_text(run.shots)} seed {run.seed}" for run in runs[:4]
@@ -613,7 +611,15 @@ def tsne(runs: Sequence[Run], options: Options) -> Figure:
     (run,) = runs
     split, images, labels, texts, names = _features_of(run, options.split)
     picked = sorted(random.Random(0).sample(range(len(images)), min(MAX_IMAGES, len(images))))
-    points = _embedded(images[picked], texts)
+    try:
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise PlotError("t-SNE needs scikit-learn: pip install scikit-learn") from error
+    together = np.concatenate([part - part.mean(axis=0) for part in (images[picked], texts)])
+    if len(together) < 4:
+        raise PlotError(f"t-SNE needs at least 4 points, there are {len(together)}")
+    perplexity = min(30.0, (len(together) - 1) / 3)
+    points = TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0).fit_transform(together)
     labels, stars = labels[picked], points[len(picked) :]
     figure, (panel,) = panels(1, size=(8.0, 6.0))
     listed = len(names) <= MAX_LISTED_CLASSES
@@ -655,21 +661,6 @@ def _features_of(run: Run, split: str) -> tuple[str, ndarray, ndarray, ndarray, 
         raise PlotError(f"{path} cannot be read ({error}): the run may have been cut short; run it again") from error
     images, texts = content["images"].astype("float64"), content["texts"].astype("float64")
     return split, images, content["labels"], texts, [str(name) for name in content["classnames"]]
-
-
-def _embedded(images: ndarray, texts: ndarray) -> ndarray:
-    """Both modalities in one plane, (images + texts, 2); the same for the same features."""
-    import numpy as np
-
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise PlotError("t-SNE needs scikit-learn: pip install scikit-learn") from error
-    together = np.concatenate([part - part.mean(axis=0) for part in (images, texts)])
-    if len(together) < 4:
-        raise PlotError(f"t-SNE needs at least 4 points, there are {len(together)}")
-    perplexity = min(30.0, (len(together) - 1) / 3)
-    return TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0).fit_transform(together)
 
 
 _DRAW = (few_shot, base_new, gain, radar, seeds, gates, tsne, confusion, curves)

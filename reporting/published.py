@@ -18,7 +18,6 @@ from reporting.methods import trainer_order
 from reporting.stats import Summary, harmonic_mean, summarise
 from results.schema import canonical_dataset
 
-CHOICES = ("measured", "all")
 AVERAGE = "average"
 BACKBONE, SHOTS = "ViT-B/16", 16
 PUBLISHED_FILE = Path(__file__).with_name("published.json")
@@ -116,10 +115,7 @@ def load_published() -> tuple[Entry, ...]:
 def chosen_entries(protocol: str, trainers: Collection[str], choice: str) -> list[Entry]:
     """The entries of a protocol in the methods' order.
 
-    Args:
-        protocol: its name.
-        trainers: the table's.
-        choice: "measured" for these and BMIP as their authors published them, "all" for every entry.
+    `choice` is "measured" for the table's trainers and BMIP as their authors published them, "all" for every entry.
     """
     # an open-world table has the base-to-new numbers too
     protocols = {protocol, "base_to_new"} if protocol == "open_world" else {protocol}

@@ -36,7 +36,7 @@ class Picture(NamedTuple):
 
 
 def build_report(
-    runs: Sequence[Run], target: Path, *, title: str = "Results", published: str | None = None, digits: int = 2
+    runs: Sequence[Run], target: Path, *, title: str = "Results", published: str | None = None
 ) -> tuple[str, list[str]]:
     """The page, and the warnings that it shows.
 
@@ -44,8 +44,7 @@ def build_report(
         runs: of any protocols; each protocol gets tables and plots of its own.
         target: where the page will lie, for links to the runs' files.
         title: the page's heading.
-        published: which published rows to show, one of `published.CHOICES`; None for none.
-        digits: decimals.
+        published: which published rows to show: "measured", "all", or None for none.
 
     Raises:
         ResultsError: a protocol that no table is known for, or two runs with nothing to tell them apart.
@@ -62,7 +61,7 @@ def build_report(
         table = build_table(group, name, group=layout, published=published)
         warnings += table.warnings
         pictures, left_out = pictures_of(group, f"{name}-")
-        sections.append({"name": name, "document": document(table, digits), "pictures": pictures, "left_out": left_out})
+        sections.append({"name": name, "document": document(table), "pictures": pictures, "left_out": left_out})
     runs = sorted(runs, key=lambda run: (run.setting, dataset_order(run.dataset), run.shots, run.seed))
     runs.sort(key=lambda run: (run.protocol, trainer_order(run.trainer)))
     configurations: dict[str, list[Run]] = {}

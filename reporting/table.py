@@ -120,7 +120,7 @@ def build_table(
         protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
         group: "dataset" for a block per data set, "metric" for the papers' layout: a block per metric (few-shot: per
             number of shots) with the data sets as columns; where the data sets are columns anyway it changes nothing.
-        published: which published rows to add, one of `published.CHOICES`; None for none.
+        published: which published rows to add, "measured" or "all"; None for none.
         metrics: keys or labels of the metrics to show, in this order; none for all.
 
     Raises:

@@ -58,11 +58,7 @@ def check_class_splits(splits: Sequence[str]) -> tuple[str, ...]:
 
 
 def class_splits_of(cfg: Any) -> tuple[str, ...]:
-    """The class splits that a run is tested on: `TEST.CLASS_SPLITS`, by default the classes it trains on.
-
-    Raises:
-        ValueError: see `check_class_splits`.
-    """
+    """The class splits that a run is tested on: `TEST.CLASS_SPLITS`, checked; by default the classes it trains on."""
     return check_class_splits(cfg.TEST.CLASS_SPLITS) or (cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),)
 
 
@@ -76,12 +72,11 @@ def evaluate_class_splits(
     weights, as CoOp's scripts do in a second process (class-dependent tensors cannot be loaded).
 
     Args:
-        trainer: the trainer, holding the weights to test.
+        trainer: holds the weights to test.
         cfg: its configuration.
         splits: names out of `CLASS_SPLITS`.
         model_dir: for a trainer without `set_class_split`: the folder to load the weights from; default
-            `cfg.OUTPUT_DIR`, with the epoch that training ended at, or the best one where `TEST.FINAL_MODEL` is
-            "best_val".
+            `cfg.OUTPUT_DIR`, with the epoch that training ended at, or the best where `TEST.FINAL_MODEL` is "best_val".
         load_epoch: with `model_dir`: which epoch to load; default the best one, as in Dassl.
 
     Returns:
@@ -222,16 +217,11 @@ class OpenWorld(Classification):
         self._batches: list[tuple[Tensor, ...]] = []
 
     def reset(self) -> None:
-        """Forget all batches."""
         super().reset()
         self._batches = []
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
-        """Take one batch: logits (batch, n_cls) over base and new classes, and labels (batch,).
-
-        Raises:
-            ValueError: there is no base class, or no new class among the logits.
-        """
+        """Take one batch: logits (batch, n_cls) over base and new classes (ValueError: of one), and labels (batch,)."""
         super().process(mo, gt)
         num_base = self.num_base
         if num_base is None:
@@ -304,9 +294,7 @@ def harmonic_mean(base: float, new: float) -> float:
 def auroc(scores_pos: Any, scores_neg: Any) -> float:
     """Area under the ROC curve: P(positive score above negative), a tie counting one half.
 
-    Args:
-        scores_pos: scores of the positive samples, shape (n_pos,); larger means more positive.
-        scores_neg: scores of the negative samples, shape (n_neg,).
+    The scores have shapes (n_pos,) and (n_neg,); larger means more positive.
     """
     positive, negative = _scores(scores_pos, "scores_pos"), _scores(scores_neg, "scores_neg").sort().values
     wins_twice = sum(int(torch.searchsorted(negative, positive, side=side).sum()) for side in ("left", "right"))
@@ -325,10 +313,8 @@ def openworld_auc(base_scores: Any, base_correct: Any, new_scores: Any, new_corr
     ICML 2025, https://arxiv.org/abs/2505.05180
 
     Args:
-        base_scores: r(x_b) of the base-class images, shape (n_base,).
-        base_correct: whether each is right among the base classes, bool, shape (n_base,).
-        new_scores: r(x_n) of the new-class images, shape (n_new,).
-        new_correct: whether each is right among the new classes, bool, shape (n_new,).
+        base_scores: r(x_b) of the base-class images, shape (n_base,); new_scores: r(x_n) of the new-class images.
+        base_correct: whether each is right among the base classes, bool, shape (n_base,); new_correct likewise.
     """
     right = []
     for side, scores, correct in (("base", base_scores, base_correct), ("new", new_scores, new_correct)):

@@ -194,10 +194,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
-    """Remove what a folder's run has written but its logs, and folders that are empty then; without a run, nothing.
-
-    ``models`` names the folders of the models whose checkpoints go.
-    """
+    """Remove what a folder's run has written (of models, these), but its logs, and folders that are empty then."""
     earlier = earlier_config(folder)
     if earlier is None:
         return
