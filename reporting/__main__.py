@@ -20,7 +20,6 @@ from common.files import atomic_write
 from reporting import compare, plots, report, table
 from reporting.formats import FORMATS, Document
 from reporting.methods import PROTOCOLS, check_protocol, of_protocol, selected
-from reporting.plot_style import FILE_FORMATS
 from results.schema import Run, load_runs
 
 
@@ -135,8 +134,8 @@ def run_compare(args: argparse.Namespace) -> None:
 def run_plot(args: argparse.Namespace) -> None:
     """Draw the plot and write it."""
     file_format = args.output.suffix.lower().removeprefix(".")
-    if file_format not in FILE_FORMATS:
-        raise ValueError(f"{args.output}: the name must end in {' or '.join(f'.{name}' for name in FILE_FORMATS)}")
+    if file_format not in plots.FILE_FORMATS:
+        raise ValueError(f"{args.output}: the name must end in .{' or .'.join(plots.FILE_FORMATS)}")
     if not 10 <= args.dpi <= 1200:
         raise ValueError(f"--dpi must be between 10 and 1200, got {args.dpi}")
     _check_target(args)

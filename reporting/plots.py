@@ -6,10 +6,14 @@ when the runs do not hold what it shows: there are no empty plots.
 
 from __future__ import annotations
 
+import io
 import math
 import random
+import textwrap
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from statistics import fmean, stdev
@@ -26,21 +30,6 @@ from reporting.methods import (
     shots_text,
     trainer_order,
 )
-from reporting.plot_style import (
-    COLOURS,
-    DASHES,
-    MARKERS,
-    PlotError,
-    at_most,
-    legend_below,
-    looks,
-    panels,
-    render,
-    shortened,
-    style,
-    width_of,
-    wrapped,
-)
 from reporting.stats import average_over
 from results.schema import Run
 
@@ -53,6 +42,45 @@ FEATURES_FILE = "features.npz"
 MAX_CURVE_DATASETS, MAX_GATE_ROWS = 4, 6
 MAX_NAMED_CLASSES, MAX_NUMBERED_CLASSES = 40, 12  # of a confusion matrix, so that names and numbers can be read
 MAX_IMAGES, MAX_LISTED_CLASSES = 2000, 30  # of t-SNE
+# Trainers that share a colour; the first has its first dash. The order is that of COLOURS.
+FAMILIES = (
+    *(("BMIP",), ("MaPLe", "MaPLe_BMIP"), ("ZeroshotCLIP", "ZeroshotCLIP2"), ("CoOp", "CoCoOp")),
+    *(("PromptSRC", "PromptSRC_BMIP"), ("CoPrompt", "CoPrompt_BMIP"), ("ProDA", "KgCoOp"), ("VPT", "IVLP")),
+)
+# Okabe and Ito's palette without its yellow, which is too pale on white (https://jfly.uni-koeln.de/color/), and five
+# dark or vivid colours; the last four are left to trainers that no family names. No two come nearer to one another
+# than Okabe and Ito's own, for any kind of colour blindness.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#000000", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#332288"),
+    *("#882255", "#661100", "#9600FF", "#E1004B"),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "d")
+DASHES: tuple[Any, ...] = (
+    *("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (9, 1.5)), (0, (5, 1, 1, 1, 1, 1)), (0, (2.5, 2))),
+    (0, (9, 1, 3, 1)),
+)
+SETTINGS = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,  # a whole dash pattern
+    "svg.hashsalt": "reporting",
+    "svg.fonttype": "path",
+    "text.parse_math": False,  # a name with a dollar sign is a name, not a formula
+}
+# Without these entries of its metadata a file would hold the date and the version that drew it.
+FILE_FORMATS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+
+
+class PlotError(ValueError):
+    """The runs do not hold what a plot shows; the message says what is missing and how to get it."""
 
 
 @dataclass(frozen=True)
@@ -77,14 +105,123 @@ class Kind(NamedTuple):
 def draw_plot(
     kind: str, runs: Sequence[Run], file_format: str, options: Options | None = None, dpi: int = 150
 ) -> bytes:
-    """A plot, one of `KINDS`, as the content of a png or svg file.
+    """A plot, one of `KINDS`, as the content of a png or svg file: the same runs give the same bytes.
 
     Raises:
         PlotError: the runs do not hold what this kind shows.
         ResultsError: the runs cannot stand in one plot.
     """
     with style():
-        return render(KINDS[kind].draw(runs, options or Options()), file_format, dpi)
+        figure, buffer = KINDS[kind].draw(runs, options or Options()), io.BytesIO()
+        figure.savefig(buffer, format=file_format, dpi=dpi, metadata=FILE_FORMATS[file_format])
+        return buffer.getvalue()
+
+
+# How all plots look
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw and save with these settings, whatever the reader's matplotlibrc says.
+
+    Raises:
+        PlotError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise PlotError("plots need matplotlib: pip install matplotlib") from error
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(SETTINGS)
+        yield
+
+
+def look(number: int) -> dict[str, Any]:
+    """Colour, marker and line style number so-and-so.
+
+    No two numbers share both colour and line style, nor do two of the first 48 share both marker and line style.
+    """
+    repeat, colour = divmod(number, len(COLOURS))
+    dash = DASHES[(colour + repeat) % len(DASHES)] if repeat < len(DASHES) else (0, (9, 1) + repeat * (1, 1))
+    return {"color": COLOURS[colour], "marker": MARKERS[(colour + 2 * repeat) % len(MARKERS)], "linestyle": dash}
+
+
+def looks(trainers: Sequence[str]) -> list[dict[str, Any]]:
+    """The looks of a picture's methods, given their trainers in the picture's order.
+
+    A trainer's colour is the same in every picture, whatever else is in it; further settings of a trainer have its
+    colour and other dashes and markers.
+    """
+    numbers: list[int] = []
+    for trainer in trainers:
+        known = [(colour, family) for colour, family in enumerate(FAMILIES) if trainer in family]
+        other = zlib.crc32(trainer.encode("utf-8", "surrogatepass")) % (len(COLOURS) - len(FAMILIES))
+        colour, family = known[0] if known else (len(FAMILIES) + other, (trainer,))
+        number, step = colour + family.index(trainer) * len(COLOURS), len(family)
+        while number in numbers:
+            number += step * len(COLOURS)
+        numbers.append(number)
+    return [look(number) for number in numbers]
+
+
+def panels(count: int, *, columns: int = 4, size: tuple[float, float] = (3.4, 2.8)) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, at most `columns` in a row, each of a size in inches."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(columns * size[0], 4.8), rows * size[1] + 0.5), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    axes = list(grid.flat)
+    for spare in axes[count:]:
+        spare.remove()
+    return figure, axes[:count]
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, under them, in as many columns as the figure is wide; the figure grows by it."""
+    entries = {}
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        columns = min(4, len(entries), max(1, int(figure.get_figwidth() / (0.8 + max(map(width_of, entries))))))
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(entries) // columns))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+
+
+def wrapped(panel: Axes, title: str) -> str:
+    """A title in as many lines as keep it over its panel."""
+    room = panel.figure.get_figwidth() / panel.get_subplotspec().get_gridspec().ncols - 1.2
+    title = shortened(title, 160)
+    for characters in range(len(title), 8, -1):
+        lines = textwrap.fill(title, characters)
+        if width_of(lines, SETTINGS["axes.titlesize"]) <= room:
+            return lines
+    return title
+
+
+def width_of(text: str, size: float = SETTINGS["font.size"]) -> float:
+    """How wide a text is in inches, at so many points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family=SETTINGS["font.family"], size=size)
+    lines = text.splitlines() or [""]
+    return max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines) / 72
+
+
+def shortened(text: str, length: int = 28) -> str:
+    """A name that fits a tick label."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def at_most(items: Sequence[Any], limit: int, what: str) -> None:
+    """Refuse more panels than can be read."""
+    if len(items) > limit:
+        said = f"{len(items)} {what} are too many for one plot (at most {limit})"
+        raise PlotError(f"{said}: choose with --trainer, --dataset, --shots")
 
 
 # What all kinds read from runs
@@ -161,10 +298,9 @@ def few_shot(runs: Sequence[Run], options: Options) -> Figure:
                 level = next(iter(points.values())).mean
                 panel.axhline(level, color=look["color"], linestyle=look["linestyle"], label=method.label)
                 continue
-            means = [point.mean for point in points.values()]
+            means, stds = [p.mean for p in points.values()], [p.std or 0.0 for p in points.values()]
             panel.plot(list(points), means, label=method.label, markersize=4, linewidth=1.4, **look)
-            low = [point.mean - (point.std or 0.0) for point in points.values()]
-            high = [point.mean + (point.std or 0.0) for point in points.values()]
+            low, high = ([m + side * s for m, s in zip(means, stds, strict=True)] for side in (-1, 1))
             panel.fill_between(list(points), low, high, color=look["color"], alpha=0.15, linewidth=0)
         panel.set_xscale("log", base=2)
         panel.set_xticks(shots, [str(count) for count in shots])
@@ -501,8 +637,13 @@ def gates(runs: Sequence[Run], options: Options) -> Figure:
         several = len({run.shots for run in gated}) > 1
         for dataset, shots in product(datasets_of(gated), sorted({run.shots for run in gated})):
             title = f"{method.label}, {dataset}" + (f", {shots_text(shots)}" if several else "")
-            layers = _gate_layers([run for run in gated if (run.dataset, run.shots) == (dataset, shots)])
-            groups |= {title: layers} if layers else {}
+            there = [run for run in gated if (run.dataset, run.shots) == (dataset, shots)]
+            histories = [run.record["gates"]["per_epoch"] for run in there]
+            keys = {key for history in histories for entry in history for key in entry if "/" in key}
+            # every tower's layers in order, each with its weights by epoch for every seed that has them
+            layers = {tuple(key.split("/", 1)): weights for key in keys if (weights := _by_epoch(histories, key))}
+            order = sorted(layers, key=lambda at: (at[0], int(at[1]) if at[1].isdecimal() else -1, at[1]))
+            groups |= {title: {place: layers[place] for place in order}} if layers else {}
     if not groups:
         raise PlotError("no run recorded gates: only BMIP and its combinations with the gate aggregator have them")
     at_most(groups, MAX_GATE_ROWS, "methods, data sets and numbers of shots")
@@ -525,15 +666,6 @@ def gates(runs: Sequence[Run], options: Options) -> Figure:
     return figure
 
 
-def _gate_layers(runs: Sequence[Run]) -> dict[tuple[str, str], list[dict[int, float]]]:
-    """Every tower's layers in order, each with its weights by epoch for every seed that has them."""
-    histories = [run.record["gates"]["per_epoch"] for run in runs]
-    keys = {key for history in histories for entry in history for key in entry if "/" in key}
-    layers = {tuple(key.split("/", 1)): _by_epoch(histories, key) for key in keys}
-    order = sorted(layers, key=lambda place: (place[0], int(place[1]) if place[1].isdecimal() else -1, place[1]))
-    return {place: layers[place] for place in order if layers[place]}
-
-
 # One method, one run
 
 
@@ -552,17 +684,19 @@ def confusion(runs: Sequence[Run], options: Options) -> Figure:
             "a confusion matrix is of one method on one data set: choose with --trainer "
             f"({', '.join(choices)}) and --dataset ({', '.join(datasets)}); or name one run's folder"
         )
-    widest = next((split for split in ("all", "base", "new") if any(_confusion_of(run, split) for run in runs)), "all")
-    split = options.split or widest
-    recorded = [run for run in runs if _confusion_of(run, split)]
+    splits = (options.split,) if options.split else ("all", "base", "new")
+    tested = [(name, run) for name in splits for run in runs if name in run.record["metrics"]]
+    recorded = [(name, run) for name, run in tested if run.record["metrics"][name].get("confusion")]
+    split = recorded[0][0] if recorded else splits[0]
+    recorded = [run.record["metrics"][split] for name, run in recorded if name == split]
     if not recorded:
         raise PlotError(f"no run recorded a confusion matrix of class split {split!r}: {runs[0].path}")
     _one_number_of_shots(runs, protocol, "a confusion matrix")
-    matrices = [_confusion_of(run, split) for run in recorded]
+    matrices = [metrics["confusion"] for metrics in recorded]  # counts by true class and prediction
     if len({len(matrix) for matrix in matrices}) > 1:
         raise PlotError(f"the runs' confusion matrices differ in size: {', '.join(str(run.path) for run in runs)}")
     classes = range(len(matrices[0]))
-    names = list(recorded[0].record["metrics"][split].get("per_class", {})) or list(map(str, classes))
+    names = list(recorded[0].get("per_class", {})) or list(map(str, classes))
     total = [[sum(matrix[row][column] for matrix in matrices) for column in classes] for row in classes]
     percent = [[100.0 * count / max(sum(row), 1) for count in row] for row in total]
     size = min(10.0, max(4.0, 0.32 * len(names) + 1.8))
@@ -588,19 +722,12 @@ def confusion(runs: Sequence[Run], options: Options) -> Figure:
     return figure
 
 
-def _confusion_of(run: Run, split: str) -> list[list[int]] | None:
-    """A run's confusion matrix, counts by true class and prediction; None where it recorded none."""
-    return run.record["metrics"].get(split, {}).get("confusion")
-
-
 def tsne(runs: Sequence[Run], options: Options) -> Figure:
     """t-SNE of image and text features of one run; needs features.npz (TEST.SAVE_FEATURES) and scikit-learn
 
     Images are points, class names stars, with one colour and marker per class. Images and texts lie in two separate
     cones of CLIP's space, which would fill the plot with their distance; so each of the two has its mean taken away.
     """
-    import numpy as np
-
     if len(runs) != 1:
         found = ", ".join(
             f"{run.trainer}/{run.setting} {run.dataset} {shots_text(run.shots)} seed {run.seed}" for run in runs[:4]
@@ -612,6 +739,7 @@ def tsne(runs: Sequence[Run], options: Options) -> Figure:
     split, images, labels, texts, names = _features_of(run, options.split)
     picked = sorted(random.Random(0).sample(range(len(images)), min(MAX_IMAGES, len(images))))
     try:
+        import numpy as np
         from sklearn.manifold import TSNE
     except ImportError as error:
         raise PlotError("t-SNE needs scikit-learn: pip install scikit-learn") from error

@@ -70,6 +70,12 @@ def build_report(
         text = json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False)
         configurations.setdefault(text, []).append(run)
     numbers = {run.path: number for number, group in enumerate(configurations.values(), 1) for run in group}
+    configured = []
+    for text, group in configurations.items():
+        run, seeds = group[0], ", ".join(map(str, sorted({run.seed for run in group})))
+        name = f"{run.trainer}, {run.setting}, {run.dataset}, {shots_text(run.shots)}, seeds {seeds}"
+        about = {"trainers": sorted({run.trainer for run in group}), "datasets": sorted({run.dataset for run in group})}
+        configured.append({"title": name, "text": text, **about})
     newest = max(run.record["finished_at"] for run in runs)
     page = html_page(
         title,
@@ -80,7 +86,7 @@ def build_report(
         sections=sections,
         max_unfolded=MAX_UNFOLDED,
         rows=[_row(run, target) | {"configuration": numbers[run.path]} for run in runs],
-        configurations=[_configuration(text, group) for text, group in configurations.items()],
+        configurations=configured,
     )
     return page, warnings
 
@@ -106,13 +112,6 @@ def _row(run: Run, target: Path) -> dict[str, Any]:
         "facts": [environment.get("precision") or MISSING, code, record["finished_at"]],
         "links": links,
     }
-
-
-def _configuration(text: str, runs: Sequence[Run]) -> dict[str, Any]:
-    run, seeds = runs[0], ", ".join(map(str, sorted({run.seed for run in runs})))
-    title = f"{run.trainer}, {run.setting}, {run.dataset}, {shots_text(run.shots)}, seeds {seeds}"
-    trainers, datasets = sorted({run.trainer for run in runs}), sorted({run.dataset for run in runs})
-    return {"title": title, "text": text, "trainers": trainers, "datasets": datasets}
 
 
 def pictures_of(runs: Sequence[Run], prefix: str) -> tuple[list[Picture], list[str]]:

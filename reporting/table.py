@@ -311,7 +311,15 @@ def document(table: Table, digits: int = 2) -> Document:
         for row in block.rows:
             said = f"{'deterministic' if row.deterministic else ', '.join(map(str, row.seeds))} (n={len(row.seeds)})"
             said = f"published [{row.source_number}]" if row.source else said if row.seeds else MISSING
-            numbers = [_number(cell, row, digits, best[key]) for key, cell in row.cells.items()]
+            numbers = []
+            for key, cell in row.cells.items():
+                if cell is None:
+                    numbers.append(Number())
+                    continue
+                spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
+                fewer = "" if cell.n == len(row.seeds) or cell.deterministic else f" (n={cell.n})"
+                leads = not row.source and round(cell.mean, digits) == best[key]
+                numbers.append(Number(f"{cell.mean:.{digits}f}{spread}{fewer}", cell.mean, leads))
             lines.append(Line((row.method.label, said), numbers, row.method.trainer, published=bool(row.source)))
         headings = ["Method", "Seeds", *block.columns.values()]
         # where the data sets are columns, a column goes with its data set
@@ -325,16 +333,6 @@ def document(table: Table, digits: int = 2) -> Document:
     content |= {"legend": table.legend, "warnings": table.warnings}
     records = _csv_records(table)
     return Document(table.title, grids, table.legend, table.warnings, records, content, explain_best=True)
-
-
-def _number(cell: Summary | None, row: Row, digits: int, best: float | None) -> Number:
-    """A number for reading: mean, deviation if there is one, and the number of seeds where some are missing."""
-    if cell is None:
-        return Number()
-    spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
-    fewer = "" if cell.n == len(row.seeds) or cell.deterministic else f" (n={cell.n})"
-    leads = not row.source and round(cell.mean, digits) == best
-    return Number(f"{cell.mean:.{digits}f}{spread}{fewer}", cell.mean, leads)
 
 
 def _block_name(table: Table, block: Block) -> str:
