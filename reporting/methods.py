@@ -26,6 +26,11 @@ def dataset_order(name: str) -> tuple[int, str]:
     return DATASETS.index(canonical) if canonical in DATASETS else len(DATASETS), name
 
 
+def datasets_of(runs: Iterable[Run]) -> list[str]:
+    """The data sets of runs in the literature's order."""
+    return sorted({run.dataset for run in runs}, key=dataset_order)
+
+
 def trainer_order(name: str) -> tuple[int, str]:
     """Sort key: the order in which the methods appeared, then every other method by name."""
     return TRAINER_ORDER.index(name) if name in TRAINER_ORDER else len(TRAINER_ORDER), name
@@ -82,28 +87,22 @@ _BASE_NEW_LEGEND = (
     "avg H: average of each run's own H. The two conventions differ.",
 )
 _OPEN_WORLD_LEGEND = (
+    *_BASE_NEW_LEGEND,
     "all: accuracy over base and new test images with one softmax over all classes. open-H: harmonic mean of the base "
     "images' and the new images' accuracy there, average of each run's own.",
     "AUROC: base against new images by the largest base-class probability. OpenworldAUC (Hua et al., ICML 2025): the "
     "share of base-new image pairs that are ranked rightly with both images classified rightly in their own group.",
 )
-_PER_DATASET = "Accuracy over all classes of each data set"
+_PER_DATASET, _HAND_WRITTEN = "Accuracy over all classes of each data set", "with hand-written prompts"
+_FEW_SHOT = "Columns: shots per class. Accuracy over all classes."
 
 PROTOCOLS: Mapping[str, Protocol] = {
-    "open_world": Protocol(
-        "Open-world generalization", "metric", _OPEN_WORLD, (*_BASE_NEW_LEGEND, *_OPEN_WORLD_LEGEND)
-    ),
-    "base_to_new": Protocol(
-        "Base-to-new generalization", "metric", _BASE_NEW, _BASE_NEW_LEGEND, also_reads=("open_world",)
-    ),
-    "few_shot": Protocol(
-        "Few-shot classification", "shots", (_ALL,), ("Columns: shots per class. Accuracy over all classes.",)
-    ),
+    "open_world": Protocol("Open-world generalization", "metric", _OPEN_WORLD, _OPEN_WORLD_LEGEND),
+    "base_to_new": Protocol("Base-to-new generalization", "metric", _BASE_NEW, _BASE_NEW_LEGEND, ("open_world",)),
+    "few_shot": Protocol("Few-shot classification", "shots", (_ALL,), (_FEW_SHOT,)),
     "cross_dataset": Protocol("Cross-dataset transfer", "dataset", (_ALL,), (f"{_PER_DATASET}.",)),
     "domain_generalization": Protocol("Domain generalization", "dataset", (_ALL,), (f"{_PER_DATASET}.",)),
-    "zero_shot": Protocol(
-        "Zero-shot classification", "dataset", (_ALL,), (f"{_PER_DATASET}, with hand-written prompts.",)
-    ),
+    "zero_shot": Protocol("Zero-shot classification", "dataset", (_ALL,), (f"{_PER_DATASET}, {_HAND_WRITTEN}.",)),
 }
 
 
@@ -120,7 +119,6 @@ class Method:
 
     @property
     def deterministic(self) -> bool:
-        """Whether no run trained anything."""
         return all(run.deterministic for run in self.runs)
 
     @property

@@ -25,7 +25,7 @@ from reporting.methods import (
     Metric,
     Protocol,
     check_protocol,
-    dataset_order,
+    datasets_of,
     group_methods,
     shots_text,
     trainer_order,
@@ -172,8 +172,7 @@ def panels(count: int, *, columns: int = 4, size: tuple[float, float] = (3.4, 2.
     columns = min(columns, count)
     rows = -(-count // columns)
     figure = Figure(figsize=(max(columns * size[0], 4.8), rows * size[1] + 0.5), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    axes = list(grid.flat)
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for spare in axes[count:]:
         spare.remove()
     return figure, axes[:count]
@@ -240,11 +239,6 @@ def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[tuple[Method, Look]]]:
     labels = [name if short.count(name) == 1 else f"{name} {number}" for number, name in enumerate(short, 1)]
     methods = [replace(method, label=label) for method, label in zip(methods, labels, strict=True)]
     return protocol, list(zip(methods, looks([method.trainer for method in methods]), strict=True))
-
-
-def datasets_of(runs: Sequence[Run]) -> list[str]:
-    """The data sets in the literature's order."""
-    return sorted({run.dataset for run in runs}, key=dataset_order)
 
 
 def _shots_of(runs: Sequence[Run]) -> list[int]:

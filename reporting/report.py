@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from reporting.formats import MISSING, Number, html_page
-from reporting.methods import PROTOCOLS, check_protocol, dataset_order, shots_text, trainer_order
-from reporting.plots import FEATURES_FILE, KINDS, PlotError, arranged, datasets_of, draw_plot
+from reporting.methods import PROTOCOLS, check_protocol, dataset_order, datasets_of, shots_text, trainer_order
+from reporting.plots import FEATURES_FILE, KINDS, PlotError, arranged, draw_plot
 from reporting.table import build_table, document
 from results.schema import Run
 

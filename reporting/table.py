@@ -21,7 +21,7 @@ from reporting.methods import (
     Protocol,
     check_protocol,
     comparability,
-    dataset_order,
+    datasets_of,
     differing_settings,
     group_methods,
     shots_text,
@@ -132,8 +132,7 @@ def build_table(
     methods = group_methods(runs, protocol)
     by_dataset, by_shots = protocol.columns_by == "dataset", protocol.columns_by == "shots"
     sources = {run.source_dataset for run in runs} - {None}
-    datasets = sorted({run.dataset for run in runs}, key=dataset_order)
-    datasets.sort(key=lambda name: by_dataset and name not in sources)
+    datasets = sorted(datasets_of(runs), key=lambda name: by_dataset and name not in sources)
     shots = sorted({run.shots for run in runs}) if by_shots else [None]
 
     # a number stands at a place, which is a data set or an average over them, under a metric or a number of shots
