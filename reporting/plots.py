@@ -137,7 +137,7 @@ def style() -> Iterator[None]:
         yield
 
 
-def look(number: int) -> dict[str, Any]:
+def look(number: int) -> Look:
     """Colour, marker and line style number so-and-so.
 
     No two numbers share both colour and line style, nor do two of the first 48 share both marker and line style.
@@ -147,7 +147,7 @@ def look(number: int) -> dict[str, Any]:
     return {"color": COLOURS[colour], "marker": MARKERS[(colour + 2 * repeat) % len(MARKERS)], "linestyle": dash}
 
 
-def looks(trainers: Sequence[str]) -> list[dict[str, Any]]:
+def looks(trainers: Sequence[str]) -> list[Look]:
     """The looks of a picture's methods, given their trainers in the picture's order.
 
     A trainer's colour is the same in every picture, whatever else is in it; further settings of a trainer have its

@@ -308,8 +308,10 @@ def document(table: Table, digits: int = 2) -> Document:
             best[key] = max(means) if len(means) > 1 else None
         lines = []
         for row in block.rows:
-            said = f"{'deterministic' if row.deterministic else ', '.join(map(str, row.seeds))} (n={len(row.seeds)})"
-            said = f"published [{row.source_number}]" if row.source else said if row.seeds else MISSING
+            seeds = "deterministic" if row.deterministic else ", ".join(map(str, row.seeds))
+            seeds = f"{seeds} (n={len(row.seeds)})" if row.seeds else MISSING
+            if row.source:
+                seeds = f"published [{row.source_number}]"
             numbers = []
             for key, cell in row.cells.items():
                 if cell is None:
@@ -319,7 +321,7 @@ def document(table: Table, digits: int = 2) -> Document:
                 fewer = "" if cell.n == len(row.seeds) or cell.deterministic else f" (n={cell.n})"
                 leads = not row.source and round(cell.mean, digits) == best[key]
                 numbers.append(Number(f"{cell.mean:.{digits}f}{spread}{fewer}", cell.mean, leads))
-            lines.append(Line((row.method.label, said), numbers, row.method.trainer, published=bool(row.source)))
+            lines.append(Line((row.method.label, seeds), numbers, row.method.trainer, published=bool(row.source)))
         headings = ["Method", "Seeds", *block.columns.values()]
         # where the data sets are columns, a column goes with its data set
         columns = () if block.dataset is not None else tuple(block.columns)
