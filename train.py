@@ -83,7 +83,7 @@ from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_se
 from extras.trackers import check_trackers, track_run
 from prompting.weights import sharing_backbones
 from results.evaluate import class_splits_of, evaluate_class_splits
-from results.features import train_on_features
+from results.features import loaders_on_features
 from results.rundir import begin_run, clean_start, determinism, run_dir, write_divergence
 from results.schema import build_record, dataset_label, overrides_of, write_results
 from trainers.base import RANGES
@@ -136,8 +136,8 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
             if args.eval_only:
                 evaluate()
             elif not args.no_train:
-                train_on_features(trainer, cfg)
-                trainer.train()
+                with trainer.swapped(**loaders_on_features(trainer, cfg, training=True)):
+                    trainer.train()
         except FloatingPointError as error:
             print(f"Stopped; where and why: {write_divergence(trainer, cfg, error)}")
             raise

@@ -1,10 +1,5 @@
 """From results.json files to tables, comparisons, plots and one page. Reads files only: no torch, no training code.
 
-    python -m reporting table --protocol open_world RUNS...
-    python -m reporting compare MaPLe BMIP RUNS...
-    python -m reporting plot base_new RUNS... -o plot.svg
-    python -m reporting html RUNS... -o report.html
-
 methods.py groups runs, table.py arranges them and published.py's numbers, compare.py pairs two methods, formats.py
 writes either; plots.py draws, report.py puts everything on a page. published.json holds what others published.
 docs/reporting.md is the manual.

@@ -10,6 +10,7 @@ python -m reporting html output -o report.html
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -19,7 +20,6 @@ from common.files import atomic_write
 from reporting import compare, plots, report, table
 from reporting.formats import FORMATS, Document
 from reporting.methods import PROTOCOLS, check_protocol, of_protocol, selected
-from reporting.plot_style import FILE_FORMATS
 from results.schema import Run, load_runs
 
 
@@ -30,10 +30,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    command = _command(
-        commands, "table", "one protocol's results as a table: mean and standard deviation over seeds", run_table
-    )
-    _add_files(command)
+    words = "one protocol's results as a table: mean and standard deviation over seeds"
+    command = commands.add_parser("table", help=words, description=words)
+    _add_files(command, run_table)
     _add_protocol(command)
     command.add_argument(
         "--group",
@@ -42,35 +41,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "(default: metric where there are several data sets)",
     )
     _add_published(command)
-    command.add_argument(
-        "--metrics",
-        metavar="KEY,KEY",
-        help="only these metrics, in this order, such as base,new,H (default: all of the protocol's)",
-    )
+    words = "only these metrics, in this order, such as base,new,H (default: all of the protocol's)"
+    command.add_argument("--metrics", metavar="KEY,KEY", help=words)
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
     command.add_argument("--digits", type=int, default=2, help="decimals in md, latex and html (default: %(default)s)")
 
-    command = _command(
-        commands, "compare", "paired differences between two methods, with confidence interval and tests", run_compare
-    )
+    words = "paired differences between two methods, with confidence interval and tests"
+    command = commands.add_parser("compare", help=words, description=words)
     command.add_argument("first", metavar="A", help="trainer, or trainer/setting")
     command.add_argument("second", metavar="B", help="trainer, or trainer/setting")
-    _add_files(command)
+    _add_files(command, run_compare)
     _add_protocol(command)
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
 
-    command = _command(commands, "plot", "a plot of runs, as PNG or SVG", run_plot)
-    command.epilog = "kinds: " + "; ".join(f"{name}: {kind.help}" for name, kind in plots.KINDS.items())
+    words = "a plot of runs, as PNG or SVG"
+    kinds = "kinds: " + "; ".join(f"{name}: {kind.help}" for name, kind in plots.KINDS.items())
+    command = commands.add_parser("plot", help=words, description=words, epilog=kinds)
     command.add_argument("kind", choices=sorted(plots.KINDS), metavar="KIND", help=", ".join(sorted(plots.KINDS)))
-    _add_files(command, "ends in .png or .svg", required=True)
+    _add_files(command, run_plot, "ends in .png or .svg")
     command.add_argument("--metric", default="", help="which number (default: H, or accuracy over all classes)")
     command.add_argument("--baseline", default="", help="gain: over which trainer (default: ZeroshotCLIP)")
     command.add_argument("--split", default="", help="confusion, tsne: which class split (default: all)")
     command.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG (default: %(default)s)")
     _add_selection(command)
 
-    command = _command(commands, "html", "one self-contained page: tables, plots and every run", run_html)
-    _add_files(command, "the page", required=True)
+    words = "one self-contained page: tables, plots and every run"
+    command = commands.add_parser("html", help=words, description=words)
+    _add_files(command, run_html, "the page")
     command.add_argument("--title", default="Results", help="the page's heading (default: %(default)s)")
     _add_published(command)
     _add_selection(command)
@@ -81,19 +78,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(parsed.run, parsed)
 
 
-def _command(
-    commands: argparse._SubParsersAction, name: str, words: str, run: Callable[[argparse.Namespace], None]
-) -> argparse.ArgumentParser:
-    parser = commands.add_parser(name, help=words, description=words)
+def _add_files(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], output: str = "") -> None:
+    """`output`: what the file is, where there must be one."""
     parser.set_defaults(run=run)
-    return parser
-
-
-def _add_files(
-    parser: argparse.ArgumentParser, output: str = "write there instead of to the terminal", required: bool = False
-) -> None:
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
-    parser.add_argument("--output", "-o", type=Path, required=required, metavar="FILE", help=output)
+    words = output or "write there instead of to the terminal"
+    parser.add_argument("--output", "-o", type=Path, required=bool(output), metavar="FILE", help=words)
     parser.add_argument("--force", action="store_true", help="replace FILE where it exists")
 
 
@@ -104,31 +94,21 @@ def _add_protocol(
 
 
 def _add_published(parser: argparse.ArgumentParser) -> None:
-    """`published` becomes one of `published.CHOICES`, or stays None."""
-    parser.add_argument(
-        "--published",
-        action="store_const",
-        const="measured",
-        help="add published numbers of the methods in the table, and of BMIP, from their authors",
-    )
-    parser.add_argument(
-        "--published-all",
-        action="store_const",
-        const="all",
-        dest="published",
-        help="add every published number that is known, other methods' and other groups' runs included",
-    )
+    """`published` becomes "measured" or "all", or stays None."""
+    words = "add published numbers of the methods in the table, and of BMIP, from their authors"
+    parser.add_argument("--published", action="store_const", const="measured", help=words)
+    words = "add every published number that is known, other methods' and other groups' runs included"
+    parser.add_argument("--published-all", action="store_const", const="all", dest="published", help=words)
 
 
 def _add_selection(parser: argparse.ArgumentParser) -> None:
     """Choices among the runs; all but the protocol may come several times."""
     _add_protocol(parser, "only runs of this protocol")
-    parser.add_argument(
-        "--trainer", action="append", default=[], metavar="NAME", help="only this trainer, or trainer/setting"
-    )
-    parser.add_argument("--dataset", action="append", default=[], metavar="NAME", help="only this data set")
-    parser.add_argument("--shots", action="append", default=[], type=int, metavar="N", help="only this number of shots")
-    parser.add_argument("--seed", action="append", default=[], type=int, metavar="N", help="only this seed")
+    add = functools.partial(parser.add_argument, action="append", default=[])
+    add("--trainer", metavar="NAME", help="only this trainer, or trainer/setting")
+    add("--dataset", metavar="NAME", help="only this data set")
+    add("--shots", type=int, metavar="N", help="only this number of shots")
+    add("--seed", type=int, metavar="N", help="only this seed")
 
 
 def run_table(args: argparse.Namespace) -> None:
@@ -154,23 +134,22 @@ def run_compare(args: argparse.Namespace) -> None:
 def run_plot(args: argparse.Namespace) -> None:
     """Draw the plot and write it."""
     file_format = args.output.suffix.lower().removeprefix(".")
-    if file_format not in FILE_FORMATS:
-        raise ValueError(f"{args.output}: the name must end in {' or '.join(f'.{name}' for name in FILE_FORMATS)}")
+    if file_format not in plots.FILE_FORMATS:
+        raise ValueError(f"{args.output}: the name must end in .{' or .'.join(plots.FILE_FORMATS)}")
     if not 10 <= args.dpi <= 1200:
         raise ValueError(f"--dpi must be between 10 and 1200, got {args.dpi}")
     _check_target(args)
     runs = _selected_runs(args)
     check_protocol(runs, None)  # before matplotlib is imported
     options = plots.Options(args.metric, args.baseline, args.split)
-    _write_file(args, plots.draw_plot(args.kind, runs, file_format, options, args.dpi))
+    _write(args, plots.draw_plot(args.kind, runs, file_format, options, args.dpi))
 
 
 def run_html(args: argparse.Namespace) -> None:
     """Build the page and write it."""
     _check_target(args)
     page, warnings = report.build_report(_selected_runs(args), args.output, title=args.title, published=args.published)
-    _print_warnings(warnings)
-    _write_file(args, page.encode("utf-8"))
+    _write(args, page.encode("utf-8"), warnings)
 
 
 def _selected_runs(args: argparse.Namespace) -> list[Run]:
@@ -189,23 +168,18 @@ def _check_target(args: argparse.Namespace) -> None:
 def _write_document(args: argparse.Namespace, content: Document) -> None:
     text = FORMATS[args.format](content)
     # csv has no place for warnings, and a file is not looked at while it is written
-    if args.format == "csv" or args.output is not None:
-        _print_warnings(content.warnings)
+    _write(args, text.encode("utf-8"), content.warnings if args.format == "csv" or args.output is not None else ())
+
+
+def _write(args: argparse.Namespace, content: bytes, warnings: Iterable[str] = ()) -> None:
+    """To the file, or the terminal; warnings go to stderr, one a line: names and paths in them come from files."""
+    sys.stderr.writelines(f"warning: {printable(warning)}\n" for warning in warnings)
     if args.output is None:
-        sys.stdout.write(text)
-    else:
-        _write_file(args, text.encode("utf-8"))
-
-
-def _write_file(args: argparse.Namespace, content: bytes) -> None:
+        sys.stdout.write(content.decode("utf-8"))
+        return
     _check_target(args)
     with atomic_write(args.output, replace=args.force) as file:
         file.write(content)
-
-
-def _print_warnings(warnings: Iterable[str]) -> None:
-    """Warnings on stderr, one a line; names and paths in them come from files."""
-    sys.stderr.writelines(f"warning: {printable(warning)}\n" for warning in warnings)
 
 
 if __name__ == "__main__":

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from typing import NamedTuple
 
 from common.commandline import printable
 from reporting.formats import MISSING, Document, Grid, Line, Number
-from reporting.methods import PROTOCOLS, Method, Metric, check_protocol, comparability, group_methods
-from reporting.names import dataset_order, shots_text
+from reporting.methods import (
+    PROTOCOLS,
+    Method,
+    Metric,
+    check_protocol,
+    comparability,
+    dataset_order,
+    group_methods,
+    shots_text,
+)
 from reporting.stats import LEVEL, MIN_PAIRS, Pair, Paired, compare_pairs
 from results.schema import ResultsError, Run
 
@@ -22,8 +31,7 @@ _IN_WORDS = {
 }
 
 
-@dataclass(frozen=True)
-class MetricLine:
+class MetricLine(NamedTuple):
     """One metric's comparison."""
 
     key: str  # the metric's name in csv and json
@@ -31,17 +39,8 @@ class MetricLine:
     result: Paired
     sentence: str  # the result in words
 
-    @property
-    def numbers(self) -> list[float | None]:
-        """Mean of the first and the second, mean difference, interval's ends, n, p-values."""
-        pairs, interval = self.result.pairs, self.result.interval
-        means = [sum(pair.first for pair in pairs) / len(pairs), sum(pair.second for pair in pairs) / len(pairs)]
-        tests = [self.result.p_t, self.result.p_signed_rank]
-        return [*means, interval.mean, interval.low, interval.high, interval.n, *tests]
 
-
-@dataclass(frozen=True)
-class Comparison:
+class Comparison(NamedTuple):
     """Two methods on the same data sets and seeds; differences are second minus first."""
 
     protocol: str
@@ -58,8 +57,7 @@ def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name
 
     Args:
         runs: of one protocol; those of other methods are left aside.
-        first: a trainer, trainer/setting, or a row's name in the table.
-        second: likewise.
+        first: a trainer, trainer/setting, or a row's name in the table; as is `second`.
         protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
 
     Raises:
@@ -78,19 +76,38 @@ def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name
             f"{one.label} and {other.label} share no data set, shots and seed (the first: {_places(one)}; the second: "
             f"{_places(other)})"
         )
-    warnings = [*_unpaired(one, other), *comparability([*one.runs, *other.runs])]
+    warnings = []
+    for method, counterpart in ((one, other), (other, one)):  # runs of one method only enter nothing
+        place = (lambda run: run.dataset) if counterpart.deterministic else _place
+        there = set(map(place, counterpart.runs))
+        for run in () if method.deterministic else method.runs:
+            if place(run) not in there:
+                lonely = f"{method.label} on {_place(run)}"
+                warnings.append(f"left out: {lonely} has no counterpart of {counterpart.label} ({run.path})")
+    warnings += comparability([*one.runs, *other.runs])
     trained = [method for method in (one, other) if not method.deterministic]
     if len({method.selection_rule for method in trained}) > 1:
         listed = "; ".join(f"{method.label}: {method.selection_rule}" for method in trained)
         warnings.append(f"the two choose their weights by different rules ({listed}), which is part of the difference")
+    legend = [
+        f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
+        "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
+        "claimed only where both are below 5 %; where none is, the two need not be equal."
+    ]
+    if one.deterministic != other.deterministic:
+        fixed = one if one.deterministic else other
+        legend.append(f"{fixed.label} trains nothing: its number stands for every seed.")
+    if len(lines) > 1:
+        chance = "about one in twenty of equal methods comes below the 5 % level by chance"
+        legend.append(f"{len(lines)} comparisons are made here: {chance}.")
     title = f"{other.label} against {one.label}: {protocol.title}"
-    legend, warnings = tuple(_legend(lines, one, other)), tuple(map(printable, warnings))
-    return Comparison(protocol_name, title, one.label, other.label, tuple(lines), legend, warnings)
+    warnings = tuple(map(printable, warnings))
+    return Comparison(protocol_name, title, one.label, other.label, tuple(lines), tuple(legend), warnings)
 
 
 def _method(methods: Sequence[Method], name: str) -> Method:
     found = [method for method in methods if method.label == name]
-    found = found or [method for method in methods if name in (method.trainer, f"{method.trainer}/{method.setting}")]
+    found = found or [method for method in methods if name in method.runs[0].method_names]
     if len(found) == 1:
         return found[0]
     what = "fits several methods" if found else "fits no method"
@@ -99,27 +116,23 @@ def _method(methods: Sequence[Method], name: str) -> Method:
 
 
 def _lines(metric: Metric, one: Method, other: Method) -> Iterable[MetricLine]:
-    by_shots: dict[int, list[Pair]] = defaultdict(list)
-    for pair in _pairs(metric, one, other):
-        by_shots[pair.shots].append(pair)
-    for shots, pairs in sorted(by_shots.items()):
-        several = len(by_shots) > 1
-        label = f"{metric.label}, {shots_text(shots)}" if several else metric.label
-        where = _IN_WORDS.get(metric.key, f"in {metric.label}") + (f" with {shots_text(shots)}" if several else "")
-        result = compare_pairs(pairs)
-        yield MetricLine(metric.key, label, result, sentence(result, where, one.label, other.label))
-
-
-def _pairs(metric: Metric, one: Method, other: Method) -> Iterable[Pair]:
+    """One comparison for each number of shots."""
     first, second = _values(one, metric), _values(other, metric)
     keys = {*first, *second}
     if not (one.deterministic and other.deterministic):
         keys = {key for key in keys if key[2] is not None}
+    by_shots: dict[int, list[Pair]] = defaultdict(list)
     for key in sorted(keys, key=lambda key: (dataset_order(key[0]), key[1] or 0, key[2] or 0)):
         dataset, shots, seed = key
         left, right = (values.get(key, values.get((dataset, None, None))) for values in (first, second))
         if left is not None and right is not None:
-            yield Pair(dataset, shots or 0, seed, left, right)
+            by_shots[shots or 0].append(Pair(dataset, shots or 0, seed, left, right))
+    for shots, pairs in sorted(by_shots.items()):
+        label, where = metric.label, _IN_WORDS.get(metric.key, f"in {metric.label}")
+        if len(by_shots) > 1:
+            label, where = f"{label}, {shots_text(shots)}", f"{where} with {shots_text(shots)}"
+        result = compare_pairs(pairs)
+        yield MetricLine(metric.key, label, result, sentence(result, where, one.label, other.label))
 
 
 def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int | None], float]:
@@ -155,16 +168,24 @@ def sentence(result: Paired, where: str, first: str, second: str) -> str:
         f"{higher} of {interval.n} {unit}s{f' and equal in {equal}' if equal else ''}."
     )
     p_t, p_rank = p_text(result.p_t), p_text(result.p_signed_rank)
-    tests = f"Paired t-test p = {p_t}, Wilcoxon signed-rank test p = {p_rank}, n = {interval.n}"
+    measured += f" Paired t-test p = {p_t}, Wilcoxon signed-rank test p = {p_rank}, n = {interval.n}"
     if result.claim:
         direction = "higher" if interval.mean > 0 else "lower"
-        return f"{measured} {tests}: {second} is {direction} at the 5 % level by both tests.{_reach(result)}"
+        claim = f"{measured}: {second} is {direction} at the 5 % level by both tests."
+        # how far it goes: seeds tell of the data sets that were run, only data sets tell of others
+        if (over := result.by_dataset) is None:
+            return f"{claim} It is about this data set."
+        span = f"{_points(over.low)} to {_points(over.high)}" if over.low is not None else ""
+        span = f" (95 % interval over their means {span})" if span else ""
+        if over.excludes_zero:
+            return f"{claim} It holds over the {over.n} data sets' averages too{span}."
+        return f"{claim} It is about these {over.n} data sets, not about data sets in general{span}."
     below = [name for name, p in (("t-test", result.p_t), ("signed-rank test", result.p_signed_rank)) if p < LEVEL]
     said = "this shows no difference at the 5 % level"
     if below:
         said = f"only the {below[0]} is below the 5 % level, so that no difference is claimed"
     few = f" (the signed-rank test needs {MIN_PAIRS} pairs to get there)" if interval.n < MIN_PAIRS else ""
-    return f"{measured} {tests}: {said}{few}."
+    return f"{measured}: {said}{few}."
 
 
 def _points(value: float) -> str:
@@ -174,44 +195,6 @@ def _points(value: float) -> str:
 def p_text(value: float) -> str:
     """A p-value, not rounded to the level itself nor to 0."""
     return f"{value:.3g}" if value >= 1e-4 else f"{value:.0e}"
-
-
-def _reach(result: Paired) -> str:
-    """How far a claim goes: seeds tell of the data sets that were run, only data sets tell of others."""
-    over = result.by_dataset
-    if over is None:
-        return " It is about this data set."
-    ends = "" if over.low is None else f" (95 % interval over their means {_points(over.low)} to {_points(over.high)})"
-    if over.excludes_zero:
-        return f" It holds over the {over.n} data sets' averages too{ends}."
-    return f" It is about these {over.n} data sets, not about data sets in general{ends}."
-
-
-def _legend(lines: Sequence[MetricLine], one: Method, other: Method) -> Iterable[str]:
-    yield (
-        f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
-        "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
-        "claimed only where both are below 5 %; where none is, the two need not be equal."
-    )
-    if one.deterministic != other.deterministic:
-        fixed = one if one.deterministic else other
-        yield f"{fixed.label} trains nothing: its number stands for every seed."
-    if len(lines) > 1:
-        chance = "about one in twenty of equal methods comes below the 5 % level by chance"
-        yield f"{len(lines)} comparisons are made here: {chance}."
-
-
-def _unpaired(one: Method, other: Method) -> Iterable[str]:
-    """Runs of one method only, which enter nothing."""
-    for method, counterpart in ((one, other), (other, one)):
-        if method.deterministic:
-            continue
-        there = {_place(run) for run in counterpart.runs}
-        datasets = {run.dataset for run in counterpart.runs}
-        for run in method.runs:
-            if not (run.dataset in datasets if counterpart.deterministic else _place(run) in there):
-                lonely = f"{method.label} on {_place(run)}"
-                yield f"left out: {lonely} has no counterpart of {counterpart.label} ({run.path})"
 
 
 def _place(run: Run) -> str:
@@ -232,20 +215,23 @@ def document(comparison: Comparison) -> Document:
     records = [[*facts, "metric", "label", *columns]]
     rows, metrics = [], []
     for line in comparison.lines:
-        result = line.result
+        result, pairs, interval = line.result, line.result.pairs, line.result.interval
+        tests = {"p_t": result.p_t, "p_signed_rank": result.p_signed_rank}
+        means = [sum(pair.first for pair in pairs) / len(pairs), sum(pair.second for pair in pairs) / len(pairs)]
+        means += [interval.mean, interval.low, interval.high]
         cells = [
             Number(MISSING if value is None else f"{value:{style}}" if style else p_text(value), value)
-            for value, style in zip(line.numbers, shown, strict=True)
+            for value, style in zip([*means, interval.n, *tests.values()], shown, strict=True)
         ]
         rows.append(Line([line.label], cells))
-        *differences, n, p_t, p_rank = line.numbers
-        record = [comparison.protocol, *names, line.key, line.label, n, *differences, p_t, p_rank, result.claim]
+        record = [comparison.protocol, *names, line.key, line.label, interval.n, *means, *tests.values(), result.claim]
         records.append(record)
-        content = {"metric": line.key, "label": line.label, "sentence": line.sentence, "claim": result.claim}
-        content |= {"difference": asdict(result.interval)}
-        content |= {"difference_over_datasets": result.by_dataset and asdict(result.by_dataset)}
-        content |= {"p_t": result.p_t, "p_signed_rank": result.p_signed_rank}
-        metrics.append(content | {"pairs": [asdict(pair) | {"difference": pair.difference} for pair in result.pairs]})
+        metrics.append(
+            {"metric": line.key, "label": line.label, "sentence": line.sentence, "claim": result.claim}
+            | {"difference": asdict(interval)}
+            | {"difference_over_datasets": result.by_dataset and asdict(result.by_dataset)}
+            | {**tests, "pairs": [asdict(pair) | {"difference": pair.difference} for pair in pairs]}
+        )
     grids, lead = [Grid(comparison.title, headings, 1, rows)], [line.sentence for line in comparison.lines]
     notes, warnings = comparison.legend, comparison.warnings
     content = {fact: getattr(comparison, fact) for fact in facts}

@@ -11,7 +11,7 @@ import csv
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ class Grid:
 
     title: str  # the document's own title is not repeated
     headings: Sequence[str]
-    names: int  # how many columns, from the left, hold names and no numbers
+    names: int  # how many columns, from the left, hold names
     lines: Sequence[Line]
     dataset: str = ""  # that it is about, if one
     columns: Sequence[str] = ()  # what each column of numbers is about, where the data sets are columns
@@ -113,7 +113,13 @@ def to_latex(document: Document) -> str:
     for grid in document.grids:
         caption = document.title if grid.title == document.title else f"{document.title}: {grid.title}"
         head = [escape_latex(heading) for heading in grid.headings]
-        groups = [[_latex_cells(line) for line in grid.lines if line.published is kind] for kind in (False, True)]
+        groups: list[list[list[str]]] = [[], []]
+        for line in grid.lines:
+            cells = [escape_latex(name) for name in line.names]
+            for number in line.numbers:
+                mean, space, spread = escape_latex(number.text).partition(" ")
+                cells.append(f"\\textbf{{{mean}}}{space}{spread}" if number.best else f"{mean}{space}{spread}")
+            groups[line.published].append(cells)
         groups = [[head], *filter(None, groups)]
         widths = [max(map(len, column)) for column in zip(*(row for group in groups for row in group), strict=True)]
         lines = []
@@ -136,14 +142,6 @@ def to_latex(document: Document) -> str:
     return "\n\n".join([*parts, f"{{\\footnotesize\\noindent\n{small_print}\n}}"]) + "\n"
 
 
-def _latex_cells(line: Line) -> list[str]:
-    cells = [escape_latex(name) for name in line.names]
-    for number in line.numbers:
-        mean, space, spread = escape_latex(number.text).partition(" ")
-        cells.append(f"\\textbf{{{mean}}}{space}{spread}" if number.best else f"{mean}{space}{spread}")
-    return cells
-
-
 def escape_latex(text: str) -> str:
     """`text` with every character that LaTeX gives a meaning made harmless, and the plus-minus sign as mathematics."""
     return "".join(_LATEX_SPECIAL.get(character, character) for character in text)
@@ -151,28 +149,19 @@ def escape_latex(text: str) -> str:
 
 def to_html(document: Document) -> str:
     """A page with one table or comparison."""
-    return html_page(document.title, document=document, marks=lambda *_, **__: "")
+    return html_page(document.title, document=document, all_trainers={}, all_datasets={})
 
 
 def html_page(title: str, **content: Any) -> str:
-    """A page that needs nothing from elsewhere; foreign text in it is escaped.
+    """A page that needs nothing from elsewhere; foreign text in it is escaped. `content` is for page.html.j2.
 
     The content security policy lets no script run but the page's own, so that nothing in a results file can.
-
-    Args:
-        title: plain text.
-        content: the variables of page.html.j2.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    pages = Environment(
-        loader=FileSystemLoader(_FOLDER),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
+    how = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": StrictUndefined}
+    pages = Environment(loader=FileSystemLoader(_FOLDER), **how)
     style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
     template = pages.get_template("page.html.j2")
@@ -193,6 +182,4 @@ def to_json(document: Document) -> str:
     return json.dumps(document.content, indent=2, ensure_ascii=False) + "\n"
 
 
-FORMATS: Mapping[str, Callable[[Document], str]] = dict(
-    md=to_markdown, latex=to_latex, html=to_html, csv=to_csv, json=to_json
-)
+FORMATS = {"md": to_markdown, "latex": to_latex, "html": to_html, "csv": to_csv, "json": to_json}

@@ -8,12 +8,37 @@ from dataclasses import dataclass
 from typing import Literal
 
 from common.commandline import printable
-from reporting.names import canonical_dataset, shots_text, trainer_order
 from reporting.stats import Summary, harmonic_mean, summarise
-from results.schema import ResultsError, Run
+from results.schema import DATASETS, ResultsError, Run, canonical_dataset
 
 MAX_NAMED = 3  # runs of each foreign protocol
 MAX_LABEL = 60  # characters of a setting in a row's name
+# the order in which the methods appeared; a table reads best that way
+TRAINER_ORDER = (
+    *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "CoCoOp", "ProDA", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC"),
+    *("CoPrompt", "BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
+)
+
+
+def dataset_order(name: str) -> tuple[int, str]:
+    """Sort key: the literature's order, then every other data set by name."""
+    canonical = canonical_dataset(name)
+    return DATASETS.index(canonical) if canonical in DATASETS else len(DATASETS), name
+
+
+def datasets_of(runs: Iterable[Run]) -> list[str]:
+    """The data sets of runs in the literature's order."""
+    return sorted({run.dataset for run in runs}, key=dataset_order)
+
+
+def trainer_order(name: str) -> tuple[int, str]:
+    """Sort key: the order in which the methods appeared, then every other method by name."""
+    return TRAINER_ORDER.index(name) if name in TRAINER_ORDER else len(TRAINER_ORDER), name
+
+
+def shots_text(count: int) -> str:
+    """A number of shots for reading: "1 shot", "16 shots"."""
+    return "1 shot" if count == 1 else f"{count} shots"
 
 
 @dataclass(frozen=True)
@@ -62,28 +87,22 @@ _BASE_NEW_LEGEND = (
     "avg H: average of each run's own H. The two conventions differ.",
 )
 _OPEN_WORLD_LEGEND = (
+    *_BASE_NEW_LEGEND,
     "all: accuracy over base and new test images with one softmax over all classes. open-H: harmonic mean of the base "
     "images' and the new images' accuracy there, average of each run's own.",
     "AUROC: base against new images by the largest base-class probability. OpenworldAUC (Hua et al., ICML 2025): the "
     "share of base-new image pairs that are ranked rightly with both images classified rightly in their own group.",
 )
-_PER_DATASET = "Accuracy over all classes of each data set"
+_PER_DATASET, _HAND_WRITTEN = "Accuracy over all classes of each data set", "with hand-written prompts"
+_FEW_SHOT = "Columns: shots per class. Accuracy over all classes."
 
 PROTOCOLS: Mapping[str, Protocol] = {
-    "open_world": Protocol(
-        "Open-world generalization", "metric", _OPEN_WORLD, (*_BASE_NEW_LEGEND, *_OPEN_WORLD_LEGEND)
-    ),
-    "base_to_new": Protocol(
-        "Base-to-new generalization", "metric", _BASE_NEW, _BASE_NEW_LEGEND, also_reads=("open_world",)
-    ),
-    "few_shot": Protocol(
-        "Few-shot classification", "shots", (_ALL,), ("Columns: shots per class. Accuracy over all classes.",)
-    ),
+    "open_world": Protocol("Open-world generalization", "metric", _OPEN_WORLD, _OPEN_WORLD_LEGEND),
+    "base_to_new": Protocol("Base-to-new generalization", "metric", _BASE_NEW, _BASE_NEW_LEGEND, ("open_world",)),
+    "few_shot": Protocol("Few-shot classification", "shots", (_ALL,), (_FEW_SHOT,)),
     "cross_dataset": Protocol("Cross-dataset transfer", "dataset", (_ALL,), (f"{_PER_DATASET}.",)),
     "domain_generalization": Protocol("Domain generalization", "dataset", (_ALL,), (f"{_PER_DATASET}.",)),
-    "zero_shot": Protocol(
-        "Zero-shot classification", "dataset", (_ALL,), (f"{_PER_DATASET}, with hand-written prompts.",)
-    ),
+    "zero_shot": Protocol("Zero-shot classification", "dataset", (_ALL,), (f"{_PER_DATASET}, {_HAND_WRITTEN}.",)),
 }
 
 
@@ -100,7 +119,6 @@ class Method:
 
     @property
     def deterministic(self) -> bool:
-        """Whether no run trained anything."""
         return all(run.deterministic for run in self.runs)
 
     @property
@@ -122,32 +140,27 @@ class Method:
 
 def check_protocol(runs: Sequence[Run], name: str | None) -> str:
     """The given protocol, or the one that all runs share; runs of others are a ResultsError that names their paths."""
-    by_protocol: dict[str, list[Run]] = defaultdict(list)
-    for run in runs:
-        by_protocol[run.protocol].append(run)
-    if name is None and len(by_protocol) > 1:
-        raise ResultsError(
-            "runs of several protocols cannot share a table or plot: choose with --protocol "
-            f"({', '.join(sorted(by_protocol))})\n" + _listing(by_protocol)
-        )
-    name = name or next(iter(by_protocol))
+    there = sorted({run.protocol for run in runs})
+    if name is None and len(there) > 1:
+        said = f"runs of several protocols cannot share a table or plot: choose with --protocol ({', '.join(there)})"
+        raise ResultsError(said + _paths(runs, there))
+    name = name or there[0]
     if name not in PROTOCOLS:
-        found = "\n" + _listing({name: by_protocol[name]}) if name in by_protocol else ""
-        raise ResultsError(f"no table for protocol {name!r}; known: {', '.join(PROTOCOLS)}{found}")
+        raise ResultsError(f"no table for protocol {name!r}; known: {', '.join(PROTOCOLS)}{_paths(runs, [name])}")
     accepted = (name, *PROTOCOLS[name].also_reads)
-    others = {protocol: group for protocol, group in by_protocol.items() if protocol not in accepted}
-    if others:
-        raise ResultsError(f"runs of other protocols cannot stand in a {name} table:\n" + _listing(others))
+    if others := [protocol for protocol in there if protocol not in accepted]:
+        raise ResultsError(f"runs of other protocols cannot stand in a {name} table:{_paths(runs, others)}")
     return name
 
 
-def _listing(by_protocol: Mapping[str, Sequence[Run]]) -> str:
+def _paths(runs: Sequence[Run], protocols: Sequence[str]) -> str:
+    """Lines that name the first runs of each protocol."""
     lines = []
-    for protocol, runs in sorted(by_protocol.items()):
-        lines += [f"  {protocol}: {run.path}" for run in runs[:MAX_NAMED]]
-        if len(runs) > MAX_NAMED:
-            lines.append(f"  {protocol}: and {len(runs) - MAX_NAMED} more")
-    return "\n".join(lines)
+    for protocol in protocols:
+        paths = [run.path for run in runs if run.protocol == protocol]
+        lines += [f"\n  {protocol}: {path}" for path in paths[:MAX_NAMED]]
+        lines += [f"\n  {protocol}: and {len(paths) - MAX_NAMED} more"] * (len(paths) > MAX_NAMED)
+    return "".join(lines)
 
 
 def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
@@ -165,7 +178,7 @@ def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
     trained = [key for key in keys if not all(run.deterministic for run in groups[key])]
     several_backbones = len({key[2] for key in keys}) > 1
     several_shots = len({key[3] for key in trained}) > 1
-    methods = []
+    methods, same_place = [], []
     for key in keys:
         trainer, setting, backbone, shots = key
         details = [setting] if len({other[1] for other in keys if other[0] == trainer}) > 1 else []
@@ -175,7 +188,17 @@ def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
             named = ", ".join([*details, *changes])
             label = f"{trainer} ({named})" if named else trainer
             methods.append(Method(label, trainer, setting, backbone, shots, tuple(same)))
-    _refuse_duplicates(methods)
+            first: dict[tuple[str, int, int], Run] = {}
+            pairs = [(first.setdefault((run.dataset, run.shots, run.seed), run), run) for run in same]
+            same_place += [(kept, run) for kept, run in pairs if kept is not run]
+    if same_place:
+        first_run, run = same_place[0]
+        more = f" (and {len(same_place) - 1} more such pairs)" if len(same_place) > 1 else ""
+        raise ResultsError(
+            f"two runs of {run.trainer} ({run.setting}) on {run.dataset}, {shots_text(run.shots)}, seed {run.seed} "
+            f"have different numbers: {first_run.path} and {run.path}{more}\n"
+            "keep one of each, name the folder of one experiment only, or give them different settings"
+        )
     return methods
 
 
@@ -203,45 +226,20 @@ def differing_settings(runs: Sequence[Run]) -> set[str]:
     return {key for key in known if any(run.settings[key] != runs[0].settings[key] for run in runs)}
 
 
-def _refuse_duplicates(methods: Iterable[Method]) -> None:
-    pairs = []
-    for method in methods:
-        seen: dict[tuple[str, int, int], Run] = {}
-        for run in method.runs:
-            first = seen.setdefault((run.dataset, run.shots, run.seed), run)
-            if first is not run:
-                pairs.append((first, run))
-    if pairs:
-        first, run = pairs[0]
-        more = f" (and {len(pairs) - 1} more such pairs)" if len(pairs) > 1 else ""
-        raise ResultsError(
-            f"two runs of {run.trainer} ({run.setting}) on {run.dataset}, {shots_text(run.shots)}, seed {run.seed} "
-            f"have different numbers: {first.path} and {run.path}{more}\n"
-            "keep one of each, name the folder of one experiment only, or give them different settings"
-        )
-
-
 def comparability(runs: Sequence[Run]) -> list[str]:
     """Warnings about what keeps runs from being compared: other images, other weights, a demonstration model."""
-    first_with: dict[str, dict[str | None, Run]] = defaultdict(dict)  # each content under one name
-    for run in runs:
-        said = f"runs on {run.dataset} use different split files"
-        first_with[said].setdefault(run.record["data"].get("split_sha256"), run)
-    for run in runs:
-        said = f"runs have different weights for the backbone {run.backbone}"
-        first_with[said].setdefault(run.record["model"].get("backbone_sha256"), run)
-    warnings = []
-    for said, by_content in first_with.items():
-        paths = [str(run.path) for content, run in by_content.items() if content is not None]
-        if len(paths) > 1:
-            warnings.append(f"{said}: {', '.join(paths)}")
+    facts = [(f"runs on {run.dataset} use different split files", run, "data", "split_sha256") for run in runs]
+    different = "runs have different weights for the backbone"
+    facts += [(f"{different} {run.backbone}", run, "model", "backbone_sha256") for run in runs]
+    first_with: dict[str, dict[str, Run]] = defaultdict(dict)  # each content under one name
+    for said, run, part, key in facts:
+        if (content := run.record[part].get(key)) is not None:
+            first_with[said].setdefault(content, run)
+    groups = {said: list(by_content.values()) for said, by_content in first_with.items()}
     first_of = {run.demonstration: run for run in reversed(runs)}
-    if len(first_of) > 1:
-        warnings.append(
-            "the bundled demonstration model stands beside other backbones, with which it cannot be compared: "
-            f"{first_of[True].path}, {first_of[False].path}"
-        )
-    return warnings
+    beside = "the bundled demonstration model stands beside other backbones, with which it cannot be compared"
+    groups[beside] = [first_of[kind] for kind in (True, False) if kind in first_of]
+    return [f"{said}: {', '.join(str(run.path) for run in group)}" for said, group in groups.items() if len(group) > 1]
 
 
 def of_protocol(runs: Sequence[Run], name: str | None) -> Sequence[Run]:
@@ -266,10 +264,9 @@ def selected(
     runs = of_protocol(runs, protocol)
     for count in shots:
         if not any(run.shots == count for run in runs):
-            there = ", ".join(map(str, sorted({run.shots for run in runs})))
-            raise ResultsError(f"no run with {shots_text(count)}; there are: {there}")
+            raise ResultsError(f"no run with {shots_text(count)}; there are: {_listed(run.shots for run in runs)}")
     for trainer in trainers:
-        if not any(trainer in _names_of(run) for run in runs):
+        if not any(trainer in run.method_names for run in runs):
             raise ResultsError(f"no run of trainer {trainer!r}; there are: {_listed(run.trainer for run in runs)}")
     wanted = {canonical_dataset(name): name for name in datasets}
     for canonical, name in wanted.items():
@@ -278,7 +275,7 @@ def selected(
     kept = [
         run
         for run in runs
-        if (not trainers or _names_of(run) & set(trainers))
+        if (not trainers or set(run.method_names) & set(trainers))
         and (not wanted or canonical_dataset(run.dataset) in wanted)
         and (not seeds or run.seed in seeds)
         # zero-shot runs use no shots: they stand beside any number
@@ -289,10 +286,5 @@ def selected(
     return kept
 
 
-def _names_of(run: Run) -> set[str]:
-    """The two names that a run's method can be chosen by."""
-    return {run.trainer, f"{run.trainer}/{run.setting}"}
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(sorted(set(names)))
+def _listed(values: Iterable[str | int]) -> str:
+    return ", ".join(map(str, sorted(set(values))))

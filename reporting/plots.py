@@ -1,35 +1,34 @@
 """Plots of runs: one function per kind, named in `KINDS`; matplotlib is imported when one is drawn, not before.
 
-A kind raises `PlotError` when the runs do not hold what it shows: there are no empty plots.
+The first paragraph of a function's docstring is what --help and captions say of its kind. A kind raises `PlotError`
+when the runs do not hold what it shows: there are no empty plots.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import random
+import textwrap
 import zipfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import product
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from reporting.methods import PROTOCOLS, Method, Metric, Protocol, check_protocol, group_methods
-from reporting.names import dataset_order, shots_text, trainer_order
-from reporting.plot_style import (
-    COLOURS,
-    DASHES,
-    MARKERS,
-    PlotError,
-    at_most,
-    legend_below,
-    looks,
-    panels,
-    render,
-    shortened,
-    style,
-    width_of,
-    wrapped,
+from reporting.methods import (
+    PROTOCOLS,
+    Method,
+    Metric,
+    Protocol,
+    check_protocol,
+    datasets_of,
+    group_methods,
+    shots_text,
+    trainer_order,
 )
 from reporting.stats import average_over
 from results.schema import Run
@@ -43,6 +42,45 @@ FEATURES_FILE = "features.npz"
 MAX_CURVE_DATASETS, MAX_GATE_ROWS = 4, 6
 MAX_NAMED_CLASSES, MAX_NUMBERED_CLASSES = 40, 12  # of a confusion matrix, so that names and numbers can be read
 MAX_IMAGES, MAX_LISTED_CLASSES = 2000, 30  # of t-SNE
+# Trainers that share a colour; the first has its first dash. The order is that of COLOURS.
+FAMILIES = (
+    *(("BMIP",), ("MaPLe", "MaPLe_BMIP"), ("ZeroshotCLIP", "ZeroshotCLIP2"), ("CoOp", "CoCoOp")),
+    *(("PromptSRC", "PromptSRC_BMIP"), ("CoPrompt", "CoPrompt_BMIP"), ("ProDA", "KgCoOp"), ("VPT", "IVLP")),
+)
+# Okabe and Ito's palette without its yellow, which is too pale on white (https://jfly.uni-koeln.de/color/), and five
+# dark or vivid colours; the last four are left to trainers that no family names. No two come nearer to one another
+# than Okabe and Ito's own, for any kind of colour blindness.
+COLOURS = (
+    *("#0072B2", "#D55E00", "#000000", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#332288"),
+    *("#882255", "#661100", "#9600FF", "#E1004B"),
+)
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "d")
+DASHES: tuple[Any, ...] = (
+    *("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (9, 1.5)), (0, (5, 1, 1, 1, 1, 1)), (0, (2.5, 2))),
+    (0, (9, 1, 3, 1)),
+)
+SETTINGS = {
+    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
+    "font.size": 9.0,
+    "axes.titlesize": 10.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#DDDDDD",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.handlelength": 3.2,  # a whole dash pattern
+    "svg.hashsalt": "reporting",
+    "svg.fonttype": "path",
+    "text.parse_math": False,  # a name with a dollar sign is a name, not a formula
+}
+# Without these entries of its metadata a file would hold the date and the version that drew it.
+FILE_FORMATS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
+
+
+class PlotError(ValueError):
+    """The runs do not hold what a plot shows; the message says what is missing and how to get it."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +90,9 @@ class Options:
     metric: str = ""  # key of one of the protocol's
     baseline: str = ""  # the trainer that gains are over
     split: str = ""  # class split, for confusion matrices and features
+
+
+Look = dict[str, Any]  # colour, marker and line style
 
 
 class Kind(NamedTuple):
@@ -64,21 +105,129 @@ class Kind(NamedTuple):
 def draw_plot(
     kind: str, runs: Sequence[Run], file_format: str, options: Options | None = None, dpi: int = 150
 ) -> bytes:
-    """A plot, one of `KINDS`, as the content of a png or svg file.
+    """A plot, one of `KINDS`, as the content of a png or svg file: the same runs give the same bytes.
 
     Raises:
         PlotError: the runs do not hold what this kind shows.
         ResultsError: the runs cannot stand in one plot.
     """
     with style():
-        return render(KINDS[kind].draw(runs, options or Options()), file_format, dpi)
+        figure, buffer = KINDS[kind].draw(runs, options or Options()), io.BytesIO()
+        figure.savefig(buffer, format=file_format, dpi=dpi, metadata=FILE_FORMATS[file_format])
+        return buffer.getvalue()
+
+
+# How all plots look
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw and save with these settings, whatever the reader's matplotlibrc says.
+
+    Raises:
+        PlotError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise PlotError("plots need matplotlib: pip install matplotlib") from error
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(SETTINGS)
+        yield
+
+
+def look(number: int) -> Look:
+    """Colour, marker and line style number so-and-so.
+
+    No two numbers share both colour and line style, nor do two of the first 48 share both marker and line style.
+    """
+    repeat, colour = divmod(number, len(COLOURS))
+    dash = DASHES[(colour + repeat) % len(DASHES)] if repeat < len(DASHES) else (0, (9, 1) + repeat * (1, 1))
+    return {"color": COLOURS[colour], "marker": MARKERS[(colour + 2 * repeat) % len(MARKERS)], "linestyle": dash}
+
+
+def looks(trainers: Sequence[str]) -> list[Look]:
+    """The looks of a picture's methods, given their trainers in the picture's order.
+
+    A trainer's colour is the same in every picture, whatever else is in it; further settings of a trainer have its
+    colour and other dashes and markers.
+    """
+    numbers: list[int] = []
+    for trainer in trainers:
+        known = [(colour, family) for colour, family in enumerate(FAMILIES) if trainer in family]
+        other = zlib.crc32(trainer.encode("utf-8", "surrogatepass")) % (len(COLOURS) - len(FAMILIES))
+        colour, family = known[0] if known else (len(FAMILIES) + other, (trainer,))
+        number, step = colour + family.index(trainer) * len(COLOURS), len(family)
+        while number in numbers:
+            number += step * len(COLOURS)
+        numbers.append(number)
+    return [look(number) for number in numbers]
+
+
+def panels(count: int, *, columns: int = 4, size: tuple[float, float] = (3.4, 2.8)) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` panels, at most `columns` in a row, each of a size in inches."""
+    from matplotlib.figure import Figure
+
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure = Figure(figsize=(max(columns * size[0], 4.8), rows * size[1] + 0.5), layout="constrained")
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for spare in axes[count:]:
+        spare.remove()
+    return figure, axes[:count]
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
+    """One legend for all panels, under them, in as many columns as the figure is wide; the figure grows by it."""
+    entries = {}
+    for panel in axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    if entries:
+        columns = min(4, len(entries), max(1, int(figure.get_figwidth() / (0.8 + max(map(width_of, entries))))))
+        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(entries) // columns))
+        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
+
+
+def wrapped(panel: Axes, title: str) -> str:
+    """A title in as many lines as keep it over its panel."""
+    room = panel.figure.get_figwidth() / panel.get_subplotspec().get_gridspec().ncols - 1.2
+    title = shortened(title, 160)
+    for characters in range(len(title), 8, -1):
+        lines = textwrap.fill(title, characters)
+        if width_of(lines, SETTINGS["axes.titlesize"]) <= room:
+            return lines
+    return title
+
+
+def width_of(text: str, size: float = SETTINGS["font.size"]) -> float:
+    """How wide a text is in inches, at so many points."""
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import text_to_path
+
+    font = FontProperties(family=SETTINGS["font.family"], size=size)
+    lines = text.splitlines() or [""]
+    return max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines) / 72
+
+
+def shortened(text: str, length: int = 28) -> str:
+    """A name that fits a tick label."""
+    return text if len(text) <= length else text[: length - 1] + "…"
+
+
+def at_most(items: Sequence[Any], limit: int, what: str) -> None:
+    """Refuse more panels than can be read."""
+    if len(items) > limit:
+        said = f"{len(items)} {what} are too many for one plot (at most {limit})"
+        raise PlotError(f"{said}: choose with --trainer, --dataset, --shots")
 
 
 # What all kinds read from runs
 
 
-def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[Method]]:
-    """The protocol that the runs share, and its methods with names that fit a plot.
+def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[tuple[Method, Look]]]:
+    """The protocol that the runs share, and its methods, with names that fit a plot and the looks of their lines.
 
     Raises:
         ResultsError: several protocols, or two runs with nothing to tell them apart, named with their paths.
@@ -88,23 +237,17 @@ def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[Method]]:
     short = [shortened(method.label) for method in methods]
     # a name too long for a legend is cut, but not so that two become one
     labels = [name if short.count(name) == 1 else f"{name} {number}" for number, name in enumerate(short, 1)]
-    return protocol, [replace(method, label=label) for method, label in zip(methods, labels, strict=True)]
+    methods = [replace(method, label=label) for method, label in zip(methods, labels, strict=True)]
+    return protocol, list(zip(methods, looks([method.trainer for method in methods]), strict=True))
 
 
-def datasets_of(runs: Sequence[Run]) -> list[str]:
-    """The data sets in the literature's order."""
-    return sorted({run.dataset for run in runs}, key=dataset_order)
-
-
-def _with_looks(methods: Sequence[Method]) -> list[tuple[Method, dict[str, Any]]]:
-    """Each method of a picture with its colour, marker and line style."""
-    return list(zip(methods, looks([method.trainer for method in methods]), strict=True))
+def _shots_of(runs: Sequence[Run]) -> list[int]:
+    return sorted({run.shots for run in runs if not run.deterministic})
 
 
 def _one_number_of_shots(runs: Sequence[Run], protocol: Protocol, what: str) -> None:
     """Refuse few-shot runs of several numbers of shots, which such a plot would mix."""
-    shots = sorted({run.shots for run in runs if not run.deterministic})
-    if protocol.columns_by == "shots" and len(shots) > 1:
+    if protocol.columns_by == "shots" and len(shots := _shots_of(runs)) > 1:
         raise PlotError(f"{what} is of one number of shots: choose with --shots ({', '.join(map(str, shots))})")
 
 
@@ -127,18 +270,21 @@ def _axis_label(metric: Metric) -> str:
 
 
 def few_shot(runs: Sequence[Run], options: Options) -> Figure:
-    """One panel per data set, and their average where there are several."""
+    """few-shot curves: accuracy against shots per class, with a band of one standard deviation over seeds
+
+    One panel per data set, and their average where there are several.
+    """
     protocol, methods = arranged(runs)
     if protocol.columns_by != "shots":
         raise PlotError(f"few-shot curves need runs of the few_shot protocol, these are of: {protocol.title}")
     metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
-    shots = sorted({run.shots for run in runs if not run.deterministic})
+    shots = _shots_of(runs)
     if len(shots) < 2:
         raise PlotError("few-shot curves need trained runs with at least two different numbers of shots")
     groups = [[dataset] for dataset in datasets] + ([datasets] if len(datasets) > 1 else [])
     figure, axes = panels(len(groups))
     for panel, group in zip(axes, groups, strict=True):
-        for method, look in _with_looks(methods):
+        for method, look in methods:
             points = {n: average_over([method.summary(metric, dataset, n) for dataset in group]) for n in shots}
             points = {count: point for count, point in points.items() if point is not None}
             if method.deterministic and points:
@@ -146,10 +292,9 @@ def few_shot(runs: Sequence[Run], options: Options) -> Figure:
                 level = next(iter(points.values())).mean
                 panel.axhline(level, color=look["color"], linestyle=look["linestyle"], label=method.label)
                 continue
-            means = [point.mean for point in points.values()]
+            means, stds = [p.mean for p in points.values()], [p.std or 0.0 for p in points.values()]
             panel.plot(list(points), means, label=method.label, markersize=4, linewidth=1.4, **look)
-            low = [point.mean - (point.std or 0.0) for point in points.values()]
-            high = [point.mean + (point.std or 0.0) for point in points.values()]
+            low, high = ([m + side * s for m, s in zip(means, stds, strict=True)] for side in (-1, 1))
             panel.fill_between(list(points), low, high, color=look["color"], alpha=0.15, linewidth=0)
         panel.set_xscale("log", base=2)
         panel.set_xticks(shots, [str(count) for count in shots])
@@ -161,7 +306,10 @@ def few_shot(runs: Sequence[Run], options: Options) -> Figure:
 
 
 def base_new(runs: Sequence[Run], options: Options) -> Figure:
-    """One point per seed (averaged over the data sets), the mean large, lines of equal harmonic mean behind."""
+    """base against new accuracy: each seed and the mean, with lines of equal H
+
+    Each seed's point is its average over the data sets.
+    """
     protocol, methods = arranged(runs)
     metrics = {metric.key: metric for metric in protocol.metrics}
     if not {"base", "new"} <= set(metrics):
@@ -169,12 +317,12 @@ def base_new(runs: Sequence[Run], options: Options) -> Figure:
     datasets = datasets_of(runs)
     averages = [
         [average_over([method.summary(metrics[key], dataset) for dataset in datasets]) for key in ("base", "new")]
-        for method in methods
+        for method, _ in methods
     ]
     if all(None in average for average in averages):
         raise PlotError("no method has base and new accuracy on every data set")
     figure, (panel,) = panels(1, size=(6.0, 4.6))
-    for (method, look), (base, new) in zip(_with_looks(methods), averages, strict=True):
+    for (method, look), (base, new) in zip(methods, averages, strict=True):
         if base is None or new is None:
             panel.scatter([], [], s=0, label=f"{method.label}: not drawn, lacks a number")
             continue
@@ -220,13 +368,22 @@ class Gain(NamedTuple):
 
 
 def gain(runs: Sequence[Run], options: Options) -> Figure:
-    """One panel per method, one bar per data set: mean difference, with its standard deviation over paired seeds."""
+    """gain over a baseline (ZeroshotCLIP where there is one, else the first method) per data set: mean and standard
+    deviation of the differences of equal seeds
+
+    One panel per method, one bar per data set.
+    """
     protocol, methods = arranged(runs)
     _one_number_of_shots(runs, protocol, "a gain")
     metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
-    baseline = _baseline(methods, options.baseline)
+    wanted = options.baseline or "ZeroshotCLIP"
+    found = [method for method, _ in methods if wanted in (method.label, method.trainer)]
+    if options.baseline and not found:
+        there = ", ".join(method.label for method, _ in methods)
+        raise PlotError(f"no run of the baseline {wanted!r}; there are: {there}")
+    baseline = found[0] if found else methods[0][0]
     drawn = []
-    for method, look in _with_looks(methods):
+    for method, look in methods:
         gains = {dataset: gain for dataset in datasets if (gain := _gain(method, baseline, dataset, metric))}
         if gains and method is not baseline:
             drawn.append((method.label, gains, look["color"]))
@@ -238,19 +395,25 @@ def gain(runs: Sequence[Run], options: Options) -> Figure:
     low, high = min(0.0, *ends), max(0.0, *ends)
     room = 0.08 * (high - low) or 1.0
     for panel, (label, gains, colour) in zip(axes, drawn, strict=True):
-        _gain_bars(panel, gains, colour)
+        positions = range(len(gains))
+        panel.barh(positions, [gain.mean for gain in gains.values()], color=colour, height=0.7, alpha=0.6)
+        for position, gain in zip(positions, gains.values(), strict=True):
+            if gain.std is not None:
+                panel.errorbar(gain.mean, position, xerr=gain.std, color="black", linewidth=1.0, capsize=2.5)
+            spread = "" if gain.std is None else f" ± {gain.std:.1f}"
+            text = f"{gain.mean:+.1f}{spread}{gain.counted and f' ({gain.counted})'}"
+            # a column of its own at the right, where no bar comes and the figure makes room
+            place = {"transform": panel.get_yaxis_transform(), "ha": "left", "va": "center", "fontsize": 8}
+            panel.text(1.02, position, text, **place)
+        panel.set_yticks(positions, [shortened(name) for name in gains])
+        # a lone bar must not fill its panel
+        panel.set_ylim(max(len(gains) - 0.5, 0.9), min(-0.5, len(gains) - 1.9))
+        panel.axvline(0, color="black", linewidth=0.8)
+        panel.grid(axis="y", visible=False)
         panel.set_xlim(low - room, high + room)
         difference = f"difference in {_axis_label(metric).removesuffix(' (%)')} (points)"
         panel.set(title=wrapped(panel, f"{label} - {baseline.label}"), xlabel=difference, ylabel="data set")
     return figure
-
-
-def _baseline(methods: Sequence[Method], name: str) -> Method:
-    wanted = name or "ZeroshotCLIP"
-    found = [method for method in methods if wanted in (method.label, method.trainer)]
-    if name and not found:
-        raise PlotError(f"no run of the baseline {name!r}; there are: {', '.join(method.label for method in methods)}")
-    return found[0] if found else methods[0]
 
 
 def _gain(method: Method, baseline: Method, dataset: str, metric: Metric) -> Gain | None:
@@ -271,26 +434,11 @@ def _gain(method: Method, baseline: Method, dataset: str, metric: Metric) -> Gai
     return Gain(fmean(differences), spread, f"n={len(differences)}")
 
 
-def _gain_bars(panel: Axes, gains: Mapping[str, Gain], colour: str) -> None:
-    positions = range(len(gains))
-    panel.barh(positions, [gain.mean for gain in gains.values()], color=colour, height=0.7, alpha=0.6)
-    for position, gain in zip(positions, gains.values(), strict=True):
-        if gain.std is not None:
-            panel.errorbar(gain.mean, position, xerr=gain.std, color="black", linewidth=1.0, capsize=2.5)
-        spread = "" if gain.std is None else f" ± {gain.std:.1f}"
-        text = f"{gain.mean:+.1f}{spread}{gain.counted and f' ({gain.counted})'}"
-        # a column of its own at the right, where no bar comes and the figure makes room
-        place = {"transform": panel.get_yaxis_transform(), "ha": "left", "va": "center", "fontsize": 8}
-        panel.text(1.02, position, text, **place)
-    panel.set_yticks(positions, [shortened(name) for name in gains])
-    # a lone bar must not fill its panel
-    panel.set_ylim(max(len(gains) - 0.5, 0.9), min(-0.5, len(gains) - 1.9))
-    panel.axvline(0, color="black", linewidth=0.8)
-    panel.grid(axis="y", visible=False)
-
-
 def radar(runs: Sequence[Run], options: Options) -> Figure:
-    """Means over seeds; a method that lacks a data set is left out, which the legend says."""
+    """radar: one axis per data set, one line per method; needs three data sets
+
+    Means over seeds; a method that lacks a data set is left out, which the legend says.
+    """
     from matplotlib.figure import Figure
 
     protocol, methods = arranged(runs)
@@ -299,7 +447,7 @@ def radar(runs: Sequence[Run], options: Options) -> Figure:
     if len(datasets) < 3:
         raise PlotError(f"a radar needs at least three data sets, there are {len(datasets)}: {', '.join(datasets)}")
     rows, names = [], []
-    for method in methods:
+    for method, _ in methods:
         cells = [method.summary(metric, dataset) for dataset in datasets]
         lacking = cells.count(None)
         rows.append([] if lacking else [cell.mean for cell in cells])
@@ -313,7 +461,7 @@ def radar(runs: Sequence[Run], options: Options) -> Figure:
     figure = Figure(figsize=(width, height))
     panel = figure.add_axes((1.7 / width, 0.1, 3.8 / width, 3.8 / height), projection="polar")
     angles = [2 * math.pi * index / len(datasets) for index in range(len(datasets))]
-    for (_, look), name, row in zip(_with_looks(methods), names, rows, strict=True):
+    for (_, look), name, row in zip(methods, names, rows, strict=True):
         if row:
             panel.plot([*angles, angles[0]], [*row, row[0]], label=name, markersize=4, linewidth=1.4, **look)
         else:
@@ -338,18 +486,21 @@ def radar(runs: Sequence[Run], options: Options) -> Figure:
 
 
 def seeds(runs: Sequence[Run], options: Options) -> Figure:
-    """One panel per data set, one column of points per method: nobody mistakes a lucky seed for a better method."""
+    """spread over seeds: one point per run, a bar at the mean
+
+    One panel per data set, one column per method: nobody mistakes a lucky seed for a better method.
+    """
     protocol, methods = arranged(runs)
     _one_number_of_shots(runs, protocol, "the spread over seeds")
     metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
     if not any(metric.of_run(run) is not None for run in runs):
         raise PlotError(f"no run has {metric.label}")
     width = max(3.0, 0.55 * len(methods) + 1.2)
-    aslant = 0.6 * max(width_of(shortened(method.label)) for method in methods)  # as the names are written
+    aslant = 0.6 * max(width_of(shortened(method.label)) for method, _ in methods)  # as the names are written
     figure, axes = panels(len(datasets), columns=max(1, int(14 // width)), size=(width, 2.6 + aslant))
     for panel, dataset in zip(axes, datasets, strict=True):
         names = []
-        for index, (method, look) in enumerate(_with_looks(methods)):
+        for index, (method, look) in enumerate(methods):
             summary = method.summary(metric, dataset)
             values = list(summary.values.values()) if summary is not None else []
             names.append(f"{shortened(method.label)}\nn={len(values)}")
@@ -384,7 +535,7 @@ def _by_epoch(histories: Iterable[Iterable[Mapping[str, Any]]], key: str) -> lis
     return seeds
 
 
-def _line_with_band(panel: Axes, seeds: Sequence[Mapping[int, float]], label: str, look: Mapping[str, Any]) -> bool:
+def _line_with_band(panel: Axes, seeds: Sequence[Mapping[int, float]], label: str, look: Look) -> bool:
     """Mean over seeds with a band from the least to the largest, as far as all seeds go.
 
     A mean over those that are left would jump where one stops early: each goes on as a thin line of its own. Returns
@@ -410,10 +561,7 @@ def _thin_line(panel: Axes, x: Sequence[int], y: Sequence[float], colour: Any, l
     panel.plot(x, y, linewidth=0.7, color=colour, marker=".", markersize=4, markevery=[-1], label=label)
 
 
-def _explain_thin_lines(panel: Axes) -> None:
-    _thin_line(panel, [], [], "#777777", "single seeds, after\nthe first one stopped")
-
-
+_ALONE = {"colour": "#777777", "label": "single seeds, after\nthe first one stopped"}
 _CURVES = {
     "loss": "training loss",
     "acc": "training accuracy (%)",
@@ -423,10 +571,11 @@ _CURVES = {
 
 
 def curves(runs: Sequence[Run], options: Options) -> Figure:
-    """One panel per data set and quantity; mean over seeds, band from the least to the largest.
+    """training curves: every number of the runs' history by epoch
 
-    Equal lines lie over one another: dashes tell the methods apart, the solid line lies below. Markers and widths
-    tell several numbers of shots apart.
+    One panel per data set and quantity; mean over seeds, band from the least to the largest. Equal lines lie over one
+    another: dashes tell the methods apart, the solid line lies below. Markers and widths tell several numbers of shots
+    apart.
     """
     _, methods = arranged(runs)
     trained = [run for run in runs if run.record["history"]]
@@ -446,8 +595,8 @@ def curves(runs: Sequence[Run], options: Options) -> Figure:
     figure, axes = panels(len(places), columns=len(quantities))
     alone = False
     for panel, (dataset, quantity) in zip(axes, places, strict=True):
-        for method, look in _with_looks(methods):
-            look |= {"zorder": 1.9 if look["linestyle"] == "-" else 2, "marker": None}
+        for method, look in methods:
+            look = look | {"zorder": 1.9 if look["linestyle"] == "-" else 2, "marker": None}
             there = [run for run in method.runs if run.dataset == dataset]
             for count in sorted({run.shots for run in there}):
                 histories = _by_epoch((run.record["history"] for run in there if run.shots == count), quantity)
@@ -463,24 +612,32 @@ def curves(runs: Sequence[Run], options: Options) -> Figure:
                     alone |= _line_with_band(panel, histories, label, look)
         panel.set(title=wrapped(panel, dataset), xlabel="epoch", ylabel=_CURVES.get(quantity, quantity))
     if alone:
-        _explain_thin_lines(axes[-1])
+        _thin_line(axes[-1], [], [], **_ALONE)
     legend_below(figure, axes)
     return figure
 
 
 def gates(runs: Sequence[Run], options: Options) -> Figure:
-    """One row per method, data set and number of shots, one panel per modality, one line per layer; band over seeds."""
+    """gate weights per layer and modality by epoch (BMIP and its combinations)
+
+    One row per method, data set and number of shots, one panel per modality, one line per layer; band over seeds.
+    """
     import matplotlib as mpl
 
     _, methods = arranged(runs)
     groups = {}
-    for method in methods:
+    for method, _ in methods:
         gated = [run for run in method.runs if (run.record["gates"] or {}).get("per_epoch")]
         several = len({run.shots for run in gated}) > 1
         for dataset, shots in product(datasets_of(gated), sorted({run.shots for run in gated})):
             title = f"{method.label}, {dataset}" + (f", {shots_text(shots)}" if several else "")
-            layers = _gate_layers([run for run in gated if (run.dataset, run.shots) == (dataset, shots)])
-            groups |= {title: layers} if layers else {}
+            there = [run for run in gated if (run.dataset, run.shots) == (dataset, shots)]
+            histories = [run.record["gates"]["per_epoch"] for run in there]
+            keys = {key for history in histories for entry in history for key in entry if "/" in key}
+            # every tower's layers in order, each with its weights by epoch for every seed that has them
+            layers = {tuple(key.split("/", 1)): weights for key in keys if (weights := _by_epoch(histories, key))}
+            order = sorted(layers, key=lambda at: (at[0], int(at[1]) if at[1].isdecimal() else -1, at[1]))
+            groups |= {title: {place: layers[place] for place in order}} if layers else {}
     if not groups:
         raise PlotError("no run recorded gates: only BMIP and its combinations with the gate aggregator have them")
     at_most(groups, MAX_GATE_ROWS, "methods, data sets and numbers of shots")
@@ -496,45 +653,44 @@ def gates(runs: Sequence[Run], options: Options) -> Figure:
             look = {"color": colour, "linestyle": DASHES[index % len(DASHES)]}
             alone |= _line_with_band(panel, seeds, f"layer {layer}", look)
         if alone:
-            _explain_thin_lines(panel)
+            _thin_line(panel, [], [], **_ALONE)
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
         panel.set(title=wrapped(panel, f"{title}: {tower}"), xlabel="epoch", ylabel="weight of the own prompt")
         panel.set_ylim(-0.02, 1.02)
     return figure
 
 
-def _gate_layers(runs: Sequence[Run]) -> dict[tuple[str, str], list[dict[int, float]]]:
-    """Every tower's layers in order, each with its weights by epoch for every seed that has them."""
-    histories = [run.record["gates"]["per_epoch"] for run in runs]
-    keys = {key for history in histories for entry in history for key in entry if "/" in key}
-    layers = {tuple(key.split("/", 1)): _by_epoch(histories, key) for key in keys}
-    order = sorted(layers, key=lambda place: (place[0], int(place[1]) if place[1].isdecimal() else -1, place[1]))
-    return {place: layers[place] for place in order if layers[place]}
-
-
 # One method, one run
 
 
 def confusion(runs: Sequence[Run], options: Options) -> Figure:
-    """Rows: true classes, columns: predictions, in percent of the class's images."""
+    """confusion matrix of one method on one data set, summed over its seeds
+
+    Rows: true classes, columns: predictions, in percent of the class's images.
+    """
     protocol, methods = arranged(runs)
     datasets = datasets_of(runs)
-    if len(methods) > 1 or len(datasets) > 1:
+    if len(methods) > 1 or len(datasets) > 1:  # to choose from: trainers, with the setting where one has several
+        trainers = [trainer for trainer, _ in {run.method_names: run for run in runs}]
+        choices = {run.method_names[trainers.count(run.trainer) > 1]: run.trainer for run in runs}
+        choices = sorted(choices, key=lambda name: trainer_order(choices[name]))
         raise PlotError(
             "a confusion matrix is of one method on one data set: choose with --trainer "
-            f"({', '.join(_trainer_choices(runs))}) and --dataset ({', '.join(datasets)}); or name one run's folder"
+            f"({', '.join(choices)}) and --dataset ({', '.join(datasets)}); or name one run's folder"
         )
-    widest = next((split for split in ("all", "base", "new") if any(_confusion_of(run, split) for run in runs)), "all")
-    split = options.split or widest
-    recorded = [run for run in runs if _confusion_of(run, split)]
+    splits = (options.split,) if options.split else ("all", "base", "new")
+    tested = [(name, run) for name in splits for run in runs if name in run.record["metrics"]]
+    recorded = [(name, run) for name, run in tested if run.record["metrics"][name].get("confusion")]
+    split = recorded[0][0] if recorded else splits[0]
+    recorded = [run.record["metrics"][split] for name, run in recorded if name == split]
     if not recorded:
         raise PlotError(f"no run recorded a confusion matrix of class split {split!r}: {runs[0].path}")
     _one_number_of_shots(runs, protocol, "a confusion matrix")
-    matrices = [_confusion_of(run, split) for run in recorded]
+    matrices = [metrics["confusion"] for metrics in recorded]  # counts by true class and prediction
     if len({len(matrix) for matrix in matrices}) > 1:
         raise PlotError(f"the runs' confusion matrices differ in size: {', '.join(str(run.path) for run in runs)}")
     classes = range(len(matrices[0]))
-    names = list(recorded[0].record["metrics"][split].get("per_class", {})) or list(map(str, classes))
+    names = list(recorded[0].get("per_class", {})) or list(map(str, classes))
     total = [[sum(matrix[row][column] for matrix in matrices) for column in classes] for row in classes]
     percent = [[100.0 * count / max(sum(row), 1) for count in row] for row in total]
     size = min(10.0, max(4.0, 0.32 * len(names) + 1.8))
@@ -552,30 +708,19 @@ def confusion(runs: Sequence[Run], options: Options) -> Figure:
             for column, value in enumerate(cells):
                 colour = "black" if value > 55 else "white"
                 panel.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    facts = [methods[0].label, datasets[0], f"class split {split}"]
-    facts += [shots_text(runs[0].shots)] if protocol.columns_by == "shots" and not methods[0].deterministic else []
+    ((method, _),) = methods
+    facts = [method.label, datasets[0], f"class split {split}"]
+    facts += [shots_text(runs[0].shots)] if protocol.columns_by == "shots" and not method.deterministic else []
     facts += [f"{len(matrices)} seeds"] if len(matrices) > 1 else []
     panel.set(title=wrapped(panel, ", ".join(facts)))
     return figure
 
 
-def _confusion_of(run: Run, split: str) -> list[list[int]] | None:
-    """A run's confusion matrix, counts by true class and prediction; None where it recorded none."""
-    return run.record["metrics"].get(split, {}).get("confusion")
-
-
-def _trainer_choices(runs: Sequence[Run]) -> list[str]:
-    """Names for --trainer, with the setting where a trainer has several."""
-    settings = {run.trainer: {other.setting for other in runs if other.trainer == run.trainer} for run in runs}
-    names = {run.trainer if len(settings[run.trainer]) == 1 else f"{run.trainer}/{run.setting}" for run in runs}
-    return sorted(names, key=lambda name: trainer_order(name.partition("/")[0]))
-
-
 def tsne(runs: Sequence[Run], options: Options) -> Figure:
-    """Images as points, class names as stars, one colour and marker per class.
+    """t-SNE of image and text features of one run; needs features.npz (TEST.SAVE_FEATURES) and scikit-learn
 
-    Images and texts lie in two separate cones of CLIP's space, which would fill the plot with their distance; so each
-    of the two has its mean taken away first.
+    Images are points, class names stars, with one colour and marker per class. Images and texts lie in two separate
+    cones of CLIP's space, which would fill the plot with their distance; so each of the two has its mean taken away.
     """
     if len(runs) != 1:
         found = ", ".join(
@@ -587,7 +732,16 @@ def tsne(runs: Sequence[Run], options: Options) -> Figure:
     (run,) = runs
     split, images, labels, texts, names = _features_of(run, options.split)
     picked = sorted(random.Random(0).sample(range(len(images)), min(MAX_IMAGES, len(images))))
-    points = _embedded(images[picked], texts)
+    try:
+        import numpy as np
+        from sklearn.manifold import TSNE
+    except ImportError as error:
+        raise PlotError("t-SNE needs scikit-learn: pip install scikit-learn") from error
+    together = np.concatenate([part - part.mean(axis=0) for part in (images[picked], texts)])
+    if len(together) < 4:
+        raise PlotError(f"t-SNE needs at least 4 points, there are {len(together)}")
+    perplexity = min(30.0, (len(together) - 1) / 3)
+    points = TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0).fit_transform(together)
     labels, stars = labels[picked], points[len(picked) :]
     figure, (panel,) = panels(1, size=(8.0, 6.0))
     listed = len(names) <= MAX_LISTED_CLASSES
@@ -631,37 +785,5 @@ def _features_of(run: Run, split: str) -> tuple[str, ndarray, ndarray, ndarray, 
     return split, images, content["labels"], texts, [str(name) for name in content["classnames"]]
 
 
-def _embedded(images: ndarray, texts: ndarray) -> ndarray:
-    """Both modalities in one plane, (images + texts, 2); the same for the same features."""
-    import numpy as np
-
-    try:
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise PlotError("t-SNE needs scikit-learn: pip install scikit-learn") from error
-    together = np.concatenate([part - part.mean(axis=0) for part in (images, texts)])
-    if len(together) < 4:
-        raise PlotError(f"t-SNE needs at least 4 points, there are {len(together)}")
-    perplexity = min(30.0, (len(together) - 1) / 3)
-    return TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0).fit_transform(together)
-
-
-KINDS: Mapping[str, Kind] = {
-    "few_shot": Kind(
-        "few-shot curves: accuracy against shots per class, with a band of one standard deviation over seeds", few_shot
-    ),
-    "base_new": Kind("base against new accuracy: each seed and the mean, with lines of equal H", base_new),
-    "gain": Kind(
-        "gain over a baseline (ZeroshotCLIP where there is one, else the first method) per data set: mean and standard "
-        "deviation of the differences of equal seeds",
-        gain,
-    ),
-    "radar": Kind("radar: one axis per data set, one line per method; needs three data sets", radar),
-    "seeds": Kind("spread over seeds: one point per run, a bar at the mean", seeds),
-    "gates": Kind("gate weights per layer and modality by epoch (BMIP and its combinations)", gates),
-    "tsne": Kind(
-        "t-SNE of image and text features of one run; needs features.npz (TEST.SAVE_FEATURES) and scikit-learn", tsne
-    ),
-    "confusion": Kind("confusion matrix of one method on one data set, summed over its seeds", confusion),
-    "curves": Kind("training curves: every number of the runs' history by epoch", curves),
-}
+_DRAW = (few_shot, base_new, gain, radar, seeds, gates, tsne, confusion, curves)
+KINDS = {draw.__name__: Kind(" ".join(draw.__doc__.split("\n\n")[0].split()), draw) for draw in _DRAW}

@@ -14,10 +14,10 @@ from functools import cache
 from pathlib import Path
 from statistics import fmean
 
-from reporting.names import canonical_dataset, trainer_order
+from reporting.methods import trainer_order
 from reporting.stats import Summary, harmonic_mean, summarise
+from results.schema import canonical_dataset
 
-CHOICES = ("measured", "all")
 AVERAGE = "average"
 BACKBONE, SHOTS = "ViT-B/16", 16
 PUBLISHED_FILE = Path(__file__).with_name("published.json")
@@ -32,22 +32,16 @@ BMIP_AVERAGES_NOTE = (
 AVERAGE_H_NOTE = (
     "avg H of a published row was computed here, as the average of its data sets' H; the sources state H only."
 )
+PUBLISHED_NOTE = (
+    f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in brackets. "
+    "They enter no average of measured numbers."
+)
 
 
-@dataclass(frozen=True)
-class Source:
-    """Where a number stands and how it was read there."""
-
-    title: str
-    read: str
-    url: str = ""
-    revision: str = ""
-    file: str = ""
-
-    def __str__(self) -> str:
-        """For a footnote."""
-        place = " ".join(filter(None, (self.url, self.file, f"({self.revision})" if self.revision else "")))
-        return f"{self.title}{', ' + place if place else ''} ({self.read})"
+def _source(title: str, read: str, url: str = "", revision: str = "", file: str = "") -> str:
+    """Where a number stands and how it was read there, for a footnote."""
+    place = " ".join(filter(None, (url, file, f"({revision})" if revision else "")))
+    return f"{title}{', ' + place if place else ''} ({read})"
 
 
 @dataclass(frozen=True)
@@ -57,7 +51,7 @@ class Entry:
     protocol: str
     method: str  # its name in the source
     trainer: str | None  # its name here, if there is such a trainer
-    source: Source
+    source: str  # where the numbers stand and how they were read there
     confidence: str
     values: Mapping[str, Mapping[str, Summary]]  # metric -> canonical data set, or "average"
     variant: str = ""  # what sets it apart from the method as published
@@ -68,14 +62,13 @@ class Entry:
 
     @property
     def label(self) -> str:
-        """Method and variant."""
         return f"{self.method} ({self.variant})" if self.variant else self.method
 
     @property
     def footnote(self) -> str:
         """Source, and what a reader must know about these numbers."""
         confidence = "" if self.confidence == "high" else f"confidence {self.confidence}"
-        return "; ".join(filter(None, (str(self.source), self.note, confidence)))
+        return "; ".join(filter(None, (self.source, self.note, confidence)))
 
     def value(self, metric: str, dataset: str) -> Summary | None:
         """The number of a metric on a data set, under any spelling of its name, or None."""
@@ -89,14 +82,14 @@ class Entry:
         known = (base.keys() & new.keys()) - {AVERAGE}
         if not known or len(known) != self.average_over:
             return None
-        return Summary(fmean(harmonic_mean(base[name].mean, new[name].mean) for name in known), None, (), {})
+        return Summary(fmean(harmonic_mean(base[name].mean, new[name].mean) for name in known))
 
 
 @cache
 def load_published() -> tuple[Entry, ...]:
     """All published numbers, in the file's order."""
     content = json.loads(PUBLISHED_FILE.read_text(encoding="utf-8"))
-    sources = {key: Source(**source) for key, source in content["sources"].items()}
+    sources = {key: _source(**source) for key, source in content["sources"].items()}
     entries = []
     for raw in content["entries"]:
         metrics = raw.pop("metrics")
@@ -104,7 +97,7 @@ def load_published() -> tuple[Entry, ...]:
         for dataset, numbers in raw["values"].items():
             for metric, number in zip(metrics, numbers, strict=True):
                 if number is not None:
-                    values[metric][dataset] = Summary(number, None, (), {})
+                    values[metric][dataset] = Summary(number)
         entries.append(Entry(**raw | {"source": sources[raw["source"]], "values": values}))
     # many runs of one method on one data set: their mean and spread
     for raw in content["seed_studies"]:
@@ -112,7 +105,7 @@ def load_published() -> tuple[Entry, ...]:
         for metric, by_init in raw["values"].items():
             numbers = [number for of_init in by_init.values() for number in of_init]
             summary = summarise(dict(enumerate(numbers)))
-            values[metric] = {dataset: Summary(summary.mean, summary.std, (), {})}
+            values[metric] = {dataset: Summary(summary.mean, summary.std)}
             variant = f"authors' logs, {len(by_init)} initialisations x {len(seeds)} seeds"
             facts = {"source": sources[raw["source"]], "variant": variant, "count": len(numbers)}
         entries.append(Entry(**raw | facts | {"values": values}))
@@ -122,10 +115,7 @@ def load_published() -> tuple[Entry, ...]:
 def chosen_entries(protocol: str, trainers: Collection[str], choice: str) -> list[Entry]:
     """The entries of a protocol in the methods' order.
 
-    Args:
-        protocol: its name.
-        trainers: the table's.
-        choice: "measured" for these and BMIP as their authors published them, "all" for every entry.
+    `choice` is "measured" for the table's trainers and BMIP as their authors published them, "all" for every entry.
     """
     # an open-world table has the base-to-new numbers too
     protocols = {protocol, "base_to_new"} if protocol == "open_world" else {protocol}

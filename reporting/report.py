@@ -6,15 +6,14 @@ import itertools
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from reporting.formats import MISSING, Number, html_page
-from reporting.methods import PROTOCOLS, check_protocol
-from reporting.names import dataset_order, shots_text, trainer_order
-from reporting.plots import FEATURES_FILE, KINDS, PlotError, arranged, datasets_of, draw_plot
+from reporting.methods import PROTOCOLS, check_protocol, dataset_order, datasets_of, shots_text, trainer_order
+from reporting.plots import FEATURES_FILE, KINDS, PlotError, arranged, draw_plot
 from reporting.table import build_table, document
 from results.schema import Run
 
@@ -37,7 +36,7 @@ class Picture(NamedTuple):
 
 
 def build_report(
-    runs: Sequence[Run], target: Path, *, title: str = "Results", published: str | None = None, digits: int = 2
+    runs: Sequence[Run], target: Path, *, title: str = "Results", published: str | None = None
 ) -> tuple[str, list[str]]:
     """The page, and the warnings that it shows.
 
@@ -45,8 +44,7 @@ def build_report(
         runs: of any protocols; each protocol gets tables and plots of its own.
         target: where the page will lie, for links to the runs' files.
         title: the page's heading.
-        published: which published rows to show, one of `published.CHOICES`; None for none.
-        digits: decimals.
+        published: which published rows to show: "measured", "all", or None for none.
 
     Raises:
         ResultsError: a protocol that no table is known for, or two runs with nothing to tell them apart.
@@ -63,7 +61,7 @@ def build_report(
         table = build_table(group, name, group=layout, published=published)
         warnings += table.warnings
         pictures, left_out = pictures_of(group, f"{name}-")
-        sections.append({"name": name, "document": document(table, digits), "pictures": pictures, "left_out": left_out})
+        sections.append({"name": name, "document": document(table), "pictures": pictures, "left_out": left_out})
     runs = sorted(runs, key=lambda run: (run.setting, dataset_order(run.dataset), run.shots, run.seed))
     runs.sort(key=lambda run: (run.protocol, trainer_order(run.trainer)))
     configurations: dict[str, list[Run]] = {}
@@ -72,34 +70,25 @@ def build_report(
         text = json.dumps(config, indent=1, sort_keys=True, ensure_ascii=False)
         configurations.setdefault(text, []).append(run)
     numbers = {run.path: number for number, group in enumerate(configurations.values(), 1) for run in group}
+    configured = []
+    for text, group in configurations.items():
+        run, seeds = group[0], ", ".join(map(str, sorted({run.seed for run in group})))
+        name = f"{run.trainer}, {run.setting}, {run.dataset}, {shots_text(run.shots)}, seeds {seeds}"
+        about = {"trainers": sorted({run.trainer for run in group}), "datasets": sorted({run.dataset for run in group})}
+        configured.append({"title": name, "text": text, **about})
     newest = max(run.record["finished_at"] for run in runs)
     page = html_page(
         title,
-        marks=_marks({"trainer": trainers, "dataset": datasets}),
         lead=f"{len(runs)} runs, {len(trainers)} trainers, {len(datasets)} data sets; the newest finished {newest}.",
         demonstration=any(run.demonstration for run in runs),
-        trainers=trainers,
-        datasets=datasets,
+        all_trainers={name: number for number, name in enumerate(trainers)},
+        all_datasets={name: number for number, name in enumerate(datasets)},
         sections=sections,
         max_unfolded=MAX_UNFOLDED,
         rows=[_row(run, target) | {"configuration": numbers[run.path]} for run in runs],
-        configurations=[_configuration(text, group) for text, group in configurations.items()],
+        configurations=configured,
     )
     return page, warnings
-
-
-def _marks(known: Mapping[str, Sequence[str]]) -> Callable[..., str]:
-    """Makes attributes for the page's filters, which know trainers and data sets by number: names hold anything."""
-    from markupsafe import Markup
-
-    def marks(trainers: Collection[str] = (), datasets: Collection[str] = ()) -> str:
-        attributes = ""
-        for kind, names in (("trainer", trainers), ("dataset", datasets)):
-            numbers = [str(known[kind].index(name)) for name in names if name in known[kind]]
-            attributes += f' data-{kind}="{" ".join(numbers)}"' if numbers else ""
-        return Markup(attributes)
-
-    return marks
 
 
 def _row(run: Run, target: Path) -> dict[str, Any]:
@@ -110,29 +99,19 @@ def _row(run: Run, target: Path) -> dict[str, Any]:
     numbers = [(run.shots, "d"), (run.seed, "d")]
     numbers += [(run.accuracy(split), ".2f") for split in ("base", "new", "all")]
     numbers += [(record["model"]["trainable_parameters"], ",d"), (record["timing"].get("total"), ".0f")]
+    files = {"results.json": run.path} | {name: run.path.with_name(name) for name in ("config.yaml", "log.txt")}
+    links = []
+    for name, file in files.items():
+        if file.is_file():
+            relative = Path(os.path.relpath(file.resolve(), target.resolve().parent))
+            # quoted, a colon included: no folder's name can become a scheme such as javascript:
+            links.append((name, quote(relative.as_posix(), safe="/")))
     return {
         "run": run,
         "numbers": [Number() if value is None else Number(f"{value:{style}}", value) for value, style in numbers],
         "facts": [environment.get("precision") or MISSING, code, record["finished_at"]],
-        "links": list(_links(run, target)),
+        "links": links,
     }
-
-
-def _links(run: Run, target: Path) -> Iterable[tuple[str, str]]:
-    """Links to the run's files, as they lie from the page."""
-    for name in ("results.json", "config.yaml", "log.txt"):
-        file = run.path if name == "results.json" else run.path.with_name(name)
-        if file.is_file():
-            relative = Path(os.path.relpath(file.resolve(), target.resolve().parent))
-            # quoted, a colon included: no folder's name can become a scheme such as javascript:
-            yield name, quote(relative.as_posix(), safe="/")
-
-
-def _configuration(text: str, runs: Sequence[Run]) -> dict[str, Any]:
-    run, seeds = runs[0], ", ".join(map(str, sorted({run.seed for run in runs})))
-    title = f"{run.trainer}, {run.setting}, {run.dataset}, {shots_text(run.shots)}, seeds {seeds}"
-    trainers, datasets = sorted({run.trainer for run in runs}), sorted({run.dataset for run in runs})
-    return {"title": title, "text": text, "trainers": trainers, "datasets": datasets}
 
 
 def pictures_of(runs: Sequence[Run], prefix: str) -> tuple[list[Picture], list[str]]:
@@ -186,11 +165,11 @@ def _wanted(runs: Sequence[Run]) -> Iterable[tuple[str, str, Sequence[Run]]]:
             yield kind, f"{caption[0].upper()}{caption[1:]}", runs
     for dataset in datasets_of(runs):
         yield "curves", f"{dataset}: {KINDS['curves'].help}", [run for run in runs if run.dataset == dataset]
-        for method in methods:
+        for method, _ in methods:
             there = [run for run in method.runs if run.dataset == dataset]
             if any(run.record["gates"] for run in there):
                 yield "gates", f"{method.label} on {dataset}: {KINDS['gates'].help}", there
-    for method, dataset in itertools.product(methods, datasets_of(runs)):
+    for (method, _), dataset in itertools.product(methods, datasets_of(runs)):
         there = [run for run in method.runs if run.dataset == dataset]
         # shots are one more thing that tells few-shot runs apart: the most shots stand for the method
         there = [run for run in there if run.shots == max(run.shots for run in there)]

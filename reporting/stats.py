@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 CONFIDENCE = 0.95
 LEVEL = 0.05
@@ -27,14 +27,13 @@ class Summary:
     """
 
     mean: float
-    std: float | None
-    seeds: tuple[int, ...]  # those that entered
-    values: Mapping[int, float]  # by seed
+    std: float | None = None
+    seeds: tuple[int, ...] = ()  # those that entered
+    values: Mapping[int, float] = field(default_factory=dict)  # by seed
     deterministic: bool = False  # no seed can change the number
 
     @property
     def n(self) -> int:
-        """How many seeds entered."""
         return len(self.seeds)
 
 
@@ -61,9 +60,7 @@ def harmonic_mean(first: float, second: float) -> float:
 
 def harmonic_of_averages(first: Summary | None, second: Summary | None) -> Summary | None:
     """Harmonic mean of two averages, each taken over the seeds that both have; None when they share none."""
-    if first is None or second is None:
-        return None
-    seeds = tuple(seed for seed in first.seeds if seed in second.values)
+    seeds = () if first is None or second is None else tuple(seed for seed in first.seeds if seed in second.values)
     if not seeds:
         return None
     averages = (statistics.fmean(side.values[seed] for seed in seeds) for side in (first, second))
@@ -99,7 +96,6 @@ class Pair:
 
     @property
     def difference(self) -> float:
-        """Second minus first, in points."""
         return self.second - self.first
 
 
@@ -114,7 +110,6 @@ class Interval:
 
     @property
     def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of 0."""
         return self.low is not None and (self.low > 0 or self.high < 0)
 
 
@@ -137,15 +132,16 @@ class Paired:
 
 def compare_pairs(pairs: Sequence[Pair]) -> Paired:
     """Interval and tests of the differences of at least one pair; needs scipy."""
-    if not pairs:
-        raise ValueError("nothing to compare: there is no pair")
+    from scipy import stats
+
     differences = [pair.difference for pair in pairs]
     by_dataset: dict[str, list[float]] = {}
     for pair in pairs:
         by_dataset.setdefault(pair.dataset, []).append(pair.difference)
     means = [statistics.fmean(values) for values in by_dataset.values()]
     over = t_interval(means) if len(means) > 1 else None
-    return Paired(tuple(pairs), t_interval(differences), _p_t(differences), _p_signed_rank(differences), over)
+    p_t = float(stats.ttest_1samp(differences, 0.0).pvalue) if _varies(differences) else None
+    return Paired(tuple(pairs), t_interval(differences), p_t, _p_signed_rank(differences), over)
 
 
 def t_interval(differences: Sequence[float]) -> Interval:
@@ -164,12 +160,6 @@ def _varies(differences: Sequence[float]) -> bool:
     return len(differences) > 1 and statistics.stdev(differences) > 1e-9
 
 
-def _p_t(differences: Sequence[float]) -> float | None:
-    from scipy import stats
-
-    return float(stats.ttest_1samp(differences, 0.0).pvalue) if _varies(differences) else None
-
-
 def _p_signed_rank(differences: Sequence[float]) -> float | None:
     from scipy import stats
 
@@ -182,11 +172,8 @@ def _p_signed_rank(differences: Sequence[float]) -> float | None:
         return float(stats.wilcoxon(kept, method="asymptotic").pvalue)
     doubled_ranks = [round(2 * rank) for rank in stats.rankdata([abs(value) for value in kept])]
     positive = sum(rank for rank, value in zip(doubled_ranks, kept, strict=True) if value > 0)
-    return _exact_tail(doubled_ranks, min(positive, sum(doubled_ranks) - positive))
-
-
-def _exact_tail(doubled_ranks: Sequence[int], statistic: int) -> float:
-    """Two-sided p-value over all 2^n signs; ties (which scipy would approximate) are no obstacle."""
+    statistic = min(positive, sum(doubled_ranks) - positive)
+    # exact over all 2^n signs: ties (which scipy would approximate) are no obstacle
     ways = [1] + [0] * sum(doubled_ranks)  # ways[s]: how many choices of ranks sum to s
     for rank in doubled_ranks:
         for total in range(len(ways) - 1, rank - 1, -1):

@@ -21,22 +21,24 @@ from reporting.methods import (
     Protocol,
     check_protocol,
     comparability,
+    datasets_of,
     differing_settings,
     group_methods,
+    shots_text,
 )
-from reporting.names import canonical_dataset, dataset_order, shots_text
 from reporting.published import (
     AVERAGE,
     AVERAGE_H_NOTE,
     BACKBONE,
     BMIP_AVERAGES_NOTE,
+    PUBLISHED_NOTE,
     SHOTS,
     Entry,
     averaged_datasets,
     chosen_entries,
 )
 from reporting.stats import Summary, average_over, harmonic_of_averages
-from results.schema import ResultsError, Run
+from results.schema import ResultsError, Run, canonical_dataset
 
 MAX_KEYS = 5  # settings that a row's columns differ in, named in the legend
 _COUNTING = (
@@ -57,17 +59,14 @@ class Row:
 
     @property
     def present(self) -> list[Summary]:
-        """The cells that hold a number."""
         return [cell for cell in self.cells.values() if cell is not None]
 
     @property
     def seeds(self) -> list[int]:
-        """Every seed that entered a cell."""
         return sorted({seed for cell in self.present for seed in cell.seeds})
 
     @property
     def deterministic(self) -> bool:
-        """Whether no cell depends on a seed."""
         return bool(self.present) and all(cell.deterministic for cell in self.present)
 
 
@@ -81,12 +80,6 @@ class Block:
     dataset: str | None = None  # that the block is about; None for averages and for blocks about several
     key: str = ""  # in the papers' layout, the column that the block has of every data set
 
-    def with_columns(self, keys: Iterable[str]) -> Block:
-        """The block with these of its columns only, in this order."""
-        keys = list(keys)
-        rows = tuple(replace(row, cells={key: row.cells[key] for key in keys}) for row in self.rows)
-        return replace(self, columns={key: self.columns[key] for key in keys}, rows=rows)
-
     def for_reading(self) -> Block:
         """The block without published rows that have nothing to say in it.
 
@@ -97,7 +90,8 @@ class Block:
         if any(row.present for row in measured) or not published:
             return replace(self, rows=(*measured, *published))
         filled = [key for key in self.columns if any(row.cells[key] is not None for row in published)]
-        return replace(self, rows=tuple(published)).with_columns(filled)
+        rows = tuple(replace(row, cells={key: row.cells[key] for key in filled}) for row in published)
+        return replace(self, columns={key: self.columns[key] for key in filled}, rows=rows)
 
 
 @dataclass(frozen=True)
@@ -126,7 +120,7 @@ def build_table(
         protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
         group: "dataset" for a block per data set, "metric" for the papers' layout: a block per metric (few-shot: per
             number of shots) with the data sets as columns; where the data sets are columns anyway it changes nothing.
-        published: which published rows to add, one of `published.CHOICES`; None for none.
+        published: which published rows to add, "measured" or "all"; None for none.
         metrics: keys or labels of the metrics to show, in this order; none for all.
 
     Raises:
@@ -138,8 +132,7 @@ def build_table(
     methods = group_methods(runs, protocol)
     by_dataset, by_shots = protocol.columns_by == "dataset", protocol.columns_by == "shots"
     sources = {run.source_dataset for run in runs} - {None}
-    datasets = sorted({run.dataset for run in runs}, key=dataset_order)
-    datasets.sort(key=lambda name: by_dataset and name not in sources)
+    datasets = sorted(datasets_of(runs), key=lambda name: by_dataset and name not in sources)
     shots = sorted({run.shots for run in runs}) if by_shots else [None]
 
     # a number stands at a place, which is a data set or an average over them, under a metric or a number of shots
@@ -203,7 +196,7 @@ def _chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[Metric]:
 
 
 def _with_published(
-    rows: Sequence[Row], places: Sequence[str], keys: Sequence[str], targets: Sequence[str], entries: Sequence[Entry]
+    rows: list[Row], places: list[str], keys: Sequence[str], targets: Sequence[str], entries: Sequence[Entry]
 ) -> tuple[list[Row], list[str], list[str]]:
     """Add a row per published entry; returns rows, places, and lines for the legend: sources, and what to know.
 
@@ -211,7 +204,7 @@ def _with_published(
     average has no published counterpart and the published averages get a place of their own.
     """
     if not entries:
-        return [*rows], [*places], ["Published values: none are known for these methods in this protocol."]
+        return rows, places, ["Published values: none are known for these methods in this protocol."]
     same_average = set(map(canonical_dataset, targets)) == averaged_datasets(entries)
     averages = [entry.average_over for entry in entries if entry.average_over]
     apart = f"published average over {averages[0]} data sets" if averages and not same_average else None
@@ -232,13 +225,10 @@ def _with_published(
             number = numbers.setdefault(entry.footnote, len(numbers) + 1)
             method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, SHOTS, ())
             rows = [*rows, Row(method, cells, entry.footnote, number)]
-    legend = [
-        f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in "
-        "brackets. They enter no average of measured numbers."
-    ]
+    legend = [PUBLISHED_NOTE]
     legend += [AVERAGE_H_NOTE] if any(entry.average("average_H") for entry in shown) else []
     legend += [BMIP_AVERAGES_NOTE] if any(entry.method == "BMIP" and entry.average_over for entry in shown) else []
-    return [*rows], [*places], [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]
+    return rows, places, [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]
 
 
 def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], by_shots: bool, sources: set[str]) -> Iterable[str]:
@@ -318,9 +308,20 @@ def document(table: Table, digits: int = 2) -> Document:
             best[key] = max(means) if len(means) > 1 else None
         lines = []
         for row in block.rows:
-            numbers = [_number(cell, row, digits, best[key]) for key, cell in row.cells.items()]
-            names = (row.method.label, seeds_text(row))
-            lines.append(Line(names, numbers, row.method.trainer, published=bool(row.source)))
+            seeds = "deterministic" if row.deterministic else ", ".join(map(str, row.seeds))
+            seeds = f"{seeds} (n={len(row.seeds)})" if row.seeds else MISSING
+            if row.source:
+                seeds = f"published [{row.source_number}]"
+            numbers = []
+            for key, cell in row.cells.items():
+                if cell is None:
+                    numbers.append(Number())
+                    continue
+                spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
+                fewer = "" if cell.n == len(row.seeds) or cell.deterministic else f" (n={cell.n})"
+                leads = not row.source and round(cell.mean, digits) == best[key]
+                numbers.append(Number(f"{cell.mean:.{digits}f}{spread}{fewer}", cell.mean, leads))
+            lines.append(Line((row.method.label, seeds), numbers, row.method.trainer, published=bool(row.source)))
         headings = ["Method", "Seeds", *block.columns.values()]
         # where the data sets are columns, a column goes with its data set
         columns = () if block.dataset is not None else tuple(block.columns)
@@ -335,26 +336,6 @@ def document(table: Table, digits: int = 2) -> Document:
     return Document(table.title, grids, table.legend, table.warnings, records, content, explain_best=True)
 
 
-def _number(cell: Summary | None, row: Row, digits: int, best: float | None) -> Number:
-    """A number for reading: mean, deviation if there is one, and the number of seeds where some are missing."""
-    if cell is None:
-        return Number()
-    spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
-    fewer = "" if cell.n == len(row.seeds) or cell.deterministic else f" (n={cell.n})"
-    leads = not row.source and round(cell.mean, digits) == best
-    return Number(f"{cell.mean:.{digits}f}{spread}{fewer}", cell.mean, leads)
-
-
-def seeds_text(row: Row) -> str:
-    """Which seeds a row's numbers are from, or which footnote names their source."""
-    if row.source:
-        return f"published [{row.source_number}]"
-    if not row.seeds:
-        return MISSING
-    listed = "deterministic" if row.deterministic else ", ".join(map(str, row.seeds))
-    return f"{listed} (n={len(row.seeds)})"
-
-
 def _block_name(table: Table, block: Block) -> str:
     """A block in csv and json: "16" where a heading says "16 shots"."""
     return block.key if block.key and table.protocol == "few_shot" else block.title
@@ -365,28 +346,22 @@ def _csv_records(table: Table) -> list[list[object]]:
     seeds = sorted({seed for block in table.blocks for row in block.rows for seed in row.seeds})
     facts = ("protocol", "block", "method", "trainer", "setting", "backbone", "shots", "selection_rule", "source")
     records: list[list[object]] = [[*facts, "column", "n", "mean", "std", *(f"seed_{seed}" for seed in seeds)]]
-    for block in table.blocks:
-        for row, key in ((row, key) for row in block.rows for key in block.columns):
-            method, cell = row.method, row.cells[key]
+    for block, row in ((part, row) for part in table.blocks for row in part.rows):
+        for key, cell in row.cells.items():
             # in a few-shot table, the number of shots is a column's name, or a block's in the papers' layout
             places = (block.key, key) if table.protocol == "few_shot" else ()
-            shots = next((place for place in places if place.isdigit()), method.shots)
-            record = [table.protocol, _block_name(table, block), method.label, method.trainer, method.setting]
-            record += [method.backbone, shots, method.selection_rule, row.source, key]
+            shots = next((place for place in places if place.isdigit()), row.method.shots)
+            record = [table.protocol, _block_name(table, block), row.method.label, row.method.trainer]
+            record += [row.method.setting, row.method.backbone, shots, row.method.selection_rule, row.source, key]
             record += [0, None, None] if cell is None else [None if row.source else cell.n, cell.mean, cell.std]
             records.append([*record, *(None if cell is None else cell.values.get(seed) for seed in seeds)])
     return records
 
 
 def _json_row(row: Row) -> dict[str, object]:
-    method = row.method
-    facts = {"method": method.label}
-    facts |= {name: getattr(method, name) for name in ("trainer", "setting", "backbone", "shots", "selection_rule")}
+    facts = {"method": row.method.label}
+    facts |= {name: getattr(row.method, name) for name in ("trainer", "setting", "backbone", "shots", "selection_rule")}
     facts |= {"seeds": row.seeds, "deterministic": row.deterministic, "source": row.source or None}
-    return facts | {"cells": {key: _json_cell(cell) for key, cell in row.cells.items()}}
-
-
-def _json_cell(cell: Summary | None) -> dict[str, object] | None:
-    if cell is None:
-        return None
-    return {"mean": cell.mean, "std": cell.std, "n": cell.n, "seeds": cell.seeds, "values": cell.values}
+    parts = ("mean", "std", "n", "seeds", "values")
+    cells = {key: cell and {part: getattr(cell, part) for part in parts} for key, cell in row.cells.items()}
+    return facts | {"cells": cells}

@@ -1,4 +1,4 @@
-"""Tests a trained model on the class splits of a protocol, in one process.
+"""Tests a trained model on the class splits of a protocol, in one process; the metrics stand at the end.
 
 Class splits follow CoOp: classes sorted by label, the first ceil(n / 2) are base. The printed lines are those of
 `trainer.test()`, so a log reads as Dassl's, one result block per class split.
@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from dassl.config import cfg_default
 from dassl.engine import build_trainer
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
-from results.features import collecting, save_features, testing_on_features
-from results.metrics import accuracy, auroc, harmonic_mean, openworld_auc
+from results.features import FeatureCollector, loaders_on_features, save_features
 
 CLASS_SPLITS = ("base", "new", "all")
 OPEN_WORLD_METRICS = ("accuracy_all", "open_base", "open_new", "open_H", "auroc", "openworld_auc")
@@ -48,22 +48,17 @@ def check_class_splits(splits: Sequence[str]) -> tuple[str, ...]:
     choices = ", ".join(CLASS_SPLITS)
     if isinstance(splits, str) or not all(isinstance(name, str) for name in splits):
         raise ValueError(f"TEST.CLASS_SPLITS must be a tuple of names out of {choices}, got {splits!r}")
+    splits = tuple(splits)
     for name, count in Counter(splits).items():
         if name not in CLASS_SPLITS:
-            raise ValueError(
-                f"unknown class split {name!r} in TEST.CLASS_SPLITS {tuple(splits)}; choose from {choices}"
-            )
+            raise ValueError(f"unknown class split {name!r} in TEST.CLASS_SPLITS {splits}; choose from {choices}")
         if count > 1:
-            raise ValueError(f"class split {name!r} comes more than once in TEST.CLASS_SPLITS {tuple(splits)}")
-    return tuple(splits)
+            raise ValueError(f"class split {name!r} comes more than once in TEST.CLASS_SPLITS {splits}")
+    return splits
 
 
 def class_splits_of(cfg: Any) -> tuple[str, ...]:
-    """The class splits that a run is tested on: `TEST.CLASS_SPLITS`, by default the classes it trains on.
-
-    Raises:
-        ValueError: see `check_class_splits`.
-    """
+    """The class splits that a run is tested on: `TEST.CLASS_SPLITS`, checked; by default the classes it trains on."""
     return check_class_splits(cfg.TEST.CLASS_SPLITS) or (cfg.DATASET.get("SUBSAMPLE_CLASSES", "all"),)
 
 
@@ -77,12 +72,11 @@ def evaluate_class_splits(
     weights, as CoOp's scripts do in a second process (class-dependent tensors cannot be loaded).
 
     Args:
-        trainer: the trainer, holding the weights to test.
+        trainer: holds the weights to test.
         cfg: its configuration.
         splits: names out of `CLASS_SPLITS`.
         model_dir: for a trainer without `set_class_split`: the folder to load the weights from; default
-            `cfg.OUTPUT_DIR`, with the epoch that training ended at, or the best one where `TEST.FINAL_MODEL` is
-            "best_val".
+            `cfg.OUTPUT_DIR`, with the epoch that training ended at, or the best where `TEST.FINAL_MODEL` is "best_val".
         load_epoch: with `model_dir`: which epoch to load; default the best one, as in Dassl.
 
     Returns:
@@ -117,7 +111,6 @@ def evaluate_class_splits(
 
 
 def _changed(cfg: Any, key: str, value: str) -> Any:
-    """The configuration with one value changed."""
     cfg = cfg.clone()
     cfg.defrost()
     cfg.merge_from_list([key, value])
@@ -138,16 +131,17 @@ def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> tuple[dic
     # of the class names of this split; the trainer's evaluator knows the training classes
     evaluator = OpenWorld(cfg_split, names, num_base) if open_world else build_evaluator(cfg_split, lab2cname=names)
     recorder = _Recorder(evaluator, split)
+    parts: dict[str, Any] = {"evaluator": recorder}
+    if cfg.TEST.SAVE_FEATURES:
+        collector = FeatureCollector(trainer.model)
+        parts["model_inference"] = collector.infer
     print(f"Evaluate class split *{split}* ({len(names)} classes)")
-    before, trainer.evaluator = trainer.evaluator, recorder
     start = time.perf_counter()
     try:
-        with collecting(trainer, cfg.TEST.SAVE_FEATURES) as collector, testing_on_features(trainer, cfg):
+        with trainer.swapped(**parts, **loaders_on_features(trainer, cfg)):
             trainer.test()
     except FloatingPointError as error:
         raise FloatingPointError(f"class split {split}: {error}") from error
-    finally:
-        trainer.evaluator = before
     seconds = time.perf_counter() - start
 
     labels, predictions = torch.cat(recorder.labels), torch.cat(recorder.predictions)
@@ -174,7 +168,7 @@ def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> tuple[dic
     if open_world:
         numbers = {name: recorder.results[name] for name in OPEN_WORLD_METRICS}
         metrics["open_world"] = numbers | {"num_base_classes": num_base}
-    return metrics, {} if collector is None else collector.arrays(labels, names)
+    return metrics, collector.arrays(labels, names) if cfg.TEST.SAVE_FEATURES else {}
 
 
 class _Recorder(EvaluatorBase):
@@ -183,15 +177,15 @@ class _Recorder(EvaluatorBase):
     def __init__(self, evaluator: EvaluatorBase, split: str) -> None:
         super().__init__(evaluator.cfg)
         self.evaluator, self.split = evaluator, split
-        self.labels: list[torch.Tensor] = []
-        self.predictions: list[torch.Tensor] = []
-        self.results: Mapping[str, float] = {}
+        self.reset()
 
     def reset(self) -> None:
         self.evaluator.reset()
-        self.labels, self.predictions, self.results = [], [], {}
+        self.labels: list[Tensor] = []
+        self.predictions: list[Tensor] = []
+        self.results: Mapping[str, float] = {}
 
-    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
+    def process(self, mo: Tensor, gt: Tensor) -> None:
         self.evaluator.process(mo, gt)
         self.labels.append(gt.detach().cpu())
         self.predictions.append(mo.detach().argmax(dim=1).cpu())
@@ -220,19 +214,14 @@ class OpenWorld(Classification):
     ) -> None:
         super().__init__(cfg, lab2cname=lab2cname, **kwargs)
         self.num_base = num_base
-        self._batches: list[tuple[torch.Tensor, ...]] = []
+        self._batches: list[tuple[Tensor, ...]] = []
 
     def reset(self) -> None:
-        """Forget all batches."""
         super().reset()
         self._batches = []
 
-    def process(self, mo: torch.Tensor, gt: torch.Tensor) -> None:
-        """Take one batch: logits (batch, n_cls) over base and new classes, and labels (batch,).
-
-        Raises:
-            ValueError: there is no base class, or no new class among the logits.
-        """
+    def process(self, mo: Tensor, gt: Tensor) -> None:
+        """Take one batch: logits (batch, n_cls) over base and new classes (ValueError: of one), and labels (batch,)."""
         super().process(mo, gt)
         num_base = self.num_base
         if num_base is None:
@@ -281,3 +270,72 @@ class OpenWorld(Classification):
         print("\n".join(f"* {name}: {value:.1f}%" for name, value in open_world.items()))
         results.update(open_world)
         return results
+
+
+# Metrics of tensors, arrays or lists, as fractions in [0, 1]; the rank statistics cost O(n log n), so that ImageNet's
+# 50,000 test images are no obstacle. Each raises ValueError for a side that is empty, no vector, or holds NaN.
+
+
+def accuracy(predictions: Any, labels: Any) -> float:
+    """Fraction of predicted class indices, shape (n,), that equal their label, shape (n,)."""
+    predictions, labels = _vector(predictions, "predictions"), _vector(labels, "labels")
+    if predictions.shape != labels.shape:
+        raise ValueError(f"accuracy: {len(predictions)} predictions for {len(labels)} labels")
+    return int((predictions == labels).sum()) / len(labels)
+
+
+def harmonic_mean(base: float, new: float) -> float:
+    """H = 2 * base * new / (base + new), in the unit of its arguments; 0 when both are 0, and no negative ones."""
+    if not (base >= 0 and new >= 0):
+        raise ValueError(f"harmonic_mean needs two non-negative numbers, got {base} and {new}")
+    return 2.0 * base * new / (base + new) if base + new > 0 else 0.0
+
+
+def auroc(scores_pos: Any, scores_neg: Any) -> float:
+    """Area under the ROC curve: P(positive score above negative), a tie counting one half.
+
+    The scores have shapes (n_pos,) and (n_neg,); larger means more positive.
+    """
+    positive, negative = _scores(scores_pos, "scores_pos"), _scores(scores_neg, "scores_neg").sort().values
+    wins_twice = sum(int(torch.searchsorted(negative, positive, side=side).sum()) for side in ("left", "right"))
+    return wins_twice / (2 * len(positive) * len(negative))
+
+
+def openworld_auc(base_scores: Any, base_correct: Any, new_scores: Any, new_correct: Any) -> float:
+    """OpenworldAUC: detection and both classifications must succeed for a pair to count.
+
+    E over pairs (x_b, x_n) of [x_b right among base] * [r(x_b) > r(x_n)] * [x_n right among new], with r(x) the
+    largest base-class probability over the union of classes. The inequality is strict, as in the paper's definition: a
+    tie tells nothing apart and does not count. The authors' program (huacong/OpenworldAUC) goes through scikit-learn's
+    ROC AUC, where a tie counts one half, as it does in :func:`auroc`.
+
+    Hua et al., "OpenworldAUC: Towards Unified Evaluation and Optimization for Open-world Prompt Tuning",
+    ICML 2025, https://arxiv.org/abs/2505.05180
+
+    Args:
+        base_scores: r(x_b) of the base-class images, shape (n_base,); new_scores: r(x_n) of the new-class images.
+        base_correct: whether each is right among the base classes, bool, shape (n_base,); new_correct likewise.
+    """
+    right = []
+    for side, scores, correct in (("base", base_scores, base_correct), ("new", new_scores, new_correct)):
+        scores, flags = _scores(scores, f"{side}_scores"), _vector(correct, f"{side}_correct").bool()
+        if flags.shape != scores.shape:
+            raise ValueError(f"openworld_auc: {len(scores)} {side}_scores but {len(flags)} {side}_correct")
+        right.append(scores[flags])
+    right_base, right_new = right
+    pairs_won = int(torch.searchsorted(right_new.sort().values, right_base, side="left").sum())
+    return pairs_won / (len(base_scores) * len(new_scores))
+
+
+def _scores(values: Any, name: str) -> Tensor:
+    scores = _vector(values, name).double()
+    if scores.isnan().any():
+        raise ValueError(f"{name} holds NaN: the model's outputs are broken, so no ranking exists")
+    return scores
+
+
+def _vector(values: Any, name: str) -> Tensor:
+    vector = torch.as_tensor(values).detach().cpu()
+    if vector.dim() != 1 or not len(vector):
+        raise ValueError(f"{name} must be a non-empty vector, got shape {tuple(vector.shape)}")
+    return vector

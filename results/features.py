@@ -25,14 +25,14 @@ import tokenize
 import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from yacs.config import CfgNode
@@ -67,44 +67,40 @@ cfg_default.FEATURES = CfgNode(
 )
 
 
-# ---- What a trainer does with known features ----
+# ---- Loaders that hand over features ----
 
 
-@contextmanager
-def testing_on_features(trainer: Any, cfg: Any) -> Iterator[None]:
-    """Let `trainer.test()` use known image features inside, where there can be any."""
-    known = _known_features(trainer, cfg)
-    loaders = {} if known is None else {name: getattr(trainer, name) for name in ("test_loader", "val_loader")}
-    for name, loader in loaders.items():
-        if _fits(loader):
-            setattr(trainer, name, FeatureLoader(loader, known))
-    try:
-        yield
-    finally:
-        for name, loader in loaders.items():
-            setattr(trainer, name, loader)
+def loaders_on_features(trainer: Any, cfg: Any, training: bool = False) -> dict[str, FeatureLoader]:
+    """Loaders that hand over known image features, by the trainer's attribute whose place they take; perhaps none.
 
+    For a test these are its test and validation loaders. For training they are the validation loader, and the training
+    loader where no image is augmented, if nothing that is trained touches the image tower.
 
-def train_on_features(trainer: Any, cfg: Any) -> None:
-    """Let training validate on known image features, and train on them too where no image is augmented."""
-    known = _known_features(trainer, cfg)
-    if known is None or not known.frozen:
-        return
-    if _fits(trainer.val_loader):
-        trainer.val_loader = FeatureLoader(trainer.val_loader, known)
-    augments = any(name not in NOT_RANDOM for name in cfg.INPUT.TRANSFORMS)
-    if trainer.trains_on_features and not augments and _fits(trainer.train_loader_x):
+    Raises:
+        ValueError: `FEATURES.FOLDER` cannot be written to, or `FEATURES.MAX_GIB` is negative.
+    """
+    follow = getattr(trainer, "image_features_follow", "batch")
+    if not cfg.FEATURES.REUSE or follow == "batch":
+        return {}
+    if cfg.FEATURES.MAX_GIB < 0:
+        raise ValueError(f"FEATURES.MAX_GIB is {cfg.FEATURES.MAX_GIB}: it must be 0 or more")
+    folder = Path(cfg.FEATURES.FOLDER).expanduser() if cfg.FEATURES.FOLDER and follow == "image" else None
+    if folder is not None:
+        try:  # before anything is computed
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise ValueError(
+                f"FEATURES.FOLDER: cannot write to {folder} ({error.strerror}): name another folder, or '' for none"
+            ) from error
+    names = ["val_loader", "train_loader_x"] if training else ["test_loader", "val_loader"]
+    if training and (not trainer.trains_on_features or any(name not in NOT_RANDOM for name in cfg.INPUT.TRANSFORMS)):
+        names = ["val_loader"]
+    loaders = {name: getattr(trainer, name) for name in names if follow == "image" or not training}
+    fitting = {name: FeatureLoader(loader, trainer, cfg, folder) for name, loader in loaders.items() if _fits(loader)}
+    if "train_loader_x" in fitting:
         print("No augmentation: training on image features that are computed once")
-        trainer.train_loader_x = FeatureLoader(trainer.train_loader_x, known)
-
-
-def _known_features(trainer: Any, cfg: Any) -> KnownFeatures | None:
-    """The source of a trainer's image features; made once. None where nothing may be reused."""
-    if not cfg.FEATURES.REUSE or getattr(trainer, "image_features_follow", "batch") == "batch":
-        return None
-    if not hasattr(trainer, "known_features"):
-        trainer.known_features = KnownFeatures(trainer, cfg)
-    return trainer.known_features
+    return fitting
 
 
 def _fits(loader: Any) -> bool:
@@ -123,10 +119,14 @@ def _fits(loader: Any) -> bool:
 
 
 class FeatureLoader:
-    """A loader's batches in the same order, with features in place of images, computed when the first is asked for."""
+    """A loader's batches in the same order, with a trainer's image features in place of images.
 
-    def __init__(self, loader: DataLoader, known: KnownFeatures) -> None:
-        self.loader, self.known = loader, known
+    They are looked up, and computed where they are not known yet, when the first batch is asked for. `folder` is where
+    they are kept on disk, None for in memory only.
+    """
+
+    def __init__(self, loader: DataLoader, trainer: Any, cfg: Any, folder: Path | None) -> None:
+        self.loader, self.trainer, self.cfg, self.folder = loader, trainer, cfg, folder
         self.dataset = loader.dataset
 
     def __len__(self) -> int:
@@ -138,7 +138,7 @@ class FeatureLoader:
             self.loader.set_epoch(epoch)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        features, items = self.known.of(self.loader), self.dataset.data_source
+        features, items = self._features(), self.dataset.data_source
         for indices in self.loader.batch_sampler:
             chosen = [items[index] for index in indices]
             yield {
@@ -149,58 +149,30 @@ class FeatureLoader:
                 "index": torch.tensor(indices),
             }
 
-
-class KnownFeatures:
-    """The image features of a trainer's model, computed where they are not known yet.
-
-    Args:
-        trainer: a trainer with `image_features_follow` "image" or "prompts".
-        cfg: its configuration.
-
-    Raises:
-        ValueError: `FEATURES.FOLDER` cannot be written to, or `FEATURES.MAX_GIB` is negative.
-    """
-
-    trained_context = ""  # of the trained prompts tested last, whichever trainer's
-
-    def __init__(self, trainer: Any, cfg: Any) -> None:
-        self.trainer, self.cfg = trainer, cfg
-        self.frozen = trainer.image_features_follow == "image"
-        self.tower = tensors_digest(trainer.model.image_encoder.state_dict())
-        self.folder = None
-        if self.frozen and cfg.FEATURES.FOLDER:
-            self.folder = Path(cfg.FEATURES.FOLDER).expanduser()
-            try:  # before anything is computed
-                self.folder.mkdir(parents=True, exist_ok=True)
-                tempfile.TemporaryFile(dir=self.folder).close()
-            except OSError as error:
-                raise ValueError(
-                    f"FEATURES.FOLDER: cannot write to {self.folder} ({error.strerror}): name another folder, or '' "
-                    "for none"
-                ) from error
-        if cfg.FEATURES.MAX_GIB < 0:
-            raise ValueError(f"FEATURES.MAX_GIB is {cfg.FEATURES.MAX_GIB}: it must be 0 or more")
-
-    def of(self, loader: DataLoader) -> Tensor:
-        """Features of every image of a loader's data set, (images, embed_dim), on the CPU."""
-        dataset, learner = loader.dataset, self.trainer.model.prompt_learner
+    def _features(self) -> Tensor:
+        """Features of every image of the data set, (images, embed_dim), on the CPU."""
+        dataset, model = self.dataset, self.trainer.model
+        learner, encoder = model.prompt_learner, model.image_encoder
+        frozen = self.trainer.image_features_follow == "image"
+        if encoder not in _towers:
+            _towers[encoder] = tensors_digest(encoder.state_dict())
         context = digest(
             *(FORMAT, self.cfg.DATASET.NAME),
             f"{dataset.draft_size} {dataset.exif_orientation} {dataset.transform!r}",
-            *(self.tower, None if self.frozen else (type(learner).__name__, tensors_digest(learner.state_dict()))),
-            type(self.trainer.model.image_encoder).__name__,
-            *(self.trainer.precision.name, self.trainer.device.type),
+            *(_towers[encoder], None if frozen else (type(learner).__name__, tensors_digest(learner.state_dict()))),
+            *(type(encoder).__name__, self.trainer.precision.name, self.trainer.device.type),
             *map(version, PACKAGES),
         )
+        if not frozen:
+            context = f"{TRAINED}{context}"
+            for earlier in [other for other in _memory if other.startswith(TRAINED) and other != context]:
+                del _memory[earlier]  # what was trained since will not come back
         store = FeatureStore(context, self.folder, int(self.cfg.FEATURES.MAX_GIB * 2**30))
-        if not self.frozen and context != KnownFeatures.trained_context:  # what was trained since will not come back
-            _memory.pop(KnownFeatures.trained_context, None)
-            KnownFeatures.trained_context = context
         keys, settled = image_keys([item.impath for item in dataset.data_source])
         known = store.find(keys)
         missing = [index for index, key in enumerate(keys) if key not in known]
         if missing:
-            computed = self._compute(loader, missing)
+            computed = self._compute(missing)
             known |= {keys[index]: row for index, row in zip(missing, computed.unbind(0), strict=True)}
             lasting = [position for position, index in enumerate(missing) if settled[index]]
             store.add([keys[missing[position]] for position in lasting], computed[lasting])
@@ -208,23 +180,23 @@ class KnownFeatures:
         return torch.stack([known[key] for key in keys])
 
     @torch.no_grad()
-    def _compute(self, loader: DataLoader, indices: Sequence[int]) -> Tensor:
-        """Features of some images of a loader's data set.
+    def _compute(self, indices: Sequence[int]) -> Tensor:
+        """Features of some images of the data set.
 
         Raises:
             FloatingPointError: one is infinite or NaN; the images are named, and nothing is kept.
         """
         images = DataLoader(
-            Subset(loader.dataset, indices),
+            Subset(self.dataset, indices),
             batch_size=self.cfg.DATALOADER.TEST.BATCH_SIZE,
-            num_workers=loader.num_workers,
-            pin_memory=loader.pin_memory,
+            num_workers=self.loader.num_workers,
+            pin_memory=self.loader.pin_memory,
             generator=torch.Generator(),  # a loader draws a number for its workers: not from the run's generator
         )
         model, device = self.trainer.model, self.trainer.device
         features = torch.cat([model.image_features(batch["img"].to(device)).float().cpu() for batch in images])
         if not (finite := features.isfinite().all(dim=1)).all():
-            items = loader.dataset.data_source
+            items = self.dataset.data_source
             broken = [items[index].impath for index, good in zip(indices, finite.tolist(), strict=True) if not good]
             raise FloatingPointError(f"the image feature of {shown(broken)} is infinite or NaN")
         return features
@@ -233,7 +205,9 @@ class KnownFeatures:
 # ---- What is known, in the memory of this process and, where a folder is given, on disk ----
 
 Table = dict[bytes, Tensor]  # features (embed_dim,) by image
+TRAINED = "trained-"  # begins the contexts of image towers with trained prompts
 _memory: OrderedDict[str, Table] = OrderedDict()  # by context, the one used last at the end
+_towers: WeakKeyDictionary[nn.Module, str] = WeakKeyDictionary()  # digests of frozen image towers
 
 
 def digest(*parts: object) -> str:
@@ -275,15 +249,13 @@ class FeatureStore:
     """
 
     def __init__(self, context: str, folder: Path | None, max_bytes: int) -> None:
-        self.context, self.max_bytes = context, max_bytes
-        self.root = folder
-        self.folder = None if folder is None else folder / context
+        self.context, self.root, self.max_bytes = context, folder, max_bytes
 
     def find(self, keys: Sequence[bytes]) -> Table:
         """The features known of these images."""
         table = _memory.get(self.context, {})
-        if self.folder is not None and any(key not in table for key in keys):
-            table = {**self._read_all(), **table}
+        if self.root is not None and any(key not in table for key in keys):
+            table = {**self._on_disk(), **table}
             self._remember(table)
         if self.context in _memory:
             _memory.move_to_end(self.context)
@@ -294,10 +266,11 @@ class FeatureStore:
         if not keys:
             return
         self._remember({**_memory.get(self.context, {}), **dict(zip(keys, features.unbind(0), strict=True))})
-        if self.folder is None:
+        if self.root is None:
             return
+        folder = self.root / self.context
         try:
-            with atomic_write(self.folder / f"{digest(*keys)}.npz") as file:
+            with atomic_write(folder / f"{digest(*keys)}.npz") as file:
                 np.savez(
                     file,
                     context=np.frombuffer(self.context.encode(), np.uint8),
@@ -306,7 +279,7 @@ class FeatureStore:
                 )
             bound_size(self.root, self.max_bytes)
         except OSError as error:  # a full disk must not end a run that needs nothing from it
-            print(f"Image features: could not be kept in {self.folder} ({error})")
+            print(f"Image features: could not be kept in {folder} ({error})")
 
     def _remember(self, table: Table) -> None:
         _memory[self.context] = table
@@ -316,11 +289,11 @@ class FeatureStore:
             _memory.popitem(last=False)
             del sizes[0]
 
-    def _read_all(self) -> Table:
+    def _on_disk(self) -> Table:
         table: Table = {}
-        for path in sorted(self.folder.glob("*.npz")):
+        for path in sorted((self.root / self.context).glob("*.npz")):
             try:
-                table.update(self._read(path))
+                table.update(read_features(path, self.context))
                 os.utime(path)  # used: it goes last when room is made
             except FileNotFoundError:
                 continue  # another process made room
@@ -329,32 +302,33 @@ class FeatureStore:
                 path.unlink(missing_ok=True)
         return table
 
-    def _read(self, path: Path) -> Table:
-        """What a file holds, read only as far as its arrays' numbers lie there as they are.
 
-        NumPy itself would take memory for what a header states.
-        """
-        arrays = {}
-        with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
-                if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
-                    raise ValueError(f"{entry.filename} is compressed, which is not how features are kept")
-                with archive.open(entry) as file:
-                    if np.lib.format.read_magic(file) != (1, 0):
-                        raise ValueError(f"{entry.filename} is of another format version")
-                    shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-                    if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
-                        raise ValueError(f"{entry.filename} is not as large as it says")
-                    numbers = np.frombuffer(bytearray(file.read()), dtype)
-                    arrays[entry.filename] = numbers.reshape(shape, order="F" if fortran else "C")
-        context, images, features = (arrays[f"{name}.npy"] for name in ("context", "images", "features"))
-        if context.tobytes() != self.context.encode():
-            raise ValueError("it belongs to another folder")
-        if features.dtype != np.float32 or features.ndim != 2 or images.shape != (len(features), KEY_BYTES):
-            raise ValueError("its arrays do not fit one another")
-        if not np.isfinite(features).all():
-            raise ValueError("a feature is infinite or NaN")
-        return dict(zip((row.tobytes() for row in images), torch.from_numpy(features).unbind(0), strict=True))
+def read_features(path: Path, context: str) -> Table:
+    """What a file of the store holds; raises one of `DAMAGED`.
+
+    Its arrays' numbers are read as they lie there: NumPy itself would take memory for what a header states.
+    """
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
+                raise ValueError(f"{entry.filename} is compressed, which is not how features are kept")
+            with archive.open(entry) as file:
+                if np.lib.format.read_magic(file) != (1, 0):
+                    raise ValueError(f"{entry.filename} is of another format version")
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file)
+                if math.prod(shape) * dtype.itemsize != entry.file_size - file.tell():
+                    raise ValueError(f"{entry.filename} is not as large as it says")
+                numbers = np.frombuffer(bytearray(file.read()), dtype)
+                arrays[entry.filename] = numbers.reshape(shape, order="F" if fortran else "C")
+    stated, images, features = (arrays[f"{name}.npy"] for name in ("context", "images", "features"))
+    if stated.tobytes() != context.encode():
+        raise ValueError("it belongs to another folder")
+    if features.dtype != np.float32 or features.ndim != 2 or images.shape != (len(features), KEY_BYTES):
+        raise ValueError("its arrays do not fit one another")
+    if not np.isfinite(features).all():
+        raise ValueError("a feature is infinite or NaN")
+    return dict(zip((row.tobytes() for row in images), torch.from_numpy(features).unbind(0), strict=True))
 
 
 def bound_size(folder: Path, max_bytes: int) -> None:
@@ -402,11 +376,12 @@ class FeatureCollector:
         """Logits of a batch, its features kept; takes the place of the trainer's `model_inference`."""
         output = self._model.outputs(images)
         self._images.append(output.image_features.detach().half().cpu())
-        if output.text_features.dim() == 3:
-            batch = output.text_features.detach().float().sum(dim=0).cpu()
-            self._texts = batch if self._texts is None else self._texts + batch
+        texts = output.text_features.detach().float()
+        if texts.dim() == 3:
+            total = texts.sum(dim=0).cpu()
+            self._texts = total if self._texts is None else self._texts + total
         elif self._texts is None:
-            self._texts = output.text_features.detach().float().cpu()
+            self._texts = texts.cpu()
         return output.logits
 
     def arrays(self, labels: Tensor, lab2cname: Mapping[int, str]) -> dict[str, np.ndarray]:
@@ -420,28 +395,12 @@ class FeatureCollector:
         }
 
 
-@contextmanager
-def collecting(trainer: Any, wanted: bool) -> Iterator[FeatureCollector | None]:
-    """Collect features while the trainer tests inside; None where they are not wanted."""
-    if not wanted:
-        yield None
-        return
-    collector = FeatureCollector(trainer.model)
-    trainer.model_inference = collector.infer
-    try:
-        yield collector
-    finally:
-        del trainer.model_inference
-
-
-def save_features(folder: str | Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> Path:
-    """Write features.npz in one step and return its path.
+def save_features(folder: str | Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
+    """Write features.npz in one step.
 
     It holds, in half precision and L2-normalised, `<split>_images` (images, embed_dim) and `<split>_texts` (classes,
     embed_dim) of each class split, with `<split>_labels` (images,) and `<split>_classnames` (classes,).
     """
-    path = Path(folder) / FEATURES_FILE
-    named = {f"{split}_{name}": array for split, arrays in splits.items() for name, array in arrays.items()}
-    with atomic_write(path) as file:
-        np.savez_compressed(file, **named)
-    return path
+    with atomic_write(Path(folder) / FEATURES_FILE) as file:
+        arrays = {f"{split}_{name}": array for split, parts in splits.items() for name, array in parts.items()}
+        np.savez_compressed(file, **arrays)

@@ -66,12 +66,11 @@ def run_dir(cfg: Any, overwrite: bool = False) -> Iterator[bool]:
     lock = FolderLock(folder / RUN_LOCK)
     try:
         lock.acquire()
+    except LockedError:
+        raise
     except OSError as error:
-        if isinstance(error, LockedError):
-            raise
-        raise RunDirError(
-            f"cannot write to the output folder {folder} ({error.strerror}): choose another --output-dir"
-        ) from error
+        said = f"cannot write to the output folder {folder} ({error.strerror}): choose another --output-dir"
+        raise RunDirError(said) from error
     try:
         finished = prepare_run_dir(cfg, overwrite)
         if not finished:
@@ -194,21 +193,15 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
-    """Remove what a folder's run has written but its logs, and folders that are empty then; without a run, nothing.
-
-    ``models`` names the folders of the models whose checkpoints go.
-    """
+    """Remove what a folder's run has written (of models, these), but its logs, and folders that are empty then."""
     earlier = earlier_config(folder)
     if earlier is None:
         return
-    below = dict.fromkeys(models, CHECKPOINTS) | SPLIT_FOLDERS
-    settings = flatten(earlier)
+    below, settings = dict.fromkeys(models, CHECKPOINTS) | SPLIT_FOLDERS, flatten(earlier)
+    # what the run was not asked for is somebody else's
     if "tensorboard" in settings.get("TRAIN.TRACKERS", ("tensorboard",)):
         below["tensorboard"] = EVENTS
-    asked = {  # what the run was not asked for is somebody else's
-        "features.npz": settings.get("TEST.SAVE_FEATURES", True),
-        CONFUSION_FILE: settings.get("TEST.COMPUTE_CMAT", True),
-    }
+    asked = {"features.npz": "TEST.SAVE_FEATURES", CONFUSION_FILE: "TEST.COMPUTE_CMAT"}
     for name, names in below.items():
         if files := _files(folder / name, names):
             for path in files:
@@ -216,7 +209,7 @@ def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
             with suppress(OSError):  # something else is in it
                 (folder / name).rmdir()
     for name in reversed(RUN_FILES):  # results.json and config.yaml last: until then the folder is seen to hold a run
-        if asked.get(name, True) and not (folder / name).is_dir():
+        if settings.get(asked.get(name), True) and not (folder / name).is_dir():
             (folder / name).unlink(missing_ok=True)
 
 
@@ -252,7 +245,7 @@ def determinism(cfg: Any) -> Iterator[None]:
     Without it CUDA is free to choose the fastest convolutions by trying them out. A run on the CPU needs none. Either
     way the same bits need the same machine, package versions and number of threads.
     """
-    flags = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
+    benchmark, deterministic = torch.backends.cudnn.benchmark, torch.are_deterministic_algorithms_enabled()
     if cfg.TRAIN.DETERMINISTIC:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
         torch.use_deterministic_algorithms(True)
@@ -262,5 +255,5 @@ def determinism(cfg: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        torch.backends.cudnn.benchmark = flags[0]
-        torch.use_deterministic_algorithms(flags[1])
+        torch.backends.cudnn.benchmark = benchmark
+        torch.use_deterministic_algorithms(deterministic)

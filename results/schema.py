@@ -15,6 +15,7 @@ import reprlib
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from functools import cached_property
@@ -174,10 +175,9 @@ def read_results(path: str | Path) -> dict[str, Any]:
         raise ResultsError(f"{path}: {size:,} bytes are no results of a run ({MAX_BYTES:,} at most): redo the run")
     try:
         record = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except ValueError as error:  # malformed JSON and malformed UTF-8 alike
-        raise ResultsError(f"{path}: not valid JSON ({error}); cut short or damaged: redo the run") from error
-    except RecursionError as error:
-        raise ResultsError(f"{path}: not valid JSON (nested too deeply): redo the run") from error
+    except (ValueError, RecursionError) as error:  # malformed JSON and malformed UTF-8 alike
+        what = f"{error}); cut short or damaged" if isinstance(error, ValueError) else "nested too deeply)"
+        raise ResultsError(f"{path}: not valid JSON ({what}: redo the run") from error
     validate_results(record, path)
     return record
 
@@ -202,7 +202,7 @@ class Run:
     def read(cls, path: str | Path) -> Run:
         """Read and check the run's results.json; raises as `read_results` does."""
         record = read_results(path)
-        given = {field.name: record.get(field.name) for field in fields(cls) if field.name not in ("path", "record")}
+        given = {field.name: record.get(field.name) for field in fields(cls)[2:]}
         if given["dataset"].lower() in OWN_DATA:  # a user's images in an older record: named by where they lie
             images = record["config"].get("DATASET", {})
             place = Path(images.get("PATH", "").replace("\\", "/")).name
@@ -210,6 +210,11 @@ class Run:
         # what reaches a terminal, a table or a page must not be obeyed there
         given = {key: printable(value) if isinstance(value, str) else value for key, value in given.items()}
         return cls(path=Path(path), record=record, **given)
+
+    @property
+    def method_names(self) -> tuple[str, str]:
+        """The names that its method can be chosen by."""
+        return self.trainer, f"{self.trainer}/{self.setting}"
 
     @property
     def deterministic(self) -> bool:
@@ -362,11 +367,8 @@ def dataset_label(settings: Mapping[str, Any], root: str = "") -> str:
 def deciding_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide a run's numbers and are told nowhere else in its record, by dotted key."""
     flat = flatten(config)
-    return {
-        key: value
-        for key, value in flat.items()
-        if not (key in _NO_DIFFERENCE or key.startswith("TEST.") or is_free(key, flat))
-    }
+    without = {key for key in flat if key in _NO_DIFFERENCE or key.startswith("TEST.") or is_free(key, flat)}
+    return {key: value for key, value in flat.items() if key not in without}
 
 
 def overrides_of(cfg: Any, files_cfg: Any) -> dict[str, Any]:
@@ -539,27 +541,25 @@ def collect_environment(device: Any, precision: str) -> dict[str, Any]:
     """What a run ran on: code revision, versions, device (a torch device or its name), threads, precision."""
     import torch
 
-    def version(package: str) -> str | None:
-        try:
-            return metadata.version(package)
-        except metadata.PackageNotFoundError:
-            return None
-
+    versions: dict[str, str | None] = dict.fromkeys(PACKAGES)
+    for package in PACKAGES:
+        with suppress(metadata.PackageNotFoundError):
+            versions[package] = metadata.version(package)
     device_name = platform.processor() or platform.machine()
     cpu_info = Path("/proc/cpuinfo")
     if torch.device(device).type == "cuda":
         device_name = torch.cuda.get_device_name(device)
     elif cpu_info.is_file():
-        lines = cpu_info.read_text(encoding="utf-8", errors="replace").splitlines()
-        models = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-        device_name = next(models, device_name)
+        text = cpu_info.read_text(encoding="utf-8", errors="replace")
+        model = re.search(r"^model name[^:\n]*:(.*)", text, re.MULTILINE)
+        device_name = model[1].strip() if model else device_name
     revision, dirty = git_state()
     return {
         "git_revision": revision,
         "git_dirty": dirty,
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": versions,
         "device": str(device),
         "device_name": device_name,
         "threads": torch.get_num_threads(),
@@ -575,10 +575,10 @@ def git_state(folder: Path = REPOSITORY) -> tuple[str | None, bool | None]:
     def git(*arguments: str) -> str | None:
         command = ["git", "-C", str(folder), *arguments]
         try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
-        except (OSError, subprocess.TimeoutExpired):
+            done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment, check=True)
+        except (OSError, subprocess.SubprocessError):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        return done.stdout.strip()
 
     top = git("rev-parse", "--show-toplevel")
     # a copy without its own .git inside somebody else's repository must not claim that one's revision
@@ -593,20 +593,13 @@ def peak_memory() -> dict[str, float | None]:
     import torch
 
     cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
-    return {"peak_rss_mib": peak_rss_mib(), "peak_cuda_mib": cuda}
-
-
-def peak_rss_mib() -> float | None:
-    """Peak resident memory of this process so far in MiB; None on Windows."""
+    # Linux hands ru_maxrss on to a new program, which so begins with the peak of the one that started it
     status = Path("/proc/self/status")
-    if status.is_file():
-        # Linux hands ru_maxrss on to a new program, which so begins with the peak of the one that started it
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 2**10
-    if sys.platform == "win32":
-        return None
-    import resource
+    lines = status.read_text(encoding="utf-8").splitlines() if status.is_file() else []
+    resident = next((int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM:")), None)
+    if resident is None and sys.platform != "win32":
+        import resource
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        resident = peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
+    return {"peak_rss_mib": resident, "peak_cuda_mib": cuda}

@@ -19,7 +19,7 @@ import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -799,6 +799,19 @@ class SimpleTrainer(TrainerBase):
     def parse_batch_test(self, batch: dict[str, Any]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return images and labels on the trainer's device."""
         return batch["img"].to(self.device), batch["label"].to(self.device)
+
+    @contextmanager
+    def swapped(self, **parts: Any) -> Iterator[None]:
+        """Use other parts inside, by attribute (evaluator, loaders, `model_inference`), and those of before again."""
+        before = {name: vars(self)[name] for name in parts if name in vars(self)}
+        for name, part in parts.items():
+            setattr(self, name, part)
+        try:
+            yield
+        finally:
+            for name in parts:
+                delattr(self, name)
+            vars(self).update(before)
 
 
 class TrainerX(SimpleTrainer):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from results.features import FeatureStore
+from results.features import read_features
 from results.schema import read_results
 from tests.faults import children
 from tests.faults.children import REPOSITORY
@@ -85,8 +85,7 @@ def test_runs_at_once(tmp_path):
     stored = list((tmp_path / "features").rglob("*.npz"))
     assert stored
     for path in stored:
-        store = FeatureStore(path.parent.name, path.parent.parent, 2**20)
-        assert store._read(path)
+        assert read_features(path, path.parent.name)
 
 
 def test_six_that_start_at_once_in_one_folder(tmp_path):

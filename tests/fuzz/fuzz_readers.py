@@ -36,7 +36,7 @@ with atheris.instrument_imports(
     from datasets.splits import SplitFileError, check_classes, parse_entries
     from datasets.unpack import ArchiveError, Limits, unpack
     from prompting.weights import BackboneError, read_state_dict
-    from results.features import DAMAGED, FeatureStore
+    from results.features import DAMAGED, read_features
     from results.schema import ResultsError, read_results
 
 
@@ -75,11 +75,6 @@ def read_archive(path: Path) -> None:
             unpack(path, Path(folder, "inside"), Limits(total=1 << 20, entries=1000))
         finally:
             assert set(os.listdir(folder)) <= {"inside"}
-
-
-def read_features(path: Path) -> None:
-    """A file of image features."""
-    FeatureStore("c", path.parent, 1 << 20)._read(path)
 
 
 def json_seed() -> Iterable[bytes]:
@@ -167,7 +162,7 @@ READERS = {
     "pickle": Reader(lambda path: read_pickle(str(path)), (SelectionError,), pickle_seed),
     "archive": Reader(read_archive, (ArchiveError,), archive_seed),
     "image": Reader(read_image, (UnreadableImageError,), image_seed),
-    "features": Reader(read_features, DAMAGED, features_seed),
+    "features": Reader(lambda path: read_features(path, "c"), DAMAGED, features_seed),
 }
 
 

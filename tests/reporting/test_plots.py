@@ -10,8 +10,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from reporting.__main__ import main
 from reporting.methods import selected
-from reporting.plot_style import COLOURS, FAMILIES, PlotError, look, looks, style
-from reporting.plots import KINDS, Options, draw_plot
+from reporting.plots import COLOURS, FAMILIES, KINDS, Options, PlotError, draw_plot, look, looks, style
 from results.schema import ResultsError, load_runs
 from tests.reporting.conftest import twin
 

@@ -3,11 +3,11 @@ import json
 import pytest
 
 from reporting.__main__ import main
-from reporting.names import canonical_dataset, dataset_order
+from reporting.methods import dataset_order
 from reporting.published import BMIP_AVERAGES_NOTE, PUBLISHED_FILE, load_published
 from reporting.stats import harmonic_mean
 from reporting.table import build_table
-from results.schema import load_runs
+from results.schema import canonical_dataset, load_runs
 
 ELEVEN = [
     "ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft", "SUN397",

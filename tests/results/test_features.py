@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from results.features import FeatureCollector, collecting, save_features
+from dassl.engine import TrainerX
+from results.features import FeatureCollector, save_features
 
 NAMES = {1: "dog", 0: "cat", 2: "eel"}
 
@@ -24,10 +25,6 @@ class Model:
         texts = self.random(len(images), 3) if self.per_image else self.random(3)
         logits = torch.einsum("bd,bcd->bc", images, texts) if self.per_image else images @ texts.t()
         return SimpleNamespace(logits=logits, image_features=images, text_features=texts)
-
-
-def trainer_of(model):
-    return SimpleNamespace(model=model, model_inference="the trainer's own")
 
 
 def test_features_of_all_batches_are_kept_in_order():
@@ -60,39 +57,38 @@ def test_texts_that_depend_on_the_image_are_averaged():
 
 
 def test_the_trainer_is_itself_again_afterwards():
-    class Trainer:
-        model = Model()
+    class Trainer(TrainerX):
+        test_loader = None
+
+        def __init__(self):
+            self.evaluator = "own"
 
         def model_inference(self, images):
             return "own"
 
     def fail_inside(trainer):
-        with collecting(trainer, wanted=True) as collector:
-            assert trainer.model_inference == collector.infer
+        with trainer.swapped(evaluator="other", test_loader=[], model_inference=lambda images: "other"):
+            assert (trainer.evaluator, trainer.test_loader, trainer.model_inference(None)) == ("other", [], "other")
             raise RuntimeError("broken batch")
 
     trainer = Trainer()
     with pytest.raises(RuntimeError, match="broken batch"):
         fail_inside(trainer)
-    assert trainer.model_inference(None) == "own"
-    with collecting(trainer, wanted=False) as collector:
-        assert collector is None
+    assert (trainer.test_loader, trainer.model_inference(None)) == (None, "own")
+    assert vars(trainer) == {"evaluator": "own"}
 
 
 def test_a_model_that_hides_its_features_is_refused():
-    with (
-        pytest.raises(ValueError, match="Linear does not"),
-        collecting(trainer_of(torch.nn.Linear(1, 1)), wanted=True),
-    ):
-        pass
+    with pytest.raises(ValueError, match="Linear does not"):
+        FeatureCollector(torch.nn.Linear(1, 1))
 
 
 def test_the_file_holds_every_class_split(tmp_path):
     collector = FeatureCollector(Model())
     collector.infer(torch.zeros(3, 1))
     arrays = collector.arrays(torch.tensor([0, 1, 2]), NAMES)
-    path = save_features(tmp_path, {"base": arrays, "all": arrays})
-    with np.load(path, allow_pickle=False) as file:
+    save_features(tmp_path, {"base": arrays, "all": arrays})
+    with np.load(tmp_path / "features.npz", allow_pickle=False) as file:
         assert sorted(file) == sorted(
             f"{split}_{part}" for split in ("all", "base") for part in ("images", "labels", "texts", "classnames")
         )

@@ -3,8 +3,7 @@ import torch
 
 from dassl.config import get_cfg_default
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
-from results.evaluate import OPEN_WORLD_METRICS, OpenWorld, num_base_classes
-from results.metrics import auroc
+from results.evaluate import OPEN_WORLD_METRICS, OpenWorld, auroc, num_base_classes
 
 NAMES = {label: f"class {label}" for label in range(5)}
 

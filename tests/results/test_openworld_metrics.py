@@ -5,7 +5,7 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from results.metrics import accuracy, auroc, harmonic_mean, openworld_auc
+from results.evaluate import accuracy, auroc, harmonic_mean, openworld_auc
 
 
 def scores_with_ties(generator, count, levels):

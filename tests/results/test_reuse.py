@@ -9,7 +9,7 @@ import torch
 
 from prompting.weights import load_bundled_state_dict
 from results.evaluate import evaluate_class_splits
-from results.features import FeatureLoader, forget_all, train_on_features
+from results.features import forget_all, loaders_on_features
 from tests.trainers.small_runs import VARIANTS, build, logits_of, registered, stir
 
 SPLITS = ("base", "new", "all")
@@ -192,8 +192,7 @@ def test_training_without_augmentation_uses_features(case, tmp_path, capsys):
     for reuse in (False, True):
         options = {"FEATURES.REUSE": reuse, "INPUT.TRANSFORMS": ("normalize",), "OPTIM.NAME": "sgd"}
         trainer = small(case, tmp_path / str(reuse), **options)
-        train_on_features(trainer, trainer.cfg)
-        with counted(trainer) as images:
+        with counted(trainer) as images, trainer.swapped(**loaders_on_features(trainer, trainer.cfg, training=True)):
             trainer.train()
         trained[reuse] = trainer
         assert sum(images) == 10 * (1 if reuse else 2)  # two shots of five classes; two epochs
@@ -213,15 +212,14 @@ def test_training_without_augmentation_uses_features(case, tmp_path, capsys):
 )
 def test_training_uses_images_where_it_must(case, options):
     trainer = small(case, **options)
-    train_on_features(trainer, trainer.cfg)
-    assert not isinstance(trainer.train_loader_x, FeatureLoader)
+    assert "train_loader_x" not in loaders_on_features(trainer, trainer.cfg, training=True)
 
 
 def test_validation_computes_frozen_features_once(tmp_path, capsys):
     trainer = small("CoOp", tmp_path, **{"TEST.FINAL_MODEL": "best_val", "TEST.NO_TEST": False})
-    train_on_features(trainer, trainer.cfg)
     trainer.configure(final_evaluation=lambda: None)
-    trainer.train()
+    with trainer.swapped(**loaders_on_features(trainer, trainer.cfg, training=True)):
+        trainer.train()
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Image features")]
     assert len(lines) == 2  # epochs
     assert lines[1].endswith(" 0 computed")
@@ -239,4 +237,4 @@ def test_settings_that_cannot_work_are_refused(key, value, tmp_path):
     value = str(tmp_path / value) if key == "FEATURES.FOLDER" else value
     trainer = small("CoOp", **{key: value})
     with pytest.raises(ValueError, match=key):
-        train_on_features(trainer, trainer.cfg)
+        loaders_on_features(trainer, trainer.cfg, training=True)
