@@ -42,14 +42,13 @@ def track_run(cfg: Any, record: Mapping[str, Any]) -> None:
     """
     history = record["history"]
     if history:
-        path = Path(cfg.OUTPUT_DIR) / "history.csv"
-        with atomic_write(path) as file:  # a text file would turn the line ends into the system's own
-            text = io.TextIOWrapper(file, encoding="utf-8", newline="", write_through=True)
-            columns = list(dict.fromkeys(key for entry in history for key in entry))
-            writer = csv.DictWriter(text, columns, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(history)
-            text.detach()
+        text = io.StringIO()
+        columns = dict.fromkeys(key for entry in history for key in entry)
+        writer = csv.DictWriter(text, list(columns), restval="", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        with atomic_write(Path(cfg.OUTPUT_DIR) / "history.csv") as file:
+            file.write(text.getvalue().encode())
     if "wandb" not in cfg.TRAIN.TRACKERS:
         return
     group = "/".join(str(record[name]) for name in ("protocol", "trainer", "setting", "dataset"))
