@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader
 
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers
-from benchmarks.measure import ParityError, interleave, quiet, random_clip, ratio_of, shown, summary
+from benchmarks.measure import RATIO, ParityError, interleave, quiet, random_clip, ratio_of, spread_of, summary
 from dassl.config import get_cfg_default
 from dassl.data import DataManager, build_data_loader
 from dassl.data.cache import ImageCache
@@ -40,9 +40,21 @@ SPLITS = ("base", "new", "all")
 WARM_UP_EPOCHS = 10  # until allocators and caches have what they keep
 MAX_GROWTH_MIB = 30.0  # that may be added after the warm-up
 
-
-class NoPhotosError(FileNotFoundError):
-    """There is no image to load."""
+# The tables' columns; see `print_table`.
+LOADER_COLUMNS = {
+    **{"images": "{size}", "loader": "{kind}", "way": "{way}", "ms per image": "{ms_per_image[median]:.2f}"},
+    **{"decoded / this": RATIO, "against decoded": "{against}"},
+}
+WORKER_COLUMNS = {
+    **{"workers": "{workers}", "batches per epoch": "{batches}", "kept [s per epoch]": "{fast[median]:.3f}"},
+    **{"started anew [s per epoch]": "{plain[median]:.3f}", "anew / kept": RATIO},
+}
+SPLIT_COLUMNS = {
+    **{"trainer": "{trainer}", "features follow": "{follow}", "three passes [s]": "{plain[median]:.2f}"},
+    **{"one pass [s]": "{fast[median]:.2f}", "ratio": RATIO},
+    "ratio, features known": RATIO.replace("ratio", "ratio_known"),
+}
+SESSION_COLUMNS = {key: f"{{{key}:.0f}}" for key in ("after epoch", "file handles", "processes", "memory (MiB)")}
 
 
 def measure_loader(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -58,18 +70,15 @@ def measure_loader(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         with tempfile.TemporaryDirectory() as folder:
             paths = find_photos(args.images, args.count) if args.images else make_photos(folder, size, args.count)
             for kind in ("train", "test"):
-                yield {"what": "loader", "size": size, "kind": kind, **measure_loaders(kind, paths, args)}
+                for row in measure_loaders(kind, paths, args):
+                    yield {"what": "loader", "size": size, "kind": kind, **row}
 
 
 def find_photos(folder: str, count: int) -> list[str]:
-    """The first JPEG files below a folder.
-
-    Raises:
-        NoPhotosError: there is none.
-    """
+    """The first JPEG files below a folder; FileNotFoundError where there is none."""
     paths = [str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
     if not paths:
-        raise NoPhotosError(f"no .jpg file in {folder}")
+        raise FileNotFoundError(f"no .jpg file in {folder}")
     return paths[:count]
 
 
@@ -106,8 +115,8 @@ def photo_loader(
         return build_data_loader(cfg, sampler, data, args.batch, tfm=transform, is_train=kind == "train")
 
 
-def measure_loaders(kind: str, paths: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
-    """Times per image, ratios and parity of the loaders of training or of testing.
+def measure_loaders(kind: str, paths: Sequence[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Time per image, ratio and parity of every way to load for training or for testing.
 
     Raises:
         ParityError: the batches are not the same.
@@ -124,21 +133,26 @@ def measure_loaders(kind: str, paths: Sequence[str], args: argparse.Namespace) -
     cache = ImageCache(paths, megabytes := 3 * pixels // 2**20 + 1)  # of all images decoded
     for name in {"cached", "device", "crops"} & loaders.keys():
         loaders[name].dataset.cache = cache
-    compared = require_same_batches(loaders["decoded"], loaders["cached"], "the cache")
-    if "device" in loaders:
-        require_same_batches(loaders["decoded"], loaders["device"], "the device's transform")
+    decoded = loaders["decoded"]
+    compared = require_same_batches(decoded, loaders["cached"], "the cache")
+    if kind == "train":
+        require_same_batches(decoded, loaders["device"], "the device's transform")
     for index in range(len(paths)):  # those of an incomplete batch, which training drops
         loaders["cached"].dataset[index]
     works = {name: lambda loader=loader: run_epoch(loader, 0) for name, loader in loaders.items()}
     times = interleave(works, args.device, args.rounds)
-    loaded = len(loaders["decoded"].sampler) if kind == "test" else len(loaders["decoded"]) * args.batch
-    times = {name: [seconds / loaded for seconds in values] for name, values in times.items()}
-    row = {"images": len(paths), "megabytes": megabytes, "batches_compared": compared, **summary(times)}
-    for name in list(times)[1:]:
-        row[name]["ratio"] = ratio_of(times["decoded"], times[name])
+    loaded = len(decoded.sampler) if kind == "test" else len(decoded) * args.batch
+    for name, seconds in times.items():
+        row = {"way": name, "images": len(paths), "megabytes": megabytes}
+        row["ms_per_image"] = spread_of([1000 * each / loaded for each in seconds])
+        if name != "decoded":
+            row |= {"ratio": ratio_of(times["decoded"], seconds), "against": f"same, bit for bit ({compared} batches)"}
+        if name == "crops":
+            row["against"] = "the loader's part of device"
         if name.startswith("draft"):
-            row[name]["mean_difference"] = mean_difference(loaders["decoded"], loaders[name])
-    return row
+            row["mean_difference"] = mean_difference(decoded, loaders[name])
+            row["against"] = f"off by {row['mean_difference']:.2f} of 255 grey levels"
+        yield row
 
 
 def run_epoch(loader: DataLoader, epoch: int) -> list[dict[str, Any]]:
@@ -168,27 +182,6 @@ def mean_difference(decoded: DataLoader, draft: DataLoader) -> float:
     pairs = zip(run_epoch(decoded, 0), run_epoch(draft, 0), strict=True)
     differences = [((one["img"] - other["img"]).abs() * std).mean((1, 2, 3)) for one, other in pairs]
     return float(torch.cat(differences).mean()) * 255
-
-
-def loader_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line per way of loading."""
-    lines = []
-    for row in rows:
-        for name in (key for key, value in row.items() if isinstance(value, dict)):
-            line = {"images": row["size"], "loader": row["kind"], "way": name}
-            line["ms per image"] = f"{1000 * row[name]['median']:.2f}"
-            if "ratio" in row[name]:
-                line["decoded / this"] = shown(row[name]["ratio"])
-                off = row[name].get("mean_difference")
-                line["against decoded"] = (
-                    "the loader's part of device"
-                    if name == "crops"
-                    else f"same, bit for bit ({row['batches_compared']} batches)"
-                    if off is None
-                    else f"off by {off:.2f} of 255 grey levels"
-                )
-            lines.append(line)
-    return lines
 
 
 def measure_workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -228,20 +221,6 @@ def digits_cfg(*pairs: Any, files: Sequence[str] = ()) -> Any:
         cfg.merge_from_file(str(CONFIGS / file))
     cfg.merge_from_list(["SEED", 1, "USE_CUDA", False, "VERBOSE", False, "DATASET.ROOT", str(ASSETS), *pairs])
     return cfg
-
-
-def worker_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line per number of processes."""
-    return [
-        {
-            "workers": row["workers"],
-            "batches per epoch": row["batches"],
-            "kept [ms per epoch]": f"{1000 * row['fast']['median']:.0f}",
-            "started anew [ms per epoch]": f"{1000 * row['plain']['median']:.0f}",
-            "anew / kept": shown(row["ratio"]),
-        }
-        for row in rows
-    ]
 
 
 def measure_splits(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -309,21 +288,6 @@ def digits_trainer(name: str, clip_model: nn.Module, root: str, args: argparse.N
     return type(kind.__name__, (kind,), {"load_backbone": lambda self: clip_model})(cfg)
 
 
-def split_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line per trainer."""
-    return [
-        {
-            "trainer": row["trainer"],
-            "features follow": row["follow"],
-            "three passes [s]": f"{row['plain']['median']:.2f}",
-            "one pass [s]": f"{row['fast']['median']:.2f}",
-            "ratio": shown(row["ratio"]),
-            "ratio, features known": shown(row.get("ratio_known")),
-        }
-        for row in rows
-    ]
-
-
 def measure_session(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Whether file handles, processes and memory stay flat over a long run: CoOp on the bundled digits, on the CPU.
 
@@ -358,8 +322,3 @@ def measure_session(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for what, bound in allowed.items():
         if last[what] > first[what] + bound:
             raise ParityError(f"{what} grew from {first[what]:.0f} to {last[what]:.0f}")
-
-
-def session_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line per epoch at which stock was taken."""
-    return [{key: f"{value:.0f}" for key, value in row.items()} for row in rows]
