@@ -213,11 +213,12 @@ def run_queue(
     with runner.Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)
         if launcher == "slurm":
-            slurm.SlurmLauncher(args, progress, stop, output).run(pending)
+            executor = slurm.Slurm(args, pending, progress, output)
         elif launcher == "inline":
-            runner.work_off(pending, runner.Inline(slots[0], stop), progress, stop)
+            executor = runner.Inline(slots[0], stop)
         else:
-            runner.work_off(pending, runner.Processes(slots, stop, args.foreground), progress, stop)
+            executor = runner.Processes(slots, stop, args.foreground)
+        runner.work_off(pending, executor, progress, stop)
     progress.close()
     # the counts, and every failure with the last lines that its run wrote
     for job in jobs:
@@ -237,13 +238,15 @@ def sort_out(jobs: list[Job], progress: Progress, retry: bool) -> list[Job]:
     """The jobs to run; the others are finished, or failed before and are not to be tried again."""
     pending = []
     for job in jobs:
+        if retry:
+            runner.forget_failure(job)
         if runner.is_done(job):
             runner.forget_dead_claim(job)
             try:
                 progress.skip(job, runner.finished_record(job))
             except ResultsError as error:
                 progress.fail(job, str(error))
-        elif not retry and (reason := runner.earlier_failure(job)) is not None:
+        elif (reason := runner.earlier_failure(job)) is not None:
             progress.fail(job, f"{reason} (in an earlier call; --retry runs it again)")
         else:
             pending.append(job)
