@@ -283,14 +283,6 @@ def test_damaged_results_are_named(make_job, run, capsys):
     assert "cut short or damaged" in capsys.readouterr().out
 
 
-def test_listing_results(make_job, run, capsys):
-    jobs = [make_job("a"), make_job("b", "fail")]
-    run(jobs)
-    capsys.readouterr()
-    assert run(jobs, "--list-results") == 0
-    assert capsys.readouterr().out == f"{jobs[0].folder}/results.json\n"
-
-
 DRIVER = """
 import sys, sweep
 from pathlib import Path
