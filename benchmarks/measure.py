@@ -35,10 +35,9 @@ from trainers.templates import PROMPTSRC_TEMPLATES
 MAX_LOGIT_DIFFERENCE = 1e-4
 MIN_GRADIENT_COSINE = 0.999999
 
-# Class counts at which the plain path runs where more are wanted than fit into memory or patience. Its cost is a
-# straight line in the classes: a text tower of 77 tokens per class, beside an image tower that knows no classes. They
-# are wide apart, since the line carries their noise far; and the larger one so large that malloc takes the tensors
-# from the system and gives them back each time, as at the wanted count.
+# Class counts at which the plain path runs where more are wanted than fit into memory or patience: its cost is a
+# straight line in the classes. They are wide apart, since the line carries their noise far; and the larger one so large
+# that malloc takes the tensors from the system and gives them back each time, as at the wanted count.
 SAMPLES = (10, 120)
 PROFILED_STEPS = 5
 RATIO = "{ratio[median]:.2f} ({ratio[min]:.2f} - {ratio[max]:.2f})"  # a column of `print_table`
@@ -57,7 +56,7 @@ NAME_LENGTHS = (1, 2, 3, 2, 3)
 
 
 class ParityError(RuntimeError):
-    """The two ways do not compute the same; no ratio is reported."""
+    """Two ways do not compute the same, so that no ratio is reported."""
 
 
 def random_clip(name: str, resolution: int | None = None) -> nn.Module:
@@ -114,7 +113,7 @@ def build_trainer(
     with (
         mock.patch.multiple(trainers.promptsrc, **one_template),
         mock.patch.multiple(trainers.coprompt, **one_template),
-        contextlib.redirect_stdout(io.StringIO()),
+        quiet(),
     ):
         measured = trainer_without_data(
             cfg,
@@ -145,13 +144,8 @@ def interleave(
     works: dict[str, Callable[[], Any]], device: str, rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of each work in turn, A B A B ..., so that drift hits all alike; the first rounds do not count."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for round_index in range(warm_up + rounds):
-        for name, work in works.items():
-            seconds = seconds_of(work, device)
-            if round_index >= warm_up:
-                times[name].append(seconds)
-    return times
+    times = [[seconds_of(work, device) for work in works.values()] for _ in range(warm_up + rounds)]
+    return dict(zip(works, map(list, zip(*times[warm_up:], strict=True)), strict=True))
 
 
 def seconds_of(work: Callable[[], Any], device: str) -> float:
@@ -201,10 +195,7 @@ def print_table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> None
 def parity(fast: Any, plain: Any, batch: dict[str, Any], what: str) -> dict[str, float]:
     """Largest logit difference and smallest gradient cosine between the paths, on the same weights and images.
 
-    Both minimise the plain trainer's objective, which knows the classes that are compared.
-
-    Raises:
-        ParityError: beyond the product's bounds.
+    Both minimise the plain trainer's objective, which knows the classes that are compared. ParityError: beyond bounds.
     """
     plain.model.prompt_learner.load_state_dict(fast.model.prompt_learner.state_dict())
     logits, gradients = [], []
@@ -236,11 +227,7 @@ def extrapolate(few: float, many: float, classes: int) -> float:
 
 @contextlib.contextmanager
 def only_classes(model: nn.Module, chosen: list[int]) -> Iterator[None]:
-    """Inside, the model classifies over some of its classes, though it computes the features of all.
-
-    Raises:
-        ValueError: for a model whose objective reads its text features by itself.
-    """
+    """Inside, the model classifies over some of its classes, though it computes the features of all."""
     if hasattr(model, "features_of"):
         raise ValueError("ProDA's objective reads all classes: measure it with --plain-up-to at least --classes")
     text_features = model.text_features

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -60,11 +62,10 @@ SESSION_COLUMNS = {key: f"{{{key}:.0f}}" for key in ("after epoch", "file handle
 def measure_loader(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A data loader that keeps decoded images in memory against one that decodes them each time.
 
-    Loaders and transforms are those of training and of testing, with CLIP's configuration. Without --images the files
-    are generated: JPEG with the statistics of photographs. The batches of both loaders must be the same bit for bit.
-    "device" is training with DATALOADER.DEVICE_TRANSFORM and the cache, whose batches must be the same, too; "crops" is
-    what of it the loader does. Draft-mode JPEG (INPUT.JPEG_DRAFT) is measured beside, with how far images are off: it
-    is not exact, and in training it has random crops fall elsewhere, since these depend on the image's size.
+    Loaders and transforms are those of training and of testing. Without --images the files are generated: JPEG with the
+    statistics of photographs. "device" is training with DATALOADER.DEVICE_TRANSFORM and the cache; "crops" is what of
+    it the loader does. Draft-mode JPEG (INPUT.JPEG_DRAFT) is measured beside, with how far images are off: it is not
+    exact, and in training it has random crops fall elsewhere, since these depend on the image's size.
     """
     for size in ["as they are"] if args.images else args.size:
         with tempfile.TemporaryDirectory() as folder:
@@ -116,11 +117,7 @@ def photo_loader(
 
 
 def measure_loaders(kind: str, paths: Sequence[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Time per image, ratio and parity of every way to load for training or for testing.
-
-    Raises:
-        ParityError: the batches are not the same.
-    """
+    """Time per image, ratio and parity of every way to load for training or for testing."""
     loaders = {name: photo_loader(kind, paths, args) for name in ("decoded", "cached")}
     if kind == "train":
         loaders |= {name: photo_loader(kind, paths, args, on_device=True) for name in ("device", "crops")}
@@ -162,11 +159,7 @@ def run_epoch(loader: DataLoader, epoch: int) -> list[dict[str, Any]]:
 
 
 def require_same_batches(decoded: DataLoader, other: DataLoader, what: str) -> int:
-    """Compare the batches of two epochs, a cache being filled in the first and read in the second; their number.
-
-    Raises:
-        ParityError: an image of one loader is not that of the other, bit for bit.
-    """
+    """Compare the batches of two epochs, a cache being filled in the first and read in the second; their number."""
     count = 0
     for epoch in range(2):
         for one, two in zip(run_epoch(decoded, epoch), run_epoch(other, epoch), strict=True):
@@ -189,9 +182,6 @@ def measure_workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     The loader is that of training on the bundled digits, batches of 4; both kinds of epoch alternate, and the batches
     must be the same bit for bit. It is wall-clock time, since several processes work: use a quiet machine.
-
-    Raises:
-        ParityError: the batches are not the same.
     """
     for workers in args.workers:
         pairs = ["DATASET.NUM_SHOTS", args.shots, "DATALOADER.NUM_WORKERS", workers, "INPUT.SIZE", (48, 48)]
@@ -228,10 +218,7 @@ def measure_splits(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     A random CLIP tests on bundled digits. Three works alternate in one process: a pass over the images for every class
     split (FEATURES.REUSE False, "plain"), one pass for all of them ("fast"), and, where the image tower is frozen, no
-    pass ("known"), as in a second seed or method.
-
-    Raises:
-        ParityError: metrics differ in any digit.
+    pass ("known"), as in a second seed or method. Their metrics must be equal to the last digit.
     """
     clip_model = random_clip(args.backbone)
     for name in args.trainer:
@@ -242,18 +229,16 @@ def measure_splits(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                     trainer.set_class_split(split)
             metrics: dict[str, Any] = {}
 
-            def test(work: str, trainer: Any, forget: bool) -> None:
-                if forget:
+            def test(work: str) -> None:
+                if work == "fast":
                     forget_all()
+                trainer = plain if work == "plain" else fast  # noqa: B023
                 found = evaluate_class_splits(trainer, trainer.cfg, SPLITS)
-                metrics[work] = {  # noqa: B023
-                    split: {k: v for k, v in m.items() if k != "seconds"} for split, m in found.items()
-                }
+                found = {split: {k: v for k, v in m.items() if k != "seconds"} for split, m in found.items()}
+                metrics[work] = found  # noqa: B023
 
-            cases = {"plain": (plain, False), "fast": (fast, True)}
-            if fast.image_features_follow == "image":
-                cases["known"] = (fast, False)
-            works = {work: lambda work=work, case=case: test(work, *case) for work, case in cases.items()}
+            known = ["known"] if fast.image_features_follow == "image" else []
+            works = {work: functools.partial(test, work) for work in ("plain", "fast", *known)}
             times = interleave(works, "cpu", args.rounds)
         if any(found != metrics["plain"] for found in metrics.values()):
             raise ParityError(f"{name}: the metrics of the class splits are not those of separate passes")
@@ -265,9 +250,8 @@ def measure_splits(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 def few_digits(images: int) -> Iterator[str]:
     """A data root with the bundled digits, the test set cut to a number of images per class."""
     split = json.loads((ASSETS / "digits/split_digits.json").read_text(encoding="utf-8"))
-    split["test"] = [
-        item for label in range(10) for item in [item for item in split["test"] if item[1] == label][:images]
-    ]
+    by_label = ([item for item in split["test"] if item[1] == label][:images] for label in range(10))
+    split["test"] = list(itertools.chain.from_iterable(by_label))
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root, "digits")
         folder.mkdir()
@@ -291,10 +275,7 @@ def digits_trainer(name: str, clip_model: nn.Module, root: str, args: argparse.N
 def measure_session(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Whether file handles, processes and memory stay flat over a long run: CoOp on the bundled digits, on the CPU.
 
-    Linux only, since it reads /proc.
-
-    Raises:
-        ParityError: something grew beyond its bound.
+    Linux only, since it reads /proc. ParityError: something grew beyond its bound.
     """
     rows: list[dict[str, Any]] = []
 

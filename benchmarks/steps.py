@@ -48,8 +48,6 @@ from results.schema import peak_memory
 from trainers import step as device_step
 from trainers.step import DeviceStep
 
-# What a method needs beside its defaults: CoPrompt compares two views.
-NEEDED = {name: ["DATALOADER.K_TRANSFORMS", "2"] for name in ("CoPrompt", "CoPrompt_BMIP")}
 # Operations that neither read nor write a tensor's values, but do not say in their schema that they return a view.
 WITHOUT_KERNEL = (
     *("_record_function_enter_new", "_record_function_exit", "_unsafe_view", "_reshape_alias"),
@@ -87,9 +85,10 @@ GROWTH_COLUMNS = {"per": "{per}"} | {figure: f"{{{figure}:.3g}}" for figure in (
 
 
 def options_for(trainer: str, args: argparse.Namespace) -> list[str]:
-    """Configuration pairs of a trainer: its precision, what it needs, and the user's."""
-    precision = [f"TRAINER.{TRAINER_REGISTRY.get(trainer).node}.PREC", args.precision, "TRAIN.CPU_HALF", "True"]
-    return [*precision, *NEEDED.get(trainer, []), *args.opts]
+    """Configuration pairs of a trainer: its precision, the views that it compares, and the user's."""
+    kind = TRAINER_REGISTRY.get(trainer)
+    needed = {f"TRAINER.{kind.node}.PREC": args.precision, "DATALOADER.K_TRANSFORMS": str(kind.n_views)}
+    return [*sum(needed.items(), ()), "TRAIN.CPU_HALF", "True", *args.opts]
 
 
 def cases(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[str]]]:
@@ -229,11 +228,9 @@ def objective_to_meta(objective: Any) -> None:
 def measure_kernels(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """How often a training step, by phase, and a test batch tell a GPU what to do.
 
-    Below some hundred classes a GPU waits for these launches, not for arithmetic. They are counted on the CPU, which
-    goes a GPU's way (`as_on_a_gpu`), on a CLIP with ViT-B/16's layers and a small width: how many there are
-    depends on layers, class names and method, not on the width. The names are ImageNet's, whose lengths differ as real
-    ones do. An operation of PyTorch counts as one kernel; some few, such as a norm of all gradients, launch two or
-    three on a GPU.
+    They are counted on the CPU, which goes a GPU's way (`as_on_a_gpu`), on a CLIP with ViT-B/16's layers and a small
+    width: their number depends on layers, class names (ImageNet's here) and method, not on the width. An operation of
+    PyTorch counts as one kernel; some few, such as a norm of all gradients, launch two or three on a GPU.
     """
     for row, options in cases(args):
         case = row["trainer"], row["classes"], row["batch"], options
@@ -301,11 +298,7 @@ class KernelCounter(TorchDispatchMode):
 
 
 def narrow_trainer(trainer: str, n_classes: int, options: list[str]) -> Any:
-    """A trainer on a narrow CLIP, with ImageNet's class names as torchvision lists them; repeated ones are numbered.
-
-    Raises:
-        ValueError: ImageNet has fewer classes.
-    """
+    """A trainer on a narrow CLIP, with ImageNet's class names as torchvision lists them; repeated ones are numbered."""
     names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
     if n_classes > len(names):
         raise ValueError(f"--classes {n_classes}: ImageNet has {len(names)} classes")
@@ -315,13 +308,23 @@ def narrow_trainer(trainer: str, n_classes: int, options: list[str]) -> Any:
 
 
 def measure_slopes(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Operations, time and memory of a training step, as one quantity at a time moves away from its default."""
+    """Operations, time and memory of a training step, as one quantity at a time moves away from its default.
+
+    Raises:
+        ValueError: the depth of prompts that have none is to be varied.
+    """
+    node = TRAINER_REGISTRY.get(args.trainer).node
+    depths = [f"TRAINER.{node}.{key}" for key in cfg_default.TRAINER[node] if key.startswith("PROMPT_DEPTH")]
+    if "depth" in args.vary and not depths:
+        raise ValueError(f"--vary depth: the prompts of {args.trainer} have no depth; leave depth out")
     for varied in args.vary:
         for value in VARIED[args.backbone][varied]:
             point = DEFAULTS | {varied: value}
             resolution = point["pixels"] or None
             clip_model = random_clip(args.backbone, resolution)
-            options = [*options_for(args.trainer, args), *depth_options(args.trainer, point["depth"])]
+            options = options_for(args.trainer, args)
+            for key in depths if point["depth"] else []:
+                options += [key, str(point["depth"])]
             case = args.trainer, point["classes"], args.path, point["batch"], options
             gflop = training_flops(clip_model, *case)
             trainer = build_trainer(args.trainer, clip_model, point["classes"], args.path, args.device, options)
@@ -331,19 +334,6 @@ def measure_slopes(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             ms = 1000 * statistics.median(seconds)
             row = {"varied": varied, "value": value, "gflop": gflop, "ms": ms, "gflop_per_s": 1000 * gflop / ms}
             yield row | {"seconds": seconds, "mib": mib}
-
-
-def depth_options(trainer: str, depth: int) -> list[str]:
-    """Configuration pairs that prompt so many layers; 0 stands for the trainer's default.
-
-    Raises:
-        ValueError: for a trainer whose prompts have no depth.
-    """
-    node = TRAINER_REGISTRY.get(trainer).node
-    keys = [key for key in cfg_default.TRAINER[node] if key.startswith("PROMPT_DEPTH")]
-    if depth and not keys:
-        raise ValueError(f"--vary depth: the prompts of {trainer} have no depth; leave depth out")
-    return [part for key in keys for part in (f"TRAINER.{node}.{key}", str(depth))] if depth else []
 
 
 def growth(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:

@@ -188,11 +188,7 @@ def is_bundled(dataset: str) -> bool:
 
 
 def bundled_plan(protocol: Protocol, source: str) -> tuple[tuple[str, ...], str]:
-    """The bundled data sets that stand in for a protocol's, and the one to train on ("" where each trains its own).
-
-    Raises:
-        SweepError: a transfer protocol without the bundled data that it needs.
-    """
+    """The bundled data sets that stand in for a protocol's, and the one to train on ("" where each trains its own)."""
     there = sorted(path.stem for path in DATASET_CONFIGS.glob("*.yaml") if is_bundled(path.stem))
     if not protocol.source:
         return tuple(name for name in BUNDLED if name in there), ""
@@ -250,9 +246,7 @@ def default_setting(trainer: str, protocol: Protocol, bundled: bool) -> str:
     """The setting to run where the user names none: that of `SETTINGS`; of another trainer, the only one that fits.
 
     Files are told by their names: tiny* is for the bundled model, *_cross_datasets and *_few_shot for these protocols.
-
-    Raises:
-        SweepError: none fits, or several do.
+    A SweepError where none fits, or several do.
     """
     names, row = settings_of(trainer), SETTINGS.get(trainer, {})
     base = row.get("base", "")
@@ -335,11 +329,9 @@ class Job:
 
     @property
     def label(self) -> str:
-        """One line for people."""
         return f"{self.trainer} {self.setting} {self.dataset} {self.shots} shots seed {self.seed}"
 
     def command(self, python: str = "python") -> list[str]:
-        """The command line."""
         return [python, self.program, *self.arguments]
 
 
@@ -356,9 +348,9 @@ def as_typed(command: Sequence[str]) -> str:
 
 
 class Variation(NamedTuple):
-    """A setting changed in some keys, with the words that its folder and its row are called by."""
+    """A setting changed in some keys."""
 
-    name: str = ""
+    name: str = ""  # in its folder and its row
     options: tuple[str, ...] = ()
 
 
@@ -395,10 +387,7 @@ class Plan:
 def plans_varied(plan: Plan, axes: Sequence[Sequence[str]]) -> list[Plan]:
     """The plan with every combination of some axes' values, each axis being `KEY VALUE VALUE ...`.
 
-    It is one plan per trainer where a key's {node} is the trainer's.
-
-    Raises:
-        SweepError: a key without a value; a trainer whose prompts have not one node.
+    It is one plan per trainer where a key's {node} is the trainer's; a SweepError where its prompts have not one node.
     """
     for axis in axes:
         if len(axis) < 2:

@@ -108,7 +108,6 @@ def make_ready(job: Job) -> None:
 
 
 def forget_failure(job: Job) -> None:
-    """Remove word of an earlier failure."""
     (job.folder / FAILURE_FILE).unlink(missing_ok=True)
 
 
@@ -170,7 +169,6 @@ class Progress:
         self._drawn = 0.0
 
     def is_settled(self, job: Job) -> bool:
-        """Whether the job is finished or failed."""
         return job.folder in self.finished or job.folder in self.failures
 
     @property
@@ -187,12 +185,10 @@ class Progress:
             self._seconds[_kind(job)].append(float(total))
 
     def start(self, job: Job) -> None:
-        """The job runs from now on."""
         self.running[job.folder] = time.monotonic()
         self.line(f"start    {job.label}")
 
     def finish(self, job: Job) -> None:
-        """The job is done."""
         self.finished.add(job.folder)
         took = ""  # nothing is known of another sweep's
         if job.folder in self.running:
@@ -202,7 +198,6 @@ class Progress:
         self.line(f"finished {job.label}{took}")
 
     def fail(self, job: Job, reason: str) -> None:
-        """The job failed, now or before."""
         self.running.pop(job.folder, None)
         self.failures[job.folder] = reason
         self.line(f"FAILED   {job.label}: {reason}")
@@ -295,7 +290,6 @@ class Claims:
         return True
 
     def release(self, job: Job) -> None:
-        """Give a claim up."""
         if job.folder in self._held:
             self._held.pop(job.folder).release()
 
@@ -406,17 +400,12 @@ class Slot:
     threads: int  # OMP_NUM_THREADS
 
     def environment(self) -> dict[str, str]:
-        """The environment of the process."""
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         return {**os.environ, **threads, "CUDA_VISIBLE_DEVICES": self.gpu}
 
 
 def slots_for(gpus: Sequence[str] | None, count: int | None) -> list[Slot]:
-    """The slots of this machine, as --gpus and --slots say; the cores are shared out evenly.
-
-    Raises:
-        SweepError: no slot at all; an id that is none, comes twice or is known to lack.
-    """
+    """The slots of this machine, as --gpus and --slots say; the cores are shared out evenly."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if gpus is not None:
         gpus = _checked_gpus(gpus)
@@ -475,15 +464,12 @@ class Processes:
 
     @property
     def jobs(self) -> list[Job]:
-        """Those that run."""
         return [job for job, _ in self.children.values()]
 
     def is_free(self) -> bool:
-        """Whether there is a free slot."""
         return len(self.children) < len(self.slots)
 
     def start(self, job: Job) -> None:
-        """Start a job in a free slot."""
         index = next(index for index in range(len(self.slots)) if index not in self.children)
         with contextlib.nullcontext() if self.foreground else (job.folder / CONSOLE_FILE).open("wb") as output:
             # Ctrl-C on the terminal is for the sweep, which ends its children itself
