@@ -221,17 +221,16 @@ def sort_out(jobs: list[Job], progress: runner.Progress, retry: bool) -> list[Jo
     """The jobs to run; the others are finished, or failed before and are not to be tried again."""
     pending = []
     for job in jobs:
-        if retry:
-            runner.forget_failure(job)
         if runner.is_done(job):
             runner.forget_dead_claim(job)
             try:
                 progress.skip(job, runner.finished_record(job))
             except ResultsError as error:
                 progress.fail(job, str(error))
-        elif (reason := runner.earlier_failure(job)) is not None:
+        elif not retry and (reason := runner.earlier_failure(job)) is not None:
             progress.fail(job, f"{reason} (in an earlier call; --retry runs it again)")
         else:
+            (job.folder / runner.FAILURE_FILE).unlink(missing_ok=True)
             pending.append(job)
     return pending
 

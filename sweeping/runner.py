@@ -103,12 +103,8 @@ def _parsed(text: str, like: Any) -> Any:
 
 def make_ready(job: Job) -> None:
     """Before a job is started: its folder is there, and no word of an earlier failure in it."""
-    forget_failure(job)
-    job.folder.mkdir(parents=True, exist_ok=True)
-
-
-def forget_failure(job: Job) -> None:
     (job.folder / FAILURE_FILE).unlink(missing_ok=True)
+    job.folder.mkdir(parents=True, exist_ok=True)
 
 
 def record_failure(job: Job, reason: str) -> None:
@@ -365,7 +361,8 @@ def work_off(jobs: Sequence[Job], executor: Any, progress: Progress, stop: Stop)
                         progress.finish(job)
                     elif (reason := earlier_failure(job)) is not None:
                         claims.release(job)
-                        progress.fail(job, f"{reason} (in another sweep; --retry runs it again)")
+                        where = "its Slurm job" if executor.queues else "another sweep"
+                        progress.fail(job, f"{reason} (in {where}; --retry runs it again)")
                     else:
                         make_ready(job)
                         if executor.queues:

@@ -49,11 +49,7 @@ def add_arguments(group: Any) -> None:
 
 
 def parameters(args: argparse.Namespace, cluster: str) -> dict[str, Any]:
-    """Those options as submitit's executors take them.
-
-    Raises:
-        SweepError: a parameter without a value.
-    """
+    """Those options as submitit's executors take them."""
     for text in args.slurm:
         if "=" not in text:
             raise SweepError(f"--slurm {text!r}: write KEY=VALUE")
@@ -77,11 +73,7 @@ class Chain:
         return self.__dict__ | {"_child": None}
 
     def __call__(self) -> int:
-        """Run what is not finished; returns the number of runs that are.
-
-        Raises:
-            RuntimeError: a run failed.
-        """
+        """Run what is not finished; returns the number of runs, RuntimeError where one failed."""
         failures = []
         for job in self.jobs:
             if is_finished(job.folder) or (job.needs is not None and not is_finished(job.needs)):
@@ -124,17 +116,13 @@ def _is_alive(pid: int) -> bool:
 class Slurm:
     """Submits jobs as one array and watches them; a stop ends the watching, and the jobs go on by themselves.
 
-    The cluster is submitit's name for where jobs run: "slurm", or "local" to try it out without one.
-
-    Raises:
-        SweepError: submitit or Slurm is missing, or refuses.
+    The cluster is submitit's name for where jobs run: "slurm", or "local" to try it out without one. A SweepError where
+    submitit or Slurm is missing, or refuses.
     """
 
     queues = True
 
-    def __init__(
-        self, args: Any, jobs: Sequence[Job], progress: Progress, output: Path, cluster: str = "slurm"
-    ) -> None:
+    def __init__(self, args: Any, jobs: list[Job], progress: Progress, output: Path, cluster: str = "slurm") -> None:
         self.args, self.progress, self.output, self.cluster = args, progress, output, cluster
         self.parameters = parameters(args, cluster)
         self.detached = False
@@ -147,7 +135,6 @@ class Slurm:
         self._states = self._queue_states()
 
     def is_free(self) -> bool:
-        """Always: Slurm has the queue."""
         return True
 
     def start(self, job: Job) -> None:
@@ -184,11 +171,12 @@ class Slurm:
             else:
                 self.progress.drop(job)  # waiting, or back in the queue
             del self._gone[job.folder]
-        self.jobs = [job for job in self.jobs if job not in [job for job, _ in ended]]
+        gone = {job.folder for job, _ in ended}
+        self.jobs = [job for job in self.jobs if job.folder not in gone]
         return ended
 
     def end(self) -> None:
-        """The jobs go on by themselves."""
+        """Nothing: the jobs go on by themselves."""
 
     def _submit(self) -> None:
         """Submit what is new as one array, and say so."""
@@ -226,9 +214,7 @@ class Slurm:
         try:
             listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         except FileNotFoundError as error:
-            raise SweepError(
-                "--launcher slurm: there is no squeue on this machine; start the sweep on a login node"
-            ) from error
+            raise SweepError("--launcher slurm: no squeue on this machine; start the sweep on a login node") from error
         except subprocess.CalledProcessError as error:
             raise SweepError(f"squeue failed: {error.stderr.strip()}") from error
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}

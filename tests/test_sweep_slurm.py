@@ -56,9 +56,12 @@ def test_a_chain_survives_pickling_while_it_runs(make_job):
 def test_with_submitits_local_executor(make_job, tmp_path, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)  # the job's process imports from here
     jobs = [make_job("good"), make_job("bad", "fail"), make_job("test", needs="good")]
+    jobs += [make_job("bad test", "fail", needs="good")]
     progress, text = launch(jobs, tmp_path, "local")
     assert {path.name for path in progress.finished} == {"good", "test"}
-    assert progress.failures == {jobs[1].folder: "exit status 2, error: the data are not there"}
+    assert {path.name for path in progress.failures} == {"bad", "bad test"}
+    assert all("exit status 2, error: the data are not there" in reason for reason in progress.failures.values())
+    assert all(len(list(job.folder.glob("start*"))) == 1 for job in jobs)
     assert "2 jobs submitted" in text
 
 
