@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import functools
 import itertools
 import json
@@ -69,18 +68,16 @@ def measure_loader(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """
     for size in ["as they are"] if args.images else args.size:
         with tempfile.TemporaryDirectory() as folder:
-            paths = find_photos(args.images, args.count) if args.images else make_photos(folder, size, args.count)
+            if args.images:
+                files = (str(path) for path in sorted(Path(args.images).rglob("*")))
+                paths = [path for path in files if path.lower().endswith((".jpg", ".jpeg"))][: args.count]
+                if not paths:
+                    raise FileNotFoundError(f"no .jpg file in {args.images}")
+            else:
+                paths = make_photos(folder, size, args.count)
             for kind in ("train", "test"):
                 for row in measure_loaders(kind, paths, args):
                     yield {"what": "loader", "size": size, "kind": kind, **row}
-
-
-def find_photos(folder: str, count: int) -> list[str]:
-    """The first JPEG files below a folder; FileNotFoundError where there is none."""
-    paths = [str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
-    if not paths:
-        raise FileNotFoundError(f"no .jpg file in {folder}")
-    return paths[:count]
 
 
 def make_photos(folder: str, size: str, count: int) -> list[str]:
@@ -147,7 +144,11 @@ def measure_loaders(kind: str, paths: Sequence[str], args: argparse.Namespace) -
         if name == "crops":
             row["against"] = "the loader's part of device"
         if name.startswith("draft"):
-            row["mean_difference"] = mean_difference(decoded, loaders[name])
+            # of the images that the model is given, in grey levels of 255
+            std = torch.tensor(decoded.dataset.cfg.INPUT.PIXEL_STD).view(3, 1, 1)
+            pairs = zip(run_epoch(decoded, 0), run_epoch(loaders[name], 0), strict=True)
+            off = torch.cat([((one["img"] - other["img"]).abs() * std).mean((1, 2, 3)) for one, other in pairs])
+            row["mean_difference"] = 255 * float(off.mean())
             row["against"] = f"off by {row['mean_difference']:.2f} of 255 grey levels"
         yield row
 
@@ -167,14 +168,6 @@ def require_same_batches(decoded: DataLoader, other: DataLoader, what: str) -> i
             if one["impath"] != two["impath"] or not torch.equal(one["img"], two["img"].cpu()):
                 raise ParityError(f"epoch {epoch + 1}: the batches with and without {what} differ; no ratio")
     return count
-
-
-def mean_difference(decoded: DataLoader, draft: DataLoader) -> float:
-    """Mean absolute difference of the images that the model is given, in grey levels of 255."""
-    std = torch.tensor(decoded.dataset.cfg.INPUT.PIXEL_STD).view(3, 1, 1)
-    pairs = zip(run_epoch(decoded, 0), run_epoch(draft, 0), strict=True)
-    differences = [((one["img"] - other["img"]).abs() * std).mean((1, 2, 3)) for one, other in pairs]
-    return float(torch.cat(differences).mean()) * 255
 
 
 def measure_workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -221,8 +214,14 @@ def measure_splits(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     pass ("known"), as in a second seed or method. Their metrics must be equal to the last digit.
     """
     clip_model = random_clip(args.backbone)
+    digits = json.loads((ASSETS / "digits/split_digits.json").read_text(encoding="utf-8"))
+    by_label = ([item for item in digits["test"] if item[1] == label][: args.images] for label in range(10))
+    digits["test"] = list(itertools.chain.from_iterable(by_label))
     for name in args.trainer:
-        with few_digits(args.images) as root, quiet():
+        with tempfile.TemporaryDirectory() as root, quiet():
+            Path(root, "digits").mkdir()
+            Path(root, "digits/split_digits.json").write_text(json.dumps(digits), encoding="utf-8")
+            Path(root, "digits/images").symlink_to(ASSETS / "digits/images")
             plain, fast = (digits_trainer(name, clip_model, root, args, reuse) for reuse in (False, True))
             for trainer in (plain, fast):  # another class list's loaders are built when it is first asked for
                 for split in (*SPLITS, "base"):
@@ -244,20 +243,6 @@ def measure_splits(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
             raise ParityError(f"{name}: the metrics of the class splits are not those of separate passes")
         row = {"trainer": name, "follow": fast.image_features_follow, "images": 10 * args.images, **summary(times)}
         yield row | ({"ratio_known": ratio_of(times["plain"], times["known"])} if "known" in times else {})
-
-
-@contextlib.contextmanager
-def few_digits(images: int) -> Iterator[str]:
-    """A data root with the bundled digits, the test set cut to a number of images per class."""
-    split = json.loads((ASSETS / "digits/split_digits.json").read_text(encoding="utf-8"))
-    by_label = ([item for item in split["test"] if item[1] == label][:images] for label in range(10))
-    split["test"] = list(itertools.chain.from_iterable(by_label))
-    with tempfile.TemporaryDirectory() as root:
-        folder = Path(root, "digits")
-        folder.mkdir()
-        (folder / "split_digits.json").write_text(json.dumps(split), encoding="utf-8")
-        (folder / "images").symlink_to(ASSETS / "digits/images")
-        yield root
 
 
 def digits_trainer(name: str, clip_model: nn.Module, root: str, args: argparse.Namespace, reuse: bool) -> Any:

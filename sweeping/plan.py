@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 from common.free_options import flatten
 from dassl.config import YamlFileError, read_config
-from results.schema import OWN_DATA, dataset_label
+from results.schema import OWN_DATA, REPOSITORY, dataset_label
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 DATASET_CONFIGS = REPOSITORY / "configs" / "datasets"
 TRAINER_CONFIGS = REPOSITORY / "configs" / "trainers"
 
