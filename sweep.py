@@ -40,11 +40,10 @@ from sweeping.plan import (
     check_pairs,
     plans_varied,
 )
-from sweeping.runner import Progress
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """Command line."""
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The options; KEY VALUE pairs, also those after `--`, in `opts`."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -80,15 +79,9 @@ def build_parser() -> argparse.ArgumentParser:
     add("--retry", action="store_true", help="run again what failed in an earlier call")
     add("--overwrite", action="store_true", help="redo finished runs")
     add("--dry-run", action="store_true", help="print the commands only")
-    add("--list-results", action="store_true", help="print the paths of the finished runs' results only")
     add_debug(how)
     slurm.add_arguments(parser.add_argument_group("Slurm"))
-    return parser
-
-
-def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The options; KEY VALUE pairs, also those after `--`, in `opts`."""
-    words, parser = list(argv), build_parser()
+    words = list(argv)
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])
     args.opts = [*args.opts, *words[cut + 1 :]]
@@ -111,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def plans_of(args: argparse.Namespace) -> list[Plan]:
-    """What the command line asks for; several plans where a table's trainers are varied in keys of their own.
+    """What the command line asks for; several plans where a table's trainers are varied in keys of their nodes.
 
     Raises:
         SweepError: it makes no sense.
@@ -125,14 +118,12 @@ def plans_of(args: argparse.Namespace) -> list[Plan]:
     datasets, source = tuple(args.datasets or (preset.datasets if preset else ())), args.source
     if datasets == ("bundled",):
         datasets, source = bundled_plan(PROTOCOLS[protocol], source)
-    elif datasets == ("all",):
-        datasets = ()
     output = args.output or Path(preset.output if preset else "output")
     here = Path.cwd() == REPOSITORY  # where train.py runs
     plan = Plan(
         protocol=protocol,
         trainers=trainers,
-        datasets=datasets,
+        datasets=() if datasets == ("all",) else datasets,
         seeds=tuple(args.seeds),
         shots=tuple(args.shots),
         root=args.root if here or not args.root else str(Path(args.root).expanduser().absolute()),
@@ -174,50 +165,28 @@ def run(args: argparse.Namespace) -> int:
     check_pairs((*varied, *args.opts))
     protocol = PROTOCOLS[plans[0].protocol].name
     # a transfer's training run may be in another protocol's table
-    in_table = [job for job in jobs if job.protocol in ("", protocol)]
+    in_table = [job.folder for job in jobs if job.protocol in ("", protocol)]
     report = ["table", "--protocol", protocol]
     if args.dry_run:
         for job in jobs:
             print(("# finished: " if runner.is_done(job) else "") + as_typed(job.command()))
         if args.table:
-            print(as_typed(["python", "-m", "reporting", *report, *(str(job.folder) for job in in_table)]))
-        return 0
-    if args.list_results:
-        for job in in_table:
-            if runner.is_finished(job.folder):
-                print(job.folder / RESULTS_FILE)
+            print(as_typed(["python", "-m", "reporting", *report, *map(str, in_table)]))
         return 0
     if args.root and launcher != "slurm" and not Path(plans[0].root).is_dir():
         raise SweepError(f"--root {args.root} is no folder")
-    status, finished = run_queue(jobs, args, launcher, plans[0].output, slots)
-    if not args.table or status > 1:
-        return status
-    results = [str(job.folder / RESULTS_FILE) for job in in_table if job.folder in finished]
-    if not results:
-        print("error: no run finished, so there is no table", file=sys.stderr)
-        return 1
-    print()
-    if plans[0].is_bundled:
-        print("Demonstration on a tiny model (bundled:tiny_clip): not comparable with ViT-B/16 numbers.")
-    from reporting.__main__ import main as make_table
 
-    return make_table([*report, *results]) or status
-
-
-def run_queue(
-    jobs: list[Job], args: argparse.Namespace, launcher: str, output: Path, slots: list[runner.Slot]
-) -> tuple[int, set[Path]]:
-    """Run what is not finished and say what became of it; returns the exit status and the finished runs' folders."""
     # the live line moves the cursor: past the stream that lets nothing of the kind through
-    progress = Progress(jobs, len(slots), getattr(sys.stdout, "stream", sys.stdout))
+    progress = runner.Progress(jobs, len(slots), getattr(sys.stdout, "stream", sys.stdout))
     with runner.Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)
         if launcher == "slurm":
-            slurm.SlurmLauncher(args, progress, stop, output).run(pending)
+            executor = slurm.Slurm(args, pending, progress, plans[0].output)
         elif launcher == "inline":
-            runner.work_off(pending, runner.Inline(slots[0], stop), progress, stop)
+            executor = runner.Inline(slots[0], stop)
         else:
-            runner.work_off(pending, runner.Processes(slots, stop, args.foreground), progress, stop)
+            executor = runner.Processes(slots, stop, args.foreground)
+        runner.work_off(pending, executor, progress, stop)
     progress.close()
     # the counts, and every failure with the last lines that its run wrote
     for job in jobs:
@@ -230,10 +199,25 @@ def run_queue(
     left = len(progress.waiting) + len(progress.running)
     counts = f"{len(jobs)} runs: {len(progress.finished)} finished, {len(progress.failures)} failed"
     print(f"{counts}, {left} to be run" + ("; stopped: the same command goes on" if stop.signal else ""))
-    return (128 + stop.signal if stop.signal else 1 if progress.failures else 0), progress.finished
+    if stop.signal:
+        return 128 + stop.signal
+
+    status = 1 if progress.failures else 0
+    if not args.table:
+        return status
+    results = [str(folder / RESULTS_FILE) for folder in in_table if folder in progress.finished]
+    if not results:
+        print("error: no run finished, so there is no table", file=sys.stderr)
+        return 1
+    print()
+    if plans[0].is_bundled:
+        print("Demonstration on a tiny model (bundled:tiny_clip): not comparable with ViT-B/16 numbers.")
+    from reporting.__main__ import main as make_table
+
+    return make_table([*report, *results]) or status
 
 
-def sort_out(jobs: list[Job], progress: Progress, retry: bool) -> list[Job]:
+def sort_out(jobs: list[Job], progress: runner.Progress, retry: bool) -> list[Job]:
     """The jobs to run; the others are finished, or failed before and are not to be tried again."""
     pending = []
     for job in jobs:
@@ -246,6 +230,7 @@ def sort_out(jobs: list[Job], progress: Progress, retry: bool) -> list[Job]:
         elif not retry and (reason := runner.earlier_failure(job)) is not None:
             progress.fail(job, f"{reason} (in an earlier call; --retry runs it again)")
         else:
+            (job.folder / runner.FAILURE_FILE).unlink(missing_ok=True)
             pending.append(job)
     return pending
 

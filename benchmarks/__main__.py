@@ -28,10 +28,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from tabulate import tabulate
 
 from benchmarks import runs, steps
-from benchmarks.measure import SAMPLES, SIZES, ParityError
+from benchmarks.measure import SAMPLES, SIZES, ParityError, print_table
 from common.commandline import add_debug, guarded
 from results.schema import collect_environment
 
@@ -45,80 +44,71 @@ STEP_COMMANDS = {
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Command line: `args.measure` yields rows, every function of `args.tables` turns them into lines."""
+    """Command line: `args.measure` yields the rows of a table of `args.columns`."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
-    trainers = {"nargs": "+", "default": ["CoOp", "MaPLe", "BMIP"], "help": "registered names"}
 
-    def command(name: str, measure: Any, tables: list[Any], help: str, rounds: int) -> argparse.ArgumentParser:
+    def command(name: str, measure: Any, columns: dict[str, str], help: str, rounds: int, device: bool = False) -> Any:
         added = commands.add_parser(name, help=help, description=help)
-        added.set_defaults(measure=measure, tables=tables, device="cpu", precision="fp32", opts=[])
+        added.set_defaults(measure=measure, columns=columns, device="cpu", precision="fp32", opts=[])
         added.add_argument("--rounds", type=int, default=rounds, help="counted rounds")
         added.add_argument("--threads", type=int, default=1, help="CPU threads")
         added.add_argument("--json", "--output", dest="output", help="also write the figures as JSON")
         add_debug(added)
-        return added
-
-    def on_a_device(added: argparse.ArgumentParser) -> None:
-        added.add_argument("--device", choices=("cpu", "cuda"))
-        added.add_argument("--precision", help="fp32, fp16, bf16, amp")
-        added.add_argument("--opts", nargs="+", help="KEY VALUE pairs for the configuration")
+        if device:
+            added.add_argument("--device", choices=("cpu", "cuda"))
+            added.add_argument("--precision", help="fp32, fp16, bf16, amp")
+            added.add_argument("--opts", nargs="+", help="KEY VALUE pairs for the configuration")
+        return added.add_argument
 
     for name, (measure, text) in STEP_COMMANDS.items():
-        added = command(name, measure, [steps.step_lines], text, rounds=5)
-        on_a_device(added)
-        added.add_argument("--trainer", **trainers | {"default": ["BMIP"]})
-        added.add_argument("--classes", nargs="+", type=int, default=[10, 100], help="numbers of classes")
-        added.add_argument("--path", nargs="+", choices=("fast", "plain"), default=["fast", "plain"])
-        added.add_argument("--backbone", choices=tuple(SIZES), default="ViT-B/16")
-        added.add_argument("--batch", type=int, help="images per batch; default 100 for eval, else 4 (CoCoOp: 1)")
-        added.add_argument(
-            "--plain-up-to",
-            type=int,
-            default=SAMPLES[1],
-            help=f"classes at which the plain path is still run; {SAMPLES[1]} at least and by default",
-        )
-        added.add_argument("--warm-up", type=int, default=1, help="rounds before those that count")
+        add = command(name, measure, steps.COLUMNS, text, rounds=5, device=True)
+        add("--trainer", nargs="+", default=["BMIP"], help="registered names")
+        add("--classes", nargs="+", type=int, default=[10, 100], help="numbers of classes")
+        add("--path", nargs="+", choices=("fast", "plain"), default=["fast", "plain"])
+        add("--backbone", choices=tuple(SIZES), default="ViT-B/16")
+        add("--batch", type=int, help="images per batch; default 100 for eval, else 4 (CoCoOp: 1)")
+        up_to = f"classes at which the plain path is still run; {SAMPLES[1]} at least and by default"
+        add("--plain-up-to", type=int, default=SAMPLES[1], help=up_to)
+        add("--warm-up", type=int, default=1, help="rounds before those that count")
 
-    added = command(
-        *("slopes", steps.measure_slopes, [steps.slope_lines, steps.growth_lines], "how a step's cost grows"), rounds=3
-    )
-    on_a_device(added)
-    added.add_argument("--trainer", default="BMIP", help="registered name")
-    added.add_argument("--vary", nargs="+", choices=tuple(steps.DEFAULTS), default=list(steps.DEFAULTS))
-    added.add_argument("--backbone", choices=tuple(steps.VARIED), default="ViT-B/16")
-    added.add_argument("--path", choices=("fast", "plain"), default="fast")
+    text = "how a step's cost grows"
+    add = command("slopes", steps.measure_slopes, steps.SLOPE_COLUMNS, text, rounds=3, device=True)
+    add("--trainer", default="BMIP", help="registered name")
+    add("--vary", nargs="+", choices=tuple(steps.DEFAULTS), default=list(steps.DEFAULTS))
+    add("--backbone", choices=tuple(steps.VARIED), default="ViT-B/16")
+    add("--path", choices=("fast", "plain"), default="fast")
 
-    added = command("splits", runs.measure_splits, [runs.split_lines], "testing on several class splits", rounds=3)
-    added.add_argument("--trainer", **trainers)
-    added.add_argument("--backbone", choices=tuple(SIZES), default="ViT-B/16")
-    added.add_argument("--images", type=int, default=4, help="test images of each of the ten classes")
-    added.add_argument("--batch", type=int, default=100, help="images per batch")
+    add = command("splits", runs.measure_splits, runs.SPLIT_COLUMNS, "testing on several class splits", rounds=3)
+    add("--trainer", nargs="+", default=["CoOp", "MaPLe", "BMIP"], help="registered names")
+    add("--backbone", choices=tuple(SIZES), default="ViT-B/16")
+    add("--images", type=int, default=4, help="test images of each of the ten classes")
+    add("--batch", type=int, default=100, help="images per batch")
 
-    added = command("loader", runs.measure_loader, [runs.loader_lines], "decoding and transforms of images", rounds=5)
-    on_a_device(added)
-    added.add_argument("--images", help="folder that is searched for .jpg files; default: generated ones")
-    added.add_argument("--size", nargs="+", default=runs.PHOTO_SIZES, help="width x height of generated images")
-    added.add_argument("--count", type=int, default=64, help="number of images")
-    added.add_argument("--draft", nargs="*", type=float, default=[1.0, 2.0], help="values of INPUT.JPEG_DRAFT")
-    added.add_argument("--batch", type=int, default=32, help="images per batch")
+    text = "decoding and transforms of images"
+    add = command("loader", runs.measure_loader, runs.LOADER_COLUMNS, text, rounds=5, device=True)
+    add("--images", help="folder that is searched for .jpg files; default: generated ones")
+    add("--size", nargs="+", default=runs.PHOTO_SIZES, help="width x height of generated images")
+    add("--count", type=int, default=64, help="number of images")
+    add("--draft", nargs="*", type=float, default=[1.0, 2.0], help="values of INPUT.JPEG_DRAFT")
+    add("--batch", type=int, default=32, help="images per batch")
 
-    added = command("workers", runs.measure_workers, [runs.worker_lines], "loader processes kept or not", rounds=1)
-    added.add_argument("--workers", nargs="+", type=int, default=[2], help="numbers of loader processes")
-    added.add_argument("--shots", type=int, default=16)
-    added.add_argument("--epochs", type=int, default=10, help="counted epochs of each kind")
+    add = command("workers", runs.measure_workers, runs.WORKER_COLUMNS, "loader processes kept or not", rounds=1)
+    add("--workers", nargs="+", type=int, default=[2], help="numbers of loader processes")
+    add("--shots", type=int, default=16)
+    add("--epochs", type=int, default=10, help="counted epochs of each kind")
 
-    added = command("long_session", runs.measure_session, [runs.session_lines], "what grows in a long run", rounds=1)
-    added.add_argument("--epochs", type=int, default=200)
-    added.add_argument("--workers", type=int, default=2)
+    add = command("long_session", runs.measure_session, runs.SESSION_COLUMNS, "what grows in a long run", rounds=1)
+    add("--epochs", type=int, default=200)
+    add("--workers", type=int, default=2)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line; exit status 1 when the ways do not agree, something grew, or there is nothing to load."""
-    return guarded(run, build_parser().parse_args(argv), {ParityError: 1, runs.NoPhotosError: 1})
+    """Command line; exit status 1 when the ways do not agree or something grew."""
+    return guarded(run, build_parser().parse_args(argv), {ParityError: 1})
 
 
 def run(args: argparse.Namespace) -> None:
@@ -133,17 +123,15 @@ def run(args: argparse.Namespace) -> None:
         for row in args.measure(args):
             rows.append(row)
             if args.output:  # a long measurement that is stopped keeps what it has
+                machine = {"threads": args.threads, "cores": os.cpu_count(), "machine": platform.machine()}
+                machine |= collect_environment(args.device, args.precision)
                 with open(args.output, "w", encoding="utf-8") as file:
-                    json.dump({"machine": machine(args), "command": sys.argv[1:], "rows": rows}, file, indent=1)
+                    json.dump({"machine": machine, "command": sys.argv[1:], "rows": rows}, file, indent=1)
     finally:
-        for lines in args.tables if rows else []:
-            print(tabulate(lines(rows), headers="keys", tablefmt="github", disable_numparse=True), end="\n\n")
-
-
-def machine(args: argparse.Namespace) -> dict[str, Any]:
-    """What the figures were measured on."""
-    environment = collect_environment(args.device, args.precision)
-    return {**environment, "threads": args.threads, "cores": os.cpu_count(), "machine": platform.machine()}
+        if rows:
+            print_table(rows, args.columns)
+        if rows and args.what == "slopes":
+            print_table(list(steps.growth(rows)), steps.GROWTH_COLUMNS)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from unittest import mock
 import torch
 from clip.clip import _tokenizer
 from clip.model import CLIP
+from tabulate import tabulate
 from torch import nn
 from torch.autograd import DeviceType
 from torch.nn import functional as F
@@ -34,12 +35,12 @@ from trainers.templates import PROMPTSRC_TEMPLATES
 MAX_LOGIT_DIFFERENCE = 1e-4
 MIN_GRADIENT_COSINE = 0.999999
 
-# Class counts at which the plain path runs where more are wanted than fit into memory or patience. Its cost is a
-# straight line in the classes: a text tower of 77 tokens per class, beside an image tower that knows no classes. They
-# are wide apart, since the line carries their noise far; and the larger one so large that malloc takes the tensors
-# from the system and gives them back each time, as at the wanted count.
+# Class counts at which the plain path runs where more are wanted than fit into memory or patience: its cost is a
+# straight line in the classes. They are wide apart, since the line carries their noise far; and the larger one so large
+# that malloc takes the tensors from the system and gives them back each time, as at the wanted count.
 SAMPLES = (10, 120)
 PROFILED_STEPS = 5
+RATIO = "{ratio[median]:.2f} ({ratio[min]:.2f} - {ratio[max]:.2f})"  # a column of `print_table`
 
 SIZES = {
     "ViT-B/16": dict(vision_layers=12, vision_width=768, vision_patch_size=16, embed_dim=512, transformer_width=512),
@@ -55,18 +56,17 @@ NAME_LENGTHS = (1, 2, 3, 2, 3)
 
 
 class ParityError(RuntimeError):
-    """The two ways do not compute the same; no ratio is reported."""
+    """Two ways do not compute the same, so that no ratio is reported."""
 
 
-def random_clip(name: str, seed: int = 0, resolution: int | None = None) -> nn.Module:
+def random_clip(name: str, resolution: int | None = None) -> nn.Module:
     """A frozen CLIP of one of ``SIZES`` with random weights, float32, in eval mode.
 
     The resolution is the pixels of an image's side, a multiple of the patch size; by default the published one.
     """
-    sizes = SIZES[name]
-    small = name in ("narrow", "tiny")
+    sizes, small = SIZES[name], name in ("narrow", "tiny")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         model = CLIP(
             **sizes,
             image_resolution=resolution or (32 if small else 224),
@@ -79,12 +79,11 @@ def random_clip(name: str, seed: int = 0, resolution: int | None = None) -> nn.M
     return model.float().eval().requires_grad_(False)
 
 
-def quiet() -> contextlib.AbstractContextManager[Any]:
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
     """What Dassl says while building and testing is no result."""
-    stack = contextlib.ExitStack()
-    stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
-    stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
-    return stack
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        yield
 
 
 def class_names(count: int) -> list[str]:
@@ -114,7 +113,7 @@ def build_trainer(
     with (
         mock.patch.multiple(trainers.promptsrc, **one_template),
         mock.patch.multiple(trainers.coprompt, **one_template),
-        contextlib.redirect_stdout(io.StringIO()),
+        quiet(),
     ):
         measured = trainer_without_data(
             cfg,
@@ -123,17 +122,16 @@ def build_trainer(
             load_backbone=lambda self: clip_model,
             build_objective=kind.build_objective,
         )
-    measured.num_batches, measured.batch_idx = 1_000_000, 0  # the learning rate never moves
+    measured.num_batches, measured.batch_idx = 1_000_000, 0  # the learning rate stays
     return measured
 
 
 def random_batch(trainer: Any, size: int, seed: int = 0) -> dict[str, Any]:
     """A batch of random images with labels; two views where the trainer wants two."""
-    generator, resolution = torch.Generator().manual_seed(seed), trainer.model.image_encoder.resolution
+    generator, side = torch.Generator().manual_seed(seed), trainer.model.image_encoder.resolution
     labels = torch.randint(trainer.num_classes, (size,), generator=generator)
-    views = [torch.randn(size, 3, resolution, resolution, generator=generator) for _ in range(2)]
-    two = trainer.cfg.DATALOADER.K_TRANSFORMS == 2
-    return {"img": views if two else views[0], "label": labels}
+    views = [torch.randn(size, 3, side, side, generator=generator) for _ in range(2)]
+    return {"img": views if trainer.cfg.DATALOADER.K_TRANSFORMS == 2 else views[0], "label": labels}
 
 
 def first_view(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
@@ -146,17 +144,12 @@ def interleave(
     works: dict[str, Callable[[], Any]], device: str, rounds: int, warm_up: int = 1
 ) -> dict[str, list[float]]:
     """Seconds of each work in turn, A B A B ..., so that drift hits all alike; the first rounds do not count."""
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for round_index in range(warm_up + rounds):
-        for name, work in works.items():
-            seconds = seconds_of(work, device)
-            if round_index >= warm_up:
-                times[name].append(seconds)
-    return times
+    times = [[seconds_of(work, device) for work in works.values()] for _ in range(warm_up + rounds)]
+    return dict(zip(works, map(list, zip(*times[warm_up:], strict=True)), strict=True))
 
 
 def seconds_of(work: Callable[[], Any], device: str) -> float:
-    """CPU seconds of this process, or device seconds between CUDA events, of one call."""
+    """CPU seconds of this process, or seconds between CUDA events, of one call."""
     if device == "cpu":
         start = time.process_time()
         work()
@@ -185,33 +178,39 @@ def summary(times: dict[str, list[float]]) -> dict[str, Any]:
     return {name: spread_of(values) for name, values in times.items()} | ratio
 
 
-def shown(ratio: dict[str, float] | None) -> str:
-    """A ratio with its spread, as text."""
-    return "{median:.2f} ({min:.2f} - {max:.2f})".format(**ratio) if ratio else "-"
+def print_table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> None:
+    """A line per row; a column is a text that the row's figures go into, "-" where it lacks one, left out if all do."""
+
+    def cell(row: dict[str, Any], text: str) -> str:
+        try:
+            return text.format(**row, mark="~" if "plain_from_classes" in row else "")
+        except KeyError:
+            return "-"
+
+    table = {title: [cell(row, text) for row in rows] for title, text in columns.items()}
+    table = {title: cells for title, cells in table.items() if set(cells) != {"-"}}
+    print(tabulate(table, headers="keys", tablefmt="github", disable_numparse=True), end="\n\n")
 
 
-def parity(built: dict[str, Any], batch: dict[str, Any], what: str) -> dict[str, float]:
+def parity(fast: Any, plain: Any, batch: dict[str, Any], what: str) -> dict[str, float]:
     """Largest logit difference and smallest gradient cosine between the paths, on the same weights and images.
 
-    Both minimise the plain trainer's objective, which knows the classes that are compared.
-
-    Raises:
-        ParityError: beyond the product's bounds.
+    Both minimise the plain trainer's objective, which knows the classes that are compared. ParityError: beyond bounds.
     """
-    fast, plain = built["fast"], built["plain"]
     plain.model.prompt_learner.load_state_dict(fast.model.prompt_learner.state_dict())
-    outputs = {}
-    for name, trainer in built.items():
+    logits, gradients = [], []
+    for trainer in (fast, plain):
         images, labels = trainer.parse_batch_train(batch)
         if hasattr(plain.objective, "step"):
             plain.objective.step = 0  # the same draw for both
         loss = plain.objective(trainer.model, images, labels)
+        logits.append(loss.output.logits.detach())
         parameters = [p for p in trainer.model.prompt_learner.parameters() if p.requires_grad]
-        outputs[name] = loss.output.logits.detach(), torch.autograd.grad(loss.total, parameters)
-    difference = float((outputs["fast"][0] - outputs["plain"][0]).abs().max())
+        gradients.append(torch.autograd.grad(loss.total, parameters))
+    difference = float((logits[0] - logits[1]).abs().max())
     cosine = min(
         float(F.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0, eps=1e-30))
-        for a, b in zip(outputs["fast"][1], outputs["plain"][1], strict=True)
+        for a, b in zip(*gradients, strict=True)
         if a.numel() > 1
     )
     if fast.precision.name == "fp32" and (difference > MAX_LOGIT_DIFFERENCE or cosine < MIN_GRADIENT_COSINE):
@@ -221,11 +220,6 @@ def parity(built: dict[str, Any], batch: dict[str, Any], what: str) -> dict[str,
     return {"max_logit_difference": difference, "min_gradient_cosine": cosine}
 
 
-def evenly_spread(names: Sequence[str], count: int) -> list[int]:
-    """``count`` positions spread evenly over a class list."""
-    return [index * len(names) // count for index in range(count)]
-
-
 def extrapolate(few: float, many: float, classes: int) -> float:
     """Value at ``classes`` of the straight line through the values at the two sample counts."""
     return many + (classes - SAMPLES[1]) * (many - few) / (SAMPLES[1] - SAMPLES[0])
@@ -233,11 +227,7 @@ def extrapolate(few: float, many: float, classes: int) -> float:
 
 @contextlib.contextmanager
 def only_classes(model: nn.Module, chosen: list[int]) -> Iterator[None]:
-    """Inside, the model classifies over some of its classes, though it computes the features of all.
-
-    Raises:
-        ValueError: for a model whose objective reads its text features by itself.
-    """
+    """Inside, the model classifies over some of its classes, though it computes the features of all."""
     if hasattr(model, "features_of"):
         raise ValueError("ProDA's objective reads all classes: measure it with --plain-up-to at least --classes")
     text_features = model.text_features
@@ -264,11 +254,7 @@ def device_utilisation(step: Callable[[], Any], device: str) -> float:
 
 
 def covered_share(intervals: Iterable[tuple[float, float]]) -> float:
-    """Share of the span of some intervals that at least one of them covers.
-
-    Raises:
-        ValueError: there is no interval, so nothing ran.
-    """
+    """Share of the span of some intervals that at least one of them covers; ValueError where there is none."""
     ordered = sorted(intervals)
     if not ordered:
         raise ValueError("the profiler saw no operation on the device")

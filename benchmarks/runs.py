@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
+import functools
+import itertools
 import json
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from torch.utils.data import DataLoader
 
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers
-from benchmarks.measure import ParityError, interleave, quiet, random_clip, ratio_of, shown, summary
+from benchmarks.measure import RATIO, ParityError, interleave, quiet, random_clip, ratio_of, spread_of, summary
 from dassl.config import get_cfg_default
 from dassl.data import DataManager, build_data_loader
 from dassl.data.data_manager import ImageCache
@@ -40,37 +41,43 @@ SPLITS = ("base", "new", "all")
 WARM_UP_EPOCHS = 10  # until allocators and caches have what they keep
 MAX_GROWTH_MIB = 30.0  # that may be added after the warm-up
 
-
-class NoPhotosError(FileNotFoundError):
-    """There is no image to load."""
+# The tables' columns; see `print_table`.
+LOADER_COLUMNS = {
+    **{"images": "{size}", "loader": "{kind}", "way": "{way}", "ms per image": "{ms_per_image[median]:.2f}"},
+    **{"decoded / this": RATIO, "against decoded": "{against}"},
+}
+WORKER_COLUMNS = {
+    **{"workers": "{workers}", "batches per epoch": "{batches}", "kept [s per epoch]": "{fast[median]:.3f}"},
+    **{"started anew [s per epoch]": "{plain[median]:.3f}", "anew / kept": RATIO},
+}
+SPLIT_COLUMNS = {
+    **{"trainer": "{trainer}", "features follow": "{follow}", "three passes [s]": "{plain[median]:.2f}"},
+    **{"one pass [s]": "{fast[median]:.2f}", "ratio": RATIO},
+    "ratio, features known": RATIO.replace("ratio", "ratio_known"),
+}
+SESSION_COLUMNS = {key: f"{{{key}:.0f}}" for key in ("after epoch", "file handles", "processes", "memory (MiB)")}
 
 
 def measure_loader(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """A data loader that keeps decoded images in memory against one that decodes them each time.
 
-    Loaders and transforms are those of training and of testing, with CLIP's configuration. Without --images the files
-    are generated: JPEG with the statistics of photographs. The batches of both loaders must be the same bit for bit.
-    "device" is training with DATALOADER.DEVICE_TRANSFORM and the cache, whose batches must be the same, too; "crops" is
-    what of it the loader does. Draft-mode JPEG (INPUT.JPEG_DRAFT) is measured beside, with how far images are off: it
-    is not exact, and in training it has random crops fall elsewhere, since these depend on the image's size.
+    Loaders and transforms are those of training and of testing. Without --images the files are generated: JPEG with the
+    statistics of photographs. "device" is training with DATALOADER.DEVICE_TRANSFORM and the cache; "crops" is what of
+    it the loader does. Draft-mode JPEG (INPUT.JPEG_DRAFT) is measured beside, with how far images are off: it is not
+    exact, and in training it has random crops fall elsewhere, since these depend on the image's size.
     """
     for size in ["as they are"] if args.images else args.size:
         with tempfile.TemporaryDirectory() as folder:
-            paths = find_photos(args.images, args.count) if args.images else make_photos(folder, size, args.count)
+            if args.images:
+                files = (str(path) for path in sorted(Path(args.images).rglob("*")))
+                paths = [path for path in files if path.lower().endswith((".jpg", ".jpeg"))][: args.count]
+                if not paths:
+                    raise FileNotFoundError(f"no .jpg file in {args.images}")
+            else:
+                paths = make_photos(folder, size, args.count)
             for kind in ("train", "test"):
-                yield {"what": "loader", "size": size, "kind": kind, **measure_loaders(kind, paths, args)}
-
-
-def find_photos(folder: str, count: int) -> list[str]:
-    """The first JPEG files below a folder.
-
-    Raises:
-        NoPhotosError: there is none.
-    """
-    paths = [str(path) for path in sorted(Path(folder).rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
-    if not paths:
-        raise NoPhotosError(f"no .jpg file in {folder}")
-    return paths[:count]
+                for row in measure_loaders(kind, paths, args):
+                    yield {"what": "loader", "size": size, "kind": kind, **row}
 
 
 def make_photos(folder: str, size: str, count: int) -> list[str]:
@@ -106,12 +113,8 @@ def photo_loader(
         return build_data_loader(cfg, sampler, data, args.batch, tfm=transform, is_train=kind == "train")
 
 
-def measure_loaders(kind: str, paths: Sequence[str], args: argparse.Namespace) -> dict[str, Any]:
-    """Times per image, ratios and parity of the loaders of training or of testing.
-
-    Raises:
-        ParityError: the batches are not the same.
-    """
+def measure_loaders(kind: str, paths: Sequence[str], args: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """Time per image, ratio and parity of every way to load for training or for testing."""
     loaders = {name: photo_loader(kind, paths, args) for name in ("decoded", "cached")}
     if kind == "train":
         loaders |= {name: photo_loader(kind, paths, args, on_device=True) for name in ("device", "crops")}
@@ -124,21 +127,30 @@ def measure_loaders(kind: str, paths: Sequence[str], args: argparse.Namespace) -
     cache = ImageCache(paths, megabytes := 3 * pixels // 2**20 + 1)  # of all images decoded
     for name in {"cached", "device", "crops"} & loaders.keys():
         loaders[name].dataset.cache = cache
-    compared = require_same_batches(loaders["decoded"], loaders["cached"], "the cache")
-    if "device" in loaders:
-        require_same_batches(loaders["decoded"], loaders["device"], "the device's transform")
+    decoded = loaders["decoded"]
+    compared = require_same_batches(decoded, loaders["cached"], "the cache")
+    if kind == "train":
+        require_same_batches(decoded, loaders["device"], "the device's transform")
     for index in range(len(paths)):  # those of an incomplete batch, which training drops
         loaders["cached"].dataset[index]
     works = {name: lambda loader=loader: run_epoch(loader, 0) for name, loader in loaders.items()}
     times = interleave(works, args.device, args.rounds)
-    loaded = len(loaders["decoded"].sampler) if kind == "test" else len(loaders["decoded"]) * args.batch
-    times = {name: [seconds / loaded for seconds in values] for name, values in times.items()}
-    row = {"images": len(paths), "megabytes": megabytes, "batches_compared": compared, **summary(times)}
-    for name in list(times)[1:]:
-        row[name]["ratio"] = ratio_of(times["decoded"], times[name])
+    loaded = len(decoded.sampler) if kind == "test" else len(decoded) * args.batch
+    for name, seconds in times.items():
+        row = {"way": name, "images": len(paths), "megabytes": megabytes}
+        row["ms_per_image"] = spread_of([1000 * each / loaded for each in seconds])
+        if name != "decoded":
+            row |= {"ratio": ratio_of(times["decoded"], seconds), "against": f"same, bit for bit ({compared} batches)"}
+        if name == "crops":
+            row["against"] = "the loader's part of device"
         if name.startswith("draft"):
-            row[name]["mean_difference"] = mean_difference(loaders["decoded"], loaders[name])
-    return row
+            # of the images that the model is given, in grey levels of 255
+            std = torch.tensor(decoded.dataset.cfg.INPUT.PIXEL_STD).view(3, 1, 1)
+            pairs = zip(run_epoch(decoded, 0), run_epoch(loaders[name], 0), strict=True)
+            off = torch.cat([((one["img"] - other["img"]).abs() * std).mean((1, 2, 3)) for one, other in pairs])
+            row["mean_difference"] = 255 * float(off.mean())
+            row["against"] = f"off by {row['mean_difference']:.2f} of 255 grey levels"
+        yield row
 
 
 def run_epoch(loader: DataLoader, epoch: int) -> list[dict[str, Any]]:
@@ -148,11 +160,7 @@ def run_epoch(loader: DataLoader, epoch: int) -> list[dict[str, Any]]:
 
 
 def require_same_batches(decoded: DataLoader, other: DataLoader, what: str) -> int:
-    """Compare the batches of two epochs, a cache being filled in the first and read in the second; their number.
-
-    Raises:
-        ParityError: an image of one loader is not that of the other, bit for bit.
-    """
+    """Compare the batches of two epochs, a cache being filled in the first and read in the second; their number."""
     count = 0
     for epoch in range(2):
         for one, two in zip(run_epoch(decoded, epoch), run_epoch(other, epoch), strict=True):
@@ -162,43 +170,11 @@ def require_same_batches(decoded: DataLoader, other: DataLoader, what: str) -> i
     return count
 
 
-def mean_difference(decoded: DataLoader, draft: DataLoader) -> float:
-    """Mean absolute difference of the images that the model is given, in grey levels of 255."""
-    std = torch.tensor(decoded.dataset.cfg.INPUT.PIXEL_STD).view(3, 1, 1)
-    pairs = zip(run_epoch(decoded, 0), run_epoch(draft, 0), strict=True)
-    differences = [((one["img"] - other["img"]).abs() * std).mean((1, 2, 3)) for one, other in pairs]
-    return float(torch.cat(differences).mean()) * 255
-
-
-def loader_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line per way of loading."""
-    lines = []
-    for row in rows:
-        for name in (key for key, value in row.items() if isinstance(value, dict)):
-            line = {"images": row["size"], "loader": row["kind"], "way": name}
-            line["ms per image"] = f"{1000 * row[name]['median']:.2f}"
-            if "ratio" in row[name]:
-                line["decoded / this"] = shown(row[name]["ratio"])
-                off = row[name].get("mean_difference")
-                line["against decoded"] = (
-                    "the loader's part of device"
-                    if name == "crops"
-                    else f"same, bit for bit ({row['batches_compared']} batches)"
-                    if off is None
-                    else f"off by {off:.2f} of 255 grey levels"
-                )
-            lines.append(line)
-    return lines
-
-
 def measure_workers(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Epochs whose loader processes live on ("fast") against epochs that start them anew ("plain"), as Dassl's do.
 
     The loader is that of training on the bundled digits, batches of 4; both kinds of epoch alternate, and the batches
     must be the same bit for bit. It is wall-clock time, since several processes work: use a quiet machine.
-
-    Raises:
-        ParityError: the batches are not the same.
     """
     for workers in args.workers:
         pairs = ["DATASET.NUM_SHOTS", args.shots, "DATALOADER.NUM_WORKERS", workers, "INPUT.SIZE", (48, 48)]
@@ -230,71 +206,43 @@ def digits_cfg(*pairs: Any, files: Sequence[str] = ()) -> Any:
     return cfg
 
 
-def worker_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line per number of processes."""
-    return [
-        {
-            "workers": row["workers"],
-            "batches per epoch": row["batches"],
-            "kept [ms per epoch]": f"{1000 * row['fast']['median']:.0f}",
-            "started anew [ms per epoch]": f"{1000 * row['plain']['median']:.0f}",
-            "anew / kept": shown(row["ratio"]),
-        }
-        for row in rows
-    ]
-
-
 def measure_splits(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What reusing image features saves when a run is tested on base, new and all classes.
 
     A random CLIP tests on bundled digits. Three works alternate in one process: a pass over the images for every class
     split (FEATURES.REUSE False, "plain"), one pass for all of them ("fast"), and, where the image tower is frozen, no
-    pass ("known"), as in a second seed or method.
-
-    Raises:
-        ParityError: metrics differ in any digit.
+    pass ("known"), as in a second seed or method. Their metrics must be equal to the last digit.
     """
     clip_model = random_clip(args.backbone)
+    digits = json.loads((ASSETS / "digits/split_digits.json").read_text(encoding="utf-8"))
+    by_label = ([item for item in digits["test"] if item[1] == label][: args.images] for label in range(10))
+    digits["test"] = list(itertools.chain.from_iterable(by_label))
     for name in args.trainer:
-        with few_digits(args.images) as root, quiet():
+        with tempfile.TemporaryDirectory() as root, quiet():
+            Path(root, "digits").mkdir()
+            Path(root, "digits/split_digits.json").write_text(json.dumps(digits), encoding="utf-8")
+            Path(root, "digits/images").symlink_to(ASSETS / "digits/images")
             plain, fast = (digits_trainer(name, clip_model, root, args, reuse) for reuse in (False, True))
             for trainer in (plain, fast):  # another class list's loaders are built when it is first asked for
                 for split in (*SPLITS, "base"):
                     trainer.set_class_split(split)
             metrics: dict[str, Any] = {}
 
-            def test(work: str, trainer: Any, forget: bool) -> None:
-                if forget:
+            def test(work: str) -> None:
+                if work == "fast":
                     forget_all()
+                trainer = plain if work == "plain" else fast  # noqa: B023
                 found = evaluate_class_splits(trainer, trainer.cfg, SPLITS)
-                metrics[work] = {  # noqa: B023
-                    split: {k: v for k, v in m.items() if k != "seconds"} for split, m in found.items()
-                }
+                found = {split: {k: v for k, v in m.items() if k != "seconds"} for split, m in found.items()}
+                metrics[work] = found  # noqa: B023
 
-            cases = {"plain": (plain, False), "fast": (fast, True)}
-            if fast.image_features_follow == "image":
-                cases["known"] = (fast, False)
-            works = {work: lambda work=work, case=case: test(work, *case) for work, case in cases.items()}
+            known = ["known"] if fast.image_features_follow == "image" else []
+            works = {work: functools.partial(test, work) for work in ("plain", "fast", *known)}
             times = interleave(works, "cpu", args.rounds)
         if any(found != metrics["plain"] for found in metrics.values()):
             raise ParityError(f"{name}: the metrics of the class splits are not those of separate passes")
         row = {"trainer": name, "follow": fast.image_features_follow, "images": 10 * args.images, **summary(times)}
         yield row | ({"ratio_known": ratio_of(times["plain"], times["known"])} if "known" in times else {})
-
-
-@contextlib.contextmanager
-def few_digits(images: int) -> Iterator[str]:
-    """A data root with the bundled digits, the test set cut to a number of images per class."""
-    split = json.loads((ASSETS / "digits/split_digits.json").read_text(encoding="utf-8"))
-    split["test"] = [
-        item for label in range(10) for item in [item for item in split["test"] if item[1] == label][:images]
-    ]
-    with tempfile.TemporaryDirectory() as root:
-        folder = Path(root, "digits")
-        folder.mkdir()
-        (folder / "split_digits.json").write_text(json.dumps(split), encoding="utf-8")
-        (folder / "images").symlink_to(ASSETS / "digits/images")
-        yield root
 
 
 def digits_trainer(name: str, clip_model: nn.Module, root: str, args: argparse.Namespace, reuse: bool) -> Any:
@@ -309,28 +257,10 @@ def digits_trainer(name: str, clip_model: nn.Module, root: str, args: argparse.N
     return type(kind.__name__, (kind,), {"load_backbone": lambda self: clip_model})(cfg)
 
 
-def split_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line per trainer."""
-    return [
-        {
-            "trainer": row["trainer"],
-            "features follow": row["follow"],
-            "three passes [s]": f"{row['plain']['median']:.2f}",
-            "one pass [s]": f"{row['fast']['median']:.2f}",
-            "ratio": shown(row["ratio"]),
-            "ratio, features known": shown(row.get("ratio_known")),
-        }
-        for row in rows
-    ]
-
-
 def measure_session(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Whether file handles, processes and memory stay flat over a long run: CoOp on the bundled digits, on the CPU.
 
-    Linux only, since it reads /proc.
-
-    Raises:
-        ParityError: something grew beyond its bound.
+    Linux only, since it reads /proc. ParityError: something grew beyond its bound.
     """
     rows: list[dict[str, Any]] = []
 
@@ -358,8 +288,3 @@ def measure_session(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for what, bound in allowed.items():
         if last[what] > first[what] + bound:
             raise ParityError(f"{what} grew from {first[what]:.0f} to {last[what]:.0f}")
-
-
-def session_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A line per epoch at which stock was taken."""
-    return [{key: f"{value:.0f}" for key, value in row.items()} for row in rows]

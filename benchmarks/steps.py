@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import copy
+import functools
 import json
 import statistics
 import subprocess
@@ -25,11 +26,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet50_Weights
 
 from benchmarks.measure import (
+    RATIO,
     SAMPLES,
     build_trainer,
     class_names,
     device_utilisation,
-    evenly_spread,
     extrapolate,
     first_view,
     interleave,
@@ -37,7 +38,7 @@ from benchmarks.measure import (
     parity,
     random_batch,
     random_clip,
-    shown,
+    ratio_of,
     summary,
 )
 from dassl.config import cfg_default
@@ -47,8 +48,6 @@ from results.schema import peak_memory
 from trainers import step as device_step
 from trainers.step import DeviceStep
 
-# What a method needs beside its defaults: CoPrompt compares two views.
-NEEDED = {name: ["DATALOADER.K_TRANSFORMS", "2"] for name in ("CoPrompt", "CoPrompt_BMIP")}
 # Operations that neither read nor write a tensor's values, but do not say in their schema that they return a view.
 WITHOUT_KERNEL = (
     *("_record_function_enter_new", "_record_function_exit", "_unsafe_view", "_reshape_alias"),
@@ -66,27 +65,46 @@ VARIED = {
     "tiny": {"classes": (2, 4), "batch": (1, 2), "depth": (1, 3), "pixels": (32, 48)},
 }
 
+# The tables' columns; see `print_table`.
+COLUMNS = {
+    **{name: f"{{{name}}}" for name in ("trainer", "classes", "batch")},
+    **{"fast [s]": "{fast[median]:.4g}", "plain [s]": "{mark}{plain[median]:.4g}"},
+    **{"fast [MiB]": "{mib[fast]:.0f}", "plain [MiB]": "{mark}{mib[plain]:.0f}"},
+    **{"fast [GFLOP]": "{gflop[fast]:.4g}", "plain [GFLOP]": "{gflop[plain]:.4g}"},
+    **{f"{path}: GPU utilisation": f"{{utilisation[{path}]:.0%}}" for path in ("fast", "plain")},
+    **{of: f"{{kernels[{of}]}}" for of in ("forward", "backward", "report", "optimiser", "step", "test batch")},
+    "plain / fast": RATIO,
+    "max logit difference": "{max_logit_difference:.1e}",
+    "min gradient cosine": "{min_gradient_cosine:.7f}",
+}
+SLOPE_COLUMNS = {
+    **{"varied": "{varied}", "value": "{value}", "counted [GFLOP]": "{gflop:.1f}", "step [ms]": "{ms:.0f}"},
+    **{"GFLOP/s": "{gflop_per_s:.1f}", "memory [MiB]": "{mib:.0f}"},
+}
+GROWTH_COLUMNS = {"per": "{per}"} | {figure: f"{{{figure}:.3g}}" for figure in ("gflop", "ms", "mib")}
+
 
 def options_for(trainer: str, args: argparse.Namespace) -> list[str]:
-    """Configuration pairs of a trainer: its precision, what it needs, and the user's."""
-    node = TRAINER_REGISTRY.get(trainer).node
-    precision = [f"TRAINER.{node}.PREC", args.precision, "TRAIN.CPU_HALF", "True"]
-    return [*precision, *NEEDED.get(trainer, []), *args.opts]
+    """Configuration pairs of a trainer: its precision, the views that it compares, and the user's."""
+    kind = TRAINER_REGISTRY.get(trainer)
+    needed = {f"TRAINER.{kind.node}.PREC": args.precision, "DATALOADER.K_TRANSFORMS": str(kind.n_views)}
+    return [*sum(needed.items(), ()), "TRAIN.CPU_HALF", "True", *args.opts]
 
 
 def cases(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """The head of a row and the configuration pairs, for every trainer and number of classes."""
+    """The head of a row and the configuration pairs, for every trainer and number of classes.
+
+    The head has `plain_from_classes` where the plain path's figure is read off the line through fewer classes.
+    """
     for name in args.trainer:
         # CoCoOp's published batch is 1: every image has texts of its own
         batch = args.batch or (100 if args.what == "eval" else 1 if name == "CoCoOp" else 4)
         for classes in args.classes:
             row = {"what": args.what, "trainer": name, "classes": classes, "batch": batch}
+            measured = args.what in ("train", "eval", "memory") and "plain" in args.path
+            if measured and classes > max(args.plain_up_to, SAMPLES[1]):
+                row["plain_from_classes"] = list(SAMPLES)
             yield row, options_for(name, args)
-
-
-def is_extrapolated(args: argparse.Namespace, classes: int) -> bool:
-    """Whether the plain path's figure is read off the line through its figures at fewer classes."""
-    return "plain" in args.path and classes > max(args.plain_up_to, SAMPLES[1])
 
 
 def measure_time(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -98,26 +116,26 @@ def measure_time(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     clip_model = random_clip(args.backbone)
     for row, options in cases(args):
         name, names, size = row["trainer"], class_names(row["classes"]), row["batch"]
-
-        def build(path: str, names: Sequence[str]) -> Any:
-            return build_trainer(name, clip_model, names, path, args.device, options)  # noqa: B023
-
-        extrapolated = is_extrapolated(args, len(names))
-        chosen = evenly_spread(names, SAMPLES[1]) if extrapolated else list(range(len(names)))
+        extrapolated = "plain_from_classes" in row
+        count = SAMPLES[1] if extrapolated else len(names)
+        chosen = [index * len(names) // count for index in range(count)]  # evenly spread
         some = [names[index] for index in chosen]
-        built = {path: build(path, names if path == "fast" else some) for path in args.path}
-        if len(built) == 2:
+        lists = {path: names if path == "fast" else some for path in args.path}
+        lists |= {"few": some[:: SAMPLES[1] // SAMPLES[0]]} if extrapolated else {}
+        built = {
+            path: build_trainer(name, clip_model, those, "fast" if path == "fast" else "plain", args.device, options)
+            for path, those in lists.items()
+        }
+        if "fast" in built and "plain" in built:
+            batch, what = random_batch(built["plain"], min(size, 4)), f"{name}, {len(names)} classes"
             with only_classes(built["fast"].model, chosen) if extrapolated else contextlib.nullcontext():
-                row |= parity(built, random_batch(built["plain"], min(size, 4)), f"{name}, {len(names)} classes")
-        if extrapolated:
-            built["few"] = build("plain", some[:: SAMPLES[1] // SAMPLES[0]])
+                row |= parity(built["fast"], built["plain"], batch, what)
         make = training_step if args.what == "train" else evaluation_batch
         works = {path: make(trainer, random_batch(trainer, size)) for path, trainer in built.items()}
         times = interleave(works, args.device, args.rounds, args.warm_up)
         if extrapolated:
             pairs = zip(times.pop("few"), times["plain"], strict=True)
             times["plain"] = [extrapolate(few, many, len(names)) for few, many in pairs]
-            row["plain_from_classes"] = list(SAMPLES)
         if args.device == "cuda" and args.what == "train":
             row["utilisation"] = {path: device_utilisation(works[path], args.device) for path in args.path}
         yield row | summary(times)
@@ -141,44 +159,37 @@ def evaluation_batch(trainer: Any, batch: dict[str, Any]) -> Callable[[], Any]:
 
 def measure_size(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Peak memory (``memory``, MiB) or operations (``flops``, GFLOP) of a training step on every path."""
-    unit = "mib" if args.what == "memory" else "gflop"
-    clip_model = random_clip(args.backbone) if unit == "gflop" else None
+    if args.what == "memory":
+        unit, measure = "mib", functools.partial(training_memory, args.backbone, args.device)
+    else:
+        unit, measure = "gflop", functools.partial(training_flops, random_clip(args.backbone))
     for row, options in cases(args):
-
-        def measure(path: str, classes: int) -> float:
-            case = row["trainer"], classes, path, row["batch"], options  # noqa: B023
-            if clip_model:
-                return training_flops(clip_model, *case)
-            return training_memory(args.backbone, *case, args.device)
-
         figures: dict[str, float] = {}
         for path in args.path:
-            if unit == "mib" and path == "plain" and is_extrapolated(args, row["classes"]):
-                figures[path] = extrapolate(*(measure(path, count) for count in SAMPLES), row["classes"])
-                row["plain_from_classes"] = list(SAMPLES)
-            else:
-                figures[path] = measure(path, row["classes"])
-        ratio = {"ratio": {"median": figures["plain"] / figures["fast"]}} if len(figures) == 2 else {}
+            counts = row.get("plain_from_classes", []) if path == "plain" else []
+            found = [measure(row["trainer"], n, path, row["batch"], options) for n in counts or [row["classes"]]]
+            figures[path] = extrapolate(*found, row["classes"]) if counts else found[0]
+        ratio = {"ratio": ratio_of([figures["plain"]], [figures["fast"]])} if len(figures) == 2 else {}
         yield row | {unit: figures} | ratio
 
 
-def training_memory(backbone: str, *case: Any, resolution: int | None = None) -> float:
+def training_memory(backbone: str, device: str, *case: Any, resolution: int | None = None) -> float:
     """MiB that two training steps add to the peak of a fresh process, since a peak never falls, or of CUDA's allocator.
 
-    Raises:
-        RuntimeError: the process failed.
+    The case is that of `training_flops`.
     """
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.steps", json.dumps([backbone, *case, resolution])]
+    arguments = json.dumps([backbone, device, resolution, *case])
+    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.steps", arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise RuntimeError(f"the measured process failed ({done.returncode}): {done.stderr.strip()[-500:]}")
     return float(done.stdout.strip().splitlines()[-1])
 
 
-def _added_mib(case: list[Any]) -> float:
-    backbone, name, n_classes, path, batch, options, device, resolution = case
+def _added_mib(backbone: str, device: str, resolution: int | None, *case: Any) -> float:
+    name, classes, path, batch, options = case
     torch.set_num_threads(1)
-    trainer = build_trainer(name, random_clip(backbone, resolution=resolution), n_classes, path, device, options)
+    trainer = build_trainer(name, random_clip(backbone, resolution), classes, path, device, options)
     trainer.set_model_mode("train")
 
     def peak() -> float:
@@ -217,11 +228,9 @@ def objective_to_meta(objective: Any) -> None:
 def measure_kernels(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """How often a training step, by phase, and a test batch tell a GPU what to do.
 
-    Below some hundred classes a GPU waits for these launches, not for arithmetic. They are counted on the CPU, which
-    goes a GPU's way (`as_on_a_gpu`), on a CLIP with ViT-B/16's layers and a small width: how many there are
-    depends on layers, class names and method, not on the width. The names are ImageNet's, whose lengths differ as real
-    ones do. An operation of PyTorch counts as one kernel; some few, such as a norm of all gradients, launch two or
-    three on a GPU.
+    They are counted on the CPU, which goes a GPU's way (`as_on_a_gpu`), on a CLIP with ViT-B/16's layers and a small
+    width: their number depends on layers, class names (ImageNet's here) and method, not on the width. An operation of
+    PyTorch counts as one kernel; some few, such as a norm of all gradients, launch two or three on a GPU.
     """
     for row, options in cases(args):
         case = row["trainer"], row["classes"], row["batch"], options
@@ -289,11 +298,7 @@ class KernelCounter(TorchDispatchMode):
 
 
 def narrow_trainer(trainer: str, n_classes: int, options: list[str]) -> Any:
-    """A trainer on a narrow CLIP, with ImageNet's class names as torchvision lists them; repeated ones are numbered.
-
-    Raises:
-        ValueError: ImageNet has fewer classes.
-    """
+    """A trainer on a narrow CLIP, with ImageNet's class names as torchvision lists them; repeated ones are numbered."""
     names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
     if n_classes > len(names):
         raise ValueError(f"--classes {n_classes}: ImageNet has {len(names)} classes")
@@ -302,89 +307,44 @@ def narrow_trainer(trainer: str, n_classes: int, options: list[str]) -> Any:
     return build_trainer(trainer, random_clip("narrow"), numbered, "fast", "cpu", options)
 
 
-def step_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The figures of all of the above as lines of a table."""
-    lines = []
-    for row in rows:
-        line = {"trainer": row["trainer"], "classes": row["classes"], "batch": row["batch"]}
-        for path in ("fast", "plain"):
-            mark = "~" if path == "plain" and "plain_from_classes" in row else ""
-            if path in row:
-                line[f"{path} [ms]"] = f"{mark}{1000 * row[path]['median']:.0f}"
-            for unit, title in (("mib", "MiB"), ("gflop", "GFLOP")):
-                if path in row.get(unit, {}):
-                    line[f"{path} [{title}]"] = f"{mark}{row[unit][path]:.0f}"
-            if path in row.get("utilisation", {}):
-                line[f"{path}: GPU utilisation"] = f"{row['utilisation'][path]:.0%}"
-        line |= row.get("kernels", {})
-        if "ratio" in row:
-            line["plain / fast"] = shown(row["ratio"]) if "min" in row["ratio"] else f"{row['ratio']['median']:.2f}"
-        if "max_logit_difference" in row:
-            line["max logit difference"] = f"{row['max_logit_difference']:.1e}"
-            line["min gradient cosine"] = f"{row['min_gradient_cosine']:.7f}"
-        lines.append(line)
-    return lines
-
-
 def measure_slopes(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """Operations, time and memory of a training step, as one quantity at a time moves away from its default."""
+    """Operations, time and memory of a training step, as one quantity at a time moves away from its default.
+
+    Raises:
+        ValueError: the depth of prompts that have none is to be varied.
+    """
+    node = TRAINER_REGISTRY.get(args.trainer).node
+    depths = [f"TRAINER.{node}.{key}" for key in cfg_default.TRAINER[node] if key.startswith("PROMPT_DEPTH")]
+    if "depth" in args.vary and not depths:
+        raise ValueError(f"--vary depth: the prompts of {args.trainer} have no depth; leave depth out")
     for varied in args.vary:
         for value in VARIED[args.backbone][varied]:
             point = DEFAULTS | {varied: value}
             resolution = point["pixels"] or None
-            clip_model = random_clip(args.backbone, resolution=resolution)
-            case = args.trainer, point["classes"], args.path, point["batch"]
-            options = [*options_for(args.trainer, args), *depth_options(args.trainer, point["depth"])]
-            gflop = training_flops(clip_model, *case, options)
+            clip_model = random_clip(args.backbone, resolution)
+            options = options_for(args.trainer, args)
+            for key in depths if point["depth"] else []:
+                options += [key, str(point["depth"])]
+            case = args.trainer, point["classes"], args.path, point["batch"], options
+            gflop = training_flops(clip_model, *case)
             trainer = build_trainer(args.trainer, clip_model, point["classes"], args.path, args.device, options)
             work = training_step(trainer, random_batch(trainer, point["batch"]))
             seconds = interleave({"step": work}, args.device, args.rounds)["step"]
-            mib = training_memory(args.backbone, *case, options, args.device, resolution=resolution)
+            mib = training_memory(args.backbone, args.device, *case, resolution=resolution)
             ms = 1000 * statistics.median(seconds)
-            yield {"varied": varied, "value": value, "gflop": gflop, "ms": ms, "seconds": seconds, "mib": mib}
+            row = {"varied": varied, "value": value, "gflop": gflop, "ms": ms, "gflop_per_s": 1000 * gflop / ms}
+            yield row | {"seconds": seconds, "mib": mib}
 
 
-def depth_options(trainer: str, depth: int) -> list[str]:
-    """Configuration pairs that prompt so many layers; 0 stands for the trainer's default.
-
-    Raises:
-        ValueError: for a trainer whose prompts have no depth.
-    """
-    node = TRAINER_REGISTRY.get(trainer).node
-    keys = [key for key in cfg_default.TRAINER[node] if key.startswith("PROMPT_DEPTH")]
-    if depth and not keys:
-        raise ValueError(f"--vary depth: the prompts of {trainer} have no depth; leave depth out")
-    return [part for key in keys for part in (f"TRAINER.{node}.{key}", str(depth))] if depth else []
-
-
-def slope_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Every point as a line of a table."""
-    return [
-        {
-            "varied": row["varied"],
-            "value": row["value"],
-            "counted [GFLOP]": f"{row['gflop']:.1f}",
-            "step [ms]": f"{row['ms']:.0f}",
-            "GFLOP/s": f"{1000 * row['gflop'] / row['ms']:.1f}",
-            "memory [MiB]": f"{row['mib']:.0f}",
-        }
-        for row in rows
-    ]
-
-
-def growth_lines(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+def growth(rows: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
     """Least-squares slope of every figure against the varied quantity; of the image's side, against its pixels."""
     units = {"classes": "class", "batch": "image", "depth": "layer", "pixels": "pixel"}
-    lines = []
     for varied in dict.fromkeys(row["varied"] for row in rows):
         some = [row for row in rows if row["varied"] == varied]
         x = [float(row["value"]) ** (2 if varied == "pixels" else 1) for row in some]
-        slopes = {
-            key: statistics.linear_regression(x, [row[key] for row in some]).slope for key in ("gflop", "ms", "mib")
-        }
-        lines.append({"per": units[varied]} | {key: f"{value:.3g}" for key, value in slopes.items()})
-    return lines
+        of = {figure: [row[figure] for row in some] for figure in ("gflop", "ms", "mib")}
+        yield {"per": units[varied]} | {key: statistics.linear_regression(x, y).slope for key, y in of.items()}
 
 
 if __name__ == "__main__":
-    print(_added_mib(json.loads(sys.argv[1])))
+    print(_added_mib(*json.loads(sys.argv[1])))

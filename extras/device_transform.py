@@ -14,8 +14,8 @@ follow from the lengths alone; they are computed on the CPU, where the images ar
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,23 +23,21 @@ import PIL
 import torch
 from PIL import Image
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 from torch.utils.data import default_collate
 from torchvision import transforms as T
 from yacs.config import CfgNode
 
 SUPPORTED = ("random_resized_crop", "random_flip", "normalize")
 OFF = "or set DATALOADER.DEVICE_TRANSFORM False"
-MAX_PIXELS = 2**23  # in one piece on the device: 24 bytes each
+MAX_PIXELS = 2**23  # resized together on the device: 24 bytes each
 WEIGHT_UNITS = 2**22  # of one: Pillow's precision for 8-bit images
 VERTICAL_FIRST_SINCE = 13  # Pillow's version from which images that lose more height than width begin with it
 
 # How rows of one length are made of rows of another: the first pixel that each of the new ones is made of, (B, out),
 # and the weights of it and those after it in units of 2^-22, (B, out, taps).
 Taps = tuple[Tensor, Tensor]
-
-
-def _bilinear(x: np.ndarray) -> np.ndarray:
-    return np.maximum(1.0 - np.abs(x), 0.0)
+Crop = tuple[np.ndarray, bool]  # pixels, (height, width, 3) uint8, part of the image's memory; whether to mirror them
 
 
 def _bicubic(x: np.ndarray) -> np.ndarray:
@@ -51,7 +49,7 @@ def _bicubic(x: np.ndarray) -> np.ndarray:
 
 # By the name in INPUT.INTERPOLATION: the filter, and how far it reaches at full size, in pixels.
 FILTERS: dict[str, tuple[Callable[[np.ndarray], np.ndarray], float]] = {
-    "bilinear": (_bilinear, 1.0),
+    "bilinear": (lambda x: np.maximum(1.0 - np.abs(x), 0.0), 1.0),
     "bicubic": (_bicubic, 2.0),
 }
 
@@ -82,18 +80,7 @@ def divide(cfg: CfgNode, transform: Any, device: torch.device) -> tuple[RandomCr
     """
     check_device_transform(cfg)
     crop = RandomCrop(transform)
-    return crop, OnDevice(crop, device), collate_crops
-
-
-@dataclass(frozen=True)
-class Crop:
-    """A random crop of a decoded image."""
-
-    pixels: np.ndarray  # (height, width, 3) uint8, part of the image's memory
-    size: tuple[int, int]  # height and width that it is to get
-    interpolation: str  # by which it gets them, key of `FILTERS`
-    flip: bool  # whether it is to be mirrored
-    vertically: bool  # whether Pillow would resize its columns first
+    return crop, OnDevice(crop, device), crop.collate
 
 
 class RandomCrop:
@@ -119,52 +106,40 @@ class RandomCrop:
         shape = torch.empty(pixels.shape[2], *pixels.shape[:2], device="meta")
         top, left, height, width = self.crop.get_params(shape, self.crop.scale, self.crop.ratio)
         flip = self.flip is not None and bool(torch.rand(1) < self.flip.p)
-        part = pixels[top : top + height, left : left + width]
-        size = tuple(self.crop.size)
-        return Crop(part, size, self.crop.interpolation.value, flip, begins_vertically(height, width, size))
+        return pixels[top : top + height, left : left + width], flip
 
     def __repr__(self) -> str:
         return repr(self.whole)
 
+    def collate(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Make a batch of items whose `img` is a crop or a list of them; the batch's has what `OnDevice` needs of each.
 
-def collate_crops(items: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Make a batch of items whose `img` is a crop or a list of them; its own has what `OnDevice` needs, per view."""
-    batch = default_collate([{key: value for key, value in item.items() if key != "img"} for item in items])
-    views = []
-    for crops in zip(*(item["img"] if isinstance(item["img"], list) else [item["img"]] for item in items), strict=True):
-        pieces = list(_pieces(crops))
-        order = torch.tensor([index for piece in pieces for index in piece]).argsort()
-        padded = [_padded([crops[index] for index in piece]) for piece in pieces]
-        views.append({"pieces": padded, "order": order, "flip": torch.tensor([crop.flip for crop in crops])})
-    return {"img": views, **batch}
+        Together are resized crops that begin with the same pass, as many as memory is allowed for.
+        """
+        batch = default_collate([{key: value for key, value in item.items() if key != "img"} for item in items])
+        views = []
+        for crops in zip(*(i["img"] if isinstance(i["img"], list) else [i["img"]] for i in items), strict=True):
+            pieces, order = [], []
+            for first in (False, True):
+                some = [i for i, (p, _) in enumerate(crops) if begins_vertically(*p.shape[:2], self.crop.size) == first]
+                sides = zip(*(crops[index][0].shape[:2] for index in some), strict=True)
+                at_once = max(1, MAX_PIXELS // math.prod(map(max, sides)))
+                for start in range(0, len(some), at_once):
+                    piece = [crops[index][0] for index in some[start : start + at_once]]
+                    pieces.append({**self._padded(piece), "vertically": first})
+                order += some
+            flip = torch.tensor([flip for _, flip in crops])
+            views.append({"pieces": pieces, "order": torch.tensor(order).argsort(), "flip": flip})
+        return {"img": views, **batch}
 
-
-def _pieces(crops: Sequence[Crop]) -> Iterator[list[int]]:
-    """Indices of the crops that are resized together: in the same order of passes, and within a bound of memory."""
-    for vertically in (False, True):
-        piece: list[int] = []
-        for index, crop in enumerate(crops):
-            if crop.vertically != vertically:
-                continue
-            shapes = [crops[other].pixels.shape for other in (*piece, index)]
-            padded = len(shapes) * max(shape[0] for shape in shapes) * max(shape[1] for shape in shapes)
-            if piece and padded > MAX_PIXELS:
-                yield piece
-                piece = []
-            piece.append(index)
-        if piece:
-            yield piece
-
-
-def _padded(crops: Sequence[Crop]) -> dict[str, Any]:
-    """Put crops into one tensor, with their taps."""
-    heights, widths = zip(*(crop.pixels.shape[:2] for crop in crops), strict=True)
-    pixels = torch.zeros(len(crops), max(heights), max(widths), 3, dtype=torch.uint8)
-    for row, crop in zip(pixels.numpy(), crops, strict=True):
-        row[: crop.pixels.shape[0], : crop.pixels.shape[1]] = crop.pixels
-    (height, width), name = crops[0].size, crops[0].interpolation
-    down, across = stack_taps(heights, height, name), stack_taps(widths, width, name)
-    return {"pixels": pixels, "down": down, "across": across, "vertically": crops[0].vertically}
+    def _padded(self, crops: Sequence[np.ndarray]) -> dict[str, Any]:
+        """Crops in one tensor, with their taps."""
+        heights, widths = zip(*(crop.shape[:2] for crop in crops), strict=True)
+        images = torch.zeros(len(crops), max(heights), max(widths), 3, dtype=torch.uint8)
+        for row, crop in zip(images.numpy(), crops, strict=True):
+            row[: crop.shape[0], : crop.shape[1]] = crop
+        (height, width), name = self.crop.size, self.crop.interpolation.value
+        return {"images": images, "down": stack_taps(heights, height, name), "across": stack_taps(widths, width, name)}
 
 
 class OnDevice:
@@ -185,24 +160,16 @@ class OnDevice:
 
     @torch.no_grad()
     def _images(self, view: dict[str, Any]) -> Tensor:
-        def moved(tensor: Tensor) -> Tensor:
-            return tensor.to(self.device, non_blocking=True)  # pinned on CUDA
-
-        resized = []
-        for piece in view["pieces"]:
-            down, across = (tuple(map(moved, piece[name])) for name in ("down", "across"))
-            resized.append(resize_all(moved(piece["pixels"]), down, across, piece["vertically"]))
-        pixels = torch.cat(resized)[moved(view["order"])]
-        pixels = torch.where(moved(view["flip"]).view(-1, 1, 1, 1), pixels.flip(-1), pixels)
+        # pinned on CUDA
+        view = tree_map_only(Tensor, lambda tensor: tensor.to(self.device, non_blocking=True), view)
+        pixels = torch.cat([resize_all(**piece) for piece in view["pieces"]])[view["order"]]
+        pixels = torch.where(view["flip"].view(-1, 1, 1, 1), pixels.flip(-1), pixels)
         return self.values.take(pixels + self.channels)
 
 
 @functools.lru_cache(maxsize=1024)  # few-shot training meets the same lengths again and again
 def taps_of(length: int, out: int, interpolation: str) -> tuple[np.ndarray, np.ndarray]:
-    """Return how Pillow makes a row of `out` pixels of one of `length`: (out,) and (out, taps), see `Taps`.
-
-    Weights beyond the row are 0. The arrays are not to be changed.
-    """
+    """How Pillow makes a row of `out` pixels of one of `length`: (out,) and (out, taps), see `Taps`."""
     kernel, reach = FILTERS[interpolation]
     scale = length / out
     stretch = max(scale, 1.0)  # shrinking averages over more pixels
@@ -217,7 +184,7 @@ def taps_of(length: int, out: int, interpolation: str) -> tuple[np.ndarray, np.n
 
 
 def stack_taps(lengths: Sequence[int], out: int, interpolation: str) -> Taps:
-    """Return the taps of several rows, of length `out` all, those of short rows padded with 0."""
+    """The taps of several rows, of length `out` all, those of short rows padded with 0."""
     found = [taps_of(length, out, interpolation) for length in lengths]
     stacked = np.zeros((len(found), out, max(weights.shape[1] for _, weights in found)), dtype=np.int32)
     for row, (_, weights) in zip(stacked, found, strict=True):
@@ -244,7 +211,7 @@ def resize_all(images: Tensor, down: Taps, across: Taps, vertically: bool) -> Te
         vertically: `begins_vertically` of all of them.
     """
     rows = images.transpose(2, 3).to(torch.float64, memory_format=torch.contiguous_format)  # (B, H, 3, W)
-    for is_down in (True, False) if vertically else (False, True):
+    for is_down in (vertically, not vertically):
         if is_down:  # to (B, out, 3, W)
             sums = torch.bmm(_matrices(down, images.shape[1]), rows.flatten(2)).unflatten(2, rows.shape[2:])
         else:  # to (B, H, 3, out)
@@ -254,11 +221,10 @@ def resize_all(images: Tensor, down: Taps, across: Taps, vertically: bool) -> Te
 
 
 def _matrices(taps: Taps, widest: int) -> Tensor:
-    """Return the taps as matrices, (B, out, widest), of whole numbers in float64."""
+    """The taps as matrices, (B, out, widest), of whole numbers in float64."""
     first, weights = taps
-    count = weights.shape[2]
-    columns = first.unsqueeze(2) + torch.arange(count, device=first.device)
-    matrices = torch.zeros(*first.shape, widest + count, dtype=torch.float64, device=first.device)
+    columns = first.unsqueeze(2) + torch.arange(weights.shape[2], device=first.device)
+    matrices = torch.zeros(*first.shape, widest + weights.shape[2], dtype=torch.float64, device=first.device)
     return matrices.scatter_(2, columns, weights.to(torch.float64))[:, :, :widest]
 
 

@@ -17,9 +17,8 @@ from typing import Any, NamedTuple
 
 from common.free_options import flatten
 from dassl.config import YamlFileError, read_config
-from results.schema import OWN_DATA, dataset_label
+from results.schema import OWN_DATA, REPOSITORY, dataset_label
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 DATASET_CONFIGS = REPOSITORY / "configs" / "datasets"
 TRAINER_CONFIGS = REPOSITORY / "configs" / "trainers"
 
@@ -28,8 +27,7 @@ class SweepError(ValueError):
     """A sweep that cannot be: the message says what to change."""
 
 
-# ---- data sets, by the names of configs/datasets/<name>.yaml
-
+# Data sets, by the names of configs/datasets/<name>.yaml.
 ELEVEN = (
     *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101"),
     *("fgvc_aircraft", "sun397", "dtd", "eurosat", "ucf101"),
@@ -53,7 +51,7 @@ TRANSFER_WEIGHTS = "cross_dataset/{trainer}/{setting}/{source}/shots{shots}/seed
 
 @dataclass(frozen=True)
 class Protocol:
-    """One protocol."""
+    """One protocol of the papers."""
 
     name: str  # as in results.json and in the tables
     train_classes: str = "all"  # or "base"
@@ -63,7 +61,7 @@ class Protocol:
     settings: str = "base"  # which of a method's settings it takes; a key of the rows of `SETTINGS`
     layout: str = LAYOUT  # a run's folder below the output folder
     source: str = ""  # data set that is trained on once, the others being only tested; "": every one is trained on
-    weights_layout: str = ""  # where the weights lie that are tested without training; "": the run trains its own
+    weights_layout: str = ""  # where the weights lie that are tested without training; "": the run trains them
 
 
 _OPEN_WORLD = Protocol("open_world", "base", ("base", "new", "all"))
@@ -91,7 +89,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
 # ---- each method's settings
 
 # Files of configs/trainers/<method>: on the bundled model, and those of the published tables on ViT-B/16. "base" stands
-# where a method has no setting of the protocol's own. In the order in which the methods appeared.
+# where a method has none of the protocol's, which is named here or as "base" with the protocol's word behind. In the
+# order in which the methods appeared.
 SETTINGS: Mapping[str, Mapping[str, str]] = {
     "ZeroshotCLIP": {"tiny": "tiny", "base": "vit_b16"},
     "ZeroshotCLIP2": {"tiny": "tiny", "base": "vit_b16"},
@@ -101,15 +100,10 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "KgCoOp": {"tiny": "tiny_c4_ep100_batch128_ctxv1", "base": "vit_b16_ep100_ctxv1"},
     "VPT": {"tiny": "tiny_c2_ep10_batch4_8ctx", "base": "vit_b16_c2_ep5_batch4_4"},
     "IVLP": {"tiny": "tiny_c2_ep10_batch4_2+2ctx", "base": "vit_b16_c2_ep5_batch4_2+2ctx"},
-    "MaPLe": {
-        "tiny": "tiny_c2_ep10_batch4_2ctx",
-        "base": "vit_b16_c2_ep5_batch4_2ctx",
-        "cross_datasets": "vit_b16_c2_ep5_batch4_2ctx_cross_datasets",
-    },
+    "MaPLe": {"tiny": "tiny_c2_ep10_batch4_2ctx", "base": "vit_b16_c2_ep5_batch4_2ctx"},
     "PromptSRC": {
         "tiny": "tiny_c2_ep20_batch4_4+4ctx",
         "base": "vit_b16_c2_ep20_batch4_4+4ctx",
-        "cross_datasets": "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
         "few_shot": "vit_b16_c2_ep50_batch4_4+4ctx_few_shot",
     },
     "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
@@ -119,11 +113,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "cross_datasets": "vit_b16_c2_ep4_batch4_2ctx_cross_datasets",
     },
     "MaPLe_BMIP": {"tiny": "tiny_c2_ep10_batch4_2ctx", "base": "vit_b16_c2_ep5_batch4_2ctx"},
-    "PromptSRC_BMIP": {
-        "tiny": "tiny_c2_ep20_batch4_4+4ctx",
-        "base": "vit_b16_c2_ep20_batch4_4+4ctx",
-        "cross_datasets": "vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets",
-    },
+    "PromptSRC_BMIP": {"tiny": "tiny_c2_ep20_batch4_4+4ctx", "base": "vit_b16_c2_ep20_batch4_4+4ctx"},
     "CoPrompt_BMIP": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
 }
 # Data sets on which PromptSRC's few-shot setting averages its prompts over other epochs.
@@ -134,8 +124,6 @@ UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
 PROMPT_NODES = {"MaPLe": "MAPLE", "CoPrompt": "COPROMPT"} | dict.fromkeys(
     ("BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"), "BMIP"
 )
-
-# ---- tables
 
 
 @dataclass(frozen=True)
@@ -199,11 +187,7 @@ def is_bundled(dataset: str) -> bool:
 
 
 def bundled_plan(protocol: Protocol, source: str) -> tuple[tuple[str, ...], str]:
-    """The bundled data sets that stand in for a protocol's, and the one to train on ("" where each trains its own).
-
-    Raises:
-        SweepError: a transfer protocol without the bundled data that it needs.
-    """
+    """The bundled data sets that stand in for a protocol's, and the one to train on ("" where each trains its own)."""
     there = sorted(path.stem for path in DATASET_CONFIGS.glob("*.yaml") if is_bundled(path.stem))
     if not protocol.source:
         return tuple(name for name in BUNDLED if name in there), ""
@@ -261,24 +245,23 @@ def default_setting(trainer: str, protocol: Protocol, bundled: bool) -> str:
     """The setting to run where the user names none: that of `SETTINGS`; of another trainer, the only one that fits.
 
     Files are told by their names: tiny* is for the bundled model, *_cross_datasets and *_few_shot for these protocols.
-
-    Raises:
-        SweepError: none fits, or several do.
+    A SweepError where none fits, or several do.
     """
-    names = settings_of(trainer)
-    row = SETTINGS.get(trainer, {})
-    listed = row.get("tiny") if bundled else row.get(protocol.settings, row.get("base"))
-    if listed in names:
-        return listed
+    names, row = settings_of(trainer), SETTINGS.get(trainer, {})
+    base = row.get("base", "")
+    listed = (row.get("tiny"),) if bundled else (row.get(protocol.settings), f"{base}_{protocol.settings}", base)
+    for name in listed:
+        if name in names:
+            return name
     prefix = "tiny" if bundled else "vit_b16"
     pool = [name for name in names if name.startswith("tiny") == bundled]
     pool = [name for name in pool if name.startswith(prefix)] or pool
     others = [name for name in pool if not any(word in name for word in ("_cross_datasets", "_few_shot"))]
     fitting = [name for name in pool if f"_{protocol.settings}" in name] or others
     # the one candidate, or the one that all others are variants of
-    stems = [name for name in fitting if all(other.startswith(name) for other in fitting)]
-    if stems:
-        return stems[0]
+    for name in fitting:
+        if all(other.startswith(name) for other in fitting):
+            return name
     if fitting:
         raise SweepError(f"{trainer} has several settings: say {trainer}=SETTING with one of {', '.join(fitting)}")
     raise SweepError(f"{trainer} has no setting {prefix}*: write configs/trainers/{trainer}/{prefix}_....yaml")
@@ -310,19 +293,14 @@ def setting_options(trainer: str, bundled: bool) -> tuple[str, list[str]]:
     """A setting's name and what it sets of the method, in float32: keys and values for benchmarks on a random CLIP.
 
     The trainer is "NAME", or "NAME=SETTING" for another than the base-to-new setting.
-
-    Raises:
-        SweepError: no such trainer or setting.
     """
     name, _, setting = trainer.partition("=")
     setting = setting or default_setting(name, PROTOCOLS["open_world"], bundled)
-    pairs = {
-        key: value
-        for key, value in flatten(read_config(setting_file(name, setting))).items()
-        if key.startswith("TRAINER.") or key == "DATALOADER.K_TRANSFORMS"  # CoPrompt takes two views of an image
-    }
-    pairs |= {key: "fp32" for key in pairs if key.endswith(".PREC")}
-    return setting, [text for key, value in pairs.items() for text in (key, str(value))]
+    options = []
+    for key, value in flatten(read_config(setting_file(name, setting))).items():
+        if key.startswith("TRAINER.") or key == "DATALOADER.K_TRANSFORMS":  # CoPrompt takes two views of an image
+            options += [key, "fp32" if key.endswith(".PREC") else str(value)]
+    return setting, options
 
 
 def _relative(path: Path) -> str:
@@ -335,7 +313,7 @@ def _relative(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: one call of train.py with a folder of its own."""
+    """One run: one call of train.py, in the repository's folder, with an output folder of its own."""
 
     trainer: str
     setting: str
@@ -345,16 +323,14 @@ class Job:
     folder: Path  # where it writes
     arguments: tuple[str, ...]  # of train.py
     needs: Path | None = None  # folder of the run whose weights it tests; None: it trains
-    program: str = "train.py"  # what is run, in the repository's folder
+    program: str = "train.py"  # in tests another
     protocol: str = ""  # whose table it belongs to, as in results.json
 
     @property
     def label(self) -> str:
-        """One line for people."""
         return f"{self.trainer} {self.setting} {self.dataset} {self.shots} shots seed {self.seed}"
 
     def command(self, python: str = "python") -> list[str]:
-        """The command line, to be run in the repository's folder."""
         return [python, self.program, *self.arguments]
 
 
@@ -371,9 +347,9 @@ def as_typed(command: Sequence[str]) -> str:
 
 
 class Variation(NamedTuple):
-    """A setting changed in some keys, with the words that its folder and its row are called by."""
+    """A setting changed in some keys."""
 
-    name: str = ""
+    name: str = ""  # in its folder and its row
     options: tuple[str, ...] = ()
 
 
@@ -399,35 +375,36 @@ class Plan:
         """Whether only bundled data sets are named."""
         return bool(self.datasets) and all(map(is_bundled, self.datasets))
 
-
-def variations_of(axes: Sequence[Sequence[str]]) -> tuple[Variation, ...]:
-    """Every combination of the values of some axes, each `KEY VALUE VALUE ...`; of none, the setting itself."""
-    for axis in axes:
-        if len(axis) < 2:
-            raise SweepError(f"--vary {' '.join(axis)}: give a key and its values")
-    choices = [[(axis[0], value) for value in axis[1:]] for axis in axes]
-    return tuple(
-        Variation("_".join(f"{key.rpartition('.')[2].lower()}_{value}" for key, value in pairs), sum(pairs, ()))
-        for pairs in itertools.product(*choices)
-    )
+    def root_of(self, dataset: str) -> str:
+        """The data root of a data set; a SweepError where there is none, or no data set."""
+        data_section(dataset)  # a file that cannot be read is refused before any run starts
+        if not self.root and not is_bundled(dataset):
+            raise SweepError(f"{dataset} needs --root: the folder that holds one folder per data set")
+        return self.root or BUNDLED_ROOT
 
 
 def plans_varied(plan: Plan, axes: Sequence[Sequence[str]]) -> list[Plan]:
-    """The plan with every combination of the axes' values; one per trainer where a key's {node} is the trainer's.
+    """The plan with every combination of some axes' values, each axis being `KEY VALUE VALUE ...`.
 
-    Raises:
-        SweepError: a key without a value; a trainer whose prompts have not one node.
+    It is one plan per trainer where a key's {node} is the trainer's; a SweepError where its prompts have not one node.
     """
-    if not any("{node}" in axis[0] for axis in axes):
-        return [replace(plan, variations=variations_of(axes))]
+    for axis in axes:
+        if len(axis) < 2:
+            raise SweepError(f"--vary {' '.join(axis)}: give a key and its values")
     plans = []
-    for trainer in plan.trainers:
-        name = trainer.partition("=")[0]
-        if name not in PROMPT_NODES:
+    by_trainer = any("{node}" in axis[0] for axis in axes)
+    for trainers in [(trainer,) for trainer in plan.trainers] if by_trainer else [plan.trainers]:
+        name = trainers[0].partition("=")[0]
+        if by_trainer and name not in PROMPT_NODES:
             key = axes[0][0].rpartition(".")[2]
             raise SweepError(f"{name} has no single key for {key}; choose from {', '.join(PROMPT_NODES)}")
-        varied = [(axis[0].format(node=PROMPT_NODES[name]), *axis[1:]) for axis in axes]
-        plans.append(replace(plan, trainers=(trainer,), variations=variations_of(varied)))
+        keys = [axis[0].format(node=PROMPT_NODES.get(name)) for axis in axes]
+        variations = []
+        for values in itertools.product(*(axis[1:] for axis in axes)):
+            pairs = list(zip(keys, values, strict=True))
+            called = "_".join(f"{key.rpartition('.')[2].lower()}_{value}" for key, value in pairs)
+            variations.append(Variation(called, sum(pairs, ())))
+        plans.append(replace(plan, trainers=trainers, variations=tuple(variations)))
     return plans
 
 
@@ -438,80 +415,56 @@ def build_queue(plan: Plan) -> list[Job]:
         SweepError: unknown trainer, setting or data set, no data root, two runs for one folder, or no run.
     """
     protocol = PROTOCOLS[plan.protocol]
-    if protocol.source:
-        protocol = replace(protocol, source=plan.source or protocol.source)
+    source = protocol.source and (plan.source or protocol.source)
     jobs: dict[Path, Job] = {}
     shots_list, datasets = plan.shots or protocol.shots, plan.datasets or protocol.datasets
     cases = itertools.product(plan.seeds, shots_list, datasets, plan.trainers, plan.variations)
     for seed, shots, dataset, trainer, variation in cases:
-        if trainer.partition("=")[0] in UNTRAINED and seed != plan.seeds[0]:
+        name, _, given = trainer.partition("=")
+        if name in UNTRAINED and seed != plan.seeds[0]:
             continue
-        if protocol.source:  # the run on a target comes after the one that trains what it tests
-            runs = [(replace(PROTOCOLS["cross_dataset"], source=protocol.source), protocol.source, False)]
-            if dataset != protocol.source or protocol.name != "cross_dataset":
-                runs.append((protocol, dataset, True))
-        else:
-            runs = [(protocol, dataset, bool(protocol.weights_layout))]
+        runs = [(protocol, dataset, bool(protocol.weights_layout))]
+        if source:  # the run on a target comes after the one that trains what it tests
+            trains_it = dataset == source and protocol.name == "cross_dataset"
+            runs = [(PROTOCOLS["cross_dataset"], source, False), *([] if trains_it else runs)]
         for which, on, tests_only in runs:
-            job = _job(plan, which, on, tests_only, (trainer, variation, shots, seed))
-            if jobs.setdefault(job.folder, job) != job:
-                raise SweepError(f"two different runs would write to {job.folder}: name their files differently")
+            # what is tested was trained on the source: its setting is the one to use
+            setting = Setting(given, given) if given else published_setting(name, which, source or on, shots)
+            config, dataset_config = _relative(setting_file(name, setting.file)), _relative(dataset_file(on))
+            pairs = (*variation.options, *plan.options)
+            called = "_".join(filter(None, (setting.name, variation.name)))
+            source_label, source_folder = _names_of(source, plan, pairs) if source else ("", "")
+            labels = {"protocol": which.name, "trainer": name, "setting": called, "shots": shots, "seed": seed}
+            labels |= {"dataset": _names_of(on, plan, pairs)[1], "source": source_folder}
+            folder = plan.output / which.layout.format(**labels)
+            needs = plan.output / which.weights_layout.format(**labels) if tests_only else None
+            arguments = (
+                *("--root", plan.root_of(on), "--seed", str(seed), "--trainer", name),
+                *("--config-file", config, "--dataset-config-file", dataset_config, "--output-dir", str(folder)),
+                *(("--eval-only", "--model-dir", str(needs)) if needs else ()),
+                *plan.flags,
+                *("DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", which.train_classes),
+                *("TEST.CLASS_SPLITS", str(which.splits), "TEST.PROTOCOL", which.name),
+                *(("TEST.SOURCE_DATASET", source_label) if source else ()),
+                *(("TEST.SETTING", called) if called != setting.file else ()),
+                *pairs,
+            )
+            job = Job(name, called, labels["dataset"], shots, seed, folder, arguments, needs, protocol=which.name)
+            if jobs.setdefault(folder, job) != job:
+                raise SweepError(f"two different runs would write to {folder}: name their files differently")
     queue = [job for job in jobs.values() if plan.stage in ("", "evaluate" if job.needs else "train")]
     if not queue:
-        raise SweepError(
-            f"nothing to {plan.stage or 'run'}: {' '.join(plan.datasets)} is what {plan.protocol} trains on"
-        )
+        on = " ".join(plan.datasets)
+        raise SweepError(f"nothing to {plan.stage or 'run'}: {on} is what {plan.protocol} trains on")
     return queue
 
 
-def _job(plan: Plan, protocol: Protocol, dataset: str, tests_only: bool, case: tuple[str, Variation, int, int]) -> Job:
-    trainer, variation, shots, seed = case
-    name, _, given = trainer.partition("=")
-    # what is tested was trained on the source: its setting is the one to use
-    trained_on = protocol.source or dataset
-    setting = Setting(given, given) if given else published_setting(name, protocol, trained_on, shots)
-    config, dataset_config = _relative(setting_file(name, setting.file)), _relative(dataset_file(dataset))
-    pairs = (*variation.options, *plan.options)
-    called = "_".join(filter(None, (setting.name, variation.name)))
-    source_label, source = _names_of(protocol.source, plan, pairs) if protocol.source else ("", "")
-    labels = {
-        "protocol": protocol.name,
-        "trainer": name,
-        "setting": called,
-        "dataset": _names_of(dataset, plan, pairs)[1],
-        "shots": shots,
-        "seed": seed,
-        "source": source,
-    }
-    folder = plan.output / protocol.layout.format(**labels)
-    needs = plan.output / protocol.weights_layout.format(**labels) if tests_only else None
-    arguments = (
-        *("--root", _root(dataset, plan), "--seed", str(seed), "--trainer", name),
-        *("--config-file", config, "--dataset-config-file", dataset_config, "--output-dir", str(folder)),
-        *(("--eval-only", "--model-dir", str(needs)) if needs else ()),
-        *plan.flags,
-        *("DATASET.NUM_SHOTS", str(shots), "DATASET.SUBSAMPLE_CLASSES", protocol.train_classes),
-        *("TEST.CLASS_SPLITS", str(protocol.splits), "TEST.PROTOCOL", protocol.name),
-        *(("TEST.SOURCE_DATASET", source_label) if source_label else ()),
-        *(("TEST.SETTING", called) if called != setting.file else ()),
-        *pairs,
-    )
-    return Job(name, called, labels["dataset"], shots, seed, folder, arguments, needs, protocol=protocol.name)
-
-
 def _names_of(dataset: str, plan: Plan, pairs: Sequence[str]) -> tuple[str, str]:
-    """What results.json calls a data set, and what output paths do: its file's name; the label of data of one's own."""
+    """What results.json calls a data set, and what output paths do: its file's name; the label of a user's images."""
     given = {key.removeprefix("DATASET."): value for key, value in zip(pairs[::2], pairs[1::2], strict=False)}
-    label = dataset_label({**data_section(dataset), **given}, _root(dataset, plan))
+    label = dataset_label({**data_section(dataset), **given}, plan.root_of(dataset))
     name = dataset_file(dataset).stem
     return label, label if name in OWN_DATA else name
-
-
-def _root(dataset: str, plan: Plan) -> str:
-    data_section(dataset)  # a file that cannot be read is refused before any run starts
-    if not plan.root and not is_bundled(dataset):
-        raise SweepError(f"{dataset} needs --root: the folder that holds one folder per data set")
-    return plan.root or BUNDLED_ROOT
 
 
 def check_pairs(pairs: Sequence[str]) -> None:
@@ -541,7 +494,7 @@ def check_pairs(pairs: Sequence[str]) -> None:
 
     for key, value in zip(pairs[::2], pairs[1::2], strict=True):
         cfg = get_cfg_default()
-        cfg.DATASET.NAME = DATASET_REGISTRY.registered_names()[0]  # each run's own file names it
+        cfg.DATASET.NAME = DATASET_REGISTRY.registered_names()[0]  # each run's file names it
         cfg.merge_from_list([key, value])
         check_values(cfg, RANGES)
         check_trackers(cfg)

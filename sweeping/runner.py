@@ -1,7 +1,7 @@
 """Works off a queue on this machine: one loop that claims jobs, starts them and takes note of what became of them.
 
-What runs a job is an executor: `Processes`, one on each GPU or share of the CPU's cores, or `Inline`, this process.
-Slurm has a module of its own. A job's folder tells its state: finished means that results.json is there; a failure
+What runs a job is an executor: `Processes`, one on each GPU or share of the CPU's cores, `Inline`, this process, or
+Slurm (sweeping/slurm.py). A job's folder tells its state: finished means that results.json is there; a failure
 leaves the command that failed, so that the next call does not fail at the same again unless it is asked to.
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import ctypes
+import datetime
 import json
 import os
 import re
@@ -21,10 +22,10 @@ import sys
 import time
 import traceback
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
+from types import FrameType, SimpleNamespace
 from typing import Any, BinaryIO, TextIO
 
 from common.commandline import printable
@@ -42,6 +43,7 @@ ELSEWHERE_SECONDS = 2.0  # between looks at a job that another sweep runs
 STOP_SECONDS = 30.0  # for a child to write its checkpoint and end
 CORES_PER_SLOT = 4  # without GPUs
 MAX_SLOTS = 1024
+PR_SET_PDEATHSIG = 1  # of Linux
 FAILED, BUSY, STOPPED = 1, 69, 75  # of train.py's statuses: another process has the folder; a signal stopped it
 OVERWRITE = "--overwrite"
 Child = subprocess.Popen[bytes]
@@ -98,16 +100,16 @@ def _parsed(text: str, like: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def record_failure(job: Job, reason: str) -> None:
-    """Leave word in the job's folder that its command failed."""
-    with atomic_write(job.folder / FAILURE_FILE, "w") as file:
-        file.write(json.dumps({"command": job.command(), "reason": reason}, indent=1) + "\n")
-
-
 def make_ready(job: Job) -> None:
     """Before a job is started: its folder is there, and no word of an earlier failure in it."""
     (job.folder / FAILURE_FILE).unlink(missing_ok=True)
     job.folder.mkdir(parents=True, exist_ok=True)
+
+
+def record_failure(job: Job, reason: str) -> None:
+    """Leave word in the job's folder that its command failed."""
+    with atomic_write(job.folder / FAILURE_FILE, "w") as file:
+        file.write(json.dumps({"command": job.command(), "reason": reason}, indent=1) + "\n")
 
 
 def earlier_failure(job: Job) -> str | None:
@@ -136,13 +138,9 @@ def outcome(job: Job, status: int) -> str | None:
         return None
     if status == STOPPED:
         return "stopped by a signal, its state is saved: the same command goes on"
-    if status == 0:
-        reason = "ended without results"
-    elif status > 0:
-        reason = f"exit status {status}"
-    else:
-        names = {number.value: number.name for number in signal.Signals}
-        reason = f"killed by {names.get(-status, f'signal {-status}')}"
+    names = {number.value: number.name for number in signal.Signals}
+    killed = f"killed by {names.get(-status, f'signal {-status}')}"
+    reason = "ended without results" if status == 0 else f"exit status {status}" if status > 0 else killed
     errors = [line for line in console_tail(job.folder) if status and line.startswith("error:")]
     reason = f"{reason}, {errors[-1]}" if errors else reason
     if status != BUSY:
@@ -161,31 +159,31 @@ class Progress:
         self.live = stream.isatty()
         self.finished: set[Path] = set()
         self.failures: dict[Path, str] = {}
-        self.running: dict[Path, float] = {}
-        self._seconds: dict[tuple[str, bool], list[float]] = defaultdict(list)
+        self.running: dict[Path, float] = {}  # since when
+        self._seconds: dict[tuple[str, bool], list[float]] = defaultdict(list)  # that jobs of a kind took
         self._drawn = 0.0
+
+    def is_settled(self, job: Job) -> bool:
+        return job.folder in self.finished or job.folder in self.failures
 
     @property
     def waiting(self) -> list[Job]:
-        """Jobs that are neither done nor running."""
-        known = self.finished | self.failures.keys() | self.running.keys()
-        return [job for job in self.jobs if job.folder not in known]
+        """Jobs that are neither settled nor running."""
+        return [job for job in self.jobs if not self.is_settled(job) and job.folder not in self.running]
 
-    def skip(self, job: Job, record: Mapping[str, object]) -> None:
+    def skip(self, job: Job, record: dict[str, Any]) -> None:
         """The job was finished before; its time tells how long its like will take."""
         self.finished.add(job.folder)
         timing = record.get("timing")
-        total = timing.get("total") if isinstance(timing, Mapping) else None
+        total = timing.get("total") if isinstance(timing, dict) else None
         if isinstance(total, int | float):
             self._seconds[_kind(job)].append(float(total))
 
     def start(self, job: Job) -> None:
-        """The job runs from now on."""
         self.running[job.folder] = time.monotonic()
         self.line(f"start    {job.label}")
 
     def finish(self, job: Job) -> None:
-        """The job is done."""
         self.finished.add(job.folder)
         took = ""  # nothing is known of another sweep's
         if job.folder in self.running:
@@ -195,7 +193,6 @@ class Progress:
         self.line(f"finished {job.label}{took}")
 
     def fail(self, job: Job, reason: str) -> None:
-        """The job failed, now or before."""
         self.running.pop(job.folder, None)
         self.failures[job.folder] = reason
         self.line(f"FAILED   {job.label}: {reason}")
@@ -206,28 +203,27 @@ class Progress:
 
     def line(self, text: str) -> None:
         """One line, with the counts in front where there is no live line."""
-        self._clear()
-        counted = text if self.live else f"[{len(self.finished) + len(self.failures)}/{len(self.jobs)}] {text}"
-        self.stream.write(printable(counted) + ("\n" if self.live else f"{self._time_left()}\n"))
-        self.stream.flush()
+        if not self.live:
+            text = f"[{len(self.finished) + len(self.failures)}/{len(self.jobs)}] {text}"
+        self._write(printable(text) + ("" if self.live else self._time_left()) + "\n")
         self._drawn = 0.0
         self.tick()
 
     def tick(self) -> None:
         """Draw the live line anew, about once a second."""
         now = time.monotonic()
-        if not self.live or now - self._drawn < REFRESH_SECONDS:
-            return
-        self._clear()
-        self._drawn = now
-        counts = f"{len(self.finished)} done, {len(self.running)} running, {len(self.failures)} failed"
-        text = f"{counts}, {len(self.waiting)} waiting of {len(self.jobs)}{self._time_left()}"
-        self.stream.write(text[: shutil.get_terminal_size().columns - 1])
-        self.stream.flush()
+        if self.live and now - self._drawn >= REFRESH_SECONDS:
+            self._drawn = now
+            counts = f"{len(self.finished)} done, {len(self.running)} running, {len(self.failures)} failed"
+            text = f"{counts}, {len(self.waiting)} waiting of {len(self.jobs)}{self._time_left()}"
+            self._write(text[: shutil.get_terminal_size().columns - 1])
 
     def close(self) -> None:
         """Leave the terminal with a clean line."""
-        self._clear()
+        self._write("")
+
+    def _write(self, text: str) -> None:
+        self.stream.write("\r\x1b[K" * self.live + text)
         self.stream.flush()
 
     def eta(self) -> float | None:
@@ -235,22 +231,18 @@ class Progress:
         known = [value for values in self._seconds.values() for value in values]
         if not known:
             return None
-        waiting = sum(self._expected(job, known) for job in self.waiting)
+
+        def expected(job: Job) -> float:
+            return statistics.fmean(self._seconds.get(_kind(job)) or known)
+
         now = time.monotonic()
         running = [job for job in self.jobs if job.folder in self.running]
-        under_way = [max(0.0, self._expected(job, known) - (now - self.running[job.folder])) for job in running]
-        return max([(waiting + sum(under_way)) / self.slots, *under_way])
-
-    def _expected(self, job: Job, known: list[float]) -> float:
-        return statistics.fmean(self._seconds.get(_kind(job)) or known)
+        under_way = [max(0.0, expected(job) - (now - self.running[job.folder])) for job in running]
+        return max([(sum(map(expected, self.waiting)) + sum(under_way)) / self.slots, *under_way])
 
     def _time_left(self) -> str:
         eta = self.eta()
         return f", ETA {duration(eta)}" if eta and (self.waiting or self.running) else ""
-
-    def _clear(self) -> None:
-        if self.live:
-            self.stream.write("\r\x1b[K")
 
 
 def _kind(job: Job) -> tuple[str, bool]:
@@ -259,13 +251,8 @@ def _kind(job: Job) -> tuple[str, bool]:
 
 
 def duration(seconds: float) -> str:
-    """Seconds for people: "42 s", "3 min 20 s", "2 h 05 min"."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    """Seconds as h:mm:ss, as in Dassl's log."""
+    return str(datetime.timedelta(seconds=round(seconds)))
 
 
 # ---- claims: several sweeps may work on one output folder, on several machines too
@@ -277,47 +264,27 @@ class Claims:
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._held: dict[Path, FolderLock] = {}
-        self._elsewhere: dict[Path, float] = {}  # when to look again
-        self._blocked: dict[Path, str] = {}  # something else has the lock's name, and says nothing of when it goes
+        self.elsewhere: dict[Path, float] = {}  # what another sweep has or had, and when to look again
 
     def take(self, job: Job) -> bool:
-        """Claim a job; False when another sweep has it."""
-        if time.monotonic() < self._elsewhere.get(job.folder, 0.0):
+        """Claim a job; False when another sweep has it, or when none can claim it: then it failed."""
+        if time.monotonic() < self.elsewhere.get(job.folder, 0.0):
             return False
         lock = FolderLock(job.folder / SWEEP_LOCK)
         try:
             lock.acquire()
+        except NoLockError as error:  # something else has the lock's name
+            self._progress.fail(job, str(error))
+            return False
         except LockedError as error:
-            if isinstance(error, NoLockError):
-                self._blocked[job.folder] = str(error)
-            elif job.folder not in self._elsewhere:
+            if job.folder not in self.elsewhere:
                 self._progress.line(f"elsewhere {job.label}: {error}")
-            self._elsewhere[job.folder] = time.monotonic() + ELSEWHERE_SECONDS
+            self.elsewhere[job.folder] = time.monotonic() + ELSEWHERE_SECONDS
             return False
         self._held[job.folder] = lock
         return True
 
-    def settled_elsewhere(self, job: Job) -> bool:
-        """Whether another sweep has finished the job meanwhile, or failed at it; the progress view is told.
-
-        So is a job that no sweep can claim.
-        """
-        if job.folder in self._blocked:
-            self._progress.fail(job, self._blocked[job.folder])
-            return True
-        if job.folder not in self._elsewhere:
-            return False
-        if is_finished(job.folder):
-            self._progress.finish(job)
-            return True
-        under_way = job.folder not in self._held and (job.folder / SWEEP_LOCK).exists()
-        reason = None if under_way else earlier_failure(job)
-        if reason is not None:
-            self._progress.fail(job, f"{reason} (in another sweep; --retry runs it again)")
-        return reason is not None
-
     def release(self, job: Job) -> None:
-        """Give a claim up."""
         if job.folder in self._held:
             self._held.pop(job.folder).release()
 
@@ -326,7 +293,7 @@ def forget_dead_claim(job: Job) -> None:
     """Remove the claim on a finished job of a sweep that was killed before it gave it up."""
     lock = FolderLock(job.folder / SWEEP_LOCK)
     if lock.path.exists():
-        with contextlib.suppress(LockedError, OSError):  # its owner lives; a folder that is for reading only
+        with contextlib.suppress(OSError):  # its owner lives; a folder that is for reading only
             lock.acquire()
             lock.release()
 
@@ -351,22 +318,24 @@ class Stop:
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
         """SIGINT, SIGTERM and SIGUSR1 come here while the context lasts."""
-        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
-        before = {number: signal.signal(number, self.request) for number in numbers}
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        before = [(number, signal.signal(number, self.request)) for number in numbers]
         try:
             yield self
         finally:
-            for number, handler in before.items():
+            for number, handler in before:
                 signal.signal(number, handler)
 
 
-def work_off(jobs: Sequence[Job], executor: Processes | Inline, progress: Progress, stop: Stop) -> None:
-    """Run jobs in order, each after the one that it needs, until all ended or a stop was asked for."""
+def work_off(jobs: Sequence[Job], executor: Any, progress: Progress, stop: Stop) -> None:
+    """Run jobs in order, each after the one that it needs, until all ended or a stop was asked for.
+
+    The executor is `Processes`, `Inline` or `slurm.Slurm`.
+    """
     claims, waiting = Claims(progress), list(jobs)
     try:
-        while (waiting or executor.jobs) and not stop.signal:
-            for job, status in executor.ended():
-                reason = outcome(job, status)
+        while (waiting or executor.jobs) and not stop.signal and not executor.detached:
+            for job, reason in executor.ended():
                 claims.release(job)
                 if reason is None:
                     progress.finish(job)
@@ -374,8 +343,10 @@ def work_off(jobs: Sequence[Job], executor: Processes | Inline, progress: Progre
                     progress.fail(job, reason)
             under_way = {job.folder for job in (*waiting, *executor.jobs)}
             for job in list(waiting):
-                if claims.settled_elsewhere(job):
+                was_elsewhere = job.folder in claims.elsewhere
+                if was_elsewhere and is_finished(job.folder):
                     waiting.remove(job)
+                    progress.finish(job)
                 elif job.needs in under_way:
                     continue
                 elif job.needs is not None and not is_finished(job.needs):
@@ -384,15 +355,22 @@ def work_off(jobs: Sequence[Job], executor: Processes | Inline, progress: Progre
                 elif executor.is_free() and not stop.signal and claims.take(job):
                     waiting.remove(job)
                     # another sweep may have ended it since this one looked
-                    if claims.settled_elsewhere(job):
-                        claims.release(job)
-                    elif is_done(job):
+                    if is_done(job) or (was_elsewhere and is_finished(job.folder)):
                         claims.release(job)
                         progress.finish(job)
+                    elif (reason := earlier_failure(job)) is not None:
+                        claims.release(job)
+                        where = "its Slurm job" if executor.queues else "another sweep"
+                        progress.fail(job, f"{reason} (in {where}; --retry runs it again)")
                     else:
                         make_ready(job)
-                        progress.start(job)
+                        if executor.queues:
+                            claims.release(job)
+                        else:
+                            progress.start(job)
                         executor.start(job)
+                elif job.folder in progress.failures:  # nobody can claim it
+                    waiting.remove(job)
             progress.tick()
             time.sleep(POLL_SECONDS)
     except KeyboardInterrupt:
@@ -418,17 +396,12 @@ class Slot:
     threads: int  # OMP_NUM_THREADS
 
     def environment(self) -> dict[str, str]:
-        """The environment of the process."""
         threads = {name: str(self.threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
         return {**os.environ, **threads, "CUDA_VISIBLE_DEVICES": self.gpu}
 
 
 def slots_for(gpus: Sequence[str] | None, count: int | None) -> list[Slot]:
-    """The slots of this machine, as --gpus and --slots say; the cores are shared out evenly.
-
-    Raises:
-        SweepError: no slot at all; an id that is none, comes twice or is known to lack.
-    """
+    """The slots of this machine, as --gpus and --slots say; the cores are shared out evenly."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if gpus is not None:
         gpus = _checked_gpus(gpus)
@@ -462,9 +435,9 @@ def _checked_gpus(gpus: Sequence[str]) -> list[str]:
 
 def _listed_gpus() -> list[str]:
     """Ids of the machine's GPUs; none where its driver's tool is not there to tell."""
-    if shutil.which("nvidia-smi") is None:
-        return []
     command = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    if shutil.which(command[0]) is None:
+        return []
     listed = subprocess.run(command, capture_output=True, text=True, check=False)
     return listed.stdout.split() if listed.returncode == 0 else []
 
@@ -478,32 +451,31 @@ def start_process(job: Job, output: BinaryIO | None, environment: dict[str, str]
 class Processes:
     """Runs each job in a process of its own; in the foreground they write to the terminal instead of into a file."""
 
+    queues = False  # whether jobs wait elsewhere until they run, and go on when the sweep has ended
+    detached = False  # whether what is under way is not to be waited for
+
     def __init__(self, slots: Sequence[Slot], stop: Stop, foreground: bool = False) -> None:
         self.slots, self.stop, self.foreground = slots, stop, foreground
-        self.children: dict[int, tuple[Job, Child]] = {}
+        self.children: dict[int, tuple[Job, Any]] = {}  # by slot
 
     @property
     def jobs(self) -> list[Job]:
-        """Those that run."""
         return [job for job, _ in self.children.values()]
 
     def is_free(self) -> bool:
-        """Whether another job may be started."""
         return len(self.children) < len(self.slots)
 
     def start(self, job: Job) -> None:
-        """Start a job in a free slot."""
         index = next(index for index in range(len(self.slots)) if index not in self.children)
-        with contextlib.ExitStack() as stack:
-            output = None if self.foreground else stack.enter_context((job.folder / CONSOLE_FILE).open("wb"))
+        with contextlib.nullcontext() if self.foreground else (job.folder / CONSOLE_FILE).open("wb") as output:
             # Ctrl-C on the terminal is for the sweep, which ends its children itself
-            before = {"start_new_session": True, "preexec_fn": _end_with_parent if sys.platform == "linux" else None}
-            self.children[index] = job, start_process(job, output, self.slots[index].environment(), **before)
+            how = {"start_new_session": True, "preexec_fn": _end_with_parent if sys.platform == "linux" else None}
+            self.children[index] = job, start_process(job, output, self.slots[index].environment(), **how)
 
-    def ended(self) -> list[tuple[Job, int]]:
-        """The jobs whose processes have ended since the last call, with their exit statuses."""
+    def ended(self) -> list[tuple[Job, str | None]]:
+        """The jobs that have ended since the last call, each with the reason why it has not finished, or None."""
         gone = [index for index, (_, child) in self.children.items() if child.poll() is not None]
-        return [(job, child.returncode) for job, child in map(self.children.pop, gone)]
+        return [(job, outcome(job, child.returncode)) for job, child in map(self.children.pop, gone)]
 
     def end(self) -> None:
         """End what still runs: first politely, then, after a while or a second signal, by force."""
@@ -524,26 +496,16 @@ class Processes:
 
 def _end_with_parent() -> None:
     """In the child: be ended when the sweep dies, however it dies, so that no run goes on unseen beside its retry."""
-    set_parent_death_signal = 1
-    ctypes.CDLL(None).prctl(set_parent_death_signal, signal.SIGTERM)
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-class Inline:
+class Inline(Processes):
     """Runs one job after another in this process: importing torch takes longer than a run on the bundled data."""
 
     def __init__(self, slot: Slot, stop: Stop) -> None:
+        super().__init__([slot], stop)
         os.environ.update(slot.environment())
         stop.interrupts = True
-        self._ended: list[tuple[Job, int]] = []
-
-    @property
-    def jobs(self) -> list[Job]:
-        """The one that has ended."""
-        return [job for job, _ in self._ended]
-
-    def is_free(self) -> bool:
-        """Whether the last job is done with."""
-        return not self._ended
 
     def start(self, job: Job) -> None:
         """Run a job to its end; an error that train.py does not know is written out, and the next run goes on."""
@@ -561,12 +523,7 @@ class Inline:
             except Exception:
                 traceback.print_exc(file=sys.stderr)
                 status = FAILED
-        self._ended.append((job, status))
-
-    def ended(self) -> list[tuple[Job, int]]:
-        """The job that has ended since the last call, with train.py's exit status."""
-        ended, self._ended = self._ended, []
-        return ended
+        self.children[0] = job, SimpleNamespace(poll=lambda: status, returncode=status)
 
     def end(self) -> None:
         """Nothing runs on by itself."""

@@ -12,17 +12,15 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sweeping.plan import Job, SweepError
 from sweeping.runner import (
     CONSOLE_FILE,
-    FAILURE_FILE,
     Child,
     Progress,
-    Stop,
     earlier_failure,
     is_finished,
     make_ready,
@@ -51,11 +49,7 @@ def add_arguments(group: Any) -> None:
 
 
 def parameters(args: argparse.Namespace, cluster: str) -> dict[str, Any]:
-    """Those options as submitit's executors take them.
-
-    Raises:
-        SweepError: a parameter without a value.
-    """
+    """Those options as submitit's executors take them."""
     for text in args.slurm:
         if "=" not in text:
             raise SweepError(f"--slurm {text!r}: write KEY=VALUE")
@@ -79,11 +73,7 @@ class Chain:
         return self.__dict__ | {"_child": None}
 
     def __call__(self) -> int:
-        """Run what is not finished; returns the number of runs that are.
-
-        Raises:
-            RuntimeError: a run failed.
-        """
+        """Run what is not finished; returns the number of runs, RuntimeError where one failed."""
         failures = []
         for job in self.jobs:
             if is_finished(job.folder) or (job.needs is not None and not is_finished(job.needs)):
@@ -123,139 +113,112 @@ def _is_alive(pid: int) -> bool:
     return False
 
 
-def chains_of(jobs: Sequence[Job], threads: int) -> list[Chain]:
-    """Jobs, in order, with those that need them; what needs a finished run stands alone."""
-    groups: dict[Path, list[Job]] = {}
-    for job in jobs:
-        groups.setdefault(job.needs if job.needs in groups else job.folder, []).append(job)
-    return [Chain(group, threads) for group in groups.values()]
+class Slurm:
+    """Submits jobs as one array and watches them; a stop ends the watching, and the jobs go on by themselves.
 
-
-class SlurmLauncher:
-    """Submits a queue and watches it; a stop ends the watching, and the jobs go on by themselves.
-
-    The cluster is submitit's name for where jobs run: "slurm", or "local" to try it out without one.
+    The cluster is submitit's name for where jobs run: "slurm", or "local" to try it out without one. A SweepError where
+    submitit or Slurm is missing, or refuses.
     """
 
-    def __init__(self, args: Any, progress: Progress, stop: Stop, output: Path, cluster: str = "slurm") -> None:
-        self.args, self.progress, self.stop, self.output, self.cluster = args, progress, stop, output, cluster
+    queues = True
+
+    def __init__(self, args: Any, jobs: list[Job], progress: Progress, output: Path, cluster: str = "slurm") -> None:
+        self.args, self.progress, self.output, self.cluster = args, progress, output, cluster
         self.parameters = parameters(args, cluster)
-        self._gone: dict[str, float] = {}  # since when, of jobs that have left the queue
+        self.detached = False
+        self.jobs: list[Job] = []
+        self._tests = {folder: [job for job in jobs if job.needs == folder] for folder in {job.needs for job in jobs}}
+        self._new: list[Chain] = []  # to be submitted at the next look
+        self._handles: dict[str, Any] = {}  # submitit's, by id
+        self._gone: dict[Path, float] = {}  # since when a job has not been in the queue
+        self._announce, self._looked = True, 0.0
+        self._states = self._queue_states()
 
-    def run(self, jobs: Sequence[Job]) -> None:
-        """Submit the jobs that no earlier call has in the queue, and watch until all ended or a stop is asked for.
+    def is_free(self) -> bool:
+        return True
 
-        Raises:
-            SweepError: submitit or Slurm is missing, or refuses.
-        """
-        folders, ready = {job.folder for job in jobs}, []
-        for job in jobs:
-            if job.needs is None or is_finished(job.needs) or job.needs in folders:
-                ready.append(job)
-            else:
-                self.progress.fail(job, f"needs the run in {job.needs}, which is not finished")
-        watched = self._queued_before(ready, self._queue_states() if self.cluster == "slurm" else {})
-        known = {job.folder for chain in watched.values() for job in chain.jobs}
-        before, new = len(watched), chains_of([job for job in ready if job.folder not in known], self.args.job_cpus)
-        handles = self._submit(new) if new else {}
-        watched |= {_job_id(chain.jobs[0]): chain for chain in new}
-        if not watched:
-            return
-        self.progress.line(f"{len(new)} jobs submitted, {before} were queued before")
-        self.progress.line(f"scancel {' '.join(sorted({name.partition('_')[0] for name in watched}))} cancels them")
-        while not self.args.no_wait and watched and not self.stop.signal:
-            self._look_at(watched, handles)
-            self.progress.tick()
-            deadline = time.monotonic() + (POLL_SECONDS if self.cluster == "slurm" else 0.2)
-            while time.monotonic() < deadline and not self.stop.signal:
-                time.sleep(0.1)
-                self.progress.tick()
+    def start(self, job: Job) -> None:
+        """Take a job that is in the queue already, or have it submitted with the tests of its weights."""
+        self.jobs.append(job)
+        if _job_id(job) not in self._states:
+            self._new.append(Chain([job, *self._tests.get(job.folder, ())], self.args.job_cpus))
+            self._announce = True
 
-    def _queued_before(self, jobs: Sequence[Job], queued: Mapping[str, str]) -> dict[str, Chain]:
-        """What earlier calls have in the queue, by id; tests of weights that are being trained belong to that job."""
-        ids: dict[Path, str] = {}
-        members: dict[str, list[Job]] = {}
-        for job in jobs:
-            name = ids.get(job.needs, _job_id(job)) if job.needs else _job_id(job)
-            if name in queued:
-                ids[job.folder] = name
-                members.setdefault(name, []).append(job)
-        return {name: Chain(group, self.args.job_cpus) for name, group in members.items()}
-
-    def _submit(self, chains: Sequence[Chain]) -> dict[str, Any]:
-        """Submit one array; returns submitit's handles by job id."""
-        # the user signal that submitit listens to; its own default is USR2
-        os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
-        try:
-            import submitit
-        except ImportError as error:
-            raise SweepError("--launcher slurm needs submitit: pip install submitit") from error
-        more = {f"{self.cluster}_max_num_timeout": MAX_REQUEUES} if self.cluster == "slurm" else {}
-        try:
-            executor = submitit.AutoExecutor(self.output / SUBMITIT_FOLDER / "%j", cluster=self.cluster, **more)
-            executor.update_parameters(**self.parameters)
-            for chain in chains:
-                for job in chain.jobs:
-                    (job.folder / FAILURE_FILE).unlink(missing_ok=True)
-            with executor.batch():
-                submitted = [executor.submit(chain) for chain in chains]
-        except (RuntimeError, submitit.core.utils.FailedJobError, NameError) as error:
-            raise SweepError(f"Slurm did not take the jobs: {error}") from error
-        for chain, handle in zip(chains, submitted, strict=True):
-            for job in chain.jobs:
-                job.folder.mkdir(parents=True, exist_ok=True)
-                (job.folder / JOB_FILE).write_text(handle.job_id + "\n", encoding="utf-8")
-        return {handle.job_id: handle for handle in submitted}
-
-    def _look_at(self, watched: dict[str, Chain], handles: Mapping[str, Any]) -> None:
-        """Tell the progress view what has changed; ended jobs are watched no more."""
-        if self.cluster == "slurm":
-            states = self._queue_states()
-        else:
-            states = {name: "RUNNING" for name in watched if name in handles and not handles[name].done()}
-        for name, chain in list(watched.items()):
-            self._settle(chain, states.get(name))
-            if name in states:
-                self._gone.pop(name, None)
+    def ended(self) -> list[tuple[Job, str | None]]:
+        """As that of `Processes`; looks every few seconds, and also tells the progress view what runs."""
+        if self._announce and self.jobs:
+            self._submit()
+        now = time.monotonic()
+        if now - self._looked < (POLL_SECONDS if self.cluster == "slurm" else 0.2):
+            return []
+        self._looked, self._states = now, self._queue_states()
+        ended, at_work = [], set()
+        for job in self.jobs:
+            name = _job_id(job)
+            state, since = self._states.get(name), self._gone.setdefault(job.folder, now)
+            if is_finished(job.folder):
+                ended.append((job, None))
+            elif (reason := earlier_failure(job)) is not None:
+                ended.append((job, reason))
+            elif state is None:
+                if now - since > FILES_SECONDS:
+                    ended.append((job, f"its Slurm job {name} ended without results"))
                 continue
-            since = self._gone.setdefault(name, time.monotonic())
-            if not self._unsettled(chain) or time.monotonic() - since > FILES_SECONDS:
-                del watched[name]
-                for job in self._unsettled(chain):
-                    self.progress.fail(job, f"its Slurm job {_job_id(job)} ended without results")
+            elif state == "RUNNING" and name not in at_work:  # the others of its chain come after it
+                at_work.add(name)
+                if job.folder not in self.progress.running:
+                    self.progress.start(job)
+            else:
+                self.progress.drop(job)  # waiting, or back in the queue
+            del self._gone[job.folder]
+        gone = {job.folder for job, _ in ended}
+        self.jobs = [job for job in self.jobs if job.folder not in gone]
+        return ended
+
+    def end(self) -> None:
+        """Nothing: the jobs go on by themselves."""
+
+    def _submit(self) -> None:
+        """Submit what is new as one array, and say so."""
+        new, self._new, self._announce = self._new, [], False
+        if new:
+            # the user signal that submitit listens to; its own default is USR2
+            os.environ.setdefault("SUBMITIT_PREEMPT_SIGNAL", "USR1")
+            try:
+                import submitit
+            except ImportError as error:
+                raise SweepError("--launcher slurm needs submitit: pip install submitit") from error
+            more = {f"{self.cluster}_max_num_timeout": MAX_REQUEUES} if self.cluster == "slurm" else {}
+            try:
+                executor = submitit.AutoExecutor(self.output / SUBMITIT_FOLDER / "%j", cluster=self.cluster, **more)
+                executor.update_parameters(**self.parameters)
+                with executor.batch():
+                    submitted = [executor.submit(chain) for chain in new]
+            except (RuntimeError, submitit.core.utils.FailedJobError, NameError) as error:
+                raise SweepError(f"Slurm did not take the jobs: {error}") from error
+            for chain, handle in zip(new, submitted, strict=True):
+                self._handles[handle.job_id] = handle
+                for job in chain.jobs:
+                    job.folder.mkdir(parents=True, exist_ok=True)
+                    (job.folder / JOB_FILE).write_text(handle.job_id + "\n", encoding="utf-8")
+        names = {_job_id(job) for job in self.jobs}
+        self.progress.line(f"{len(new)} jobs submitted, {len(names) - len(new)} were queued before")
+        self.progress.line(f"scancel {' '.join(sorted({name.partition('_')[0] for name in names}))} cancels them")
+        self.detached = self.args.no_wait
 
     def _queue_states(self) -> dict[str, str]:
         """State of every job of this user that Slurm has not done with, by id."""
+        if self.cluster != "slurm":
+            return {name: "RUNNING" for name, handle in self._handles.items() if not handle.done()}
         command = ["squeue", "--me", "--noheader", "--array", "--states=all", "--format=%i %T"]
         try:
             listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
         except FileNotFoundError as error:
-            raise SweepError(
-                "--launcher slurm: there is no squeue on this machine; start the sweep on a login node"
-            ) from error
+            raise SweepError("--launcher slurm: no squeue on this machine; start the sweep on a login node") from error
         except subprocess.CalledProcessError as error:
             raise SweepError(f"squeue failed: {error.stderr.strip()}") from error
         ended = {"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"}
         return dict(pair for line in listed.splitlines() if (pair := line.split())[1] not in ended)
-
-    def _settle(self, chain: Chain, state: str | None) -> None:
-        """Take note of a chain's finished, failed and running jobs."""
-        for job in self._unsettled(chain):
-            if is_finished(job.folder):
-                self.progress.finish(job)
-            elif (reason := earlier_failure(job)) is not None:
-                self.progress.fail(job, reason)
-            elif job.needs in self.progress.failures:
-                self.progress.fail(job, f"needs the run in {job.needs}, which failed")
-        for job in self._unsettled(chain)[:1]:  # at work, or next
-            if state == "RUNNING" and job.folder not in self.progress.running:
-                self.progress.start(job)
-            elif state is not None and state != "RUNNING":
-                self.progress.drop(job)  # waiting, or back in the queue
-
-    def _unsettled(self, chain: Chain) -> list[Job]:
-        known = self.progress.finished | self.progress.failures.keys()
-        return [job for job in chain.jobs if job.folder not in known]
 
 
 def _job_id(job: Job) -> str:

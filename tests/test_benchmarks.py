@@ -14,7 +14,6 @@ from benchmarks.measure import (
     class_names,
     covered_share,
     device_utilisation,
-    evenly_spread,
     extrapolate,
     only_classes,
     parity,
@@ -75,17 +74,7 @@ def test_kernels_as_a_table(tmp_path, capsys):
 
 def test_where_the_plain_path_does_not_run_a_line_is_read_and_parity_still_checked(tmp_path, capsys):
     output = tmp_path / "figures.json"
-    argv = [
-        "train",
-        "--trainer",
-        "BMIP",
-        "--classes",
-        "130",
-        "--backbone",
-        "tiny",
-        "--batch",
-        "2",
-    ]
+    argv = ["train", "--trainer", "BMIP", "--classes", "130", "--backbone", "tiny", "--batch", "2"]
     rounds = ["--rounds", "1", "--warm-up", "0", "--json", str(output)]
     assert main([*argv, *rounds, "--opts", *SHALLOW["BMIP"]]) == 0
     assert "| ~" in capsys.readouterr().out
@@ -97,7 +86,6 @@ def test_where_the_plain_path_does_not_run_a_line_is_read_and_parity_still_check
 
 def test_the_line_through_two_counts():
     assert extrapolate(20.0, 130.0, 1010) == 1020.0
-    assert evenly_spread(range(1000), 10) == list(range(0, 1000, 100))
 
 
 def test_a_method_that_reads_all_classes_is_not_sampled():
@@ -132,7 +120,7 @@ def test_paths_that_do_not_agree_are_an_error():
     }
     built["plain"].model.layout = built["plain"].model.prompt_learner.layout(["cat", "dog", "bear"])
     with pytest.raises(ParityError, match="do not agree"):
-        parity(built, random_batch(built["fast"], 2), "CoOp")
+        parity(built["fast"], built["plain"], random_batch(built["fast"], 2), "CoOp")
 
 
 def test_reuse_over_class_splits_comes_with_equal_metrics(tmp_path, capsys):
@@ -164,16 +152,16 @@ def test_the_loaders_ratio_comes_with_equal_batches(tmp_path, capsys):
     argv = ["loader", "--count", "2", "--size", "96x64", "--rounds", "1", "--batch", "1", "--draft", "1"]
     assert main([*argv, "--output", str(output), "--opts", "INPUT.SIZE", "(32, 32)"]) == 0
     assert "same, bit for bit (4 batches)" in capsys.readouterr().out
-    rows = json.loads(output.read_text())["rows"]
-    assert ["device" in row for row in rows] == [True, False]
-    assert rows[0]["device"]["ratio"]["median"] > 0
-    for row in rows:
-        assert row["cached"]["ratio"]["median"] > 0
-        assert row["draft 1"]["mean_difference"] > 0
+    rows = {(row["kind"], row["way"]): row for row in json.loads(output.read_text())["rows"]}
+    ways = ("decoded", "cached", "device", "crops", "draft 1")
+    assert list(rows) == [*(("train", way) for way in ways), *(("test", way) for way in ways if way not in ways[2:4])]
+    assert all(row["ratio"]["median"] > 0 for row in rows.values() if row["way"] != "decoded")
+    for kind in ("train", "test"):
+        assert rows[kind, "draft 1"]["mean_difference"] > 0
 
 
 def test_loaders_whose_batches_differ_are_an_error(monkeypatch, capsys, tmp_path):
-    assert main(["loader", "--images", str(tmp_path)]) == 1
+    assert main(["loader", "--images", str(tmp_path)]) == 2
     assert f"no .jpg file in {tmp_path}" in capsys.readouterr().err
     argv = ["loader", "--count", "1", "--size", "96x64", "--batch", "1"]
     with monkeypatch.context() as patch:

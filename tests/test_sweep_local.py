@@ -283,14 +283,6 @@ def test_damaged_results_are_named(make_job, run, capsys):
     assert "cut short or damaged" in capsys.readouterr().out
 
 
-def test_listing_results(make_job, run, capsys):
-    jobs = [make_job("a"), make_job("b", "fail")]
-    run(jobs)
-    capsys.readouterr()
-    assert run(jobs, "--list-results") == 0
-    assert capsys.readouterr().out == f"{jobs[0].folder}/results.json\n"
-
-
 DRIVER = """
 import sys, sweep
 from pathlib import Path
@@ -377,7 +369,7 @@ def test_plain_lines_when_not_a_terminal_and_one_live_line_on_one(make_job):
         progress.start(jobs[0])
         progress.finish(jobs[0])
     assert "\r" not in plain.getvalue()
-    assert plain.getvalue().splitlines()[1].startswith("[1/2] finished BMIP tiny digits 16 shots seed 1 (0 s)")
+    assert plain.getvalue().splitlines()[1].startswith("[1/2] finished BMIP tiny digits 16 shots seed 1 (0:00:00)")
     assert "\r\x1b[K" in live.getvalue()
     assert "1 done, 0 running, 0 failed, 1 waiting of 2" in live.getvalue()
 
@@ -392,7 +384,7 @@ def test_the_time_left_follows_from_runs_of_the_same_kind(make_job, tmp_path):
     assert progress.eta() == pytest.approx(100.0)
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(41.6, "42 s"), (200, "3 min 20 s"), (7500, "2 h 05 min")])
+@pytest.mark.parametrize(("seconds", "text"), [(41.6, "0:00:42"), (200, "0:03:20"), (7500, "2:05:00")])
 def test_durations(seconds, text):
     assert duration(seconds) == text
 

@@ -13,9 +13,9 @@ from sweeping.plan import (
     build_queue,
     bundled_plan,
     default_setting,
+    plans_varied,
     published_setting,
     settings_of,
-    variations_of,
 )
 from tests.ours import TRAINERS
 
@@ -101,8 +101,9 @@ def test_one_stage_of_a_transfer(other_dataset):
 
 
 def test_variations_are_settings_of_their_own():
-    variations = variations_of([["TRAINER.BMIP.PROMPT_DEPTH", "1", "2"], ["TRAINER.BMIP.GATE", "official"]])
-    jobs = queue(variations=variations)
+    axes = [["TRAINER.BMIP.PROMPT_DEPTH", "1", "2"], ["TRAINER.BMIP.GATE", "official"]]
+    (plan,) = plans_varied(Plan("open_world", ("BMIP",), ("digits",), seeds=(1,)), axes)
+    jobs = build_queue(plan)
     assert [job.setting for job in jobs] == [f"{TINY}_prompt_depth_{depth}_gate_official" for depth in (1, 2)]
     assert [option(job, "TRAINER.BMIP.PROMPT_DEPTH") for job in jobs] == ["1", "2"]
     assert all(option(job, "TEST.SETTING") == job.setting == job.folder.parts[-4] for job in jobs)

@@ -18,8 +18,8 @@ import pytest
 
 import sweep
 from sweeping.plan import Job
-from sweeping.runner import Progress, Stop, earlier_failure
-from sweeping.slurm import Chain, SlurmLauncher, chains_of
+from sweeping.runner import Progress, Stop, earlier_failure, work_off
+from sweeping.slurm import Chain, Slurm
 
 pytest.importorskip("submitit", reason="submitit is not installed")
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel")
@@ -41,14 +41,8 @@ def launch(jobs, tmp_path, cluster, *options):
     stream = io.StringIO()
     progress = Progress(jobs, 1, stream)
     args = sweep.parse(["--trainers", "BMIP", "--time-limit", "5", "--job-gpus", "0", "--job-cpus", "1", *options])
-    SlurmLauncher(args, progress, Stop(), tmp_path / "runs", cluster).run(jobs)
+    work_off(jobs, Slurm(args, jobs, progress, tmp_path / "runs", cluster), progress, Stop())
     return progress, stream.getvalue()
-
-
-def test_a_run_and_the_tests_of_its_weights_are_one_job(make_job):
-    train, test, other = make_job("train"), make_job("test", needs="train"), make_job("other")
-    assert [chain.jobs for chain in chains_of([train, other, test], 1)] == [(train, test), (other,)]
-    assert [chain.jobs for chain in chains_of([test, other], 1)] == [(test,), (other,)]
 
 
 def test_a_chain_survives_pickling_while_it_runs(make_job):
@@ -62,9 +56,12 @@ def test_a_chain_survives_pickling_while_it_runs(make_job):
 def test_with_submitits_local_executor(make_job, tmp_path, monkeypatch, request):
     monkeypatch.chdir(request.config.rootpath)  # the job's process imports from here
     jobs = [make_job("good"), make_job("bad", "fail"), make_job("test", needs="good")]
+    jobs += [make_job("bad test", "fail", needs="good")]
     progress, text = launch(jobs, tmp_path, "local")
     assert {path.name for path in progress.finished} == {"good", "test"}
-    assert progress.failures == {jobs[1].folder: "exit status 2, error: the data are not there"}
+    assert {path.name for path in progress.failures} == {"bad", "bad test"}
+    assert all("exit status 2, error: the data are not there" in reason for reason in progress.failures.values())
+    assert all(len(list(job.folder.glob("start*"))) == 1 for job in jobs)
     assert "2 jobs submitted" in text
 
 
@@ -74,27 +71,40 @@ def test_a_failed_training_fails_the_tests_of_its_weights(make_job, tmp_path, mo
     progress, _ = launch([train, test], tmp_path, "local")
     reason = "exit status 2, error: the data are not there"
     assert progress.failures.pop(train.folder) == earlier_failure(train) == reason
-    assert progress.failures.pop(test.folder) == f"needs the run in {train.folder}, which failed"
+    assert progress.failures.pop(test.folder) == f"needs the run in {train.folder}, which is not finished"
 
 
-def test_what_is_queued_is_watched_as_it_was_submitted(make_job, tmp_path):
-    """Tests belong to the job that trains what they need; jobs of earlier versions may hold several trainings."""
-    trains, test = [make_job(name) for name in ("a", "b", "c")], make_job("test", needs="a")
-    for job, name in zip(trains, ("7_0", "7_0", "8_1"), strict=True):
+@pytest.fixture
+def queued(make_job, tmp_path, monkeypatch):
+    """A training that runs with one of its tests, two in one job of an earlier version, and one that waits."""
+    jobs = [make_job(name) for name in ("a", "b", "c", "new")]
+    jobs += [make_job("test", needs="a"), make_job("test of new", needs="new")]
+    for job, name in zip(jobs, ("7_0", "7_0", "8_1"), strict=False):
         job.folder.mkdir(parents=True)
         (job.folder / "slurm_job.txt").write_text(f"{name}\n")
-    queue, states = [*trains, test], {"7_0": "RUNNING", "8_1": "PENDING"}
-    progress = Progress(queue, 1, io.StringIO())
-    launcher = SlurmLauncher(sweep.parse(["--trainers", "BMIP"]), progress, Stop(), tmp_path)
-    watched = launcher._queued_before(queue, states)
-    assert {name: chain.jobs for name, chain in watched.items()} == {
-        "7_0": (trains[0], trains[1], test),
-        "8_1": (trains[2],),
-    }
-    assert launcher._queued_before(queue, {}) == {}
-    for name, chain in watched.items():
-        launcher._settle(chain, states[name])
-    assert progress.running.keys() == {trains[0].folder}
+    monkeypatch.setattr(Slurm, "_queue_states", lambda self: {"7_0": "RUNNING", "8_1": "PENDING"})
+    progress = Progress(jobs, 1, io.StringIO())
+    return jobs, progress, Slurm(sweep.parse(["--trainers", "BMIP"]), jobs, progress, tmp_path)
+
+
+def test_what_is_queued_is_watched_and_the_rest_submitted_with_the_tests_of_its_weights(queued):
+    (a, b, c, new, test, test_of_new), _, slurm = queued
+    for job in (a, b, c, new):
+        slurm.start(job)
+    assert slurm.jobs == [a, b, c, new]
+    assert [chain.jobs for chain in slurm._new] == [(new, test_of_new)]
+    slurm.start(test)  # its weights are there, and its job is not in the queue
+    assert [chain.jobs for chain in slurm._new] == [(new, test_of_new), (test,)]
+
+
+def test_what_runs_is_told_and_what_waits_is_not(queued):
+    (a, b, c, *_), progress, slurm = queued
+    for job in (a, b, c):
+        slurm.start(job)
+    assert slurm.ended() == []
+    assert progress.running.keys() == {a.folder}  # the one after it in its Slurm job is next
+    assert "0 jobs submitted, 2 were queued before" in progress.stream.getvalue()
+    assert "scancel 7 8 cancels them" in progress.stream.getvalue()
 
 
 class Cluster:

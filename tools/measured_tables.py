@@ -14,12 +14,14 @@ from __future__ import annotations
 import argparse
 import hashlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from common.commandline import add_debug, guarded
 from common.files import atomic_write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,10 +31,6 @@ EVERY = (
     *("ZeroshotCLIP", "CoOp", "CoCoOp", "KgCoOp", "ProDA", "VPT", "IVLP", "MaPLe", "PromptSRC", "CoPrompt", "BMIP"),
     *("MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
 )
-
-
-class TableError(RuntimeError):
-    """A table that cannot be made or has no place; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +49,15 @@ def _table(script: str, legend: bool = False, **variables: str) -> Section:
     return Section(script, "docs/measured.md", ("bash", f"scripts/tables/{script}.sh"), environment, legend)
 
 
+_DEMO, _COST = {"OUTPUT": "{output}/demo"}, ("{python}", "-W", "ignore", "-m", "benchmarks.cost", "--classes", "100")
 SECTIONS = (
-    Section("demo table", "README.md", ("bash", "scripts/demo.sh"), {"OUTPUT": "{output}/demo"}),
-    Section(
-        *("every method", "README.md", ("bash", "scripts/demo.sh", "--all"), {"OUTPUT": "{output}/demo"}), legend=False
-    ),
+    Section("demo table", "README.md", ("bash", "scripts/demo.sh"), _DEMO),
+    Section("every method", "README.md", ("bash", "scripts/demo.sh", "--all"), _DEMO, legend=False),
     _table("cross_dataset", legend=True, TRAINERS=FEW),
     _table("domain_generalization", TRAINERS=FEW),
     _table("few_shot_curve", TRAINERS=FEW),
     *(_table(f"ablation_{what}") for what in ("aggregation", "depth", "length", "sharing")),
-    Section(
-        "cost",
-        "docs/measured.md",
-        ("{python}", "-W", "ignore", "-m", "benchmarks.cost", "--classes", "100", "--trainers", *EVERY),
-    ),
+    Section("cost", "docs/measured.md", (*_COST, "--trainers", *EVERY)),
 )
 
 
@@ -79,29 +72,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(names)}")
     parser.add_argument("--output", type=Path, default=ROOT / "output" / "measured", help="folder of the runs")
     parser.add_argument("--list", action="store_true", help="print names and commands only")
+    add_debug(parser)
     args = parser.parse_args(argv)
     unknown = [name for name in args.names if name not in names]
     if unknown:
         parser.error(f"no table {unknown[0]!r}; there are: {', '.join(names)}")
+    return guarded(run, args, status=1)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the tables that were asked for anew, or list them."""
     output = args.output.absolute() / hashlib.sha256(MODEL.read_bytes()).hexdigest()[:12]
-    try:
-        for section in SECTIONS:
-            if not args.names or section.name in args.names:
-                if args.list:
-                    print(f"{section.name}: {_shown(section)}")
-                else:
-                    refresh(section, output, ROOT)
-    except (TableError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for section in SECTIONS:
+        if args.list and (not args.names or section.name in args.names):
+            print(f"{section.name}: {_shown(section)}")
+        elif not args.names or section.name in args.names:
+            refresh(section, output, ROOT)
 
 
 def refresh(section: Section, output: Path, root: Path) -> None:
     """Run a section's command, its runs in ``output``, and put what it prints in place, in a file below ``root``.
 
     Raises:
-        TableError: the command fails or prints no table, or the file has not both marks once.
+        ValueError: the command fails or prints no table, or the file has not both marks once.
     """
     path = root / section.file
     replaced(path.read_text(encoding="utf-8"), section.name, "", path)  # a missing mark is said before hours of runs
@@ -116,24 +109,20 @@ def refresh(section: Section, output: Path, root: Path) -> None:
             sys.stderr.write(line)
             printed += line
     if process.returncode != 0:
-        raise TableError(f"{section.name}: {_shown(section)} ended with status {process.returncode}")
+        raise ValueError(f"{section.name}: {_shown(section)} ended with status {process.returncode}")
     table = table_in(printed, section.legend)
     if not table:
-        raise TableError(f"{section.name}: {_shown(section)} printed no table")
+        raise ValueError(f"{section.name}: {_shown(section)} printed no table")
     text = replaced(path.read_text(encoding="utf-8"), section.name, table, path)
     with atomic_write(path, "w") as file:
         file.write(text)
 
 
 def replaced(text: str, name: str, table: str, where: object) -> str:
-    """A page's text with another table between the marks of this name.
-
-    Raises:
-        TableError: the text has not both marks once, in order.
-    """
+    """A page's text with another table between the marks of this name; ValueError: it has not both once, in order."""
     begin, end = f"<!-- {name}: begin -->\n", f"<!-- {name}: end -->"
     if (text.count(begin), text.count(end)) != (1, 1) or text.index(begin) > text.index(end):
-        raise TableError(f"{where} must have the lines {begin.strip()} and {end} once each")
+        raise ValueError(f"{where} must have the lines {begin.strip()} and {end} once each")
     head, rest = text.split(begin)
     return f"{head}{begin}{table}{end}{rest.split(end)[1]}"
 
@@ -143,16 +132,13 @@ def table_in(printed: str, legend: bool) -> str:
 
     The heading of a table's only block goes with the title; where there are several, they stay.
     """
-    lines = printed.splitlines()
-    titles = [index for index, line in enumerate(lines) if line.startswith("## ")]
-    lines = lines[titles[-1] + 1 :] if titles else lines
+    lines = re.split(r"^## .*\n", printed, flags=re.MULTILINE)[-1].splitlines()
     rows = [index for index, line in enumerate(lines) if line.startswith("|")]
     if not rows:
         return ""
-    if sum(line.startswith("### ") for line in lines) > 1:
-        rows[0] = next(index for index, line in enumerate(lines) if line.startswith("### "))
-    kept = lines[rows[0] :] if legend else lines[rows[0] : rows[-1] + 1]
-    return "\n".join(kept).strip() + "\n"
+    headings = [index for index, line in enumerate(lines) if line.startswith("### ")]
+    first = headings[0] if len(headings) > 1 else rows[0]
+    return "\n".join(lines[first:] if legend else lines[first : rows[-1] + 1]).strip() + "\n"
 
 
 def _shown(section: Section) -> str:

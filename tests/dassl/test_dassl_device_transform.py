@@ -148,7 +148,7 @@ def test_memory_is_bounded_and_changes_nothing(cfg, monkeypatch):
     loader.on_device = None
     (view,) = next(iter(loader))["img"]
     assert len(view["pieces"]) > 2
-    assert all(piece["pixels"].dtype == torch.uint8 for piece in view["pieces"])
+    assert all(piece["images"].dtype == torch.uint8 for piece in view["pieces"])
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tools import measured_tables
-from tools.measured_tables import SECTIONS, Section, TableError, main, refresh, replaced, table_in
+from tools.measured_tables import SECTIONS, Section, main, refresh, replaced, table_in
 
 ROWS = "| Method | new |\n|--------|-----|\n| BMIP   | 9.0 |\n"
 LEGEND = "- A note on this | and that.\n\n- **Warning:** a seed is missing.\n"
@@ -49,7 +49,7 @@ def test_a_table_takes_its_place_and_the_rest_of_the_page_stays(page, tmp_path, 
     ("text", "status", "message"), [(PRINTED, 1, "ended with status 1"), ("none\n", 0, "printed no table")]
 )
 def test_a_failing_script_changes_no_page(text, status, message, page, tmp_path):
-    with pytest.raises(TableError, match=message):
+    with pytest.raises(ValueError, match=message):
         refresh(printing(text, status), tmp_path, tmp_path)
     assert page.read_text() == PAGE
     assert [path.name for path in tmp_path.iterdir()] == ["page.md"]
@@ -57,7 +57,7 @@ def test_a_failing_script_changes_no_page(text, status, message, page, tmp_path)
 
 @pytest.mark.parametrize("text", ["no marks", PAGE + PAGE, BACKWARDS])
 def test_a_page_without_its_marks_is_refused(text):
-    with pytest.raises(TableError, match="page.md must have the lines <!-- demo: begin --> and <!-- demo: end --> on"):
+    with pytest.raises(ValueError, match="page.md must have the lines <!-- demo: begin --> and <!-- demo: end --> on"):
         replaced(text, "demo", "", "page.md")
 
 
