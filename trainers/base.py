@@ -26,7 +26,7 @@ from prompting.state_dict import file_sha256
 from prompting.towers.linear import BACKENDS, CHOOSER, set_linear_backend
 from prompting.weights import is_resnet_name
 from trainers.objectives import CrossEntropy, Objective
-from trainers.step import Steps, memory_advice, redefines
+from trainers.step import GRAPH_MODES, Steps, memory_advice, redefines
 
 MODEL_NAME = "prompt_learner"
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
@@ -71,8 +71,10 @@ if "CHECKPOINT_ACTIVATIONS" not in cfg_default.TRAIN:
     # packed: the fastest, with copies of the weights in oneDNN's order beside them.
     cfg_default.TRAIN.FROZEN_LINEAR = "auto"
     RANGES["TRAIN.FROZEN_LINEAR"] = BACKENDS
-    # Record the training step as one CUDA graph and replay it: no time goes into launching its kernels.
-    cfg_default.TRAIN.CUDA_GRAPH = False
+    # Record the training step as one CUDA graph and replay it, so that no time goes into launching its kernels: auto
+    # (on CUDA, where it can be had), on (or an error), off.
+    cfg_default.TRAIN.CUDA_GRAPH = "auto"
+    RANGES["TRAIN.CUDA_GRAPH"] = GRAPH_MODES
     # Compute PREC fp16 and amp in half precision on a CPU too, where fp32, which stands in for them, is far faster.
     cfg_default.TRAIN.CPU_HALF = False
 
@@ -144,8 +146,9 @@ class PromptTrainer(Steps, TrainerX):
         check_choice("TRAIN.FROZEN_LINEAR", cfg.TRAIN.FROZEN_LINEAR, BACKENDS)
         if cfg.INPUT.NO_TRANSFORM:
             raise ValueError("INPUT.NO_TRANSFORM True: CLIP takes tensors, which the transforms make: set it to False")
-        if cfg.TRAIN.CUDA_GRAPH and not (cfg.USE_CUDA and torch.cuda.is_available()):
-            raise ValueError("TRAIN.CUDA_GRAPH True needs a CUDA device, and this run has none: set it to False")
+        check_choice("TRAIN.CUDA_GRAPH", cfg.TRAIN.CUDA_GRAPH, GRAPH_MODES)
+        if cfg.TRAIN.CUDA_GRAPH == "on" and not (cfg.USE_CUDA and torch.cuda.is_available()):
+            raise ValueError("TRAIN.CUDA_GRAPH on needs a CUDA device, and this run has none: set it to auto or off")
         views, name = cfg.DATALOADER.K_TRANSFORMS, type(self).__name__
         if views != self.n_views and self.needs_training:
             raise ValueError(
