@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from common.unpickling import reason
@@ -143,8 +143,9 @@ class DeviceStep:
         self.gradient_names: list[str] = []
         self.recorded: RecordedFunction | None = None
         if recorder is not None:
-            self.recorded = RecordedFunction(  # class list and frozen text features may be replaced between steps
-                self._compute, lambda: (trainer.model.layout, trainer.model._cached_text), recorder
+            model = trainer.model  # whose class list and frozen text features may be replaced between steps
+            self.recorded = RecordedFunction(
+                self._compute, lambda: (model.layout, model._cached_text), recorder, model.prompt_learner
             )
 
     def __call__(self, images: Tensor | list[Tensor], labels: Tensor) -> dict[str, float]:
@@ -250,10 +251,19 @@ class RecordedFunction:
         function: computes one tensor from tensors; always the same operations.
         reads: objects that it reads beside its inputs and that may be replaced between calls. They are kept alive,
             since a graph reads their memory.
+        module: a module within which it keeps tensors as attributes, such as a gate's weights for the log. A replay
+            does not set them but fills those of the recording, which are put back since others may have been set.
     """
 
-    def __init__(self, function: Callable[..., Tensor], reads: Callable[[], Sequence[Any]], recorder: Recorder) -> None:
-        self.function, self.reads, self.recorder = function, reads, recorder
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        reads: Callable[[], Sequence[Any]],
+        recorder: Recorder,
+        module: nn.Module | None = None,
+    ) -> None:
+        self.function, self.reads, self.recorder, self.module = function, reads, recorder, module or nn.Module()
+        self._attributes: list[tuple[nn.Module, str, Tensor]] = []
         self.inputs: list[Tensor] = []
         self.recording: Recording | None = None
         self._read: Sequence[Any] | None = None
@@ -267,6 +277,12 @@ class RecordedFunction:
             self.inputs = [value.clone() for value in inputs]
             expected = self.function(*self.inputs).clone()
             recording = self.recorder(lambda: self.function(*self.inputs))
+            self._attributes = [
+                (part, name, value)
+                for part in self.module.modules()
+                for name, value in vars(part).items()
+                if isinstance(value, Tensor)
+            ]
             recording.replay()
             if not torch.allclose(recording.output, expected, rtol=REPLAY_TOLERANCE, atol=0, equal_nan=True):
                 raise RuntimeError("what was recorded computes something else when it is replayed")
@@ -274,6 +290,8 @@ class RecordedFunction:
         for kept, new in zip(self.inputs, inputs, strict=True):
             kept.copy_(new, non_blocking=True)
         self.recording.replay()
+        for part, name, value in self._attributes:
+            setattr(part, name, value)
         return self.recording.output
 
 

@@ -212,6 +212,25 @@ def test_a_step_is_recorded_again_where_what_it_reads_has_changed():
     assert len({id(recording) for recording in seen if recording}) == 3
 
 
+@pytest.mark.parametrize("case", ["BMIP", "BMIP/official", "CoPrompt_BMIP"])
+def test_gates_that_are_logged_are_the_last_steps_and_not_an_evaluations(case):
+    ordinary, other = trained_alike(case)
+    other.device_step = DeviceStep(other, record_on_cpu)
+    values = []
+    for trainer in (ordinary, other):
+        logged = []
+        for number in (1, 2):
+            train(trainer, batches(trainer, number))
+            logged.append(trainer.model.prompt_learner.gate_values())
+            trainer.set_model_mode("eval")
+            with trainer.model.evaluating(), torch.no_grad():
+                trainer.model(torch.ones(2, 3, 48, 48))
+            assert case == "BMIP/official" or trainer.model.prompt_learner.gate_values() != logged[-1]
+        values.append(logged)
+    assert values[0] == values[1]
+    assert values[0][0] != values[0][1]
+
+
 def test_what_a_recording_reads_is_kept_alive():
     table = [torch.ones(2)]
     function = RecordedFunction(lambda x: x * table[0], lambda: (table[0],), record_on_cpu)
