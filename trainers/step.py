@@ -145,7 +145,10 @@ class DeviceStep:
         if recorder is not None:
             model = trainer.model  # whose class list and frozen text features may be replaced between steps
             self.recorded = RecordedFunction(
-                self._compute, lambda: (model.layout, model._cached_text), recorder, model.prompt_learner
+                self._compute,
+                lambda: (model.layout, model._cached_text, model._frozen_text.get(model.layout)),
+                recorder,
+                model.prompt_learner,
             )
 
     def __call__(self, images: Tensor | list[Tensor], labels: Tensor) -> dict[str, float]:

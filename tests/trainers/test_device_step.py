@@ -194,22 +194,31 @@ def recording_of(trainer):
     return trainer.device_step and trainer.device_step.recorded.recording
 
 
-def test_a_step_is_recorded_again_where_what_it_reads_has_changed():
-    ordinary, other = trained_alike("VPT")
+@pytest.mark.parametrize("case", ["VPT", "BMIP", "CoCoOp"])
+def test_a_step_is_recorded_again_where_what_it_reads_has_changed(case):
+    ordinary, other = trained_alike(case)
     other.device_step = DeviceStep(other, record_on_cpu)
     first = {"img": torch.zeros(2, 3, 48, 48), "label": torch.tensor([0, 1])}
     seen = []
     for trainer in (ordinary, other):
         train(trainer, batches(trainer, 2))
         seen.append(recording_of(trainer))
-        with trainer.model.evaluating():  # VPT's text features, computed once, are computed anew after it
-            trainer.model(first["img"])
+        trainer.test("val")
+        for split in ("new", "base"):
+            trainer.set_class_split(split)
+            with trainer.model.evaluating(), torch.no_grad():
+                trainer.model(first["img"])
         train(trainer, batches(trainer, 2))
-        seen.append(recording_of(trainer))
+        seen.append(recording_of(trainer))  # still valid
         train(trainer, [first])  # a batch of another size
         seen.append(recording_of(trainer))
+        trainer.model.set_classes(["zero", "one", "two", "three", "four", *trainer.train_classnames[5:]])
+        train(trainer, [first])
+        seen.append(recording_of(trainer))
     assert_same(ordinary, other)
-    assert len({id(recording) for recording in seen if recording}) == 3
+    before, after, smaller, renamed = seen[4:]
+    assert after is before
+    assert len({id(recording) for recording in (after, smaller, renamed)}) == 3
 
 
 @pytest.mark.parametrize("case", ["BMIP", "BMIP/official", "CoPrompt_BMIP"])
