@@ -168,7 +168,7 @@ class PromptedCLIP(nn.Module):
             if text.context is None or text.context.dim() == 2 or torch.is_grad_enabled():
                 features = self.text_encoder(self.layout, text)
             else:  # one context per image, encoded in parts since no gradient needs them together
-                contexts = text.context.split(max(1, MAX_TEXT_ROWS // int(self.layout.lengths.sum())))
+                contexts = text.context.split(max(1, MAX_TEXT_ROWS // self.layout.n_rows))
                 parts = [self.text_encoder(self.layout, TextPrompts(context, text.deep)) for context in contexts]
                 features = torch.cat(parts)
             features = self.prompt_learner.adapt_text(features.float())
