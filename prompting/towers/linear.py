@@ -227,4 +227,28 @@ def frozen_kernel(x: Tensor, weight: Tensor) -> Kernel:
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """One matrix product with frozen weights, (..., n_in) -> (..., n_out)."""
     kernel = CHOOSER.kernel(x, weight)
-    return F.linear(x, weight, bias) if kernel is None else FrozenProduct.apply(x, weight, bias, kernel)
+    if kernel is None:
+        return F.linear(x, cast_once(weight), None if bias is None else cast_once(bias))
+    return FrozenProduct.apply(x, weight, bias, kernel)
+
+
+# Tensor that owns the memory -> its state when it was cast, and the copy.
+_cast: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def cast_once(weight: Tensor) -> Tensor:
+    """A weight in the number type that autocast computes products in; without autocast as it is.
+
+    Autocast casts a frozen weight anew for every product. The copy is kept, one for all views of a weight, and made
+    anew if somebody writes to the weight or moves it.
+    """
+    if weight.requires_grad or weight.dtype != torch.float32 or weight.is_meta:
+        return weight
+    if not torch.is_autocast_enabled(weight.device.type):
+        return weight
+    owner = weight if weight._base is None else weight._base
+    state = owner._version, owner.device, owner.data_ptr(), torch.get_autocast_dtype(weight.device.type)
+    if owner not in _cast or _cast[owner][0] != state:
+        _cast[owner] = state, owner.detach().to(state[-1])
+    copy, start = _cast[owner][1], weight.storage_offset() - owner.storage_offset()
+    return copy.as_strided(weight.shape, weight.stride(), start) if copy.stride() == owner.stride() else weight

@@ -38,6 +38,7 @@ from torch import Tensor, nn
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts, differs
 from prompting.tokens import PromptLayout
 from prompting.towers.attention import KV, QKV, K, Q, attend, few_launches, finish, project, prompt_mass, run_layer
+from prompting.towers.linear import cast_once
 from prompting.towers.prefix import DropPadding, RaggedBatch
 
 # Rows of kept and prompt rows in the batch where all classes share their prompts, see RaggedBatch.rows_in.
@@ -205,7 +206,7 @@ class TextEncoder(nn.Module):
         attended = [attend(q, *part, mask) for q, part, mask in zip(queries, kv, masks, strict=True)]
         attended = [some.view(len(x), -1, some.shape[-1]) for some in attended]
         eot = finish(block, eot, torch.cat(attended, dim=1))
-        features = self.ln_final(eot).to(self.text_projection.dtype) @ self.text_projection
+        features = self.ln_final(eot).to(self.text_projection.dtype) @ cast_once(self.text_projection)
         return features if batch.class_rank is None else features.index_select(1, batch.class_rank)
 
 
