@@ -23,6 +23,7 @@ from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_
 from prompting.checkpoint import CheckpointError, load_trained, read_initial, read_trained
 from prompting.model import MAX_SHOWN, shown
 from prompting.state_dict import file_sha256
+from prompting.towers.attention import set_compile
 from prompting.towers.linear import BACKENDS, CHOOSER, set_linear_backend
 from prompting.weights import is_resnet_name
 from trainers.objectives import CrossEntropy, Objective
@@ -71,6 +72,8 @@ if "CHECKPOINT_ACTIVATIONS" not in cfg_default.TRAIN:
     # packed: the fastest, with copies of the weights in oneDNN's order beside them.
     cfg_default.TRAIN.FROZEN_LINEAR = "auto"
     RANGES["TRAIN.FROZEN_LINEAR"] = BACKENDS
+    # Run the towers' frozen blocks through torch.compile, which fuses what lies between products and attention.
+    cfg_default.TRAIN.COMPILE = False
     # Record the training step as one CUDA graph and replay it, so that no time goes into launching its kernels: auto
     # (on CUDA, where it can be had), on (or an error), off.
     cfg_default.TRAIN.CUDA_GRAPH = "auto"
@@ -163,6 +166,7 @@ class PromptTrainer(Steps, TrainerX):
         cfg = self.cfg
         self.gates: list[dict[str, float]] = []  # per epoch, weight of the own prompt by "tower/layer"
         set_linear_backend(cfg.TRAIN.FROZEN_LINEAR)
+        set_compile(cfg.TRAIN.COMPILE)
         clip_model = self.load_checked_backbone()
         generator = torch.Generator()  # of the prompts' initial values
         seed = cfg.MODEL.INIT_SEED if cfg.MODEL.INIT_SEED >= 0 else cfg.SEED

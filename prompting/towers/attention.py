@@ -24,7 +24,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from prompting.towers.linear import frozen_kernel, frozen_linear
+from common.unpickling import reason
+from prompting.towers.linear import cast_once, frozen_kernel, frozen_linear
 
 # Rows of nn.MultiheadAttention's stacked input projection, in units of the width.
 QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
@@ -67,7 +68,11 @@ def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
     """LayerNorm and input projections (``rows``: which), (..., n, width) -> (..., n, parts, heads, head_width)."""
     attention, width = block.attn, x.shape[-1]
     take = slice(rows[0] * width, rows[1] * width)
-    y = frozen_linear(block.ln_1(x), attention.in_proj_weight[take], attention.in_proj_bias[take])
+    product = attention.in_proj_weight[take], attention.in_proj_bias[take]
+    if _compiles and not x.is_meta:
+        y = _run_compiled(norm_and_product, (x,), *_norm(block.ln_1), *map(cast_once, product))
+    else:
+        y = frozen_linear(block.ln_1(x), *product)
     return y.unflatten(-1, (rows[1] - rows[0], attention.num_heads, -1))
 
 
@@ -92,9 +97,12 @@ def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
 
 
 def _finish_rows(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
-    output = block.attn.out_proj
+    output, mlp = block.attn.out_proj, block.mlp
+    if _compiles and not x.is_meta and isinstance(mlp.gelu, QuickGELU | nn.GELU):
+        layers = [cast_once(tensor) for layer in (output, mlp.c_fc, mlp.c_proj) for tensor in layer.parameters()]
+        return _run_compiled(second_half, (x, attended), *_norm(block.ln_2), *layers, isinstance(mlp.gelu, QuickGELU))
     x = x + frozen_linear(attended, output.weight, output.bias)
-    return x + run_mlp(block.mlp, block.ln_2(x))
+    return x + run_mlp(mlp, block.ln_2(x))
 
 
 @torch.no_grad()
@@ -119,6 +127,69 @@ def _indicator(n_keys: int, first: int, n: int, width: int, device: torch.device
     which = torch.zeros(n_keys, width, device=device)
     which[first : first + n, :n] = torch.eye(n, device=device)
     return which[None, :, None]
+
+
+# What torch.compile sees of a block (TRAIN.COMPILE): all but attention itself. Tensors come in one by one, as a block
+# would be compiled anew for every layer, and rows flat, since their number may differ.
+
+MAX_VARIANTS = 64  # of a compiled function: per tower, part, type and whether there are gradients
+_compiles = False
+
+
+def set_compile(compiles: bool) -> None:
+    """Run the frozen blocks through torch.compile from now on, or not."""
+    global _compiles
+    _compiles = compiles
+
+
+def norm_and_product(x: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm in float32 and a product, (rows, n_in) -> (rows, n_out)."""
+    normed = F.layer_norm(x.float(), ln_weight.shape, ln_weight, ln_bias, eps).to(x.dtype)
+    return F.linear(normed, weight, bias)
+
+
+def second_half(
+    x: Tensor,
+    attended: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    eps: float,
+    w_out: Tensor,
+    b_out: Tensor,
+    w_up: Tensor,
+    b_up: Tensor,
+    w_down: Tensor,
+    b_down: Tensor,
+    quick: bool,
+) -> Tensor:
+    """What :func:`finish` computes of rows, (rows, width) -> (rows, width)."""
+    x = x + F.linear(attended, w_out, b_out)
+    hidden = norm_and_product(x, ln_weight, ln_bias, eps, w_up, b_up)
+    hidden = hidden * torch.sigmoid(QUICK_GELU_SLOPE * hidden) if quick else F.gelu(hidden)
+    return x + F.linear(hidden, w_down, b_down)
+
+
+def _norm(layer: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    return layer.weight, layer.bias, layer.eps
+
+
+@functools.cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # as it was called
+    setattr(config, limit, max(MAX_VARIANTS, getattr(config, limit)))
+    return torch.compile(function, dynamic=False)
+
+
+def _run_compiled(function: Callable[..., Tensor], rows: tuple[Tensor, ...], *frozen: Any) -> Tensor:
+    """The function of rows, (..., width) each, and frozen tensors, compiled once for any number of rows."""
+    flat = [some.flatten(0, -2) for some in rows]
+    for some in flat:
+        torch._dynamo.maybe_mark_dynamic(some, 0)
+    try:
+        return _compiled(function)(*flat, *frozen).unflatten(0, rows[0].shape[:-1])
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise ValueError(f"TRAIN.COMPILE True: torch.compile failed here ({reason(error)}); set it to False") from error
 
 
 # The MLP
