@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -67,12 +68,13 @@ class Classification(EvaluatorBase):
         FloatingPointError: an image's largest score is NaN or infinite; -inf may exclude a class.
         """
         best, pred = mo.max(1)
-        if not torch.isfinite(best).all():
+        finite, pred, true = torch.stack([torch.isfinite(best), pred, gt]).tolist()  # the one wait for a GPU
+        if not all(finite):
             raise FloatingPointError("the model output is infinite or NaN")
-        self._correct += int(pred.eq(gt).sum().item())
-        self._total += gt.shape[0]
-        self._y_true.extend(gt.cpu().tolist())
-        self._y_pred.extend(pred.cpu().tolist())
+        self._correct += sum(map(operator.eq, pred, true))
+        self._total += len(true)
+        self._y_true.extend(true)
+        self._y_pred.extend(pred)
 
     def evaluate(self) -> dict[str, float]:
         """Print and return accuracy, error_rate and macro_f1 in percent, and perclass_accuracy where it is asked for.

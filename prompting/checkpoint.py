@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
-from common.unpickling import CheckpointError, read_checkpoint
+from common.unpickling import CheckpointError, misfits, read_checkpoint
 
 MAX_SHOWN = 5  # names in a message
 
@@ -269,22 +269,6 @@ def shown(names: Sequence[str], separator: str = ", ") -> str:
     """The first few of the names, and how many there are more."""
     more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
     return f"{separator.join(names[:MAX_SHOWN])}{more}"
-
-
-def misfits(model: nn.Module, tensors: Mapping[Any, Any]) -> list[str]:
-    """What of a state dict does not fit a model, which takes its entries, each of its shape and kind, and no others."""
-    wanted = model.state_dict()
-    problems = [f"missing {name}" for name in wanted if name not in tensors]
-    problems += [f"unexpected {name}" for name in tensors if name not in wanted]
-    for name in [name for name, want in wanted.items() if name in tensors and isinstance(want, Tensor)]:
-        value, want = tensors[name], wanted[name]
-        if not isinstance(value, Tensor):
-            problems.append(f"{name} is no tensor")
-        elif value.shape != want.shape:
-            problems.append(f"{name} has shape {tuple(value.shape)} instead of {tuple(want.shape)}")
-        elif value.is_floating_point() != want.is_floating_point() or value.is_complex() != want.is_complex():
-            problems.append(f"{name} holds {value.dtype} instead of {want.dtype}")
-    return problems
 
 
 def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:

@@ -13,6 +13,7 @@ import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -96,10 +97,15 @@ class PromptedCLIP(nn.Module):
         self.logit_scale = clip_model.logit_scale
         self.prompt_learner = prompt_learner
         self.precision = precision
-        self._cached_text: Tensor | None = None
+        self._cached_text: Tensor | None = None  # of an evaluation
         self._watch: Watch | None = None  # of an evaluation
+        self._frozen_text: WeakKeyDictionary[PromptLayout, Tensor] = (
+            WeakKeyDictionary()
+        )  # where nothing trained is in it
+        self._first: PromptLayout | None = None  # of the classes to train on
         self.layout: PromptLayout
         self.set_classes(classnames)
+        self._first = self.layout
 
     @property
     def device(self) -> torch.device:
@@ -114,8 +120,12 @@ class PromptedCLIP(nn.Module):
         self.text_encoder.recompute = self.image_encoder.recompute = recompute
 
     def set_classes(self, classnames: Sequence[str]) -> None:
-        """Classify over another class list from now on; no trained tensor changes."""
-        self.layout = self.prompt_learner.layout(classnames)
+        """Classify over another class list from now on; no trained tensor changes.
+
+        The first list has the same layout and frozen text whenever it comes back, so that recorded steps stay valid.
+        """
+        known = self._first is not None and self._first.classnames == tuple(classnames)
+        self.layout = self._first if known else self.prompt_learner.layout(classnames)
         self._cached_text = None
 
     def forward(self, images: Tensor) -> Tensor:
@@ -131,10 +141,12 @@ class PromptedCLIP(nn.Module):
             text = self.text_features(learner.condition(image))
         elif self._cached_text is not None:
             text = self._cached_text
+        elif self.layout in self._frozen_text:
+            text = self._frozen_text[self.layout]
         else:
             text = self.text_features(prompts)
             if learner.text_is_frozen:
-                text = self._cached_text = text.detach()
+                text = self._frozen_text[self.layout] = text.detach()
         output = self.compare(image, text)
         if self._watch is not None:
             self._watch.see(output.logits, output.image_features, output.text_features)
@@ -153,7 +165,7 @@ class PromptedCLIP(nn.Module):
             if text.context is None or text.context.dim() == 2 or torch.is_grad_enabled():
                 features = self.text_encoder(self.layout, text)
             else:  # one context per image, encoded in parts since no gradient needs them together
-                contexts = text.context.split(max(1, MAX_TEXT_ROWS // int(self.layout.lengths.sum())))
+                contexts = text.context.split(max(1, MAX_TEXT_ROWS // self.layout.n_rows))
                 parts = [self.text_encoder(self.layout, TextPrompts(context, text.deep)) for context in contexts]
                 features = torch.cat(parts)
             features = self.prompt_learner.adapt_text(features.float())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from clip.clip import _tokenizer
@@ -35,6 +36,11 @@ class PromptLayout:
     @property
     def n_classes(self) -> int:
         return len(self.classnames)
+
+    @cached_property
+    def n_rows(self) -> int:
+        """Number of tokens of all classes."""
+        return int(self.lengths.sum())
 
     def shared_length(self) -> int:
         """Number of leading positions that are the same in every class; [EOT] is never one of them."""

@@ -27,8 +27,8 @@ from clip.model import CLIP
 from torch import Tensor, nn
 
 from common.files import atomic_write, hash_file
-from common.unpickling import ArchiveUnpickler, check_archive, check_tensors, read_file, reason
-from prompting.checkpoint import misfits, shown
+from common.unpickling import ArchiveUnpickler, check_archive, check_tensors, misfits, read_file, reason
+from prompting.checkpoint import shown
 
 BUNDLED_PREFIX, OPEN_CLIP_PREFIX = "bundled:", "open_clip:"
 

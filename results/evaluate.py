@@ -144,7 +144,7 @@ def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> tuple[dic
         raise FloatingPointError(f"class split {split}: {error}") from error
     seconds = time.perf_counter() - start
 
-    labels, predictions = torch.cat(recorder.labels), torch.cat(recorder.predictions)
+    labels, predictions = torch.cat(recorder.labels).cpu(), torch.cat(recorder.predictions).cpu()
     totals, corrects = Counter(labels.tolist()), Counter(labels[labels == predictions].tolist())
     name_counts, per_class = Counter(names.values()), {}
     for label, name in sorted(names.items()):
@@ -187,8 +187,8 @@ class _Recorder(EvaluatorBase):
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
         self.evaluator.process(mo, gt)
-        self.labels.append(gt.detach().cpu())
-        self.predictions.append(mo.detach().argmax(dim=1).cpu())
+        self.labels.append(gt.detach())  # on the device: it is waited for at the end
+        self.predictions.append(mo.detach().argmax(dim=1))
 
     def evaluate(self) -> OrderedDict[str, float]:
         if not self.labels:
@@ -234,11 +234,11 @@ class OpenWorld(Classification):
                 "leaves no new class"
             )
         # double, because probabilities near one tie in float32 and a tie does not count in OpenworldAUC
-        logits = mo.detach().cpu().double()
+        logits = mo.detach().double()
         base_probability = logits.softmax(dim=1)[:, :num_base].amax(dim=1)
         within_base = logits[:, :num_base].argmax(dim=1)
         within_new = logits[:, num_base:].argmax(dim=1) + num_base
-        self._batches.append((gt.detach().cpu(), logits.argmax(dim=1), base_probability, within_base, within_new))
+        self._batches.append((gt.detach(), logits.argmax(dim=1), base_probability, within_base, within_new))
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Print and return Dassl's results, then the open-world ones, in percent.
@@ -251,7 +251,9 @@ class OpenWorld(Classification):
             return results
         if not self._batches:
             raise ValueError("open-world evaluation saw no image since num_base was set")
-        labels, predicted, score, within_base, within_new = map(torch.cat, zip(*self._batches, strict=True))
+        labels, predicted, score, within_base, within_new = (
+            torch.cat(parts).cpu() for parts in zip(*self._batches, strict=True)
+        )
         base, new = labels < self.num_base, labels >= self.num_base
         if not base.any() or not new.any():
             raise ValueError(

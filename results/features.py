@@ -48,6 +48,7 @@ FORMAT = 2  # of the features: raise it when the reader of images or the fast pa
 NOT_RANDOM = ("normalize", "instance_norm", "center_crop")  # in INPUT.TRANSFORMS: the same of an image every time
 PACKAGES = ("torch", "torchvision", "pillow")  # what else decides what a pixel and a matrix product come to
 KEY_BYTES = 16
+BATCHES_AT_ONCE = 64  # whose features come from the device together
 # A file changed just before it was read may change again within one tick of a coarse file system's clock.
 SETTLED_SECONDS = 2.0
 # What numpy and zipfile raise for files that are not, or not wholly, what was written; RuntimeError: a zip entry that
@@ -194,7 +195,13 @@ class FeatureLoader:
             generator=torch.Generator(),  # a loader draws a number for its workers: not from the run's generator
         )
         model, device = self.trainer.model, self.trainer.device
-        features = torch.cat([model.image_features(batch["img"].to(device)).float().cpu() for batch in images])
+        done, waiting = [], []  # on the CPU; on the device, so that not every batch waits for it
+        for number, batch in enumerate(images, start=1):
+            waiting.append(model.image_features(batch["img"].to(device, non_blocking=True)).float())
+            if number % BATCHES_AT_ONCE == 0 or number == len(images):
+                done.append(torch.cat(waiting).cpu())
+                waiting.clear()
+        features = torch.cat(done)
         if not (finite := features.isfinite().all(dim=1)).all():
             items = self.dataset.data_source
             broken = [items[index].impath for index, good in zip(indices, finite.tolist(), strict=True) if not good]
@@ -375,22 +382,22 @@ class FeatureCollector:
     def infer(self, images: Tensor) -> Tensor:
         """Logits of a batch, its features kept; takes the place of the trainer's `model_inference`."""
         output = self._model.outputs(images)
-        self._images.append(output.image_features.detach().half().cpu())
+        self._images.append(output.image_features.detach().half())
         texts = output.text_features.detach().float()
         if texts.dim() == 3:
-            total = texts.sum(dim=0).cpu()
+            total = texts.sum(dim=0)
             self._texts = total if self._texts is None else self._texts + total
         elif self._texts is None:
-            self._texts = texts.cpu()
+            self._texts = texts
         return output.logits
 
     def arrays(self, labels: Tensor, lab2cname: Mapping[int, str]) -> dict[str, np.ndarray]:
         """What the file holds of a class split, given the labels in the order of the images, and names by label."""
         return {
-            "images": torch.cat(self._images).numpy(),
+            "images": torch.cat(self._images).cpu().numpy(),
             "labels": labels.numpy(),
             # the mean of unit vectors is shorter than they are; for texts shared by all images this changes nothing
-            "texts": F.normalize(self._texts, dim=-1).half().numpy(),
+            "texts": F.normalize(self._texts.cpu(), dim=-1).half().numpy(),
             "classnames": np.array([name for _, name in sorted(lab2cname.items())]),
         }
 

@@ -318,7 +318,7 @@ _CANONICAL = {name.replace("_", ""): name for name in DATASETS} | {
 # Beside common.free_options: what decides no number, what another key of the record says, what the protocol sets.
 _NO_DIFFERENCE = {
     *("VERSION", "SEED", "MODEL.INIT_SEED", "MODEL.BACKBONE.NAME", "TRAINER.NAME", "OPTIM.FUSED"),
-    *("TRAIN.CHECKPOINT_ACTIVATIONS", "TRAIN.FROZEN_LINEAR", "TRAIN.DETERMINISTIC"),
+    *("TRAIN.CHECKPOINT_ACTIVATIONS", "TRAIN.FROZEN_LINEAR", "TRAIN.DETERMINISTIC", "TRAIN.COMPILE"),
     *(f"DATASET.{key}" for key in ("NAME", "PATH", "LABEL", "TEMPLATE", "NUM_SHOTS", "SUBSAMPLE_CLASSES")),
     *("DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS"),
 }

@@ -53,7 +53,10 @@ TRAIN = {
         r"INPUT.TRANSFORMS is \('randaugment', 'normalize'\).*or set DATALOADER.DEVICE_TRANSFORM False",
     ),
     "no such device": (["--device", "cuda:99"], r"--device cuda:99.*use --device cpu"),
-    "graph without CUDA": (["TRAIN.CUDA_GRAPH", "True"], r"TRAIN.CUDA_GRAPH True needs a CUDA device.*set it to False"),
+    "graph without CUDA": (
+        ["TRAIN.CUDA_GRAPH", "True"],
+        r"TRAIN.CUDA_GRAPH on needs a CUDA device.*set it to auto or off",
+    ),
     "not a device": (["--device", "gpu"], r"--device 'gpu'.*use cpu"),
     "wrong type": (["OPTIM.MAX_EPOCH", "many"], r"OPTIM.MAX_EPOCH wants int"),
     "no epoch": (["OPTIM.MAX_EPOCH", "0"], r"OPTIM.MAX_EPOCH is 0.*at least 1"),

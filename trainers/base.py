@@ -22,10 +22,10 @@ from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.checkpoint import MAX_SHOWN, CheckpointError, load_trained, read_initial, read_trained, shown
-from prompting.towers.attention import BACKENDS, CHOOSER
+from prompting.towers.attention import BACKENDS, CHOOSER, set_compile
 from prompting.weights import is_resnet_name
 from trainers.objectives import CrossEntropy, Objective
-from trainers.step import Steps, memory_advice, redefines
+from trainers.step import GRAPH_MODES, Steps, memory_advice, redefines
 
 MODEL_NAME = "prompt_learner"
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
@@ -60,8 +60,12 @@ if "CHECKPOINT_ACTIVATIONS" not in cfg_default.TRAIN:
     # packed: the fastest, with copies of the weights in oneDNN's order beside them.
     cfg_default.TRAIN.FROZEN_LINEAR = "auto"
     RANGES["TRAIN.FROZEN_LINEAR"] = BACKENDS
-    # Record the training step as one CUDA graph and replay it: no time goes into launching its kernels.
-    cfg_default.TRAIN.CUDA_GRAPH = False
+    # Run the towers' frozen blocks through torch.compile, which fuses what lies between products and attention.
+    cfg_default.TRAIN.COMPILE = False
+    # Record the training step as one CUDA graph and replay it, so that no time goes into launching its kernels: auto
+    # (on CUDA, where it can be had), on (or an error), off.
+    cfg_default.TRAIN.CUDA_GRAPH = "auto"
+    RANGES["TRAIN.CUDA_GRAPH"] = GRAPH_MODES
     # Compute PREC fp16 and amp in half precision on a CPU too, where fp32, which stands in for them, is far faster.
     cfg_default.TRAIN.CPU_HALF = False
 
@@ -130,8 +134,9 @@ class PromptTrainer(Steps, TrainerX):
         check_settings(self.node, cfg.TRAINER[self.node])
         if cfg.INPUT.NO_TRANSFORM:
             raise ValueError("INPUT.NO_TRANSFORM True: CLIP takes tensors, which the transforms make: set it to False")
-        if cfg.TRAIN.CUDA_GRAPH and not (cfg.USE_CUDA and torch.cuda.is_available()):
-            raise ValueError("TRAIN.CUDA_GRAPH True needs a CUDA device, and this run has none: set it to False")
+        check_choice("TRAIN.CUDA_GRAPH", cfg.TRAIN.CUDA_GRAPH, GRAPH_MODES)
+        if cfg.TRAIN.CUDA_GRAPH == "on" and not (cfg.USE_CUDA and torch.cuda.is_available()):
+            raise ValueError("TRAIN.CUDA_GRAPH on needs a CUDA device, and this run has none: set it to auto or off")
         views, name = cfg.DATALOADER.K_TRANSFORMS, type(self).__name__
         if views != self.n_views and self.needs_training:
             raise ValueError(
@@ -146,6 +151,7 @@ class PromptTrainer(Steps, TrainerX):
         cfg = self.cfg
         self.gates: list[dict[str, float]] = []  # per epoch, weight of the own prompt by "tower/layer"
         CHOOSER.use(cfg.TRAIN.FROZEN_LINEAR)
+        set_compile(cfg.TRAIN.COMPILE)
         clip_model = self.load_checked_backbone()
         generator = torch.Generator()  # of the prompts' initial values
         seed = cfg.MODEL.INIT_SEED if cfg.MODEL.INIT_SEED >= 0 else cfg.SEED

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from common.unpickling import misfits
 from dassl.engine import TRAINER_REGISTRY
-from prompting.checkpoint import misfits
 from prompting.model import ensemble, template_features
 from prompting.towers.text import TextEncoder
 from trainers.base import WEIGHT, add_trainer_config

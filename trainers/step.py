@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from yacs.config import CfgNode
 
 from common.unpickling import reason
@@ -27,8 +27,10 @@ from dassl.engine import TrainerX
 from dassl.metrics import compute_accuracy
 from trainers.objectives import Loss
 
+GRAPH_MODES = ("auto", "on", "off")  # of TRAIN.CUDA_GRAPH
 MAX_SKIPPED_IN_A_ROW = 30  # by then the loss scale is down from 65536 to below 1e-4
 WARM_UPS = 3  # runs before recording: what is built lazily is built, as PyTorch's notes on CUDA graphs ask
+REPLAY_TOLERANCE = 0.05  # of what a replay computes to what is computed without: half precision and sums in any order
 # What PyTorch's allocators say beside torch.OutOfMemoryError: on the CPU it is a RuntimeError like any other.
 ALLOCATOR_MESSAGES = ("DefaultCPUAllocator", "not enough memory", "CUDA out of memory", "CUDA error: out of memory")
 LOST_WORKER = "is killed by signal: Killed"
@@ -97,27 +99,40 @@ class Steps:
         return self.where() if hasattr(self, "where") else f"epoch {self.epoch + 1}"
 
     def build_device_step(self) -> DeviceStep | None:
-        """The step that lets a GPU go on without the host, if wanted; a ValueError where CUDA_GRAPH cannot be had."""
+        """The step that lets a GPU go on without the host; a ValueError where CUDA_GRAPH on cannot be had."""
         redefined = redefines(self, Steps, "step", "scaled_update") or redefines(self, TrainerX, *DASSL_HOOKS)
-        if self.cfg.TRAIN.CUDA_GRAPH:
-            recordable = getattr(self.objective, "recordable", False)
-            if redefined or not recordable:
-                reason = "has a training step of its own" if recordable else "does other operations at every step"
-                raise ValueError(f"TRAIN.CUDA_GRAPH True: {type(self).__name__} {reason}; set it to False")
-        if self.device.type != "cuda" or redefined or self.path != "fast":
+        mode, obstacle = self.cfg.TRAIN.CUDA_GRAPH, ""
+        if not getattr(self.objective, "recordable", False):
+            obstacle = f"{type(self).__name__} does other operations at every step"
+        elif redefined:
+            obstacle = f"{type(self).__name__} has a training step of its own"
+        if mode == "on" and obstacle:
+            raise ValueError(f"TRAIN.CUDA_GRAPH on: {obstacle}; set it to auto or off")
+        if self.device.type != "cuda" or self.path != "fast":
             return None
-        return DeviceStep(self, record_on_cuda if self.cfg.TRAIN.CUDA_GRAPH else None)
+        if mode == "auto" and obstacle:
+            self.go_without_graph(obstacle)
+        if redefined:
+            return None
+        return DeviceStep(self, None if obstacle or mode == "off" else record_on_cuda, required=mode == "on")
+
+    def go_without_graph(self, obstacle: str) -> None:
+        """Say in the log and in results.json that the steps are not replayed as a CUDA graph, and why."""
+        said = f"TRAIN.CUDA_GRAPH auto: the steps are not recorded as a CUDA graph: {obstacle}"
+        self.notes = {**getattr(self, "notes", {}), "cuda_graph": said}
+        print(said)
 
 
 class DeviceStep:
     """One optimisation step on a GPU, recorded and replayed from then on where there is a ``recorder``.
 
+    A step that cannot be recorded is an error if recording is ``required``; else training goes on without and says so.
     The optimiser's step stays outside of the graph, since the schedule changes its learning rate; a fused optimiser is
     a handful of kernels.
     """
 
-    def __init__(self, trainer: Any, recorder: Recorder | None = None) -> None:
-        self.trainer = trainer
+    def __init__(self, trainer: Any, recorder: Recorder | None = None, required: bool = True) -> None:
+        self.trainer, self.required = trainer, required
         self.parameters = {name: p for name, p in trainer.model.named_parameters() if p.requires_grad}
         # Skipping a step on the device is what a gradient scaler does; without loss scaling it scales by 1 for ever.
         self.scaler = trainer.scaler or torch.amp.GradScaler(
@@ -128,8 +143,12 @@ class DeviceStep:
         self.gradient_names: list[str] = []
         self.recorded: RecordedFunction | None = None
         if recorder is not None:
-            self.recorded = RecordedFunction(  # class list and frozen text features may be replaced between steps
-                self._compute, lambda: (trainer.model.layout, trainer.model._cached_text), recorder
+            model = trainer.model  # whose class list and frozen text features may be replaced between steps
+            self.recorded = RecordedFunction(
+                self._compute,
+                lambda: (model.layout, model._cached_text, model._frozen_text.get(model.layout)),
+                recorder,
+                model.prompt_learner,
             )
 
     def __call__(self, images: Tensor | list[Tensor], labels: Tensor) -> dict[str, float]:
@@ -145,20 +164,26 @@ class DeviceStep:
         trainer = self.trainer
         drawn = [trainer.objective.draw()] if self.draws else []
         inputs = (labels, *drawn, *(images if isinstance(images, list) else [images]))
-        try:
-            report = (self.recorded or self._compute)(*inputs)
-        except RuntimeError as error:
-            if self.recorded is None or is_out_of_memory(error):
-                raise
-            raise RuntimeError(
-                f"TRAIN.CUDA_GRAPH True: a training step of {type(trainer).__name__} cannot be recorded as a CUDA "
-                f"graph ({error}); set it to False"
-            ) from error
+        report = self._replayed(*inputs) if self.recorded else self._compute(*inputs)
         self.scaler.step(trainer.optim)
         self.scaler.update()
         if getattr(trainer, "prefetch", None) is not None:  # upstream Dassl has none
             trainer.prefetch()
         return self._read(report.tolist())  # here the host waits for the device
+
+    def _replayed(self, *inputs: Tensor) -> Tensor:
+        """What :meth:`_compute` returns, from a recording of it if there can be one."""
+        try:
+            return self.recorded(*inputs)
+        except RuntimeError as error:
+            if self.recorded.recording is not None or (self.required and is_out_of_memory(error)):
+                raise
+            failed, text = f"a training step of {type(self.trainer).__name__} cannot be recorded", reason(error)
+            if self.required:
+                raise RuntimeError(f"TRAIN.CUDA_GRAPH on: {failed} ({text}); set it to auto or off") from error
+        self.recorded = None  # with the error, and so what it held of the device's memory
+        self.trainer.go_without_graph(f"{failed} ({text})")
+        return self._compute(*inputs)
 
     def _read(self, numbers: list[float]) -> dict[str, float]:
         """The step's values by name, once they and the gradients are known to be finite."""
@@ -223,16 +248,25 @@ def record_on_cuda(compute: Callable[[], Tensor]) -> Recording:
 
 
 class RecordedFunction:
-    """``function(*inputs)``, recorded at its first call.
+    """``function(*inputs)``, recorded at its first call; a RuntimeError where that fails or a replay differs.
 
     Args:
         function: computes one tensor from tensors; always the same operations.
         reads: objects that it reads beside its inputs and that may be replaced between calls. They are kept alive,
             since a graph reads their memory.
+        module: a module within which it keeps tensors as attributes, such as a gate's weights for the log. A replay
+            does not set them but fills those of the recording, which are put back since others may have been set.
     """
 
-    def __init__(self, function: Callable[..., Tensor], reads: Callable[[], Sequence[Any]], recorder: Recorder) -> None:
-        self.function, self.reads, self.recorder = function, reads, recorder
+    def __init__(
+        self,
+        function: Callable[..., Tensor],
+        reads: Callable[[], Sequence[Any]],
+        recorder: Recorder,
+        module: nn.Module | None = None,
+    ) -> None:
+        self.function, self.reads, self.recorder, self.module = function, reads, recorder, module or nn.Module()
+        self._attributes: list[tuple[nn.Module, str, Tensor]] = []
         self.inputs: list[Tensor] = []
         self.recording: Recording | None = None
         self._read: Sequence[Any] | None = None
@@ -244,11 +278,23 @@ class RecordedFunction:
         if changed or kinds != kept:
             self.recording = None  # gives its memory back before the new one takes some
             self.inputs = [value.clone() for value in inputs]
-            self.recording = self.recorder(lambda: self.function(*self.inputs))
-            self._read = tuple(self.reads())
+            expected = self.function(*self.inputs).clone()
+            recording = self.recorder(lambda: self.function(*self.inputs))
+            self._attributes = [
+                (part, name, value)
+                for part in self.module.modules()
+                for name, value in vars(part).items()
+                if isinstance(value, Tensor)
+            ]
+            recording.replay()
+            if not torch.allclose(recording.output, expected, rtol=REPLAY_TOLERANCE, atol=0, equal_nan=True):
+                raise RuntimeError("what was recorded computes something else when it is replayed")
+            self.recording, self._read = recording, tuple(self.reads())
         for kept, new in zip(self.inputs, inputs, strict=True):
             kept.copy_(new, non_blocking=True)
         self.recording.replay()
+        for part, name, value in self._attributes:
+            setattr(part, name, value)
         return self.recording.output
 
 

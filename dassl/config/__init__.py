@@ -31,6 +31,7 @@ MAX_DEPTH = 32
 MAX_FILES = 32  # that one config file is laid over
 BASE_KEY = "_BASE_"  # names the file, or files, over which a config file is laid
 YAML_EXTENSIONS = ("", ".yaml", ".yml")
+ONCE_FLAGS = ("TRAIN.CUDA_GRAPH",)  # True is "on", False "off", as YAML has it
 
 
 # Options of train.py that set a key.
@@ -232,6 +233,8 @@ def _coerced(value: Any, default: Any, full_key: str, source: str) -> Any:
         raise ConfigTypeError(
             f"{source}: {full_key} is a section with the options {', '.join(default)}, but got {short(value)}"
         )
+    if full_key in ONCE_FLAGS and isinstance(value, bool):
+        return "on" if value else "off"
     if type(value) is type(default) or value is None or default is None:
         return value
     if isinstance(value, (list, tuple)) and isinstance(default, (list, tuple)):

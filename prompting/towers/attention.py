@@ -31,6 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from common.files import atomic_write
+from common.unpickling import reason
 
 # Rows of nn.MultiheadAttention's stacked input projection, in units of the width.
 QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
@@ -73,7 +74,11 @@ def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
     """LayerNorm and input projections (``rows``: which), (..., n, width) -> (..., n, parts, heads, head_width)."""
     attention, width = block.attn, x.shape[-1]
     take = slice(rows[0] * width, rows[1] * width)
-    y = frozen_linear(block.ln_1(x), attention.in_proj_weight[take], attention.in_proj_bias[take])
+    product = attention.in_proj_weight[take], attention.in_proj_bias[take]
+    if _compiles and not x.is_meta:
+        y = _run_compiled(norm_and_product, (x,), *_norm(block.ln_1), *map(cast_once, product))
+    else:
+        y = frozen_linear(block.ln_1(x), *product)
     return y.unflatten(-1, (rows[1] - rows[0], attention.num_heads, -1))
 
 
@@ -94,9 +99,12 @@ def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
         size = math.ceil(n_rows / math.ceil(n_rows / at_once))  # of equal pieces
         pieces = zip(x.flatten(0, -2).split(size), attended.flatten(0, -2).split(size), strict=True)
         return torch.cat([finish(block, *piece) for piece in pieces]).view(x.shape)
-    output = block.attn.out_proj
+    output, mlp = block.attn.out_proj, block.mlp
+    if _compiles and not x.is_meta and isinstance(mlp.gelu, QuickGELU | nn.GELU):
+        layers = [cast_once(tensor) for layer in (output, mlp.c_fc, mlp.c_proj) for tensor in layer.parameters()]
+        return _run_compiled(second_half, (x, attended), *_norm(block.ln_2), *layers, isinstance(mlp.gelu, QuickGELU))
     x = x + frozen_linear(attended, output.weight, output.bias)
-    return x + run_mlp(block.mlp, block.ln_2(x))
+    return x + run_mlp(mlp, block.ln_2(x))
 
 
 @torch.no_grad()
@@ -121,6 +129,69 @@ def _indicator(n_keys: int, first: int, n: int, width: int, device: torch.device
     which = torch.zeros(n_keys, width, device=device)
     which[first : first + n, :n] = torch.eye(n, device=device)
     return which[None, :, None]
+
+
+# What torch.compile sees of a block (TRAIN.COMPILE): all but attention itself. Tensors come in one by one, as a block
+# would be compiled anew for every layer, and rows flat, since their number may differ.
+
+MAX_VARIANTS = 64  # of a compiled function: per tower, part, type and whether there are gradients
+_compiles = False
+
+
+def set_compile(compiles: bool) -> None:
+    """Run the frozen blocks through torch.compile from now on, or not."""
+    global _compiles
+    _compiles = compiles
+
+
+def norm_and_product(x: Tensor, ln_weight: Tensor, ln_bias: Tensor, eps: float, weight: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm in float32 and a product, (rows, n_in) -> (rows, n_out)."""
+    normed = F.layer_norm(x.float(), ln_weight.shape, ln_weight, ln_bias, eps).to(x.dtype)
+    return F.linear(normed, weight, bias)
+
+
+def second_half(
+    x: Tensor,
+    attended: Tensor,
+    ln_weight: Tensor,
+    ln_bias: Tensor,
+    eps: float,
+    w_out: Tensor,
+    b_out: Tensor,
+    w_up: Tensor,
+    b_up: Tensor,
+    w_down: Tensor,
+    b_down: Tensor,
+    quick: bool,
+) -> Tensor:
+    """What :func:`finish` computes of rows, (rows, width) -> (rows, width)."""
+    x = x + F.linear(attended, w_out, b_out)
+    hidden = norm_and_product(x, ln_weight, ln_bias, eps, w_up, b_up)
+    hidden = hidden * torch.sigmoid(QUICK_GELU_SLOPE * hidden) if quick else F.gelu(hidden)
+    return x + F.linear(hidden, w_down, b_down)
+
+
+def _norm(layer: nn.LayerNorm) -> tuple[Tensor, Tensor, float]:
+    return layer.weight, layer.bias, layer.eps
+
+
+@functools.cache
+def _compiled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"  # as it was called
+    setattr(config, limit, max(MAX_VARIANTS, getattr(config, limit)))
+    return torch.compile(function, dynamic=False)
+
+
+def _run_compiled(function: Callable[..., Tensor], rows: tuple[Tensor, ...], *frozen: Any) -> Tensor:
+    """The function of rows, (..., width) each, and frozen tensors, compiled once for any number of rows."""
+    flat = [some.flatten(0, -2) for some in rows]
+    for some in flat:
+        torch._dynamo.maybe_mark_dynamic(some, 0)
+    try:
+        return _compiled(function)(*flat, *frozen).unflatten(0, rows[0].shape[:-1])
+    except torch._dynamo.exc.TorchDynamoException as error:
+        raise ValueError(f"TRAIN.COMPILE True: torch.compile failed here ({reason(error)}); set it to False") from error
 
 
 # The MLP
@@ -368,4 +439,28 @@ CHOOSER = KernelChooser()  # the choice of this process, as torch.backends has i
 def frozen_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """One matrix product with frozen weights, (..., n_in) -> (..., n_out)."""
     kernel = CHOOSER.kernel(x, weight)
-    return F.linear(x, weight, bias) if kernel is F.linear else FrozenProduct.apply(x, weight, bias, kernel)
+    if kernel is F.linear:
+        return F.linear(x, cast_once(weight), None if bias is None else cast_once(bias))
+    return FrozenProduct.apply(x, weight, bias, kernel)
+
+
+# Tensor that owns the memory -> its state when it was cast, and the copy.
+_cast: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
+
+
+def cast_once(weight: Tensor) -> Tensor:
+    """A weight in the number type that autocast computes products in; without autocast as it is.
+
+    Autocast casts a frozen weight anew for every product. The copy is kept, one for all views of a weight, and made
+    anew if somebody writes to the weight or moves it.
+    """
+    if weight.requires_grad or weight.dtype != torch.float32 or weight.is_meta:
+        return weight
+    if not torch.is_autocast_enabled(weight.device.type):
+        return weight
+    owner = weight if weight._base is None else weight._base
+    state = owner._version, owner.device, owner.data_ptr(), torch.get_autocast_dtype(weight.device.type)
+    if owner not in _cast or _cast[owner][0] != state:
+        _cast[owner] = state, owner.detach().to(state[-1])
+    copy, start = _cast[owner][1], weight.storage_offset() - owner.storage_offset()
+    return copy.as_strided(weight.shape, weight.stride(), start) if copy.stride() == owner.stride() else weight

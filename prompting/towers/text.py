@@ -39,7 +39,19 @@ from torch import Tensor, nn
 
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts, differs
 from prompting.tokens import PromptLayout
-from prompting.towers.attention import KV, QKV, K, Q, attend, few_launches, finish, project, prompt_mass, run_layer
+from prompting.towers.attention import (
+    KV,
+    QKV,
+    K,
+    Q,
+    attend,
+    cast_once,
+    few_launches,
+    finish,
+    project,
+    prompt_mass,
+    run_layer,
+)
 from prompting.towers.prefix import DropPadding, RaggedBatch
 
 # Rows of kept and prompt rows in the batch where all classes share their prompts, see RaggedBatch.rows_in.
@@ -194,7 +206,7 @@ class TextEncoder(nn.Module):
         queries = _by_bucket(project(block, eot, Q)[:, :, 0], batch)
         qkv = [(q, *kv) for q, kv in zip(queries, batch.class_attention(projected), strict=True)]
         eot = finish(block, eot, _attend_buckets(qkv, batch.masks(len(x), x.dtype, eot=True), len(x)))
-        features = self.ln_final(eot).to(self.text_projection.dtype) @ self.text_projection
+        features = self.ln_final(eot).to(self.text_projection.dtype) @ cast_once(self.text_projection)
         return features if batch.class_rank is None else features.index_select(1, batch.class_rank)
 
 

@@ -11,7 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, VisionPrompts, check_deep_prompts
-from prompting.towers.attention import KV, QKV, K, Q, attend, few_launches, finish, project, prompt_mass, run_layer
+from prompting.towers.attention import (
+    KV,
+    QKV,
+    K,
+    Q,
+    attend,
+    cast_once,
+    few_launches,
+    finish,
+    project,
+    prompt_mass,
+    run_layer,
+)
 
 # Images that go through the tower together on the CPU where no gradient is wanted. The tensors of larger batches would
 # be fresh memory of the system's at every layer, page by page, and beyond a processor's cache: a fifth of the time.
@@ -122,7 +134,7 @@ class VisionEncoder(nn.Module):
         cls = kept[:, :1]
         cls = finish(block, cls, attend(project(block, cls, Q)[:, :, 0], *kv.unbind(2)))
         features = self.visual.ln_post(cls[:, 0])
-        return features.to(self.visual.proj.dtype) @ self.visual.proj
+        return features.to(self.visual.proj.dtype) @ cast_once(self.visual.proj)
 
 
 def _for_each(tokens: Tensor, kept: Tensor) -> Tensor:

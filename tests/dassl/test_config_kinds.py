@@ -150,6 +150,7 @@ REFUSED = {
     "TRAINER.COPROMPT.DISTILL": ["l1"],
     "TRAINER.PRODA.N_PROMPT": ["0", "1000000"],
     "TRAIN.FROZEN_LINEAR": ["x"],
+    "TRAIN.CUDA_GRAPH": ["x", "1"],
 }
 
 

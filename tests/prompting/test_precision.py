@@ -1,11 +1,17 @@
 """One place decides number types."""
 
+import gc
+import weakref
+
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from prompting import resolve_precision
+from prompting.towers import attention, text, vision
 from prompting.weights import convert_towers
 from tests.clips import random_clip
+from tests.trainers.small_runs import build, stir, trained_tensors
 
 
 @pytest.mark.parametrize(
@@ -51,3 +57,60 @@ def test_layer_norms_and_embeddings_stay_float32():
     assert "visual.conv1.weight" in low
     assert "text_projection" in low
     assert not any("ln_" in name or "embedding" in name for name in low)
+
+
+# Half copies of frozen matrices under autocast
+
+
+def step_of(case, monkeypatch=None):
+    """Logits and gradients under autocast, and how often a frozen matrix was cast; of a second step."""
+    trainer = build(case, **{f"TRAINER.{case.upper()}.PREC": "amp", "TRAIN.CPU_HALF": True})
+    stir(trainer)
+    if monkeypatch is not None:
+        for module in (attention, text, vision):
+            monkeypatch.setattr(module, "cast_once", lambda weight: weight)
+    images = torch.randn(3, 3, 48, 48, generator=torch.Generator().manual_seed(1))
+    trainer.model(images)
+    frozen = {p.data_ptr() for p in trainer.model.parameters() if not p.requires_grad}
+
+    class Casts(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+            self.count += operation.overloadpacket.__name__ == "_to_copy" and args[0].data_ptr() in frozen
+            return operation(*args, **(kwargs or {}))
+
+    with Casts() as casts:
+        logits = trainer.model(images)
+    logits.square().sum().backward()
+    return casts.count, [logits, *(p.grad for p in trained_tensors(trainer).values())]
+
+
+@pytest.mark.parametrize("case", ["BMIP", "MaPLe", "CoCoOp"])
+def test_under_autocast_frozen_matrices_are_cast_once_to_the_same_bits(case, monkeypatch):
+    casts, results = step_of(case)
+    many, expected = step_of(case, monkeypatch)
+    assert casts <= 3  # before layer 0: the patches' convolution, [CLS] and the positions
+    assert many > 20
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(results, expected, strict=True))
+
+
+def test_copies_follow_their_weight():
+    weight = torch.randn(6, 4)
+    assert attention.cast_once(weight) is weight, "no autocast"
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        part = attention.cast_once(weight[2:4])
+        assert part.dtype == torch.bfloat16
+        assert torch.equal(part, weight[2:4].bfloat16())
+        assert torch.equal(attention.cast_once(weight.t()), weight.t().bfloat16())
+        assert part.data_ptr() == attention.cast_once(weight)[2:].data_ptr(), "one copy for all views"
+        weight.mul_(2)
+        assert torch.equal(attention.cast_once(weight[2:4]), weight[2:4].bfloat16())
+        trained = torch.nn.Parameter(weight)
+        assert attention.cast_once(trained) is trained
+    with torch.autocast("cpu", dtype=torch.float16):
+        assert attention.cast_once(weight).dtype == torch.float16
+    copy = weakref.ref(attention._cast[weight][1])
+    del weight, trained
+    gc.collect()
+    assert copy() is None

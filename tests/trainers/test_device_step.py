@@ -8,9 +8,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from benchmarks.steps import objective_to_meta
+from dassl.config import get_cfg_default
 from tests.trainers.replaying import record_on_cpu
 from tests.trainers.small_runs import VARIANTS, build, needing, registered, stir, trained_tensors
-from trainers.step import MAX_SKIPPED_IN_A_ROW, DeviceStep, RecordedFunction, record_on_cuda
+from trainers.step import MAX_SKIPPED_IN_A_ROW, DeviceStep, RecordedFunction, Recording, record_on_cuda
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
 CASES = sorted(needing("needs_training")) + sorted(VARIANTS)
@@ -193,22 +194,50 @@ def recording_of(trainer):
     return trainer.device_step and trainer.device_step.recorded.recording
 
 
-def test_a_step_is_recorded_again_where_what_it_reads_has_changed():
-    ordinary, other = trained_alike("VPT")
+@pytest.mark.parametrize("case", ["VPT", "BMIP", "CoCoOp"])
+def test_a_step_is_recorded_again_where_what_it_reads_has_changed(case):
+    ordinary, other = trained_alike(case)
     other.device_step = DeviceStep(other, record_on_cpu)
     first = {"img": torch.zeros(2, 3, 48, 48), "label": torch.tensor([0, 1])}
     seen = []
     for trainer in (ordinary, other):
         train(trainer, batches(trainer, 2))
         seen.append(recording_of(trainer))
-        with trainer.model.evaluating():  # VPT's text features, computed once, are computed anew after it
-            trainer.model(first["img"])
+        trainer.test("val")
+        for split in ("new", "base"):
+            trainer.set_class_split(split)
+            with trainer.model.evaluating(), torch.no_grad():
+                trainer.model(first["img"])
         train(trainer, batches(trainer, 2))
-        seen.append(recording_of(trainer))
+        seen.append(recording_of(trainer))  # still valid
         train(trainer, [first])  # a batch of another size
         seen.append(recording_of(trainer))
+        trainer.model.set_classes(["zero", "one", "two", "three", "four", *trainer.train_classnames[5:]])
+        train(trainer, [first])
+        seen.append(recording_of(trainer))
     assert_same(ordinary, other)
-    assert len({id(recording) for recording in seen if recording}) == 3
+    before, after, smaller, renamed = seen[4:]
+    assert after is before
+    assert len({id(recording) for recording in (after, smaller, renamed)}) == 3
+
+
+@pytest.mark.parametrize("case", ["BMIP", "BMIP/official", "CoPrompt_BMIP"])
+def test_gates_that_are_logged_are_the_last_steps_and_not_an_evaluations(case):
+    ordinary, other = trained_alike(case)
+    other.device_step = DeviceStep(other, record_on_cpu)
+    values = []
+    for trainer in (ordinary, other):
+        logged = []
+        for number in (1, 2):
+            train(trainer, batches(trainer, number))
+            logged.append(trainer.model.prompt_learner.gate_values())
+            trainer.set_model_mode("eval")
+            with trainer.model.evaluating(), torch.no_grad():
+                trainer.model(torch.ones(2, 3, 48, 48))
+            assert case == "BMIP/official" or trainer.model.prompt_learner.gate_values() != logged[-1]
+        values.append(logged)
+    assert values[0] == values[1]
+    assert values[0][0] != values[0][1]
 
 
 def test_what_a_recording_reads_is_kept_alive():
@@ -223,15 +252,50 @@ def test_what_a_recording_reads_is_kept_alive():
     assert function.recording is not recording
 
 
-def test_a_step_that_cannot_be_recorded_says_what_to_set():
-    trainer = build("CoOp")
+def ask_the_device(trainer):
+    """Make a step wait for a number, which cannot be recorded."""
     objective = trainer.objective
     trainer.objective = lambda model, *batch: objective(model, *batch) if model.logit_scale.item() else None
+
+
+def test_a_step_that_cannot_be_recorded_says_what_to_set():
+    trainer = build("CoOp")
+    ask_the_device(trainer)
     trainer.device_step = DeviceStep(trainer, record_on_cpu)
-    with pytest.raises(
-        RuntimeError, match="TRAIN.CUDA_GRAPH True: a training step of CoOp cannot be recorded as a CUDA"
-    ):
+    with pytest.raises(RuntimeError, match=r"on: a training step of CoOp cannot be recorded \(.*set it to auto"):
         train(trainer, batches(trainer, 1))
+
+
+def test_by_default_training_goes_on_without_and_says_so_once(capsys):
+    ordinary, other = trained_alike("CoOp")
+    ask_the_device(other)
+    other.device_step = DeviceStep(other, record_on_cpu, required=False)
+    assert train(ordinary, batches(ordinary)) == train(other, batches(other))
+    assert_same(ordinary, other)
+    note = other.notes["cuda_graph"]
+    assert note.startswith("TRAIN.CUDA_GRAPH auto: the steps are not recorded as a CUDA graph: a training step of CoOp")
+    assert capsys.readouterr().out.count(note) == 1
+
+
+def test_memory_that_suffices_only_without_a_recording_suffices():
+    def exhausted(compute):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
+
+    trainer = build("CoOp")
+    for required in (True, False):
+        trainer.device_step = DeviceStep(trainer, exhausted, required)
+        if required:
+            with pytest.raises(torch.OutOfMemoryError):
+                train(trainer, batches(trainer, 1))
+    train(trainer, batches(trainer, 2))
+    assert "CUDA out of memory" in trainer.notes["cuda_graph"]
+
+
+def test_a_recording_that_computes_something_else_is_not_used():
+    trainer = build("CoOp")
+    trainer.device_step = DeviceStep(trainer, lambda compute: Recording(lambda: None, compute() * 2), required=False)
+    train(trainer, batches(trainer, 1))
+    assert "computes something else when it is replayed" in trainer.notes["cuda_graph"]
 
 
 # When it is chosen
@@ -242,7 +306,7 @@ def on_cuda(trainer, **settings):
     trainer.device = torch.device("cuda")
     trainer.cfg = trainer.cfg.clone()
     trainer.cfg.defrost()
-    trainer.cfg.TRAIN.CUDA_GRAPH = settings.get("graph", False)
+    trainer.cfg.TRAIN.CUDA_GRAPH = settings.get("graph", "off")
     return trainer.build_device_step()
 
 
@@ -253,26 +317,52 @@ def test_cuda_takes_the_device_step_and_records_it_if_asked_to(name):
     if not trainer.needs_training:
         return
     assert on_cuda(trainer).recorded is None
+    automatic = on_cuda(trainer, graph="auto")
     if name == "ProDA":
+        assert automatic.recorded is None
+        assert trainer.notes["cuda_graph"].endswith("ProDA does other operations at every step")
         with pytest.raises(
-            ValueError, match="CUDA_GRAPH True: ProDA does other operations at every step; set it to Fa"
+            ValueError, match="CUDA_GRAPH on: ProDA does other operations at every step; set it to auto or off"
         ):
-            on_cuda(trainer, graph=True)
+            on_cuda(trainer, graph="on")
     else:
-        assert on_cuda(trainer, graph=True).recorded is not None
+        assert (automatic.recorded is not None, automatic.required) == (True, False)
+        assert "cuda_graph" not in getattr(trainer, "notes", {})
+        required = on_cuda(trainer, graph="on")
+        assert (required.recorded is not None, required.required) == (True, True)
 
 
 def test_a_trainer_with_hooks_of_its_own_keeps_them():
     trainer = build("CoOp")
     trainer.__class__ = type("Mine", (type(trainer),), {"model_backward": lambda self, loss: loss.backward()})
     assert on_cuda(trainer) is None
-    with pytest.raises(ValueError, match="CUDA_GRAPH True: Mine has a training step of its own; set it to False"):
-        on_cuda(trainer, graph=True)
+    assert on_cuda(trainer, graph="auto") is None
+    assert trainer.notes["cuda_graph"].endswith("Mine has a training step of its own")
+    with pytest.raises(ValueError, match="CUDA_GRAPH on: Mine has a training step of its own; set it to auto or off"):
+        on_cuda(trainer, graph="on")
 
 
 def test_a_run_without_cuda_refuses_the_setting():
-    with pytest.raises(ValueError, match=r"TRAIN\.CUDA_GRAPH True needs a CUDA device"):
-        build("CoOp", **{"TRAIN.CUDA_GRAPH": True})
+    with pytest.raises(ValueError, match=r"TRAIN\.CUDA_GRAPH on needs a CUDA device"):
+        build("CoOp", **{"TRAIN.CUDA_GRAPH": "on"})
+
+
+@pytest.mark.parametrize(("was", "now"), [(True, "on"), (False, "off"), ("True", "on"), ("off", "off")])
+def test_values_of_earlier_versions_are_taken(was, now, tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text(f"TRAIN:\n  CUDA_GRAPH: {was}\n")
+    from_command, from_file = get_cfg_default(), get_cfg_default()
+    from_command.merge_from_list(["TRAIN.CUDA_GRAPH", was])
+    from_file.merge_from_file(str(file))
+    assert {from_command.TRAIN.CUDA_GRAPH, from_file.TRAIN.CUDA_GRAPH} == {now}
+
+
+def test_a_run_begun_with_another_value_goes_on(tmp_path):
+    trainer = build("CoOp", tmp_path)
+    trainer.train()
+    state = trainer.state(1)
+    state["config"]["TRAIN.CUDA_GRAPH"] = "False"  # as earlier versions wrote it
+    assert build("CoOp", tmp_path / "on").load_state(state, "state") == 1
 
 
 # What the host does while the device works
