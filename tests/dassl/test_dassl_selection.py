@@ -237,3 +237,27 @@ def test_tensorboard_gets_losses_rate_and_results(cfg):
     tags = set(events.Tags()["scalars"])
     assert {"train/loss", "train/acc", "train/lr", "val/accuracy", "test/macro_f1"} <= tags
     assert [event.step for event in events.Scalars("train/lr")] == list(range(12))
+
+
+def test_fetching_the_next_batch_during_a_step_changes_nothing(cfg):
+    """As trainers do whose steps run on a device; the last step's numbers are written meanwhile."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    @TRAINER_REGISTRY.register(force=True)
+    class Prefetching(TinyTrainer):
+        def forward_backward(self, batch):
+            if cfg.TRAINER.NAME == "Prefetching":
+                self.prefetch()
+            return super().forward_backward(batch)
+
+    curves = []
+    for name, output in (("TinyTrainer", cfg.OUTPUT_DIR + "1"), ("Prefetching", cfg.OUTPUT_DIR + "2")):
+        cfg.TRAINER.NAME, cfg.OUTPUT_DIR = name, output
+        torch.manual_seed(1)
+        trainer = build_trainer(cfg)
+        trainer.train()
+        assert trainer.prefetch is None
+        events = EventAccumulator(os.path.join(output, "tensorboard")).Reload()
+        curves.append([(event.step, event.value) for event in events.Scalars("train/loss")])
+    assert curves[0] == curves[1]
+    assert [step for step, _ in curves[0]] == list(range(12))
