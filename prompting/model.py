@@ -99,9 +99,7 @@ class PromptedCLIP(nn.Module):
         self.precision = precision
         self._cached_text: Tensor | None = None  # of an evaluation
         self._watch: Watch | None = None  # of an evaluation
-        self._frozen_text: WeakKeyDictionary[PromptLayout, Tensor] = (
-            WeakKeyDictionary()
-        )  # where nothing trained is in it
+        self._frozen_text: WeakKeyDictionary[PromptLayout, Tensor] = WeakKeyDictionary()  # of text_is_frozen
         self._first: PromptLayout | None = None  # of the classes to train on
         self.layout: PromptLayout
         self.set_classes(classnames)

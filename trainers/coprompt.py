@@ -153,4 +153,5 @@ class CoPrompt(MaPLe):
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[list[Tensor], Tensor]:
         """The two views of the images, and the labels, on the trainer's device."""
-        return [view.to(self.device) for view in batch["img"]], batch["label"].to(self.device)
+        *views, labels = (part.to(self.device, non_blocking=True) for part in (*batch["img"], batch["label"]))
+        return views, labels
