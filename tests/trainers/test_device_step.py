@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks.steps import objective_to_meta
 from dassl.config import get_cfg_default
+from dassl.utils.checkpoint import RESUME_NAME, load_checkpoint
 from tests.trainers.replaying import record_on_cpu
 from tests.trainers.small_runs import VARIANTS, build, needing, registered, stir, trained_tensors
 from trainers.step import MAX_SKIPPED_IN_A_ROW, DeviceStep, RecordedFunction, Recording, record_on_cuda
@@ -360,7 +361,8 @@ def test_values_of_earlier_versions_are_taken(was, now, tmp_path):
 def test_a_run_begun_with_another_value_goes_on(tmp_path):
     trainer = build("CoOp", tmp_path)
     trainer.train()
-    state = trainer.state(1)
+    trainer.save_state(1)
+    state = load_checkpoint(tmp_path / RESUME_NAME)
     state["config"]["TRAIN.CUDA_GRAPH"] = "False"  # as earlier versions wrote it
     assert build("CoOp", tmp_path / "on").load_state(state, "state") == 1
 
