@@ -1,7 +1,7 @@
 # shellcheck shell=bash
 # shellcheck disable=SC2034 # what is set here is used by the scripts that read this file
 # Shared by the scripts: where the repository is, which Python to use, arguments, and the way to sweep.py, which knows
-# protocols, settings and tables. An active environment (virtualenv or conda) is used as it is; otherwise .venv.
+# protocols, configs and tables. An active environment (virtualenv or conda) is used as it is; otherwise .venv.
 
 set -euo pipefail
 SCRIPT="$(basename "$0")"
@@ -47,7 +47,7 @@ positional() { # names of the script's arguments, [NAME] may be left out, then -
         [ "${1#[}" != "$1" ] || required=$((required + 1))
         shift
     done
-    MORE_HELP="TRAINER is a folder of configs/trainers and CFG a file in it, by default the published setting; DATASET is a file
+    MORE_HELP="TRAINER is a folder of configs/trainers and CFG a file in it, by default the published one; DATASET is a file
 of configs/datasets. Environment: DATA, the folder that holds one folder per data set (not needed for bundled data),
 OUTPUT=output, SHOTS=16, OPTS=\"KEY VALUE ...\" for train.py, e.g. OPTS=\"OPTIM.MAX_EPOCH 1\". --dry-run prints commands.
 "
@@ -56,7 +56,7 @@ OUTPUT=output, SHOTS=16, OPTS=\"KEY VALUE ...\" for train.py, e.g. OPTS=\"OPTIM.
     for place in "${!WORDS[@]}"; do printf -v "${names[$place]}" '%s' "${WORDS[$place]}"; done
 }
 
-protocol() { # protocol, further options of sweep.py: the runs of TRAINER with setting CFG, on the terminal
+protocol() { # protocol, further options of sweep.py: the runs of TRAINER with config CFG, on the terminal
     local seeds options
     read -ra seeds <<<"${SEED:-${SEEDS:-1 2 3}}"
     read -ra options <<<"${OPTS:-}" # KEY VALUE pairs for train.py; values without spaces

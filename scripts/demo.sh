@@ -3,7 +3,7 @@
 # base, new and all classes beside zero-shot CLIP, and print one table. A demonstration on a tiny model.
 # Usage: scripts/demo.sh [--all] [--overwrite] [--dry-run]
 #   --all        every method, not only these four; --overwrite: redo finished runs; --dry-run: print the commands only
-# Environment: SEEDS="1 2 3", SHOTS=16, OUTPUT=output/demo, CFG_<Trainer>=SETTING for another setting than the default,
+# Environment: SEEDS="1 2 3", SHOTS=16, OUTPUT=output/demo, CFG_<Trainer>=CONFIG for another config than the default,
 #   e.g. CFG_CoOp=tiny_c4_ep50_batch32_ctxv1, OPTS="KEY VALUE ..." for train.py, e.g. OPTS="OPTIM.MAX_EPOCH 1".
 source "$(dirname "$0")/common.sh"
 read_arguments --all --overwrite -- "$@"

@@ -3,7 +3,7 @@
 #
 # Usage: scripts/test_lowest.sh [--dry-run] [--beside] [FOLDER]
 #   --dry-run  print the commands only
-#   --beside   only what is small: lay all but torch beside the environment of setup.sh --dev, which stays as it is
+#   --beside   only what is small: lay all but torch beside the environment of setup.sh --dev, unchanged
 #   FOLDER     where the environment (5 GB with torch for CUDA), or what is laid beside, goes; default: .lowest
 # Environment: BASE_PYTHON=python3.10. Downloads from the package index; needs uv (pip install uv), but not for --beside.
 source "$(dirname "$0")/common.sh"
