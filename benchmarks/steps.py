@@ -30,15 +30,17 @@ from benchmarks.measure import (
     SAMPLES,
     build_trainer,
     class_names,
-    device_utilisation,
     extrapolate,
     first_view,
+    fp32_reference,
     interleave,
     only_classes,
     parity,
+    profiled,
     random_batch,
     random_clip,
     ratio_of,
+    step_driver,
     summary,
 )
 from dassl.config import cfg_default
@@ -74,6 +76,7 @@ COLUMNS = {
     **{f"{path}: GPU utilisation": f"{{utilisation[{path}]:.0%}}" for path in ("fast", "plain")},
     **{of: f"{{kernels[{of}]}}" for of in ("forward", "backward", "report", "optimiser", "step", "test batch")},
     "plain / fast": RATIO,
+    **{f"{path}: steps by": f"{{driver[{path}]}}" for path in ("fast", "plain")},
     "max logit difference": "{max_logit_difference:.1e}",
     "min gradient cosine": "{min_gradient_cosine:.7f}",
 }
@@ -129,15 +132,19 @@ def measure_time(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if "fast" in built and "plain" in built:
             batch, what = random_batch(built["plain"], min(size, 4)), f"{name}, {len(names)} classes"
             with only_classes(built["fast"].model, chosen) if extrapolated else contextlib.nullcontext():
-                row |= parity(built["fast"], built["plain"], batch, what)
+                reference = fp32_reference(built["plain"], clip_model, options)
+                row |= parity(built["fast"], built["plain"], batch, what, reference)
+                del reference
         make = training_step if args.what == "train" else evaluation_batch
         works = {path: make(trainer, random_batch(trainer, size)) for path, trainer in built.items()}
         times = interleave(works, args.device, args.rounds, args.warm_up)
         if extrapolated:
             pairs = zip(times.pop("few"), times["plain"], strict=True)
             times["plain"] = [extrapolate(few, many, len(names)) for few, many in pairs]
+        if args.what == "train":
+            row["driver"] = {path: step_driver(built[path]) for path in args.path}
         if args.device == "cuda" and args.what == "train":
-            row["utilisation"] = {path: device_utilisation(works[path], args.device) for path in args.path}
+            row["utilisation"] = {path: profiled(works[path], args.device)["utilisation"] for path in args.path}
         yield row | summary(times)
 
 

@@ -9,14 +9,16 @@ from PIL import Image
 from benchmarks import runs
 from benchmarks.__main__ import main
 from benchmarks.measure import (
+    TOLERANCES,
     ParityError,
     build_trainer,
     class_names,
     covered_share,
-    device_utilisation,
     extrapolate,
+    fp32_reference,
     only_classes,
     parity,
+    profiled,
     random_batch,
     random_clip,
 )
@@ -30,6 +32,7 @@ SHALLOW = {
     "CoOp": ["TRAINER.COOP.N_CTX", "4"],
     "CoCoOp": ["TRAINER.COCOOP.N_CTX", "4"],
 }
+COPROMPT = ["TRAINER.COPROMPT.PROMPT_DEPTH", "3", "TRAINER.COPROMPT.PREC", "fp32", "DATALOADER.K_TRANSFORMS", "2"]
 
 
 @pytest.mark.parametrize("what", ["train", "eval"])
@@ -43,6 +46,73 @@ def test_ratio_comes_with_parity(what, trainer, tmp_path, capsys):
     assert row["ratio"]["median"] > 0
     assert row["max_logit_difference"] <= 1e-4
     assert row["min_gradient_cosine"] >= 0.999999
+
+
+@pytest.mark.parametrize(("precision", "furthest"), [("fp16", 0.1), ("bf16", 1.0), ("amp", 1.0)])
+def test_a_precision_is_that_of_a_run_and_both_paths_are_held_to_fp32(precision, furthest, tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    argv = ["train", "--trainer", "BMIP", "--classes", "2", "--backbone", "tiny", "--rounds", "1", "--batch", "2"]
+    assert main([*argv, "--precision", precision, "--json", str(output), "--opts", *SHALLOW["BMIP"]]) == 0
+    content = json.loads(output.read_text())
+    (row,) = content["rows"]
+    for path in ("", "plain_"):
+        assert 1e-3 < row[f"{path}max_logit_difference"] < furthest, "half precision is not fp32"
+        assert 0.99 < row[f"{path}min_gradient_cosine"] < 1
+    assert row["driver"] == {"fast": "hooks", "plain": "hooks"}
+    assert content["machine"]["precision"] == precision
+    assert "steps by" in capsys.readouterr().out
+
+
+def test_towers_are_those_of_the_precision():
+    model = random_clip("tiny")
+    for precision, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("amp", torch.float32)):
+        options = ["TRAINER.COOP.PREC", precision, "TRAIN.CPU_HALF", "True"]
+        trainer = build_trainer("CoOp", model, 2, "plain", "cpu", options)
+        assert trainer.model.image_encoder.visual.conv1.weight.dtype == dtype
+        reference = fp32_reference(trainer, model, options)
+        assert (reference is None) == (precision == "fp32")
+        if reference is not None:
+            weight = reference.model.image_encoder.visual.conv1.weight
+            assert torch.equal(weight, model.visual.conv1.weight.to(dtype).float())
+    assert model.visual.conv1.weight.dtype == torch.float32, "what they share stays"
+
+
+def test_numbers_beyond_the_precisions_tolerance_are_an_error(monkeypatch, capsys):
+    monkeypatch.setitem(TOLERANCES, torch.bfloat16, (1e-4, 0.9))
+    argv = [
+        "train",
+        "--trainer",
+        "CoOp",
+        "--classes",
+        "2",
+        "--backbone",
+        "tiny",
+        "--rounds",
+        "1",
+        "--precision",
+        "bf16",
+    ]
+    assert main([*argv, "--opts", *SHALLOW["CoOp"]]) == 1
+    assert "do not agree (fast in bf16 with plain in fp32)" in capsys.readouterr().err
+
+
+def test_kernels_are_those_of_the_precision():
+    options = ["TRAIN.CPU_HALF", "True", "TRAINER.COOP.PREC"]
+    counts = {precision: count_training("CoOp", 3, 4, [*options, precision]) for precision in ("fp32", "fp16", "amp")}
+    casts = {precision: phases["forward"]["_to_copy"] for precision, phases in counts.items()}
+    assert casts["fp32"] < casts["fp16"]
+    assert casts["fp32"] < casts["amp"]
+
+
+def test_batches_for_cuda_lie_in_pinned_memory(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(tensor), tensor)[1])
+    trainer = build_trainer("CoPrompt", random_clip("tiny"), 3, "plain", "cpu", COPROMPT)
+    random_batch(trainer, 2)
+    assert not pinned
+    trainer.device = torch.device("cuda")
+    batch = random_batch(trainer, 2)
+    assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in (*batch["img"], batch["label"])]
 
 
 # The most kernels of a training step; neither the number of classes nor the lengths of their names add any.
@@ -201,7 +271,9 @@ def test_the_share_of_time_in_which_something_ran():
     with pytest.raises(ValueError, match="saw no operation"):
         covered_share([])
     matrix = torch.ones(200, 200)
-    assert 0 < device_utilisation(lambda: matrix @ matrix, "cpu") <= 1
+    found = profiled(lambda: matrix @ matrix, "cpu")
+    assert 0 < found["utilisation"] <= 1
+    assert found["kernels"] >= 1
 
 
 def test_kept_loader_processes_come_with_equal_batches(tmp_path, capsys):
