@@ -129,6 +129,7 @@ def build_trainer(
             build_objective=kind.build_objective,
         )
     measured.num_batches, measured.batch_idx = 1_000_000, 0  # the learning rate stays
+    measured.shared_clip, measured.options = clip_model, options
     return measured
 
 
@@ -214,13 +215,18 @@ def print_table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> None
     print(tabulate(table, headers="keys", tablefmt="github", disable_numparse=True), end="\n\n")
 
 
-def parity(fast: Any, plain: Any, batch: dict[str, Any], what: str, reference: Any = None) -> dict[str, float]:
+def parity(fast: Any, plain: Any, batch: dict[str, Any], what: str) -> dict[str, float]:
     """Largest logit difference and smallest gradient cosine of both paths to a reference, on the same images.
 
     The reference is the plain path in fp32 on the same weights, in fp32 the plain trainer itself. All minimise its
     objective, which knows the classes that are compared. ParityError: beyond `TOLERANCES`.
     """
-    precision, reference = fast.precision, reference or plain
+    precision, reference = fast.precision, plain
+    if precision.name != "fp32":
+        weights = rounded(plain.shared_clip, precision.weights_dtype)
+        options = [*plain.options, f"TRAINER.{plain.node}.PREC", "fp32"]
+        case = plain.train_classnames, "plain", plain.device.type, options
+        reference = build_trainer(type(plain).__name__, weights, *case)
     furthest, least = TOLERANCES[precision.autocast_dtype or precision.tower_dtype]
     objective, found = reference.objective, {}
     compared = {"reference": reference, "fast": fast} | ({"plain": plain} if plain is not reference else {})
@@ -251,15 +257,6 @@ def parity(fast: Any, plain: Any, batch: dict[str, Any], what: str, reference: A
         prefix = "plain_" if path == "plain" else ""
         row |= {f"{prefix}max_logit_difference": difference, f"{prefix}min_gradient_cosine": cosine}
     return row
-
-
-def fp32_reference(plain: Any, clip_model: nn.Module, options: list[str]) -> Any:
-    """The plain trainer in fp32 on the weights that it rounds; None where it is that itself."""
-    if plain.precision.name == "fp32":
-        return None
-    clip_model = rounded(clip_model, plain.precision.weights_dtype)
-    options = [*options, f"TRAINER.{plain.node}.PREC", "fp32"]
-    return build_trainer(type(plain).__name__, clip_model, plain.train_classnames, "plain", plain.device.type, options)
 
 
 def extrapolate(few: float, many: float, classes: int) -> float:

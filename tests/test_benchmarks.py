@@ -1,12 +1,14 @@
 """A smoke run of every benchmark: two classes, a tiny model. The figures themselves are not looked at."""
 
 import json
+import warnings
+from argparse import Namespace
 
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import runs
+from benchmarks import gpu, runs
 from benchmarks.__main__ import main
 from benchmarks.measure import (
     TOLERANCES,
@@ -15,15 +17,16 @@ from benchmarks.measure import (
     class_names,
     covered_share,
     extrapolate,
-    fp32_reference,
     only_classes,
     parity,
     profiled,
     random_batch,
     random_clip,
+    rounded,
 )
 from benchmarks.steps import count_training, training_flops
 from prompting.tokens import encode
+from tests.trainers.replaying import record_on_cpu
 
 SHALLOW = {
     "BMIP": ["TRAINER.BMIP.PROMPT_DEPTH", "3"],
@@ -69,11 +72,8 @@ def test_towers_are_those_of_the_precision():
         options = ["TRAINER.COOP.PREC", precision, "TRAIN.CPU_HALF", "True"]
         trainer = build_trainer("CoOp", model, 2, "plain", "cpu", options)
         assert trainer.model.image_encoder.visual.conv1.weight.dtype == dtype
-        reference = fp32_reference(trainer, model, options)
-        assert (reference is None) == (precision == "fp32")
-        if reference is not None:
-            weight = reference.model.image_encoder.visual.conv1.weight
-            assert torch.equal(weight, model.visual.conv1.weight.to(dtype).float())
+    weight = rounded(model, torch.float16).visual.conv1.weight
+    assert torch.equal(weight, model.visual.conv1.weight.half().float())
     assert model.visual.conv1.weight.dtype == torch.float32, "what they share stays"
 
 
@@ -282,3 +282,88 @@ def test_kept_loader_processes_come_with_equal_batches(tmp_path, capsys):
     (row,) = json.loads(output.read_text())["rows"]
     assert row["ratio"]["median"] > 0
     assert "anew / kept" in capsys.readouterr().out
+
+
+# First contact with a card
+
+
+def small_card(folder):
+    return gpu.Card(Namespace(device="cpu", rounds=1), folder)
+
+
+def test_first_contact_runs_small_on_the_cpu(tmp_path, capsys):
+    output = tmp_path / "gpu.json"
+    assert main(["gpu", "--device", "cpu", "--json", str(output)]) == 0
+    rows = {row["item"]: row for row in json.loads(output.read_text())["rows"]}
+    needing = {name for name, row in rows.items() if row["status"] == "needs cuda"}
+    assert {row["status"] for name, row in rows.items() if name not in needing} == {"ok"}
+    assert all({"graph", "waits", "compile"} & {*name.split()} for name in needing)
+    parities = [name for name in rows if name.startswith("parity")]
+    assert len(parities) == 6 * 4
+    assert rows["parity BMIP bf16"]["plain_max_logit_difference"] > rows["parity BMIP fp32"]["max_logit_difference"]
+    assert rows["train BMIP 3 fast"]["ratio"] > 0
+    assert rows["whole run"]["metrics"]["base"]["accuracy"] > 20
+    assert rows["resumed run"]["off"] == {"repeated": 0, "resumed": 0}
+    assert list(rows)[:2] == ["environment", "parity BMIP fp32"]
+    assert "needs cuda" in capsys.readouterr().out
+
+
+def test_an_item_that_fails_is_a_line_and_what_the_time_does_not_suffice_for_is_skipped(tmp_path, monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("no such\nkernel")
+
+    output = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu.Card, "items", lambda self: [("broken", broken), ("sound", lambda: {"ms": {"median": 2}})])
+    assert main(["gpu", "--device", "cpu", "--json", str(output)]) == 1
+    broken_row, sound = json.loads(output.read_text())["rows"]
+    assert (broken_row["status"], broken_row["error"]) == ("failed", "RuntimeError: no such; kernel")
+    assert sound["status"] == "ok"
+    said = capsys.readouterr()
+    assert "RuntimeError: no such; kernel" in said.out
+    assert said.err == "error: 1 items failed: broken\n"
+    assert main(["gpu", "--device", "cpu", "--minutes", "0", "--json", str(output)]) == 0
+    assert {row["status"] for row in json.loads(output.read_text())["rows"]} == {"skipped"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_without_a_card_first_contact_says_what_to_do(capsys):
+    assert main(["gpu"]) == 2
+    assert "--device cpu runs the same small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["BMIP official", "PromptSRC"])
+def test_a_graph_is_compared_with_the_step(method, tmp_path, monkeypatch):
+    card, step = small_card(tmp_path), gpu.DeviceStep
+    monkeypatch.setattr(gpu, "record_on_cuda", record_on_cpu)
+    assert set(card.graph(method, "fp32")["off"]) == {0.0}
+
+    def other(trainer, recorder):
+        for group in trainer.optim.param_groups:
+            group["lr"] *= 1.01
+        return step(trainer, recorder)
+
+    monkeypatch.setattr(gpu, "DeviceStep", other)
+    with pytest.raises(ParityError, match="losses and gates step by step"):
+        card.graph(method, "fp32")
+
+
+@pytest.mark.parametrize("method", ["BMIP", "CoCoOp"])
+def test_waits_are_counted_and_named(method, tmp_path, monkeypatch):
+    mode, tolist = ["default"], torch.Tensor.tolist
+
+    def waiting(tensor):
+        if mode[-1] == "warn":
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
+        return tolist(tensor)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
+    monkeypatch.setattr(torch.Tensor, "tolist", waiting)
+    monkeypatch.setattr(gpu, "WAYS", {"fast": ["off"], "graph": ["off"]})
+    card = small_card(tmp_path)
+    waits = card.waits(method)["waits"]
+    assert waits["fast"][0].startswith("step.py:")
+    assert waits["test"][-1].startswith("evaluation.py:")
+    monkeypatch.setattr(gpu.Card, "test", lambda self, trainer, batch: [batch["label"].tolist() for _ in range(3)])
+    with pytest.raises(ParityError, match="waits for the device"):
+        card.waits(method)
