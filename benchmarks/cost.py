@@ -21,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.measure import SIZES, build_trainer, first_view, print_table, random_batch, random_clip
 from common.commandline import add_debug, guarded
+from dassl.engine import TRAINER_REGISTRY
 from sweeping.plan import REPOSITORY, UNTRAINED, as_typed, setting_options
 
 TRAIN_BATCH = 4
@@ -70,6 +71,7 @@ def run(args: argparse.Namespace) -> int:
                 *("-W", "ignore", "-m", "benchmarks", what, "--trainer", name, "--backbone", backbone),
                 *("--classes", str(classes), "--path", "fast", "--device", args.device),
                 *("--precision", args.precision, "--rounds", str(rounds), "--opts", *options),
+                *(f"TRAINER.{TRAINER_REGISTRY.get(name).node}.PREC", args.precision),  # the setting's is fp32
             ]
             if args.dry_run:
                 print(as_typed(["python", *command]))

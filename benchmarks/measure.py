@@ -6,6 +6,7 @@ Both are timed side by side, once it is checked that they compute the same.
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import statistics
 import time
@@ -22,18 +23,22 @@ from torch import nn
 from torch.autograd import DeviceType
 from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
+from torch.utils._pytree import tree_map
 
 import trainers.coprompt
 import trainers.promptsrc
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from prompting.tokens import encode
+from prompting.weights import convert_towers
 from trainers.predictor import trainer_without_data
 from trainers.templates import PROMPTSRC_TEMPLATES
 
-# The product's bounds (tests/prompting/test_paths.py): a faster path that computes something else is no result.
-MAX_LOGIT_DIFFERENCE = 1e-4
-MIN_GRADIENT_COSINE = 0.999999
+# By the number type of the products: how far logits may be from fp32's on the same weights, at logit scale 100, and the
+# least cosine of a gradient with fp32's. In fp32 they hold the fast path to the plain one and are the product's bounds
+# (tests/prompting/test_paths.py): a faster path that computes something else is no result.
+TOLERANCES = {torch.float32: (1e-4, 0.999999), torch.float16: (0.1, 0.99), torch.bfloat16: (1.0, 0.9)}
+GRADIENT_SCALE = 2.0**10  # of the loss where a run scales it
 
 # Class counts at which the plain path runs where more are wanted than fit into memory or patience: its cost is a
 # straight line in the classes. They are wide apart, since the line carries their noise far; and the larger one so large
@@ -96,9 +101,10 @@ def class_names(count: int) -> list[str]:
 def build_trainer(
     trainer: str, clip_model: nn.Module, classes: int | Sequence[str], path: str, device: str, options: list[str]
 ) -> Any:
-    """A trainer as train.py builds it, but silent, on a given CLIP, which two may share, and on class names only.
+    """A trainer as train.py builds it, but silent, on a given CLIP, which two in fp32 share, and on class names only.
 
-    The classes are how many, or their names; the path is "fast" or "plain"; the options are KEY VALUE pairs.
+    The classes are how many, or their names; the path is "fast" or "plain"; the options are KEY VALUE pairs. The towers
+    are those of a run in the method's PREC.
     """
     cfg = get_cfg_default()
     cfg.TRAINER.NAME, cfg.SEED, cfg.USE_CUDA = trainer, 1, device != "cpu"
@@ -119,19 +125,36 @@ def build_trainer(
             cfg,
             class_names(classes) if isinstance(classes, int) else classes,
             path=path,
-            load_backbone=lambda self: clip_model,
+            load_backbone=lambda self: rounded(clip_model, self.precision.weights_dtype, self.precision.tower_dtype),
             build_objective=kind.build_objective,
         )
     measured.num_batches, measured.batch_idx = 1_000_000, 0  # the learning rate stays
+    measured.shared_clip, measured.options = clip_model, options
     return measured
 
 
+def rounded(clip_model: nn.Module, weights: torch.dtype, kept_in: torch.dtype = torch.float32) -> nn.Module:
+    """A float32 CLIP with its matrices rounded to a type, kept in that or in float32; float32: itself."""
+    if weights == torch.float32:
+        return clip_model
+    model = copy.deepcopy(clip_model)
+    convert_towers(model, weights)
+    return model.float() if kept_in == torch.float32 else model
+
+
 def random_batch(trainer: Any, size: int, seed: int = 0) -> dict[str, Any]:
-    """A batch of random images with labels; two views where the trainer wants two."""
+    """A batch of random images with labels, pinned for CUDA as a loader's; two views where the trainer wants two."""
     generator, side = torch.Generator().manual_seed(seed), trainer.model.image_encoder.resolution
     labels = torch.randint(trainer.num_classes, (size,), generator=generator)
     views = [torch.randn(size, 3, side, side, generator=generator) for _ in range(2)]
-    return {"img": views if trainer.cfg.DATALOADER.K_TRANSFORMS == 2 else views[0], "label": labels}
+    batch = {"img": views if trainer.cfg.DATALOADER.K_TRANSFORMS == 2 else views[0], "label": labels}
+    return tree_map(torch.Tensor.pin_memory, batch) if trainer.device.type == "cuda" else batch
+
+
+def step_driver(trainer: Any) -> str:
+    """What took the training steps: Dassl's hooks, the device step, or a CUDA graph that replays it."""
+    step = trainer.device_step
+    return "hooks" if step is None else "device step" if step.recorded is None else "graph"
 
 
 def first_view(trainer: Any, batch: dict[str, Any]) -> torch.Tensor:
@@ -193,31 +216,47 @@ def print_table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> None
 
 
 def parity(fast: Any, plain: Any, batch: dict[str, Any], what: str) -> dict[str, float]:
-    """Largest logit difference and smallest gradient cosine between the paths, on the same weights and images.
+    """Largest logit difference and smallest gradient cosine of both paths to a reference, on the same images.
 
-    Both minimise the plain trainer's objective, which knows the classes that are compared. ParityError: beyond bounds.
+    The reference is the plain path in fp32 on the same weights, in fp32 the plain trainer itself. All minimise its
+    objective, which knows the classes that are compared. ParityError: beyond `TOLERANCES`.
     """
-    plain.model.prompt_learner.load_state_dict(fast.model.prompt_learner.state_dict())
-    logits, gradients = [], []
-    for trainer in (fast, plain):
+    precision, reference = fast.precision, plain
+    if precision.name != "fp32":
+        weights = rounded(plain.shared_clip, precision.weights_dtype)
+        options = [*plain.options, f"TRAINER.{plain.node}.PREC", "fp32"]
+        case = plain.train_classnames, "plain", plain.device.type, options
+        reference = build_trainer(type(plain).__name__, weights, *case)
+    furthest, least = TOLERANCES[precision.autocast_dtype or precision.tower_dtype]
+    objective, found = reference.objective, {}
+    compared = {"reference": reference, "fast": fast} | ({"plain": plain} if plain is not reference else {})
+    for path, trainer in compared.items():
+        trainer.model.prompt_learner.load_state_dict(fast.model.prompt_learner.state_dict())
         images, labels = trainer.parse_batch_train(batch)
-        if hasattr(plain.objective, "step"):
-            plain.objective.step = 0  # the same draw for both
-        loss = plain.objective(trainer.model, images, labels)
-        logits.append(loss.output.logits.detach())
+        if hasattr(objective, "step"):
+            objective.step = 0  # the same draw for all
+        loss = objective(trainer.model, images, labels)
         parameters = [p for p in trainer.model.prompt_learner.parameters() if p.requires_grad]
-        gradients.append(torch.autograd.grad(loss.total, parameters))
-    difference = float((logits[0] - logits[1]).abs().max())
-    cosine = min(
-        float(F.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0, eps=1e-30))
-        for a, b in zip(*gradients, strict=True)
-        if a.numel() > 1
-    )
-    if fast.precision.name == "fp32" and (difference > MAX_LOGIT_DIFFERENCE or cosine < MIN_GRADIENT_COSINE):
-        raise ParityError(
-            f"{what}: logits differ by {difference:.1e}, gradient cosine {cosine:.8f}: the paths do not agree"
+        scale = 1.0 if trainer.scaler is None else GRADIENT_SCALE
+        gradients = torch.autograd.grad(loss.total * scale, parameters)
+        found[path] = loss.output.logits.detach(), gradients
+    expected, slopes = found.pop("reference")
+    row = {}
+    for path, (logits, gradients) in found.items():
+        difference = float((logits - expected).abs().max())
+        cosine = min(
+            float(F.cosine_similarity(a.flatten().double(), b.flatten().double(), dim=0, eps=1e-30))
+            for a, b in zip(gradients, slopes, strict=True)
+            if a.numel() > 1
         )
-    return {"max_logit_difference": difference, "min_gradient_cosine": cosine}
+        if not (difference <= furthest and cosine >= least):  # nor NaN
+            raise ParityError(
+                f"{what}: logits differ by {difference:.1e}, gradient cosine {cosine:.8f}: the paths do not agree"
+                + (f" ({path} in {precision.name} with plain in fp32)" if len(found) > 1 else "")
+            )
+        prefix = "plain_" if path == "plain" else ""
+        row |= {f"{prefix}max_logit_difference": difference, f"{prefix}min_gradient_cosine": cosine}
+    return row
 
 
 def extrapolate(few: float, many: float, classes: int) -> float:
@@ -238,19 +277,21 @@ def only_classes(model: nn.Module, chosen: list[int]) -> Iterator[None]:
         del model.text_features
 
 
-def device_utilisation(step: Callable[[], Any], device: str) -> float:
-    """Share of the time in which a device computes rather than waits for the host to launch something, 0 to 1.
+def profiled(work: Callable[[], Any], device: str) -> dict[str, float]:
+    """What a device does for one call, warmed up before: how many "kernels" it runs, copies and fills included.
 
-    The step must have been warmed up. On "cpu" an operator is an operation.
+    And its "utilisation", the share of the time in which it computes rather than waits for the host to launch
+    something, 0 to 1. On "cpu" an operator is a kernel.
     """
     kind = device.upper()
     with profile(activities=[getattr(ProfilerActivity, kind)]) as profiler:
         for _ in range(PROFILED_STEPS):
-            step()
+            work()
         if device == "cuda":
             torch.cuda.synchronize()
     ranges = [event.time_range for event in profiler.events() if event.device_type == getattr(DeviceType, kind)]
-    return covered_share((each.start, each.end) for each in ranges)
+    share = covered_share((each.start, each.end) for each in ranges)
+    return {"utilisation": share, "kernels": len(ranges) / PROFILED_STEPS}
 
 
 def covered_share(intervals: Iterable[tuple[float, float]]) -> float:

@@ -30,15 +30,16 @@ from benchmarks.measure import (
     SAMPLES,
     build_trainer,
     class_names,
-    device_utilisation,
     extrapolate,
     first_view,
     interleave,
     only_classes,
     parity,
+    profiled,
     random_batch,
     random_clip,
     ratio_of,
+    step_driver,
     summary,
 )
 from dassl.config import cfg_default
@@ -56,13 +57,8 @@ WITHOUT_KERNEL = (
 # What `slopes` varies, one quantity at a time away from these; 0 is the trainer's depth, the backbone's image size.
 DEFAULTS = {"classes": 10, "batch": 4, "depth": 0, "pixels": 0}
 VARIED = {
-    "ViT-B/16": {
-        "classes": (10, 50, 100, 200),
-        "batch": (1, 2, 4, 8),
-        "depth": (1, 5, 9, 12),
-        "pixels": (160, 224, 288),
-    },
-    "tiny": {"classes": (2, 4), "batch": (1, 2), "depth": (1, 3), "pixels": (32, 48)},
+    "ViT-B/16": dict(classes=(10, 50, 100, 200), batch=(1, 2, 4, 8), depth=(1, 5, 9, 12), pixels=(160, 224, 288)),
+    "tiny": dict(classes=(2, 4), batch=(1, 2), depth=(1, 3), pixels=(32, 48)),
 }
 
 # The tables' columns; see `print_table`.
@@ -74,6 +70,7 @@ COLUMNS = {
     **{f"{path}: GPU utilisation": f"{{utilisation[{path}]:.0%}}" for path in ("fast", "plain")},
     **{of: f"{{kernels[{of}]}}" for of in ("forward", "backward", "report", "optimiser", "step", "test batch")},
     "plain / fast": RATIO,
+    **{f"{path}: steps by": f"{{driver[{path}]}}" for path in ("fast", "plain")},
     "max logit difference": "{max_logit_difference:.1e}",
     "min gradient cosine": "{min_gradient_cosine:.7f}",
 }
@@ -136,8 +133,10 @@ def measure_time(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
         if extrapolated:
             pairs = zip(times.pop("few"), times["plain"], strict=True)
             times["plain"] = [extrapolate(few, many, len(names)) for few, many in pairs]
+        if args.what == "train":
+            row["driver"] = {path: step_driver(built[path]) for path in args.path}
         if args.device == "cuda" and args.what == "train":
-            row["utilisation"] = {path: device_utilisation(works[path], args.device) for path in args.path}
+            row["utilisation"] = {path: profiled(works[path], args.device)["utilisation"] for path in args.path}
         yield row | summary(times)
 
 

@@ -1,27 +1,32 @@
 """A smoke run of every benchmark: two classes, a tiny model. The figures themselves are not looked at."""
 
 import json
+import warnings
+from argparse import Namespace
 
 import pytest
 import torch
 from PIL import Image
 
-from benchmarks import runs
+from benchmarks import gpu, runs
 from benchmarks.__main__ import main
 from benchmarks.measure import (
+    TOLERANCES,
     ParityError,
     build_trainer,
     class_names,
     covered_share,
-    device_utilisation,
     extrapolate,
     only_classes,
     parity,
+    profiled,
     random_batch,
     random_clip,
+    rounded,
 )
 from benchmarks.steps import count_training, training_flops
 from prompting.tokens import encode
+from tests.trainers.replaying import record_on_cpu
 
 SHALLOW = {
     "BMIP": ["TRAINER.BMIP.PROMPT_DEPTH", "3"],
@@ -30,6 +35,7 @@ SHALLOW = {
     "CoOp": ["TRAINER.COOP.N_CTX", "4"],
     "CoCoOp": ["TRAINER.COCOOP.N_CTX", "4"],
 }
+COPROMPT = ["TRAINER.COPROMPT.PROMPT_DEPTH", "3", "TRAINER.COPROMPT.PREC", "fp32", "DATALOADER.K_TRANSFORMS", "2"]
 
 
 @pytest.mark.parametrize("what", ["train", "eval"])
@@ -43,6 +49,70 @@ def test_ratio_comes_with_parity(what, trainer, tmp_path, capsys):
     assert row["ratio"]["median"] > 0
     assert row["max_logit_difference"] <= 1e-4
     assert row["min_gradient_cosine"] >= 0.999999
+
+
+@pytest.mark.parametrize(("precision", "furthest"), [("fp16", 0.1), ("bf16", 1.0), ("amp", 1.0)])
+def test_a_precision_is_that_of_a_run_and_both_paths_are_held_to_fp32(precision, furthest, tmp_path, capsys):
+    output = tmp_path / "figures.json"
+    argv = ["train", "--trainer", "BMIP", "--classes", "2", "--backbone", "tiny", "--rounds", "1", "--batch", "2"]
+    assert main([*argv, "--precision", precision, "--json", str(output), "--opts", *SHALLOW["BMIP"]]) == 0
+    content = json.loads(output.read_text())
+    (row,) = content["rows"]
+    for path in ("", "plain_"):
+        assert 1e-3 < row[f"{path}max_logit_difference"] < furthest, "half precision is not fp32"
+        assert 0.99 < row[f"{path}min_gradient_cosine"] < 1
+    assert row["driver"] == {"fast": "hooks", "plain": "hooks"}
+    assert content["machine"]["precision"] == precision
+    assert "steps by" in capsys.readouterr().out
+
+
+def test_towers_are_those_of_the_precision():
+    model = random_clip("tiny")
+    for precision, dtype in (("fp32", torch.float32), ("fp16", torch.float16), ("amp", torch.float32)):
+        options = ["TRAINER.COOP.PREC", precision, "TRAIN.CPU_HALF", "True"]
+        trainer = build_trainer("CoOp", model, 2, "plain", "cpu", options)
+        assert trainer.model.image_encoder.visual.conv1.weight.dtype == dtype
+    weight = rounded(model, torch.float16).visual.conv1.weight
+    assert torch.equal(weight, model.visual.conv1.weight.half().float())
+    assert model.visual.conv1.weight.dtype == torch.float32, "what they share stays"
+
+
+def test_numbers_beyond_the_precisions_tolerance_are_an_error(monkeypatch, capsys):
+    monkeypatch.setitem(TOLERANCES, torch.bfloat16, (1e-4, 0.9))
+    argv = [
+        "train",
+        "--trainer",
+        "CoOp",
+        "--classes",
+        "2",
+        "--backbone",
+        "tiny",
+        "--rounds",
+        "1",
+        "--precision",
+        "bf16",
+    ]
+    assert main([*argv, "--opts", *SHALLOW["CoOp"]]) == 1
+    assert "do not agree (fast in bf16 with plain in fp32)" in capsys.readouterr().err
+
+
+def test_kernels_are_those_of_the_precision():
+    options = ["TRAIN.CPU_HALF", "True", "TRAINER.COOP.PREC"]
+    counts = {precision: count_training("CoOp", 3, 4, [*options, precision]) for precision in ("fp32", "fp16", "amp")}
+    casts = {precision: phases["forward"]["_to_copy"] for precision, phases in counts.items()}
+    assert casts["fp32"] < casts["fp16"]
+    assert casts["fp32"] < casts["amp"]
+
+
+def test_batches_for_cuda_lie_in_pinned_memory(monkeypatch):
+    pinned = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: (pinned.append(tensor), tensor)[1])
+    trainer = build_trainer("CoPrompt", random_clip("tiny"), 3, "plain", "cpu", COPROMPT)
+    random_batch(trainer, 2)
+    assert not pinned
+    trainer.device = torch.device("cuda")
+    batch = random_batch(trainer, 2)
+    assert [id(tensor) for tensor in pinned] == [id(tensor) for tensor in (*batch["img"], batch["label"])]
 
 
 # The most kernels of a training step; neither the number of classes nor the lengths of their names add any.
@@ -201,7 +271,9 @@ def test_the_share_of_time_in_which_something_ran():
     with pytest.raises(ValueError, match="saw no operation"):
         covered_share([])
     matrix = torch.ones(200, 200)
-    assert 0 < device_utilisation(lambda: matrix @ matrix, "cpu") <= 1
+    found = profiled(lambda: matrix @ matrix, "cpu")
+    assert 0 < found["utilisation"] <= 1
+    assert found["kernels"] >= 1
 
 
 def test_kept_loader_processes_come_with_equal_batches(tmp_path, capsys):
@@ -210,3 +282,88 @@ def test_kept_loader_processes_come_with_equal_batches(tmp_path, capsys):
     (row,) = json.loads(output.read_text())["rows"]
     assert row["ratio"]["median"] > 0
     assert "anew / kept" in capsys.readouterr().out
+
+
+# First contact with a card
+
+
+def small_card(folder):
+    return gpu.Card(Namespace(device="cpu", rounds=1), folder)
+
+
+def test_first_contact_runs_small_on_the_cpu(tmp_path, capsys):
+    output = tmp_path / "gpu.json"
+    assert main(["gpu", "--device", "cpu", "--json", str(output)]) == 0
+    rows = {row["item"]: row for row in json.loads(output.read_text())["rows"]}
+    needing = {name for name, row in rows.items() if row["status"] == "needs cuda"}
+    assert {row["status"] for name, row in rows.items() if name not in needing} == {"ok"}
+    assert all({"graph", "waits", "compile"} & {*name.split()} for name in needing)
+    parities = [name for name in rows if name.startswith("parity")]
+    assert len(parities) == 6 * 4
+    assert rows["parity BMIP bf16"]["plain_max_logit_difference"] > rows["parity BMIP fp32"]["max_logit_difference"]
+    assert rows["train BMIP 3 fast"]["ratio"] > 0
+    assert rows["whole run"]["metrics"]["base"]["accuracy"] > 20
+    assert rows["resumed run"]["off"] == {"repeated": 0, "resumed": 0}
+    assert list(rows)[:2] == ["environment", "parity BMIP fp32"]
+    assert "needs cuda" in capsys.readouterr().out
+
+
+def test_an_item_that_fails_is_a_line_and_what_the_time_does_not_suffice_for_is_skipped(tmp_path, monkeypatch, capsys):
+    def broken():
+        raise RuntimeError("no such\nkernel")
+
+    output = tmp_path / "gpu.json"
+    monkeypatch.setattr(gpu.Card, "items", lambda self: [("broken", broken), ("sound", lambda: {"ms": {"median": 2}})])
+    assert main(["gpu", "--device", "cpu", "--json", str(output)]) == 1
+    broken_row, sound = json.loads(output.read_text())["rows"]
+    assert (broken_row["status"], broken_row["error"]) == ("failed", "RuntimeError: no such; kernel")
+    assert sound["status"] == "ok"
+    said = capsys.readouterr()
+    assert "RuntimeError: no such; kernel" in said.out
+    assert said.err == "error: 1 items failed: broken\n"
+    assert main(["gpu", "--device", "cpu", "--minutes", "0", "--json", str(output)]) == 0
+    assert {row["status"] for row in json.loads(output.read_text())["rows"]} == {"skipped"}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_without_a_card_first_contact_says_what_to_do(capsys):
+    assert main(["gpu"]) == 2
+    assert "--device cpu runs the same small" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("method", ["BMIP official", "PromptSRC"])
+def test_a_graph_is_compared_with_the_step(method, tmp_path, monkeypatch):
+    card, step = small_card(tmp_path), gpu.DeviceStep
+    monkeypatch.setattr(gpu, "record_on_cuda", record_on_cpu)
+    assert set(card.graph(method, "fp32")["off"]) == {0.0}
+
+    def other(trainer, recorder):
+        for group in trainer.optim.param_groups:
+            group["lr"] *= 1.01
+        return step(trainer, recorder)
+
+    monkeypatch.setattr(gpu, "DeviceStep", other)
+    with pytest.raises(ParityError, match="losses and gates step by step"):
+        card.graph(method, "fp32")
+
+
+@pytest.mark.parametrize("method", ["BMIP", "CoCoOp"])
+def test_waits_are_counted_and_named(method, tmp_path, monkeypatch):
+    mode, tolist = ["default"], torch.Tensor.tolist
+
+    def waiting(tensor):
+        if mode[-1] == "warn":
+            warnings.warn("called a synchronizing CUDA operation", stacklevel=2)
+        return tolist(tensor)
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "set_sync_debug_mode", mode.append)
+    monkeypatch.setattr(torch.Tensor, "tolist", waiting)
+    monkeypatch.setattr(gpu, "WAYS", {"fast": ["off"], "graph": ["off"]})
+    card = small_card(tmp_path)
+    waits = card.waits(method)["waits"]
+    assert waits["fast"][0].startswith("step.py:")
+    assert waits["test"][-1].startswith("evaluation.py:")
+    monkeypatch.setattr(gpu.Card, "test", lambda self, trainer, batch: [batch["label"].tolist() for _ in range(3)])
+    with pytest.raises(ParityError, match="waits for the device"):
+        card.waits(method)

@@ -108,13 +108,14 @@ class Steps:
             obstacle = f"{type(self).__name__} has a training step of its own"
         if mode == "on" and obstacle:
             raise ValueError(f"TRAIN.CUDA_GRAPH on: {obstacle}; set it to auto or off")
-        if self.device.type != "cuda" or self.path != "fast":
+        if self.device.type != "cuda":
             return None
         if mode == "auto" and obstacle:
             self.go_without_graph(obstacle)
         if redefined:
             return None
-        return DeviceStep(self, None if obstacle or mode == "off" else record_on_cuda, required=mode == "on")
+        records = mode != "off" and not obstacle and self.path == "fast"
+        return DeviceStep(self, record_on_cuda if records else None, required=mode == "on")
 
     def go_without_graph(self, obstacle: str) -> None:
         """Say in the log and in results.json that the steps are not replayed as a CUDA graph, and why."""

@@ -333,6 +333,15 @@ def test_cuda_takes_the_device_step_and_records_it_if_asked_to(name):
         assert (required.recorded is not None, required.required) == (True, True)
 
 
+def test_the_plain_path_takes_the_same_step_and_is_not_recorded():
+    trainer = build("CoOp")
+    trainer.path = "plain"
+    for mode in ("off", "auto", "on"):
+        step = on_cuda(trainer, graph=mode)
+        assert (type(step), step.recorded) == (DeviceStep, None)
+    assert "cuda_graph" not in getattr(trainer, "notes", {})
+
+
 def test_a_trainer_with_hooks_of_its_own_keeps_them():
     trainer = build("CoOp")
     trainer.__class__ = type("Mine", (type(trainer),), {"model_backward": lambda self, loss: loss.backward()})
