@@ -150,8 +150,11 @@ def run(args: argparse.Namespace) -> int:
         given = f"--{option} {' '.join(map(str, numbers))}"
         if not all(least <= number <= most for number in numbers):
             raise SweepError(f"{given}: give numbers from {least} to {most}")
-        if len(set(numbers)) < len(numbers):
-            raise SweepError(f"{given}: the same number comes twice")
+    varied_keys = [key for key, *_ in args.vary]
+    given = {name: getattr(args, name) for name in ("seeds", "shots", "trainers", "datasets")} | {"vary": varied_keys}
+    for option, values in given.items():
+        if twice := sorted({str(value) for value in values or () if list(values).count(value) > 1}):
+            raise SweepError(f"--{option}: {', '.join(twice)} comes twice")
     plans = plans_of(args)
     jobs = list({job.folder: job for plan in plans for job in build_queue(plan)}.values())
     free = args.slots is None and args.gpus is None and not args.foreground

@@ -372,7 +372,7 @@ def deal(entries: Iterable[Entry], shares: dict[str, float], rest: str, rng: ran
         numbers[rest] = len(group) - sum(numbers.values())
         if min(numbers.values()) < 1:
             raise AnnotationError(
-                f"class {group[0][2]!r} has {len(group)} images: too few to deal into {' and '.join(numbers)}"
+                f"class {group[0][2]!r} has {len(group)} images: too few to deal into {', '.join(numbers)}"
             )
         rng.shuffle(group)
         images = iter(group)

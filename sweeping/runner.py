@@ -318,7 +318,7 @@ class Stop:
     @contextlib.contextmanager
     def listening(self) -> Iterator[Stop]:
         """SIGINT, SIGTERM and SIGUSR1 come here while the context lasts."""
-        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+        numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
         before = [(number, signal.signal(number, self.request)) for number in numbers]
         try:
             yield self

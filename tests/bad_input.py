@@ -185,7 +185,12 @@ SWEEPS = {
     "GPU twice": ([*SWEEP, "--gpus", "0", "00"], r"--gpus 0 00: a GPU comes twice.*--slots"),
     "huge seed": ([*SWEEP, "--seeds", str(10**30)], r"--seeds 1000.*from 0 to 4294967295"),
     "negative seed": ([*SWEEP, "--seeds=-1"], r"--seeds -1: give numbers from 0"),
-    "seed twice": ([*SWEEP, "--seeds", "1", "1"], r"--seeds 1 1: the same number comes twice"),
+    "seed twice": ([*SWEEP, "--seeds", "1", "1"], r"--seeds: 1 comes twice"),
+    "data set twice": ([*SWEEP, "--datasets", "digits", "digits"], r"--datasets: digits comes twice"),
+    "key varied twice": (
+        [*SWEEP, "--vary", "OPTIM.LR", "0.1", "--vary", "OPTIM.LR", "0.2"],
+        r"--vary: OPTIM\.LR comes twice",
+    ),
     "negative shots": ([*SWEEP, "--shots=-7"], r"--shots -7: give numbers from -1"),
     "too many slots": ([*SWEEP, "--slots", str(10**9)], r"--slots 1000000000.*at most 1024"),
     "nothing to vary": ([*SWEEP, "--vary", "OPTIM.LR"], r"--vary OPTIM.LR: give a key and its values"),

@@ -149,7 +149,8 @@ class PromptTrainer(Steps, TrainerX):
     def build_model(self) -> None:
         """Load the frozen CLIP, build learner, objective, optimiser and schedule, and register the learner."""
         cfg = self.cfg
-        self.gates: list[dict[str, float]] = []  # per epoch, weight of the own prompt by "tower/layer"
+        self.gates: list[dict[str, float]] = []  # per epoch, weight of the tower's prompt by "tower/layer"
+        self._resumed_gate_values: dict[str, float] = {}
         CHOOSER.use(cfg.TRAIN.FROZEN_LINEAR)
         set_compile(cfg.TRAIN.COMPILE)
         clip_model = self.load_checked_backbone()
@@ -203,16 +204,21 @@ class PromptTrainer(Steps, TrainerX):
 
     def after_epoch(self) -> None:
         """Keep the gates' weights of this epoch, for the log and results.json; then as Dassl does."""
-        if values := self.model.prompt_learner.gate_values():
+        if values := self._gate_values():
             self.gates.append({"epoch": self.epoch + 1, **values})
         for name, value in values.items():
             self.write_scalar(f"gate/{name}", value, self.epoch)
         super().after_epoch()
 
+    def _gate_values(self) -> dict[str, float]:
+        """The gates' weights in the last step, which may have been before the run was stopped."""
+        return self.model.prompt_learner.gate_values() or self._resumed_gate_values
+
     def resume_state(self) -> dict[str, Any]:
         """What a resumed run needs beside the weights."""
         return {
             "gates": self.gates,
+            "gate_values": self._gate_values(),
             "objective_step": getattr(self.objective, "step", 0),
             "skipped_steps": (self.skipped_steps, self._skipped_in_a_row),
         }
@@ -220,10 +226,11 @@ class PromptTrainer(Steps, TrainerX):
     def load_resume_state(self, state: dict[str, Any]) -> None:
         """Take back what :meth:`resume_state` gave."""
         gates, skipped, step = state["gates"], state.get("skipped_steps", (0, 0)), state["objective_step"]
-        numbers = [*skipped, step, *(number for weights in gates for number in weights.values())]
+        last = state.get("gate_values", {})
+        numbers = [*skipped, step, *(number for weights in (*gates, last) for number in weights.values())]
         if not isinstance(gates, list) or any(type(number) not in (int, float) for number in numbers):
             raise ValueError("its gates, skipped_steps or objective_step are no numbers")
-        self.gates = gates
+        self.gates, self._resumed_gate_values = gates, last
         self.skipped_steps, self._skipped_in_a_row = skipped
         if hasattr(self.objective, "step"):  # objectives that draw at random draw by their step
             self.objective.step = step

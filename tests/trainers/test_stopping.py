@@ -64,3 +64,11 @@ def test_stopped_within_an_epoch(case, tmp_path):
     expected = everything(train(case, tmp_path / "whole"))
     train(case, tmp_path / "parts", STOP_AT)
     assert everything(train(case, tmp_path / "parts")) == expected
+
+
+def test_stopped_after_an_epochs_last_batch(tmp_path):
+    """The gates of that epoch are those of a step before the stop."""
+    whole = train("BMIP", tmp_path / "whole")
+    expected = everything(whole)
+    train("BMIP", tmp_path / "parts", (1, whole.num_batches - 1))
+    assert everything(train("BMIP", tmp_path / "parts")) == expected
