@@ -56,11 +56,9 @@ def measure_gpu(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     def ring(*_: Any) -> None:
         raise TimeoutError("the whole time is up")
 
+    signal.signal(signal.SIGALRM, ring)
     end, failed = time.monotonic() + 60 * args.minutes, []
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
-        signal.signal(signal.SIGALRM, ring)
-        signal.setitimer(signal.ITIMER_REAL, 60 * args.minutes + 1)
-        stack.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+    with tempfile.TemporaryDirectory() as folder:
         for name, work, *arguments in Card(args, Path(folder)).items():
             row, start, words = {"item": name, "status": "ok"}, time.monotonic(), name.split()
             try:
@@ -69,10 +67,13 @@ def measure_gpu(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
                 elif end - start <= (SECONDS.get(words[-1], 5) if args.device == "cuda" else 0):
                     row["status"] = "skipped"
                 else:
+                    signal.setitimer(signal.ITIMER_REAL, end - start)
                     row |= work(*arguments)
             except (Exception, SystemExit) as error:
                 row |= {"status": "failed", "error": f"{type(error).__name__}: {one_line(error)}"}
                 failed.append(name)
+            finally:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             gc.collect()
             torch.cuda.empty_cache()
             yield row | {"took": time.monotonic() - start}

@@ -1,6 +1,7 @@
 """A smoke run of every benchmark: two classes, a tiny model. The figures themselves are not looked at."""
 
 import json
+import time
 import warnings
 from argparse import Namespace
 
@@ -122,6 +123,7 @@ MAX_KERNELS = {
     "MaPLe": 805,
     "CoOp TRAINER.COOP.N_CTX 16": 545,
     "PromptSRC": 940,
+    "BMIP TRAINER.BMIP.PREC fp16 TRAIN.CPU_HALF True": 1710,
 }
 
 
@@ -312,15 +314,24 @@ def test_an_item_that_fails_is_a_line_and_what_the_time_does_not_suffice_for_is_
     def broken():
         raise RuntimeError("no such\nkernel")
 
+    def sound():
+        return {"ms": {"median": 2}}
+
+    def endless():
+        time.sleep(60)
+
     output = tmp_path / "gpu.json"
-    monkeypatch.setattr(gpu.Card, "items", lambda self: [("broken", broken), ("sound", lambda: {"ms": {"median": 2}})])
-    assert main(["gpu", "--device", "cpu", "--json", str(output)]) == 1
-    broken_row, sound = json.loads(output.read_text())["rows"]
+    monkeypatch.setattr(gpu.measure, "random_clip", lambda size: None)
+    items = [("broken", broken), ("sound", sound), ("endless", endless)]
+    monkeypatch.setattr(gpu.Card, "items", lambda self: items)
+    assert main(["gpu", "--device", "cpu", "--minutes", "0.05", "--json", str(output)]) == 1
+    broken_row, sound_row, endless_row = json.loads(output.read_text())["rows"]
     assert (broken_row["status"], broken_row["error"]) == ("failed", "RuntimeError: no such; kernel")
-    assert sound["status"] == "ok"
+    assert sound_row["status"] == "ok"
+    assert endless_row["error"] == "TimeoutError: the whole time is up"
     said = capsys.readouterr()
     assert "RuntimeError: no such; kernel" in said.out
-    assert said.err == "error: 1 items failed: broken\n"
+    assert said.err == "error: 2 items failed: broken, endless\n"
     assert main(["gpu", "--device", "cpu", "--minutes", "0", "--json", str(output)]) == 0
     assert {row["status"] for row in json.loads(output.read_text())["rows"]} == {"skipped"}
 
