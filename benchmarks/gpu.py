@@ -35,7 +35,7 @@ from trainers.step import DeviceStep, record_on_cuda
 METHODS = ("BMIP", "BMIP official", "MaPLe", "CoOp", "PromptSRC", "CoCoOp")
 WAYS = {"plain": ["off"], "fast": ["off"], "graph": ["on"], "compile": ["auto", "TRAIN.COMPILE", "True"]}
 GRAPH_TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 2e-2, "amp": 2e-2}  # to the ordinary step, relative
-NEEDS_CUDA = {"graph", "waits", "compile"}  # an item's first or last word
+NEEDS_CUDA = {"environment", "graph", "waits", "compile"}  # an item's first or last word
 COLUMNS = {
     **{"item": "{item}", "status": "{status}", "took [s]": "{took:.1f}", "ms": "{ms[median]:.2f}"},
     **{"plain / this": "{ratio:.2f}", "steps by": "{driver}", "kernels": "{kernels:.0f}", "busy": "{utilisation:.0%}"},
@@ -118,8 +118,6 @@ class Card:
 
     def environment(self) -> dict[str, Any]:
         """Card and driver, beside what the JSON says of the machine."""
-        if not self.cuda:
-            return {}
         command = ["nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader"]
         card = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
         return {"card": card, "cuda": torch.version.cuda, "TF32 in cuDNN": torch.backends.cudnn.allow_tf32}
