@@ -128,15 +128,13 @@ def run(args: argparse.Namespace) -> None:
     """
     torch.set_num_threads(args.threads)
     rows: list[dict[str, Any]] = []
-    machine: dict[str, Any] = {}
+    machine = {"threads": args.threads, "cores": os.cpu_count(), "machine": platform.machine()}
     try:
         for row in args.measure(args):
             rows.append(row)
             if args.output:  # a long measurement that is stopped keeps what it has
-                machine = machine or {
-                    **{"threads": args.threads, "cores": os.cpu_count(), "machine": platform.machine()},
-                    **collect_environment(args.device, args.precision),
-                }
+                if len(rows) == 1:
+                    machine |= collect_environment(args.device, args.precision)
                 with atomic_write(args.output, "w") as file:
                     json.dump({"machine": machine, "command": sys.argv[1:], "rows": rows}, file, indent=1)
     finally:

@@ -85,10 +85,10 @@ def random_clip(name: str, resolution: int | None = None) -> nn.Module:
 
 
 @contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """What Dassl says while building and testing is no result."""
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+def quiet() -> Iterator[io.StringIO]:
+    """What Dassl says while building and testing is no result; it goes to what this yields."""
+    with io.StringIO() as said, contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        yield said
 
 
 def class_names(count: int) -> list[str]:

@@ -1,6 +1,7 @@
 """A smoke run of every benchmark: two classes, a tiny model. The figures themselves are not looked at."""
 
 import json
+import time
 import warnings
 from argparse import Namespace
 
@@ -122,6 +123,7 @@ MAX_KERNELS = {
     "MaPLe": 805,
     "CoOp TRAINER.COOP.N_CTX 16": 545,
     "PromptSRC": 940,
+    "BMIP TRAINER.BMIP.PREC fp16 TRAIN.CPU_HALF True": 1710,
 }
 
 
@@ -297,7 +299,7 @@ def test_first_contact_runs_small_on_the_cpu(tmp_path, capsys):
     rows = {row["item"]: row for row in json.loads(output.read_text())["rows"]}
     needing = {name for name, row in rows.items() if row["status"] == "needs cuda"}
     assert {row["status"] for name, row in rows.items() if name not in needing} == {"ok"}
-    assert all({"graph", "waits", "compile"} & {*name.split()} for name in needing)
+    assert all({"environment", "graph", "waits", "compile"} & {*name.split()} for name in needing)
     parities = [name for name in rows if name.startswith("parity")]
     assert len(parities) == 6 * 4
     assert rows["parity BMIP bf16"]["plain_max_logit_difference"] > rows["parity BMIP fp32"]["max_logit_difference"]
@@ -312,12 +314,21 @@ def test_an_item_that_fails_is_a_line_and_what_the_time_does_not_suffice_for_is_
     def broken():
         raise RuntimeError("no such\nkernel")
 
+    def sound():
+        return {"ms": {"median": 2}}
+
+    def endless():
+        time.sleep(60)
+
     output = tmp_path / "gpu.json"
-    monkeypatch.setattr(gpu.Card, "items", lambda self: [("broken", broken), ("sound", lambda: {"ms": {"median": 2}})])
-    assert main(["gpu", "--device", "cpu", "--json", str(output)]) == 1
-    broken_row, sound = json.loads(output.read_text())["rows"]
+    monkeypatch.setattr(gpu.measure, "random_clip", lambda size: None)
+    items = [("broken", broken), ("sound", sound), ("endless", endless)]
+    monkeypatch.setattr(gpu.Card, "items", lambda self: items)
+    assert main(["gpu", "--device", "cpu", "--minutes", "0.05", "--json", str(output)]) == 1
+    broken_row, sound_row, endless_row = json.loads(output.read_text())["rows"]
     assert (broken_row["status"], broken_row["error"]) == ("failed", "RuntimeError: no such; kernel")
-    assert sound["status"] == "ok"
+    assert sound_row["status"] == "ok"
+    assert endless_row["status"] == "skipped", "it is broken off"
     said = capsys.readouterr()
     assert "RuntimeError: no such; kernel" in said.out
     assert said.err == "error: 1 items failed: broken\n"
@@ -329,6 +340,16 @@ def test_an_item_that_fails_is_a_line_and_what_the_time_does_not_suffice_for_is_
 def test_without_a_card_first_contact_says_what_to_do(capsys):
     assert main(["gpu"]) == 2
     assert "--device cpu runs the same small" in capsys.readouterr().err
+
+
+def test_on_a_card_what_is_worth_most_comes_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(gpu.measure, "random_clip", lambda size: None)
+    names = [name for name, *_ in gpu.Card(Namespace(device="cuda", rounds=1), tmp_path).items()]
+    assert len(set(names)) == len(names) == 1 + 2 * 6 * 4 + 6 + 1 + 5 * 3 + 5 * 2 + 2 + 5 * 2
+    firsts = ["environment", "parity BMIP fp32", "graph BMIP fp32", "waits BMIP", "device transform"]
+    firsts += [f"train BMIP {n} {way}" for n in (10, 100, 1000) for way in ("plain", "fast", "graph")]
+    firsts += ["eval BMIP 10 plain", "whole run", "resumed run", "train BMIP 10 compile", "eval CoOp 100 compile"]
+    assert [name for name in names if name in firsts] == firsts
 
 
 @pytest.mark.parametrize("method", ["BMIP official", "PromptSRC"])
