@@ -52,7 +52,7 @@ STRIPPED = {"outline", "outlined", "filled", "fill", "solid", "duotone", "twoton
 STRIPPED |= {"remix", "alt", "alternate"}
 MAX_WORDS = 5
 USUAL_SIZE = 24  # of several sizes of one drawing, the nearest to it
-COPY_SIDE, COPY_DISTANCE = 16, 12.0  # root mean square difference of grey values from 0 to 255, at 16 x 16
+COPY_SIDE, COPY_DISTANCE = 16, 16.0  # root mean square difference of grey values from 0 to 255, at 16 x 16
 HELD_COMPOUNDS, HELD_WORDS = 10, 20  # one of so many names is held out, of several words and of one
 SEEN_IN = 3  # names that a held-out name's words occur in
 

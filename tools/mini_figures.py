@@ -2,8 +2,8 @@
 
     python -m tools.mini_figures --corpus runs/mini assets/tiny_clip.pt assets/mini_clip.pt
 
-Every task has at most 100 classes, drawn by a fixed seed, and the template "a photo of a {}.". The families are those of
-the part `report`, which choose nothing. Prints a Markdown table of accuracies in per cent; the bundled data sets'
+Every task has at most 100 classes, drawn by a fixed seed, and the template "a photo of a {}.". The families are those
+of the part `report`, which choose nothing. Prints a Markdown table of accuracies in per cent; the bundled data sets'
 (base / new / all) come last.
 """
 
