@@ -760,6 +760,7 @@ def main() -> None:
     train.add_argument("--out", type=Path, required=True, help="checkpoint to write; figures go beside it as .json")
     train.add_argument("--resume", action="store_true", help="go on from <out>.state; --steps may be another number")
     train.add_argument("--finish", action="store_true", help="as --resume, with the falling rate from here on")
+    train.add_argument("--decay", type=float, default=Recipe.decay, help="last part of the steps, with a falling rate")
     train.add_argument("--start", type=Path, help="a bundled model to begin with, in place of random weights")
     train.add_argument("--device", default="cpu", help="cpu, cuda ...; batches are drawn on the CPU all the same")
     train.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 where the chip has it")
@@ -770,7 +771,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.what == "train":
         shares = {"glyph_share": 0.125} if args.corpus.is_dir() else {}
-        recipe = Recipe(seed=args.seed, steps=args.steps, precision=args.precision, **shares)
+        recipe = Recipe(seed=args.seed, steps=args.steps, precision=args.precision, decay=args.decay, **shares)
         if args.finish:
             recipe = replace(recipe, steps=finishing_steps(args.out.with_suffix(".state"), recipe))
         resume = args.resume or args.finish
