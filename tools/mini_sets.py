@@ -8,7 +8,7 @@ classes and for train, val and test the images, each a class, a drawing and a vi
 class are all in one part as far as there are families enough; without enough of those, packages or drawings are dealt,
 and val has further views of the training drawings.
 
-`unpack` makes the images: views of the drawings as if photographed (tilted, smaller or larger, in other colours, on a
+`unpack` makes the images: views of the drawings as if photographed (tilted, smaller, in other colours, on a
 shaded and noisy ground), which pretraining has none of, drawn by a seed made of set, drawing and view. It
 writes them as JPEG with a split file of CoOp's format, `split.json`. A set may have variants of its test images, other
 views of the same drawings: plain (as pretraining has them), inverted, edges, pixel; `--variant` unpacks one.
@@ -117,12 +117,12 @@ def cut_out(drawing: np.ndarray, ink: np.ndarray | None) -> np.ndarray:
 
 
 def photograph(drawing: np.ndarray, rng: np.random.Generator) -> Image.Image:
-    """A drawing as if photographed: tilted, scaled, in another colour, on a shaded, noisy ground."""
+    """A drawing as if photographed: tilted, scaled, in another colour, on a shaded, noisy and lighter ground."""
     ground, end, ink = rng.uniform(0, 1, 3), rng.uniform(-0.3, 0.3, 3), rng.uniform(0, 1, 3)
-    while abs(ink.mean() - (ground + end / 2).mean()) < 0.3:
+    while (ground + end / 2).mean() - ink.mean() < 0.35:
         ground, ink = rng.uniform(0, 1, 3), rng.uniform(0, 1, 3)
     picture = Image.fromarray((cut_out(drawing, ink) * 255).round().astype(np.uint8), "RGBA")
-    zoom, angle = rng.uniform(0.6, 1.05), rng.uniform(-25, 25)
+    zoom, angle = rng.uniform(0.7, 1.05), rng.uniform(-20, 20)
     size = round(SIDE * zoom)
     picture = picture.resize((size, size), Image.Resampling.BICUBIC).rotate(
         angle, Image.Resampling.BICUBIC, expand=True
@@ -134,11 +134,11 @@ def photograph(drawing: np.ndarray, rng: np.random.Generator) -> Image.Image:
     shade = (np.cos(turn) * column + np.sin(turn) * row)[..., None]
     stains = rng.normal(0, 255, (8, 8)).astype(np.float32)
     stains = np.asarray(Image.fromarray(stains).resize((SIDE, SIDE), Image.Resampling.BICUBIC))[..., None] / 255
-    back = ground + end * shade + rng.uniform(0.02, 0.12) * stains
+    back = ground + end * shade + rng.uniform(0.02, 0.08) * stains
     page = Image.fromarray((back.clip(0, 1) * 255).astype(np.uint8))
     page.paste(picture, (left, top), picture)
     page = page.filter(ImageFilter.GaussianBlur(rng.uniform(0, 0.9)))
-    noise = rng.normal(0, rng.uniform(2, 14), (SIDE, SIDE, 3))
+    noise = rng.normal(0, rng.uniform(2, 10), (SIDE, SIDE, 3))
     return Image.fromarray((np.asarray(page, np.float32) + noise).clip(0, 255).astype(np.uint8))
 
 
