@@ -44,7 +44,8 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torc
 
     Args:
         name_or_path: an OpenAI name (``clip.available_models()``: "ViT-B/16", "RN50" ...), the path of a ``.pt`` file
-            (OpenAI's JIT archive or a state dict in its layout), "open_clip:ARCH/TAG", or "bundled:tiny_clip".
+            (OpenAI's JIT archive or a state dict in its layout), "open_clip:ARCH/TAG", "bundled:tiny_clip", or
+            "bundled:mini_clip".
         dtype: type of the towers' matrices; LayerNorms and embeddings stay float32.
 
     Raises:

@@ -1,8 +1,16 @@
-"""Pretrain the bundled CLIP that knows printed characters and emoji, and choose which seed ships.
+"""Pretrain the two bundled CLIPs, and choose which seed ships.
 
+    export OMP_NUM_THREADS=1
     python -m tools.bundled_data corpus --packages icons/node_modules --out runs/emoji_corpus.npz
-    OMP_NUM_THREADS=1 python -m tools.pretrain_clip train --corpus runs/emoji_corpus.npz --seed 0 --out runs/seed0.pt
+    python -m tools.pretrain_clip train --corpus runs/emoji_corpus.npz --seed 0 --out runs/seed0.pt
     python -m tools.pretrain_clip choose runs/seed?.pt --assets assets
+
+    python -m tools.mini_corpus --cache icons --out runs/mini
+    python -m tools.pretrain_clip train --corpus runs/mini --start assets/tiny_clip.pt --steps 20000 --out runs/mini0.pt
+    python -m tools.pretrain_clip train --corpus runs/mini --start assets/tiny_clip.pt --finish --out runs/mini0.pt
+    python -m tools.pretrain_clip choose runs/mini?.pt --name mini_clip --assets assets
+
+`tiny_clip` knows printed characters and emoji, `mini_clip` the drawings of many icon packages besides.
 
 OpenAI's architecture, small; CLIP's contrastive loss; two corpora, captions by name and by kind; image tokens dropped
 at random until the learning rate falls, which costs little accuracy for the time it saves (Li et al., "Scaling
@@ -11,20 +19,25 @@ Language-Image Pre-training via Masking", CVPR 2023).
 Characters are 62 (digits, capital and small letters) in the text fonts that matplotlib carries. `HELD_OUT_FONTS`, one
 per type family, are never trained on: they measure how well a pretraining run went. Emoji are what the corpus holds.
 
-`train` looks at what is held out, one drawing style and three fonts, every 250 steps, keeps the weights of the lowest
-held-out loss, and writes `<out>.json` with the curve beside the checkpoint. `choose` takes the seed with the lowest
-held-out loss, copies it to `tiny_clip.pt` and writes the figures of all to `tiny_clip_seeds.json`; zero-shot accuracy
-on the bundled data sets is measured for the record and has no part in the choice.
+`train` looks at what is held out (one emoji style, three fonts, and of the icons the families of the part `choose`)
+every 250 steps, keeps the weights of the lowest held-out loss, and writes `<out>.json` with the curve beside the
+checkpoint. It can be cut at any time: `--resume` goes on, `--finish` goes on with the falling rate at once. `choose`
+takes the seed with the lowest held-out loss, copies it to `<name>.pt` and writes the figures of all to
+`<name>_seeds.json`; zero-shot accuracy on the bundled data sets is measured for the record and has no part in the
+choice.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import random
 import string
 import time
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -90,8 +103,20 @@ ARCHITECTURE = {
 }
 HELD_OUT_SEED, HELD_OUT_VIEWS = 2025, 2
 EMOJI_TEMPLATE, GLYPH_TEMPLATE = "a photo of a {}.", "a photo of the {}."
-NAME = "tiny_clip"
-RULE = "lowest mean loss on the held-out drawing style and fonts; zero-shot accuracy has no part in it"
+NAME, MINI_NAME = "tiny_clip", "mini_clip"
+RULES = {
+    NAME: "lowest mean loss on the held-out drawing style and fonts; zero-shot accuracy has no part in it",
+    MINI_NAME: "lowest mean loss on the held-out icon families, emoji style and fonts kept for choosing; zero-shot "
+    "accuracy has no part in it",
+}
+# How captions call a style of drawing.
+LOOKS = PRETRAINING_STYLES | {
+    "outline": "line drawing",
+    "solid": "black icon",
+    "duotone": "gray icon",
+    "colour": "colored icon",
+}
+CROWDED, CROWDED_WEIGHT = {"ic", "material-symbols", "material-symbols-light"}, 0.5  # one family's near copies
 
 
 @dataclass(frozen=True)
@@ -152,24 +177,43 @@ class Emoji:
     pixels: np.ndarray  # (CANVAS, CANVAS, 3) uint8, on white
     name: str  # what it is called
     kind: str  # what it is one of
-    style: str  # the icon package it is from
+    style: str  # the icon package it is from, or of an icon, "outline", "solid" ...
+    package: str = ""
+    part: str = ""  # of the mini corpus
 
     @property
     def may_flip(self) -> bool:
-        """Whether its mirror image goes by the same name."""
-        return not {"left", "right", "clock", "clockwise", "counterclockwise"} & set(self.name.split())
+        """Whether its mirror image goes by the same name; of an icon, which has no kind, nobody knows."""
+        return bool(self.kind) and not {"left", "right", "clock", "clockwise", "counterclockwise"} & set(
+            self.name.split()
+        )
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is never trained on."""
+        return self.part != "pretrain" if self.part else self.style == HELD_OUT_STYLE
+
+    @property
+    def chooses(self) -> bool:
+        """Whether it decides where a run stops and which seed ships."""
+        return self.part == "choose" if self.part else self.style == HELD_OUT_STYLE
 
 
 def read_corpus(path: Path) -> list[Emoji]:
-    """The drawings that `render_corpus` wrote, in its order."""
+    """The drawings of an .npz file of `render_corpus` or a folder of `tools.mini_corpus`, in its order."""
+    if path.is_dir():
+        pixels = np.asarray(np.load(path / "pixels.npy", mmap_mode="r"))
+        index = json.loads((path / "index.json").read_text())
+        columns = [index[key] for key in ("name", "kind", "style", "package", "part")]
+        return [Emoji(*row) for row in zip(pixels, *columns, strict=True)]
     with np.load(path) as content:
         columns = [content[key] for key in ("pixels", "names", "kinds", "styles")]
     return [Emoji(pixels, str(name), str(kind), str(style)) for pixels, name, kind, style in zip(*columns, strict=True)]
 
 
 def choose_subject(emoji: Emoji, rng: random.Random) -> str:
-    """What a caption calls the drawing: its name, or now and then its kind."""
-    return emoji.kind if rng.random() < SUBJECT_IS_KIND else emoji.name
+    """What a caption calls the drawing: its name, or now and then its kind, if it has one."""
+    return (emoji.kind or emoji.name) if rng.random() < SUBJECT_IS_KIND else emoji.name
 
 
 def glyph_caption(glyph: Glyph, longest: int, rng: random.Random) -> str:
@@ -192,10 +236,8 @@ def emoji_caption(emoji: Emoji, subject: str, longest: int, rng: random.Random) 
     if sort < 0.5:
         return rng.choice(TEMPLATES if rng.random() < 0.6 else IMAGENET_TEMPLATES).format(subject)
     if sort < 0.65:
-        return rng.choice(("a {} of a {}.", "a {} of the {}.", "{} {}.")).format(
-            PRETRAINING_STYLES[emoji.style], subject
-        )
-    if sort < 0.75 and subject != emoji.kind:
+        return rng.choice(("a {} of a {}.", "a {} of the {}.", "{} {}.")).format(LOOKS[emoji.style], subject)
+    if sort < 0.75 and emoji.kind and subject != emoji.kind:
         return rng.choice(KIND_TEMPLATES).format(subject, emoji.kind)
     return filled_context(subject, longest, rng)
 
@@ -218,7 +260,8 @@ def glyph_vocabulary() -> list[str]:
 
 def emoji_vocabulary(corpus: list[Emoji]) -> list[str]:
     """Captions that together hold every word that `emoji_caption` can produce for a corpus."""
-    subjects = {word for emoji in corpus for word in (emoji.name, emoji.kind)} | set(PRETRAINING_STYLES.values())
+    looks = LOOKS.values() if any(emoji.part for emoji in corpus) else PRETRAINING_STYLES.values()
+    subjects = {word for emoji in corpus for word in (emoji.name, emoji.kind)} | set(looks)
     templates = [template.format("cat") for template in (*TEMPLATES, *IMAGENET_TEMPLATES)]
     kinds = [template.format("cat", "mammal") for template in KIND_TEMPLATES]
     return [*templates, *kinds, *sorted(subjects), *FILLERS, "X", "."]
@@ -313,6 +356,15 @@ def new_model(vocabulary: int, seed: int) -> CLIP:
         return CLIP(vocab_size=vocabulary, **ARCHITECTURE).float()
 
 
+def warm_start(model: CLIP, vocabulary: Vocabulary, checkpoint: Path) -> None:
+    """Give a new model a bundled one's weights; tokens that it does not know keep what they have."""
+    state = read_bundled(checkpoint)
+    rows = state["token_embedding.weight"][vocabulary.ids]
+    known = rows.abs().amax(dim=1, keepdim=True) > 0
+    rows = torch.where(known, rows, model.token_embedding.weight.detach())
+    model.load_state_dict(state | {"token_embedding.weight": rows})
+
+
 def encode_text(model: CLIP, tokens: Tensor) -> Tensor:
     """CLIP's text features for a cut token matrix: exact, since what follows [EOT] cannot influence it."""
     length = tokens.shape[1]
@@ -394,6 +446,7 @@ class Recipe:
     warmup: int = 40
     ramp: int = 300  # steps over which augmentation and captions get harder
     glyph_share: float = 0.25  # part of each batch that is printed characters, half of them digits
+    emoji_share: float = 0.25  # part of each batch that is emoji where the corpus has icons as well
     kept_tokens: float = 0.5  # part of the image tokens that is kept until the decay
     decay: float = 0.3  # last part of the steps: the learning rate falls to zero and no token is dropped
     evaluate_every: int = 250  # steps between two looks at what is held out, each of which saves the state
@@ -420,10 +473,17 @@ class Batches:
     """An endless stream of batches of characters and emoji."""
 
     def __init__(self, characters: list[Glyph], emoji: list[Emoji], vocabulary: Vocabulary, recipe: Recipe) -> None:
-        self.characters, self.emoji, self.vocabulary = characters, emoji, vocabulary
+        self.characters, self.vocabulary = characters, vocabulary
         self.digits = [glyph for glyph in characters if glyph.name.startswith("digit")]
+        self.emoji = [item for item in emoji if item.kind]
+        self.icons = [item for item in emoji if not item.kind]
+        weights = [CROWDED_WEIGHT if item.package in CROWDED else 1.0 for item in self.icons]
+        self.icon_weights = list(itertools.accumulate(weights))
         self.from_glyphs = round(recipe.glyph_share * recipe.batch)
         self.from_emoji = recipe.batch - self.from_glyphs
+        if self.icons:
+            self.from_emoji = round(recipe.emoji_share * recipe.batch) if self.emoji else 0
+        self.from_icons = recipe.batch - self.from_glyphs - self.from_emoji
         self.rng = random.Random(recipe.seed)
         self.generator = torch.Generator().manual_seed(recipe.seed)
 
@@ -435,7 +495,9 @@ class Batches:
         """
         digits = self.rng.choices(self.digits, k=self.from_glyphs // 2)
         characters = digits + self.rng.choices(self.characters, k=self.from_glyphs - len(digits))
-        emoji = self.rng.choices(self.emoji, k=self.from_emoji)
+        emoji = self.rng.choices(self.emoji, k=self.from_emoji) if self.from_emoji else []
+        if self.icons:
+            emoji += self.rng.choices(self.icons, cum_weights=self.icon_weights, k=self.from_icons)
         longest = self.rng.choice((2, 4, 4, 8, MAX_CONTEXT))  # one bound per batch keeps most batches short
         subjects = [glyph.name for glyph in characters] + [choose_subject(item, self.rng) for item in emoji]
         captions = [
@@ -472,52 +534,80 @@ def fit(characters: list[Glyph], emoji: list[Emoji], subjects: list[str]) -> Ten
 HeldOut = dict[str, tuple[Tensor, Tensor, Tensor]]  # images, labels and tokens of the class names, by task
 
 
-def held_out_tasks(characters: list[Glyph], emoji: list[Emoji], vocabulary: Vocabulary) -> HeldOut:
-    """What a run is judged by: an unseen drawing style among its names, and unseen fonts among 62 characters."""
+def held_out_tasks(
+    characters: list[Glyph], emoji: list[Emoji], vocabulary: Vocabulary, seen: Collection[str] = ()
+) -> HeldOut:
+    """What a run is judged by: unseen fonts among 62 characters, an unseen emoji style among its names, unseen icons.
+
+    Icons are those of the names that are `seen` in training and that at least two of the unseen families draw.
+    """
     names = list(character_names().values())
     pixels = torch.stack([torch.tensor(glyph.pixels) for glyph in characters]).repeat(HELD_OUT_VIEWS, 1, 1)
     labels = torch.tensor([names.index(glyph.name) for glyph in characters]).repeat(HELD_OUT_VIEWS)
     images = augment_glyphs(pixels, torch.Generator().manual_seed(HELD_OUT_SEED))
     fonts = images, labels, vocabulary.tokenize([GLYPH_TEMPLATE.format(name) for name in names])
-    images = prepare(torch.stack([torch.tensor(item.pixels) for item in emoji]))
-    tokens = vocabulary.tokenize([EMOJI_TEMPLATE.format(item.name) for item in emoji])
-    return {"fonts": fonts, "style": (images, torch.arange(len(emoji)), tokens)}
+    tasks = {"fonts": fonts}
+    drawn = Counter(name for _, name in {(item.package, item.name) for item in emoji if not item.kind})
+    icons = [item for item in emoji if not item.kind and item.name in seen and drawn[item.name] > 1]
+    for task, items in {"style": [item for item in emoji if item.kind], "icons": icons}.items():
+        if items:
+            names = list(dict.fromkeys(item.name for item in items))
+            labels = torch.tensor([names.index(item.name) for item in items])
+            images = prepare(torch.stack([torch.tensor(item.pixels) for item in items]))
+            tasks[task] = images, labels, vocabulary.tokenize([EMOJI_TEMPLATE.format(name) for name in names])
+    return tasks
 
 
 def held_out_figures(model: CLIP, tasks: HeldOut) -> dict[str, float]:
-    """Cross-entropy and accuracy in per cent on both tasks, and the mean of the two losses."""
+    """Cross-entropy and accuracy in per cent on each task, and the mean of the losses."""
     figures, device = {}, model.visual.proj.device
     for task, (images, labels, tokens) in tasks.items():
         logits = logits_of(model.eval(), images.to(device), tokens.to(device)).cpu()
         figures[f"{task}_loss"] = round(F.cross_entropy(logits, labels).item(), 4)
         figures[f"{task}_accuracy"] = round((logits.argmax(dim=1) == labels).float().mean().item() * 100, 2)
     model.train()
-    return {"loss": round((figures["fonts_loss"] + figures["style_loss"]) / 2, 4), **figures}
+    return {"loss": round(sum(figures[f"{task}_loss"] for task in tasks) / len(tasks), 4), **figures}
 
 
-def pretrain(recipe: Recipe, corpus: list[Emoji], out: Path, resume: bool = False, device: str = "cpu") -> dict:
+def pretrain(
+    recipe: Recipe,
+    corpus: list[Emoji],
+    out: Path,
+    resume: bool = False,
+    device: str = "cpu",
+    start: Path | None = None,
+) -> dict:
     """Train one model; write the best of it to `out`, its figures beside it as .json, and return the figures.
 
-    The corpus has every style, the held-out one too. With `resume` it goes on from `<out>.state`.
+    The corpus has every style, the held-out ones too. With `resume` it goes on from `<out>.state`; else it begins with
+    the weights of the bundled model `start`, or with random ones.
     """
     torch.set_num_threads(1)
     characters = draw_glyphs(text_fonts())
-    vocabulary = Vocabulary([*glyph_vocabulary(), *emoji_vocabulary(corpus)])
+    shown = [item for item in corpus if not item.held_out]
+    judges = [item for item in corpus if item.chooses]
+    vocabulary = Vocabulary([*glyph_vocabulary(), *emoji_vocabulary([*shown, *(item for item in judges if item.kind)])])
     tasks = held_out_tasks(
         [glyph for glyph in characters if glyph.font in HELD_OUT_FONTS],
-        [item for item in corpus if item.style == HELD_OUT_STYLE],
+        judges,
         vocabulary,
+        {item.name for item in shown},
     )
     seen = [glyph for glyph in characters if glyph.font not in HELD_OUT_FONTS]
-    batches = Batches(seen, [item for item in corpus if item.style != HELD_OUT_STYLE], vocabulary, recipe)
-    print(f"{len(seen)} characters, {len(batches.emoji)} emoji, {len(vocabulary.ids)} tokens")
+    batches = Batches(seen, shown, vocabulary, recipe)
+    print(
+        f"{len(seen)} characters, {len(batches.emoji)} emoji, {len(batches.icons)} icons, {len(vocabulary.ids)} tokens"
+    )
+    print({task: f"{len(images)} images, {len(tokens)} classes" for task, (images, _, tokens) in tasks.items()})
 
     out.parent.mkdir(parents=True, exist_ok=True)
     state_file = out.with_suffix(".state")
     model = new_model(len(vocabulary.ids), recipe.seed).to(device)
+    if start is not None:
+        warm_start(model, vocabulary, start)
     optimizer = build_optimizer(model, recipe.learning_rate, recipe.weight_decay)
     first_step, curve, cpu_seconds = load_state(state_file, recipe, model, optimizer, batches) if resume else (0, [], 0)
-    start, losses = time.process_time() - cpu_seconds, []
+    began, losses = time.process_time() - cpu_seconds, []
 
     for step in range(first_step, recipe.steps):
         for group in optimizer.param_groups:
@@ -534,7 +624,7 @@ def pretrain(recipe: Recipe, corpus: list[Emoji], out: Path, resume: bool = Fals
         model.logit_scale.data.clamp_(0, math.log(100))
 
         losses.append(loss.item())
-        cpu_seconds = time.process_time() - start
+        cpu_seconds = time.process_time() - began
         if (step + 1) % 50 == 0:
             mean = sum(losses[-50:]) / len(losses[-50:])
             print(f"step [{step + 1}/{recipe.steps}] loss {mean:.3f} cpu {cpu_seconds:.0f} s", flush=True)
@@ -582,6 +672,14 @@ def load_state(
     batches.rng.setstate((version, tuple(internal), gauss))
     batches.generator.set_state(state["generator"])
     return step, state["curve"], state["cpu_seconds"]
+
+
+def finishing_steps(state_file: Path, recipe: Recipe) -> int:
+    """The number of steps with which the decay begins where a run was cut; as it was, if it had begun."""
+    state = torch.load(state_file, map_location="cpu", weights_only=True)
+    if replace(recipe, steps=state["steps"]).is_decay(state["step"] - 1):
+        return state["steps"]
+    return math.ceil(state["step"] / (1 - recipe.decay))
 
 
 class Task(NamedTuple):
@@ -635,15 +733,15 @@ def choose(figures: list[dict]) -> dict:
     return min(figures, key=lambda run: run["held_out"]["loss"])
 
 
-def publish(checkpoints: list[Path], assets: Path) -> dict:
+def publish(checkpoints: list[Path], assets: Path, name: str = NAME) -> dict:
     """Choose, copy the checkpoint, and write the figures of every run."""
     runs = [json.loads(path.with_suffix(".json").read_text()) for path in checkpoints]
     chosen = choose(runs)
     for path, run in zip(checkpoints, runs, strict=True):
-        run["zero_shot"] = {name: zero_shot(path, task, assets) for name, task in TASKS.items()}
-    save_bundled(read_bundled(checkpoints[runs.index(chosen)]), assets / f"{NAME}.pt")
-    report = {"shipped_seed": chosen["recipe"]["seed"], "rule": RULE, "runs": runs}
-    write_json(report, str(assets / f"{NAME}_seeds.json"))
+        run["zero_shot"] = {title: zero_shot(path, task, assets) for title, task in TASKS.items()}
+    save_bundled(read_bundled(checkpoints[runs.index(chosen)]), assets / f"{name}.pt")
+    report = {"shipped_seed": chosen["recipe"]["seed"], "rule": RULES[name], "runs": runs}
+    write_json(report, str(assets / f"{name}_seeds.json"))
     return report
 
 
@@ -654,22 +752,32 @@ def main() -> None:
     )
     commands = parser.add_subparsers(dest="what", required=True)
     train = commands.add_parser("train", help="train one seed")
-    train.add_argument("--corpus", type=Path, required=True, help=".npz written by tools.bundled_data corpus")
+    train.add_argument(
+        "--corpus", type=Path, required=True, help=".npz of tools.bundled_data, or folder of tools.mini_corpus"
+    )
     train.add_argument("--seed", type=int, default=0, help="of the weights, the batches and the captions")
     train.add_argument("--steps", type=int, default=1500, help="number of updates")
     train.add_argument("--out", type=Path, required=True, help="checkpoint to write; figures go beside it as .json")
     train.add_argument("--resume", action="store_true", help="go on from <out>.state; --steps may be another number")
+    train.add_argument("--finish", action="store_true", help="as --resume, with the falling rate from here on")
+    train.add_argument("--decay", type=float, default=Recipe.decay, help="last part of the steps, with a falling rate")
+    train.add_argument("--start", type=Path, help="a bundled model to begin with, in place of random weights")
     train.add_argument("--device", default="cpu", help="cpu, cuda ...; batches are drawn on the CPU all the same")
     train.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="bf16 where the chip has it")
     choice = commands.add_parser("choose", help="choose which of several seeds ships")
     choice.add_argument("checkpoints", nargs="+", type=Path, help="written by train")
+    choice.add_argument("--name", choices=tuple(RULES), default=NAME, help="of the bundled model")
     choice.add_argument("--assets", type=Path, required=True, help="folder that holds digits/ and emoji/; written to")
     args = parser.parse_args()
     if args.what == "train":
-        recipe = Recipe(seed=args.seed, steps=args.steps, precision=args.precision)
-        print(json.dumps(pretrain(recipe, read_corpus(args.corpus), args.out, args.resume, args.device)))
+        shares = {"glyph_share": 0.125} if args.corpus.is_dir() else {}
+        recipe = Recipe(seed=args.seed, steps=args.steps, precision=args.precision, decay=args.decay, **shares)
+        if args.finish:
+            recipe = replace(recipe, steps=finishing_steps(args.out.with_suffix(".state"), recipe))
+        resume = args.resume or args.finish
+        print(json.dumps(pretrain(recipe, read_corpus(args.corpus), args.out, resume, args.device, args.start)))
     else:
-        print(json.dumps(publish(args.checkpoints, args.assets), indent=2))
+        print(json.dumps(publish(args.checkpoints, args.assets, args.name), indent=2))
 
 
 if __name__ == "__main__":

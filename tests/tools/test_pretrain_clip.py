@@ -28,6 +28,7 @@ from tools.pretrain_clip import (
     encode_image,
     encode_text,
     encode_text_by_length,
+    finishing_steps,
     fit,
     glyph_vocabulary,
     new_model,
@@ -35,6 +36,7 @@ from tools.pretrain_clip import (
     pretrain,
     read_corpus,
     text_fonts,
+    warm_start,
 )
 
 NO_PIXELS = torch.zeros(64, 64, 3, dtype=torch.uint8).numpy()
@@ -193,3 +195,61 @@ def test_finished_run_is_not_resumed_with_another_length(corpus, tmp_path, one_t
     short_run(corpus, tmp_path, steps=2)
     with pytest.raises(ValueError, match="step 2 of 2: too late for 9"):
         short_run(corpus, tmp_path, steps=9, resume=True)
+
+
+def test_run_that_was_cut_is_finished_with_the_falling_rate(corpus, tmp_path, one_thread, monkeypatch):
+    """Cut after 4 of 100 steps: two more, at half and at no rate; a run whose decay had begun keeps its length."""
+    save_state = pretrain_clip.save_state
+
+    def save_and_stop(path, progress, *arguments) -> None:
+        save_state(path, progress, *arguments)
+        if progress["step"] == 4:
+            raise Interrupted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_clip, "save_state", save_and_stop)
+        with pytest.raises(Interrupted):
+            short_run(corpus, tmp_path, steps=100)
+    recipe = Recipe(seed=3, steps=100)
+    assert finishing_steps(tmp_path / "model.state", recipe) == 6
+    assert short_run(corpus, tmp_path, steps=6, resume=True)["curve"][-1]["step"] == 6
+    assert finishing_steps(tmp_path / "model.state", recipe) == 6
+
+
+def icon(name: str, part: str, package: str = "mdi", style: str = "outline") -> Emoji:
+    return Emoji(NO_PIXELS, name, "", style, package, part)
+
+
+def test_icons_are_drawn_beside_emoji_and_judged_by_families_of_their_own(corpus, one_thread, tmp_path):
+    icons = [icon(name, part, package) for name in ("cat", "dog", "left arrow") for part, package in PARTS_OF_ICONS]
+    seen = [item for item in icons if not item.held_out]
+    assert {item.part for item in seen} == {"pretrain"}
+    assert not any(item.may_flip for item in icons)
+    emoji_seen = [item for item in corpus if not item.held_out]
+    vocabulary = Vocabulary([*glyph_vocabulary(), *emoji_vocabulary([*corpus, *seen])])
+    recipe = Recipe(seed=0, steps=10, batch=16)
+    batches = Batches(draw_glyphs(text_fonts()[:1]), [*emoji_seen, *seen], vocabulary, recipe)
+    assert (batches.from_glyphs, batches.from_emoji, batches.from_icons) == (4, 4, 8)
+    assert batches.icon_weights == [1.0, 1.5, 2.5, 3.0, 4.0, 4.5]
+    images, tokens, same = batches.draw(1.0)
+    assert len(images) == len(tokens) == len(same) == 16
+    figures = pretrain(Recipe(seed=0, steps=2, batch=16, evaluate_every=2), [*corpus, *icons], tmp_path / "model.pt")
+    assert set(figures["held_out"]) >= {"fonts_loss", "style_loss", "icons_loss", "icons_accuracy"}
+
+
+PARTS_OF_ICONS = [("pretrain", "mdi"), ("pretrain", "ic"), ("choose", "eva"), ("choose", "gg"), ("report", "bi")]
+
+
+def test_warm_start_takes_known_words_and_leaves_new_ones(vocabulary):
+    captions = ["a photo of a cat", "zyzzyva quokka"]
+    words = Vocabulary(captions)
+    model, fresh = new_model(len(words.ids), seed=1), new_model(len(words.ids), seed=1)
+    start = Path(__file__).resolve().parents[2] / "assets" / "tiny_clip.pt"
+    warm_start(model, words, start)
+    state = read_bundled(start)
+    assert torch.equal(model.visual.proj, state["visual.proj"])
+    rows = state["token_embedding.weight"][words.ids]
+    known = rows.abs().amax(dim=1) > 0
+    assert 0 < known.sum() < len(known)
+    assert torch.equal(model.token_embedding.weight[known], rows[known])
+    assert torch.equal(model.token_embedding.weight[~known], fresh.token_embedding.weight[~known])
