@@ -132,18 +132,20 @@ class Card:
         seen: dict[str, list[torch.Tensor]] = {}
         for way in ("hooks", "graph"):
             trainer = self.build(method, "fast", precision)
-            if trainer.scaler is not None:  # no step is skipped, so that there is something to compare
-                trainer.scaler = torch.amp.GradScaler(self.device, init_scale=measure.GRADIENT_SCALE)
-            trainer.device_step = DeviceStep(trainer, record_on_cuda) if way == "graph" else None
+            # no step is skipped, so that there is something to compare
+            scaler = trainer.scaler and torch.amp.GradScaler(self.device, init_scale=measure.GRADIENT_SCALE)
             learner, values = trainer.model.prompt_learner, seen.setdefault(way, [])
             start = {name: value.clone() for name, value in learner.state_dict().items()}
-            for seed, size in enumerate((4, 4, 0, 4, 3)):
-                if not size:
-                    self.test(trainer, random_batch(trainer, 5))
-                    continue
-                trainer.set_model_mode("train")
-                values.append(torch.tensor(trainer.forward_backward(random_batch(trainer, size, seed))["loss"]))
-                values.extend(map(torch.tensor, learner.gate_values().values()))
+            with trainer.swapped(scaler=scaler):
+                step = DeviceStep(trainer, record_on_cuda) if way == "graph" else None
+                with trainer.swapped(device_step=step):
+                    for seed, size in enumerate((4, 4, 0, 4, 3)):
+                        if not size:
+                            self.test(trainer, random_batch(trainer, 5))
+                            continue
+                        trainer.set_model_mode("train")
+                        report = trainer.forward_backward(random_batch(trainer, size, seed))
+                        values.extend(map(torch.tensor, [report["loss"], *learner.gate_values().values()]))
             moved = [(value - start[name]).flatten() for name, value in learner.state_dict().items()]
             values.append(torch.cat(moved).cpu())
         off = [float((b - a).norm() / a.norm()) for a, b in zip(*seen.values(), strict=True)]

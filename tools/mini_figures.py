@@ -19,7 +19,7 @@ import clip
 import numpy as np
 import torch
 
-from prompting.state_dict import read_bundled
+from prompting.weights import read_bundled
 from tools.mini_corpus import HELD_NAME
 from tools.pretrain_clip import EMOJI_TEMPLATE, TASKS, VOCABULARY, Emoji, logits_of, new_model, prepare, read_corpus
 from tools.pretrain_clip import zero_shot as bundled_zero_shot

@@ -5,8 +5,7 @@ import json
 import pytest
 import torch
 
-from prompting.state_dict import ASSETS
-from prompting.weights import load_clip
+from prompting.weights import ASSETS, load_clip
 from tools.pretrain_clip import MINI_NAME, TASKS, zero_shot
 
 REPORT = json.loads((ASSETS / f"{MINI_NAME}_seeds.json").read_text())
