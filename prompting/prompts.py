@@ -72,10 +72,18 @@ class TextPrompts:
             ProDA's prompts). ``None`` when the layout has no learned position.
         deep: layer index (>= 1) -> tokens that replace positions 1..n_prompts before that layer; (n_prompts, width),
             or (groups, n_prompts, width).
+        inserts: whether the first of these layers, which may be 0 then, inserts its tokens at positions 1..n_prompts,
+            between [SOS] and all that follows (MMRL); later ones replace them. They get no positional embedding, the
+            others keep theirs, and the text may be longer than the context length from there on.
     """
 
     context: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
+    inserts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.inserts and any(isinstance(prompt, GatedPrompt) for prompt in self.deep.values()):
+            raise ValueError("inserted text prompts cannot be gated: a gate reads the prompts that arrive at its layer")
 
     @property
     def n_deep(self) -> int:
@@ -100,11 +108,15 @@ class VisionPrompts:
     Attributes:
         tokens: tokens placed after the patches before ``ln_pre``, shape (n_prompts, width) or, with tokens of its own
             for each image, (batch, n_prompts, width); ``None`` for none.
-        deep: layer index (>= 1) -> tokens that replace them before that layer.
+        deep: layer index (>= 1) -> tokens that replace them before that layer; without ``tokens`` the first such layer,
+            which may be 0, inserts them.
+        readout: (width, embed_dim), a projection of the mean of the last layer's prompt tokens after ``ln_post`` (MMRL);
+            the tower then returns two features of an image, (batch, 2, embed_dim): [CLS]'s and this one.
     """
 
     tokens: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
+    readout: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -115,11 +127,11 @@ class Prompts:
     vision: VisionPrompts = field(default_factory=VisionPrompts)
 
 
-def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str) -> None:
-    """Refuse deep prompts outside layers 1 .. n_layers - 1; layer 0 takes the context or the vision tokens."""
+def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str, first: int = 1) -> None:
+    """Refuse deep prompts outside layers first .. n_layers - 1; layer 0 takes the context or the vision tokens."""
     for layer in deep:
-        if not 1 <= layer < n_layers:
+        if not first <= layer < n_layers:
             raise ValueError(
-                f"deep prompts at layer {layer} of the {tower} tower, which has layers 1..{n_layers - 1} to prompt: "
-                f"set PROMPT_DEPTH to at most {n_layers}"
+                f"deep prompts at layer {layer} of the {tower} tower, which has layers {first}..{n_layers - 1} to "
+                f"prompt: set PROMPT_DEPTH to at most {n_layers}"
             )

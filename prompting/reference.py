@@ -6,6 +6,8 @@ their baseline; nothing else calls it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -29,22 +31,28 @@ def run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
     return x + block.mlp(block.ln_2(x))
 
 
+def causal_mask(x: Tensor) -> Tensor:
+    """What is added to the scores of (n, rows, width) so that a row sees itself and those before it, (rows, rows)."""
+    return torch.full((x.shape[1],) * 2, float("-inf"), device=x.device).triu(1).to(x.dtype)
+
+
 class PlainTextEncoder(TextEncoder):
     """All positions of the context length for every class; same interface as :class:`TextEncoder`."""
 
     def forward(self, layout: PromptLayout, prompts: TextPrompts | None = None) -> Tensor:
         prompts = prompts or TextPrompts()
         if prompts.context is not None and prompts.context.dim() == 3:
-            groups = [TextPrompts(context, prompts.deep) for context in prompts.context]
+            groups = [replace(prompts, context=context) for context in prompts.context]
             return torch.stack([self.forward(layout, group) for group in groups])
         x = self._embed(layout, prompts.context)
-        mask = torch.full((self.context_length,) * 2, float("-inf"), device=x.device).triu(1).to(x.dtype)
-        eot = (layout.lengths - 1).to(x.device)
+        mask, eot, inserts = causal_mask(x), (layout.lengths - 1).to(x.device), prompts.inserts
         for index, block in enumerate(self.blocks):
             deep = prompts.deep.get(index)
             if deep is not None:
                 new = self._new_prompts(block, x, deep, mask, eot)
-                x = torch.cat([x[:, :1], new, x[:, 1 + new.shape[1] :]], dim=1)
+                x = torch.cat([x[:, :1], new, x[:, 1 if inserts else 1 + new.shape[1] :]], dim=1)
+                if inserts:  # from here on all texts are longer
+                    mask, eot, inserts = causal_mask(x), eot + new.shape[1], False
             x = run_block(block, x, mask)
         x = x[torch.arange(len(x), device=x.device), eot]
         return self.ln_final(x).to(self.text_projection.dtype) @ self.text_projection
@@ -82,4 +90,8 @@ class PlainVisionEncoder(VisionEncoder):
             if deep is not None:
                 x = torch.cat([x[:, :n_kept], deep.to(x.dtype).expand(len(x), -1, -1)], dim=1)
             x = run_block(block, x, None)
-        return self.visual.ln_post(x[:, 0]).to(self.visual.proj.dtype) @ self.visual.proj
+        features = self.visual.ln_post(x[:, 0]).to(self.visual.proj.dtype) @ self.visual.proj
+        if prompts.readout is None:
+            return features
+        mean = self.visual.ln_post(x[:, n_kept:]).mean(dim=1)
+        return torch.stack([features, mean.to(features.dtype) @ prompts.readout.to(features.dtype)], dim=1)

@@ -202,7 +202,7 @@ class FeatureLoader:
                 done.append(torch.cat(waiting).cpu())
                 waiting.clear()
         features = torch.cat(done)
-        if not (finite := features.isfinite().all(dim=1)).all():
+        if not (finite := features.flatten(1).isfinite().all(dim=1)).all():
             items = self.dataset.data_source
             broken = [items[index].impath for index, good in zip(indices, finite.tolist(), strict=True) if not good]
             raise FloatingPointError(f"the image feature of {shown(broken)} is infinite or NaN")

@@ -2,7 +2,7 @@
 
 Rows of every image: [CLS] and the patches, which are kept from layer to layer, then the prompt tokens. Both are
 projected apart where layer 0 is to record no gradient for the frozen rows, or a gate reads the layer's Q and K. The
-last layer is computed for [CLS] only. ResNet towers take no prompts and run as the ``clip`` package built them.
+last layer is computed for the rows that are read: [CLS], and the prompt tokens where these are. ResNet towers take no prompts and run as the ``clip`` package built them.
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ class VisionEncoder(nn.Module):
     def forward(self, images: Tensor, prompts: VisionPrompts | None = None) -> Tensor:
         """Features of normalised images, (batch, 3, resolution, resolution) -> (batch, embed_dim), not normalised.
 
+        With a ``readout`` of the prompts they are two of each image, (batch, 2, embed_dim).
+
         Raises:
             ValueError: for prompts on a ResNet tower, or images of another size than the tower's.
         """
@@ -73,7 +75,8 @@ class VisionEncoder(nn.Module):
             if prompts.tokens is not None or prompts.deep:
                 raise ValueError("a ResNet image tower takes no prompt tokens: use a ViT, for example ViT-B/16")
             return self.visual(images.to(self.visual.conv1.weight.dtype))
-        check_deep_prompts(prompts.deep, len(self.visual.transformer.resblocks), "vision")
+        first = 0 if prompts.tokens is None else 1
+        check_deep_prompts(prompts.deep, len(self.visual.transformer.resblocks), "vision", first)
         if torch.is_grad_enabled() or few_launches(images.device) or not _same_for_all(prompts):
             return self._run_blocks(images, prompts)
         return torch.cat([self._run_blocks(some, prompts) for some in images.split(IMAGES_AT_ONCE)])
@@ -88,7 +91,7 @@ class VisionEncoder(nn.Module):
         for index, block in enumerate(blocks[:-1]):
             deep, following = prompts.deep.get(index), prompts.deep.get(index + 1)
             kept, tokens = run_layer(self.recompute, self._layer, block, kept, tokens, deep, following)
-        return self._last_layer(blocks[-1], kept, tokens, prompts.deep.get(len(blocks) - 1))
+        return self._last_layer(blocks[-1], kept, tokens, prompts.deep.get(len(blocks) - 1), prompts.readout)
 
     def _layer(
         self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None, following: DeepPrompt | None
@@ -116,7 +119,7 @@ class VisionEncoder(nn.Module):
         if deep is not None:
             tokens = _for_each(deep, kept)
         x = torch.cat([kept, tokens], dim=1)
-        if tokens.requires_grad and not kept.requires_grad:  # layer 0: nothing is recorded for the frozen rows
+        if tokens.requires_grad and not kept.requires_grad:  # nothing is recorded for the frozen rows
             return x, torch.cat([project(block, kept, parts), project(block, tokens, parts)], dim=1)
         return x, project(block, x, parts)
 
@@ -128,13 +131,18 @@ class VisionEncoder(nn.Module):
         mass = prompt_mass(kept_qkv[:, :, 0], keys, slice(n_kept, None))
         return AttentionMass(mass, keys.shape[1])
 
-    def _last_layer(self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None) -> Tensor:
-        """The last layer for [CLS] only, and the projection; (batch, embed_dim)."""
-        _, kv = self._project(block, kept, tokens, deep, KV)
-        cls = kept[:, :1]
-        cls = finish(block, cls, attend(project(block, cls, Q)[:, :, 0], *kv.unbind(2)))
-        features = self.visual.ln_post(cls[:, 0])
-        return features.to(self.visual.proj.dtype) @ cast_once(self.visual.proj)
+    def _last_layer(
+        self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None, readout: Tensor | None
+    ) -> Tensor:
+        """The last layer for [CLS], and for the prompt tokens if they are read out, and the projections."""
+        x, kv = self._project(block, kept, tokens, deep, KV)
+        read = kept[:, :1] if readout is None else torch.cat([kept[:, :1], x[:, kept.shape[1] :]], dim=1)
+        read = finish(block, read, attend(project(block, read, Q)[:, :, 0], *kv.unbind(2)))
+        features = self.visual.ln_post(read[:, 0]).to(self.visual.proj.dtype) @ cast_once(self.visual.proj)
+        if readout is None:
+            return features
+        mean = self.visual.ln_post(read[:, 1:]).mean(dim=1)
+        return torch.stack([features, mean.to(features.dtype) @ readout.to(features.dtype)], dim=1)
 
 
 def _for_each(tokens: Tensor, kept: Tensor) -> Tensor:
