@@ -25,9 +25,9 @@ from common.unpickling import CheckpointError, misfits, read_checkpoint
 MAX_SHOWN = 5  # names in a message
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
-# multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save
-# the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is
-# neither makes the file unknown.
+# multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt, MMRL and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most
+# save the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that
+# is neither makes the file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -92,6 +92,12 @@ _COPROMPT = {pattern: f"prompts.{target}" for pattern, target in _MAPLE.items()}
     for tower in ("image", "text")
     for number, name in ((0, "down"), (2, "up"))
 }
+_MMRL = {
+    "representation_learner.compound_rep_tokens": "space",
+    "representation_learner.compound_rep_tokens_r2vproj.{i}.{part}": "to_vision.{i}.{part}",
+    "representation_learner.compound_rep_tokens_r2tproj.{i}.{part}": "to_text.{i}.{part}",
+    "image_encoder.proj_rep": "rep_projection",
+}
 _BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
     "prompt_learner.ctx_t": "ctx",
@@ -132,6 +138,11 @@ FORMATS: dict[str, Format] = {
     "PromptSRC": Format(_IVLP, (*_WHOLE_CLIP, _TEACHER_TOWER), ("prompt_learner.ctx", _TEACHER_TOWER)),
     "CoPrompt": Format(
         _COPROMPT, (*_WHOLE_CLIP, "model_distill.{any}"), ("prompt_learner.ctx", "adapter_image.fc.0.weight")
+    ),
+    "MMRL": Format(
+        _MMRL,
+        (*_WHOLE_CLIP, "prompt_embeddings"),
+        ("representation_learner.compound_rep_tokens", "image_encoder.proj_rep"),
     ),
     "BMIP": Format(_BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), ("prompt_learner.ctx_t", _BMIP_GATE), _BMIP_GATES, _BMIP_NOTE),
     "PromptSRC_BMIP": Format(
@@ -313,6 +324,8 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
     tensors = {name.removeprefix("prompts."): value for name, value in tensors.items()}
     deep = {tower: _count_deep(tensors, tower) for tower in ("text", "vision")}
     ctx = tensors.get("ctx")
+    if trainer == "MMRL" and "space" in tensors:  # which layers they are does not show
+        return dict(zip(("N_REP_TOKENS", "REP_DIM"), tensors["space"].shape, strict=True))
     if trainer in ("VPT", "IVLP", "PromptSRC"):
         towers = {"VISION": tensors.get("vision_tokens")} | ({} if trainer == "VPT" else {"TEXT": ctx})
         counts = {f"N_CTX_{tower}": len(first) for tower, first in towers.items() if first is not None}

@@ -108,10 +108,10 @@ class VisionPrompts:
     Attributes:
         tokens: tokens placed after the patches before ``ln_pre``, shape (n_prompts, width) or, with tokens of its own
             for each image, (batch, n_prompts, width); ``None`` for none.
-        deep: layer index (>= 1) -> tokens that replace them before that layer; without ``tokens`` the first such layer,
-            which may be 0, inserts them.
-        readout: (width, embed_dim), a projection of the mean of the last layer's prompt tokens after ``ln_post`` (MMRL);
-            the tower then returns two features of an image, (batch, 2, embed_dim): [CLS]'s and this one.
+        deep: layer index (>= 1) -> tokens that replace them before that layer. Without ``tokens`` the first of these
+            layers, which may be 0 then, inserts its tokens (MMRL).
+        readout: (width, embed_dim), projects the mean of the last layer's prompt tokens after ``ln_post`` (MMRL). The
+            tower then returns two features of an image, (batch, 2, embed_dim): [CLS]'s and this one.
     """
 
     tokens: Tensor | None = None

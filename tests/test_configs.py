@@ -89,6 +89,12 @@ def coprompt_bmip(depth, n_ctx, weight, epochs=8):
     return with_bmip(0.0035, epochs, bmip_prompts(n_ctx, depth, share=False), consistency(weight))
 
 
+def mmrl(weight, dim=512, epochs=10, batch=4, warmup=1):
+    tokens = {"MMRL.N_REP_TOKENS": 5, "MMRL.REP_LAYERS": (6, 7, 8, 9, 10, 11, 12), "MMRL.REP_DIM": dim}
+    values = tokens | {"MMRL.ALPHA": 0.7, "MMRL.REG_WEIGHT": weight, "MMRL.LOGITS": "auto", "MMRL.FUSION": "logits"}
+    return "ViT-B/16", "adamw", 0.001, epochs, warmup, batch, values
+
+
 # depth, prompts, weight of the consistency (and epochs, where not 8)
 COPROMPT = {
     "coprompt": (9, 2, 1.0),
@@ -103,6 +109,12 @@ COPROMPT = {
     "coprompt_dtd": (12, 2, 8.0),
     "coprompt_eurosat": (12, 2, 0.1),
     "coprompt_ucf101": (12, 4, 2.0),
+}
+# weight of the distances (and width of the representation space, where not 512), ImageNet apart
+MMRL = {
+    **{"caltech101": (0.5,), "oxford_pets": (0.2,), "stanford_cars": (7.0,), "oxford_flowers": (4.0,)},
+    **{"food101": (5.0,), "fgvc_aircraft": (6.0,), "sun397": (6.0,), "dtd": (6.0,), "eurosat": (0.01, 2048)},
+    "ucf101": (3.0,),
 }
 BACKBONES = {"rn50": "RN50", "rn101": "RN101", "vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14"}
 BMIP_SETTING = "BMIP/vit_b16_c2_ep10_batch4_2ctx"
@@ -161,6 +173,13 @@ PUBLISHED = {
     "PromptSRC_BMIP/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": with_bmip(
         0.0025, 20, bmip_prompts(2, 9), self_regulating(6.0, 10.0)
     ),
+    "MMRL/vit_b16": mmrl(1.0),
+    "MMRL/vit_b16_imagenet": mmrl(0.5, epochs=5, batch=32),
+    "MMRL/vit_b16_few_shot": mmrl(0.5, epochs=50, batch=32),
+    "MMRL/vit_b16_few_shot_imagenet": mmrl(0.5, epochs=5, batch=32),
+    "MMRL/vit_b16_cross_datasets": mmrl(0.2, epochs=1, batch=32, warmup=0),
+    **{f"MMRL/vit_b16_{name}": mmrl(*values) for name, values in MMRL.items()},
+    **{f"MMRL/vit_b16_few_shot_{name}": mmrl(*values, epochs=50, batch=32) for name, values in MMRL.items()},
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
     # nothing is trained: Dassl's defaults stand where an optimiser would be set
@@ -201,6 +220,7 @@ TINY_OF = {
         {"TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 3},
     ),
     "CoPrompt/tiny_c2_ep8_batch4_2ctx": ("coprompt", {"TRAINER.COPROMPT.PROMPT_DEPTH": 3}),
+    "MMRL/tiny_5tok_ep10_batch4": ("vit_b16", {"TRAINER.MMRL.REP_LAYERS": (2, 3, 4)}),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",
@@ -324,7 +344,9 @@ def test_published_values(name):
         assert (optim.LR_SCHEDULER, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR) == ("cosine", "constant", 1e-5)
         assert (optim.WEIGHT_DECAY, optim.MOMENTUM) == (5e-4, 0.9)
     node = TRAINER_REGISTRY.get(name.split("/")[0]).node
-    assert values[f"{node}.PREC"] == "fp16"
+    assert values[f"{node}.PREC"] == ("amp" if node == "MMRL" else "fp16")
+    if node == "MMRL":
+        assert cfg.INPUT.RRCROP_SCALE == (0.5, 1.0)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -374,8 +396,9 @@ def test_tiny_settings_build_and_train(path, tmp_path):
 
 
 def _built_here(path):
-    """Full settings that are built on the bundled model: one of CoPrompt's for the single data sets, all others."""
-    return (path not in TINY and not path.stem.startswith("coprompt_")) or path.stem == "coprompt_imagenet"
+    """Full settings that are built on the bundled model: one of those for the single data sets, all others."""
+    of_a_dataset = path.stem.startswith("coprompt_") or _id(path).removeprefix("MMRL/vit_b16_") in MMRL
+    return (path not in TINY and not of_a_dataset) or path.stem == "coprompt_imagenet"
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if _built_here(path)], ids=_id)
@@ -395,6 +418,7 @@ def test_full_settings_fit_together(path):
         "USE_CUDA": False,
         "VERBOSE": False,
         f"TRAINER.{trainer_class.node}.PREC": "fp32",
+        "TRAINER.MMRL.REP_LAYERS": (2, 3, 4),
         **dict.fromkeys(depths, 4),
     }
     cfg = configuration(path, *(str(part) for pair in options.items() for part in pair))

@@ -109,9 +109,9 @@ class TextEncoder(nn.Module):
         return features if prompts.context is not None and prompts.context.dim() == 3 else features[0]
 
     def _batches_of(self, layout: PromptLayout, prompts: TextPrompts) -> tuple[RaggedBatch, RaggedBatch, SharedRows]:
-        """How the rows lie at first, how once prompts are inserted or differ between classes, and the way; made once."""
+        """How the rows lie at first, how once prompts are inserted or differ by class, and the way; made once."""
         made = self._batches.setdefault(layout, {})
-        n_prompts, per_class, device = (prompts.n_deep, prompts.per_class, self.positional_embedding.device)
+        n_prompts, per_class, device = prompts.n_deep, prompts.per_class, self.positional_embedding.device
         key = (n_prompts, per_class, prompts.inserts, device)
         if key not in made and prompts.inserts:
             inserted = RaggedBatch(layout.widened(n_prompts), n_prompts, False, device)

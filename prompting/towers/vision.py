@@ -1,8 +1,9 @@
 """The vision tower with prompts, fast and exact: images in, image features out.
 
 Rows of every image: [CLS] and the patches, which are kept from layer to layer, then the prompt tokens. Both are
-projected apart where layer 0 is to record no gradient for the frozen rows, or a gate reads the layer's Q and K. The
-last layer is computed for the rows that are read: [CLS], and the prompt tokens where these are. ResNet towers take no prompts and run as the ``clip`` package built them.
+projected apart where nothing is to be recorded for the frozen rows, or a gate reads the layer's Q and K. The last layer
+is computed for the rows that are read: [CLS], and the prompt tokens where there is a read-out of them. ResNet towers
+take no prompts and run as the ``clip`` package built them.
 """
 
 from __future__ import annotations

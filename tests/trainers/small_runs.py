@@ -52,6 +52,8 @@ VARIANTS = {
     "IVLP/language_only": {"TRAINER.IVLP.PROMPT_DEPTH_VISION": 0},
     "IVLP/vision_only": {"TRAINER.IVLP.PROMPT_DEPTH_TEXT": 0},
     "CoPrompt/mse": {"TRAINER.COPROMPT.DISTILL": "mse"},
+    "MMRL/first_layer": {"TRAINER.MMRL.REP_LAYERS": (1, 3)},
+    "MMRL/probabilities": {"TRAINER.MMRL.FUSION": "probabilities"},
     "BMIP/official": {"TRAINER.BMIP.GATE": "official"},
     "BMIP/per_layer": {"TRAINER.BMIP.SHARE_PARAMETER_TEXT": False, "TRAINER.BMIP.SHARE_PARAMETER_VISUAL": False},
 }
