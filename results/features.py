@@ -7,7 +7,7 @@ its image features follow from:
   of this process and, with `FEATURES.FOLDER`, on disk. Validation uses them too, and so does training where the
   configuration augments nothing.
 - "prompts" (MaPLe, PromptSRC, BMIP ...): they are the same for every class list as long as nothing is trained: base,
-  new and all classes are tested in one pass over the images.
+  new and all classes are tested in one pass over the images. Where an image has two (MMRL), both are kept.
 - "batch" (BMIP's official gate), and trainers that do not say: nothing is reused.
 
 Images that are not known yet are computed in the batches that the test itself would form, so the first pass is that of

@@ -25,6 +25,7 @@ from dassl.engine import TRAINER_REGISTRY
 from prompting import Output, Precision, PromptedCLIP, PromptLearner, Prompts, TextPrompts, TowerSizes, VisionPrompts
 from prompting.learner import equal_linear_layers, normal_parameter
 from prompting.model import template_features
+from prompting.tokens import clean_name
 from prompting.towers.text import TextEncoder
 from trainers.base import WEIGHT, PromptTrainer, add_trainer_config
 from trainers.objectives import Loss, frozen_image_features
@@ -117,12 +118,13 @@ class MMRLModel(PromptedCLIP):
     ) -> None:
         super().__init__(clip_model, learner, classnames, precision, path)
         self.alpha, self.logits, self.fusion = alpha, logits, fusion
-        self.trained_on = frozenset(classnames)  # class names; none where those of the data set were not trained on
+        self.trained_on = frozenset(map(clean_name, classnames))  # empty where it was another data set's classes
 
     @property
     def fuses(self) -> bool:
         """Whether the current class list is predicted by both kinds of logits."""
-        return self.logits == "fused" or (self.logits == "auto" and self.trained_on.issuperset(self.classnames))
+        known = self.trained_on.issuperset(map(clean_name, self.classnames))
+        return self.logits == "fused" or (self.logits == "auto" and known)
 
     def compare(self, image: Tensor, text: Tensor) -> MMRLOutput:
         """Logits of two normalised features of each image, (batch, 2, dim), and of text features, (n_cls, dim)."""
@@ -197,16 +199,24 @@ class MMRL(PromptTrainer):
         return super().checkpoint_extra(name) | {"dataset": self.cfg.DATASET.NAME}
 
     def take_content(self, content: Mapping[str, Any], source: str) -> None:
-        """Take from a checkpoint which classes it was trained on; another data set's are others of the same name."""
+        """Which classes the weights were trained on; those of another data set are others, even of the same name."""
         names, dataset = content.get("classnames"), content.get("dataset")
-        known = isinstance(names, list) and all(isinstance(name, str) for name in names)
-        if self.settings.LOGITS == "auto" and not (known and isinstance(dataset, str)):
+        if self.settings.LOGITS == "auto" and (names is None or dataset is None):
             raise CheckpointError(
                 f"checkpoint {source} does not say which classes of which data set it was trained on, by which "
                 f"TRAINER.{self.node}.LOGITS auto chooses: set it to fused for the classes that it was trained on, to "
                 "plain for others"
             )
-        self.model.trained_on = frozenset(names if known and dataset == self.cfg.DATASET.NAME else ())
+        same = dataset == self.cfg.DATASET.NAME
+        self.model.trained_on = frozenset(map(clean_name, names)) if names and same else frozenset()
+
+    def set_class_split(self, split: str) -> None:
+        """As every method does; says in the log and in results.json which logits the split is predicted by."""
+        super().set_class_split(split)
+        kind = "fused" if self.model.fuses else "plain"
+        kinds = getattr(self, "notes", {}).get("logits", {}) | {split: kind}
+        self.notes = {**getattr(self, "notes", {}), "logits": kinds}
+        print(f"Class split *{split}*: {kind} logits (TRAINER.{self.node}.LOGITS {self.settings.LOGITS})")
 
 
 def check_layers(key: str, layers: Sequence[int], most: int) -> None:
