@@ -54,7 +54,23 @@ class GatedPrompt:
         return torch.addcmul(foreign.unsqueeze(1), w, (own - foreign).unsqueeze(1)).flatten(0, 1)
 
 
-DeepPrompt = Tensor | GatedPrompt
+@dataclass(frozen=True)
+class ComposedPrompt:
+    """Prompt tokens of one layer mixed with those that arrive: ``share * own + (1 - share) * arriving`` (MMRL++)."""
+
+    own: Tensor  # (n_prompts, width)
+    share: float  # of the own tokens
+
+    @property
+    def n_prompts(self) -> int:
+        return self.own.shape[-2]
+
+    def compose(self, arriving: Tensor) -> Tensor:
+        """The layer's tokens from those that arrive, (..., n_prompts, width), in their type."""
+        return self.share * self.own.to(arriving.dtype) + (1 - self.share) * arriving
+
+
+DeepPrompt = Tensor | GatedPrompt | ComposedPrompt
 
 
 def differs(prompt: DeepPrompt | None) -> bool:
@@ -88,7 +104,7 @@ class TextPrompts:
     @property
     def n_deep(self) -> int:
         """Number of tokens that deep layers replace; the same at every layer."""
-        counts = {p.n_prompts if isinstance(p, GatedPrompt) else p.shape[-2] for p in self.deep.values()}
+        counts = {p.shape[-2] if isinstance(p, Tensor) else p.n_prompts for p in self.deep.values()}
         if len(counts) > 1:
             raise ValueError(
                 f"deep text prompts of different lengths {sorted(counts)}: give every layer the same number"
@@ -128,10 +144,18 @@ class Prompts:
 
 
 def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str, first: int = 1) -> None:
-    """Refuse deep prompts outside layers first .. n_layers - 1; layer 0 takes the context or the vision tokens."""
+    """Refuse deep prompts outside layers first .. n_layers - 1; layer 0 takes the context or the vision tokens.
+
+    ``first`` is 0 where the first layer with deep prompts inserts them, which then cannot depend on arriving ones.
+    """
     for layer in deep:
         if not first <= layer < n_layers:
             raise ValueError(
                 f"deep prompts at layer {layer} of the {tower} tower, which has layers {first}..{n_layers - 1} to "
                 f"prompt: set PROMPT_DEPTH to at most {n_layers}"
             )
+    if first == 0 and deep and isinstance(deep[min(deep)], ComposedPrompt):
+        raise ValueError(
+            f"layer {min(deep)} of the {tower} tower is the first that takes prompts, so none arrive there to be mixed "
+            "with: give it tokens of its own"
+        )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, VisionPrompts
+from prompting.prompts import AttentionMass, ComposedPrompt, DeepPrompt, GatedPrompt, TextPrompts, VisionPrompts
 from prompting.tokens import PromptLayout
 from prompting.towers.text import TextEncoder
 from prompting.towers.vision import VisionEncoder, embed_patches
@@ -72,6 +72,8 @@ class PlainTextEncoder(TextEncoder):
                 weights = attention_weights(block, x, mask)
                 row = weights[torch.arange(len(x), device=x.device), eot]  # (n_cls, context_length)
             deep = deep.mix(AttentionMass(row[:, 1 : 1 + deep.n_prompts], (eot + 1).unsqueeze(1)))
+        elif isinstance(deep, ComposedPrompt):
+            deep = deep.compose(x[:, 1 : 1 + deep.n_prompts])
         return deep.to(x.dtype).expand(len(x), -1, -1)
 
 
@@ -87,6 +89,8 @@ class PlainVisionEncoder(VisionEncoder):
                 with torch.no_grad():
                     weights = attention_weights(block, x, None)[:, :n_kept, n_kept:].mean(1)
                 deep = deep.mix(AttentionMass(weights, x.shape[1]))
+            elif isinstance(deep, ComposedPrompt):
+                deep = deep.compose(x[:, n_kept:])
             if deep is not None:
                 x = torch.cat([x[:, :n_kept], deep.to(x.dtype).expand(len(x), -1, -1)], dim=1)
             x = run_block(block, x, None)

@@ -40,7 +40,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts, differs
+from prompting.prompts import (
+    AttentionMass,
+    ComposedPrompt,
+    DeepPrompt,
+    GatedPrompt,
+    TextPrompts,
+    check_deep_prompts,
+    differs,
+)
 from prompting.tokens import PromptLayout
 from prompting.towers.attention import (
     KV,
@@ -152,7 +160,7 @@ class TextEncoder(nn.Module):
         batch = at.batch
         if projected is None:
             x, projected = self._project(block, x, at, QKV)
-        if following is None or batch.n_prompt_rows == 0:
+        if batch.n_prompt_rows == 0 or not isinstance(following, Tensor | GatedPrompt):
             return finish(block, x, self._attend(projected, batch, len(batch.slots)))
         sizes = [batch.n_kept, batch.n_prompt_rows]
         kept, prompts = x.split(sizes, dim=1)
@@ -173,7 +181,8 @@ class TextEncoder(nn.Module):
             if deep is None:
                 return x, project(block, x, parts)
             kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
-            prompts = _prompt_rows(deep, kept, batch)
+            composed = isinstance(deep, ComposedPrompt)
+            prompts = deep.compose(x[:, batch.n_kept :]) if composed else _prompt_rows(deep, kept, batch)
             x = torch.cat([kept, prompts], dim=1)
             if prompts.requires_grad and not kept.requires_grad:  # nothing is recorded for the frozen rows
                 return x, torch.cat([project(block, kept, parts), project(block, prompts, parts)], dim=1)

@@ -11,7 +11,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, VisionPrompts, check_deep_prompts
+from prompting.prompts import (
+    AttentionMass,
+    ComposedPrompt,
+    DeepPrompt,
+    GatedPrompt,
+    VisionPrompts,
+    check_deep_prompts,
+)
 from prompting.towers.attention import (
     KV,
     QKV,
@@ -117,7 +124,9 @@ class VisionEncoder(nn.Module):
             tokens = _for_each(deep.mix(self._mass(block, projected, tokens)), kept)
             projected = torch.cat([projected[:, :, slice(*parts)], project(block, tokens, parts)], dim=1)
             return torch.cat([kept, tokens], dim=1), projected
-        if deep is not None:
+        if isinstance(deep, ComposedPrompt):
+            tokens = deep.compose(tokens)
+        elif deep is not None:
             tokens = _for_each(deep, kept)
         x = torch.cat([kept, tokens], dim=1)
         if tokens.requires_grad and not kept.requires_grad:  # nothing is recorded for the frozen rows
@@ -157,5 +166,5 @@ def _same_for_all(prompts: VisionPrompts) -> bool:
     for prompt in prompts.deep.values():
         if isinstance(prompt, GatedPrompt) and not prompt.per_sample:
             return False
-        tensors.append(prompt.own if isinstance(prompt, GatedPrompt) else prompt)
+        tensors.append(prompt if isinstance(prompt, Tensor) else prompt.own)
     return all(tensor.dim() == 2 for tensor in tensors)

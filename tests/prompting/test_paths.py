@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prompting import GatedPrompt, Prompts, TextPrompts, VisionPrompts, layout_from_texts, layout_with_context
+from prompting import (
+    ComposedPrompt,
+    GatedPrompt,
+    Prompts,
+    TextPrompts,
+    VisionPrompts,
+    layout_from_texts,
+    layout_with_context,
+)
 from prompting.reference import PlainTextEncoder, PlainVisionEncoder
 from prompting.towers.attention import as_on_a_gpu
 from prompting.towers.text import TextEncoder
@@ -223,6 +231,32 @@ def test_inserted_tokens(tiny_vit, images, layers, n_tokens):
     assert_paths_agree(tiny_vit, images, layout, build)
 
 
+@pytest.mark.parametrize("layers", [(0, 1), (0, 3), (1, 2, 3), (2, 3)])
+@pytest.mark.parametrize("inserts", [True, False], ids=["inserted", "from the first layer"])
+def test_tokens_composed_with_those_that_arrive(tiny_vit, images, inserts, layers):
+    layout = layout_with_context(CLASSNAMES, 77, 0 if inserts else 3, "a photo of a")
+    first = layers[:1] if inserts else ()
+
+    def build(s):
+        text, vision = (
+            {
+                i: s.tensor(f"{tower}{i}", 3, WIDTH) if i in first else composed(s, f"{tower}{i}")
+                for i in layers
+                if i or first
+            }
+            for tower in ("text", "vision")
+        )
+        tokens = (None, None) if inserts else (s.tensor("ctx", 3, WIDTH), s.tensor("tokens", 3, WIDTH))
+        return Prompts(
+            TextPrompts(tokens[0], text, inserts), VisionPrompts(tokens[1], vision, s.tensor("out", WIDTH, 64))
+        )
+
+    def composed(s, name):
+        return ComposedPrompt(s.tensor(name, 3, WIDTH), 0.4)
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
 @pytest.mark.parametrize("names", [CLASSNAMES, CLASSNAMES[:1], ["cat", "on a mat"]], ids=["all", "one", "ragged"])
 @pytest.mark.parametrize("groups", [(), (5,)], ids=["one context", "one per image"])
 def test_inserted_tokens_beside_a_learned_context(tiny_vit, images, names, groups):
@@ -275,6 +309,15 @@ def test_gates_cannot_insert():
     gate = GatedPrompt(lambda attention: attention.mass, torch.zeros(2, WIDTH), torch.zeros(2, WIDTH), True)
     with pytest.raises(ValueError, match="inserted text prompts cannot be gated"):
         TextPrompts(None, {1: gate}, inserts=True)
+
+
+def test_nothing_arrives_where_tokens_are_inserted(tiny_vit, images):
+    deep = {2: ComposedPrompt(torch.zeros(2, WIDTH), 0.5)}
+    layout = layout_from_texts(["a cat."], ["cat"], 77)
+    with pytest.raises(ValueError, match="layer 2 of the text tower is the first that takes prompts"):
+        TextEncoder(tiny_vit)(layout, TextPrompts(None, deep, inserts=True))
+    with pytest.raises(ValueError, match="layer 2 of the vision tower is the first that takes prompts"):
+        VisionEncoder(tiny_vit)(images, VisionPrompts(None, deep))
 
 
 def test_one_context_per_image(tiny_vit, images):
