@@ -108,6 +108,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
     "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
     "MMRL": {"tiny": "tiny_5tok_ep10_batch4", "base": "vit_b16"},
+    "MMRLpp": {"tiny": "tiny_5tok_ep10_batch4", "base": "vit_b16"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",

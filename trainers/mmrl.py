@@ -34,13 +34,14 @@ from trainers.zsclip import FixedPrompt
 
 LOGITS = ("auto", "plain", "fused")
 FUSIONS = ("logits", "probabilities")
+MMRL_RANGES = {
+    **{"N_REP_TOKENS": (1, 1000), "REP_DIM": (1, 10**5), "ALPHA": (0.0, 1.0), "REG_WEIGHT": WEIGHT},
+    **{"LOGITS": LOGITS, "FUSION": FUSIONS},
+}
 
 add_trainer_config(
     "MMRL",
-    ranges={
-        **{"N_REP_TOKENS": (1, 1000), "REP_DIM": (1, 10**5), "ALPHA": (0.0, 1.0), "REG_WEIGHT": WEIGHT},
-        **{"LOGITS": LOGITS, "FUSION": FUSIONS},
-    },
+    ranges=MMRL_RANGES,
     N_REP_TOKENS=5,  # tokens of the representation space, and so of each of these layers in either tower
     REP_LAYERS=(6, 7, 8, 9, 10, 11, 12),  # counted from 1: the first inserts the tokens, later ones replace them
     REP_DIM=512,  # width of the representation space

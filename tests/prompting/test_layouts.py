@@ -77,7 +77,8 @@ def on_backbone(case, model, name, **options):
     """A trainer on a given CLIP, without a file in between."""
     size = LAYOUTS[name]["image_resolution"]
     kind = TRAINER_REGISTRY.get(case.partition("/")[0])
-    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS} | {"TRAINER.MMRL.REP_LAYERS": (1, 2)}
+    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS}
+    depths |= {f"TRAINER.{node}.REP_LAYERS": (1, 2) for node in ("MMRL", "MMRLPP")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "load_backbone", lambda self: model)
         for module in ("trainers.promptsrc", "trainers.coprompt"):

@@ -44,8 +44,8 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
         own["CTX_INIT"] = "a photo of a" if own["CTX_INIT"] else ""
     elif method == "ProDA":  # upstream takes as many prompts per step as images
         own["PROMPT_BATCH"] = given["DATALOADER.TRAIN_X.BATCH_SIZE"]
-    elif method == "MMRL":  # the logits on file are [CLS]'s
-        own |= {"ALPHA": given["TRAINER.MMRL"]["ALPHA"], "LOGITS": "plain"}
+    elif method in ("MMRL", "MMRLpp"):  # the logits on file are [CLS]'s
+        own |= {"ALPHA": given[f"TRAINER.{method}"]["ALPHA"], "LOGITS": "plain"}
     elif method == "CoPrompt":
         own |= {"W": given["TRAINER.W"], "DISTILL": given["TRAINER.DISTILL"]}
         if folder is not None:

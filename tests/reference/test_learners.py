@@ -30,7 +30,7 @@ SCALAR_GRADIENT_TOLERANCE = 1e-3  # a gate's gradient is a sum that nearly cance
 TERM_TOLERANCE = 1e-4
 METHODS = (
     *("coop_", "cocoop_", "kgcoop_", "maple_", "ivlp_", "vpt_", "promptsrc_vision", "promptsrc_ctx"),
-    *("promptsrc_bmip_", "coprompt_", "proda_", "bmip_", "mmrl_"),
+    *("promptsrc_bmip_", "coprompt_", "proda_", "bmip_", "mmrl_", "mmrlpp_"),
 )
 RUNS = [name for prefix in METHODS for name in reference_names(prefix)]
 PLAIN = ["maple_depth3", "bmip_shared", "ivlp_vision3_text2", "cocoop_batch3"]  # other tests hold the paths together
@@ -120,7 +120,7 @@ def test_logits_loss_and_gradients(model, name, path, tmp_path):
     check_gradients(trainer.model.prompt_learner, reference)
 
 
-@pytest.mark.parametrize("name", reference_names("mmrl_"))
+@pytest.mark.parametrize("name", reference_names("mmrl"))
 def test_both_kinds_of_mmrls_logits(model, name):
     """On file the class token's are `logits`, which the test above holds."""
     reference = load_reference(name)
