@@ -1,4 +1,4 @@
-"""MMRL: which logits predict which class list, what they are made of, and the loss."""
+"""MMRL and MMRL++: which logits predict which class list, what they are made of, the loss, what both have in common."""
 
 import json
 
@@ -15,6 +15,7 @@ from tests.test_train import arguments
 from tests.trainers.small_runs import build, stir
 from trainers import load_run
 from trainers.mmrl import MMRLLearner, MMRLLoss, MMRLModel
+from trainers.mmrlpp import MMRLppLearner
 
 FP32 = resolve_precision("fp32", "cpu")
 
@@ -31,6 +32,23 @@ def test_what_the_tokens_start_as(small_clip):
     assert torch.equal(vision.deep[1], vision.deep[2])
     assert vision.readout.std().item() == pytest.approx(small_clip.visual.proj.shape[0] ** -0.5, rel=0.05)
     assert learner.space.std().item() == pytest.approx(0.02, rel=0.3)
+
+
+def test_mmrlpp_starts_as_mmrl_with_clips_own_read_out(small_clip, some_images):
+    """Residuals start at zero; a share of 1 leaves nothing of the arriving tokens."""
+    model, learner = model_of(small_clip), MMRLppLearner(small_clip, "a photo of a {}.", 3, 16, (1, 2), 1.0, 2, 4)
+    other = MMRLModel(small_clip, learner, CLASSNAMES, FP32, "fast", 0.7, "auto", "logits")
+    with torch.no_grad():
+        model.prompt_learner.space.copy_(learner.space)
+        model.prompt_learner.rep_projection.copy_(small_clip.visual.proj)
+        for tower in ("to_vision", "to_text"):
+            for layer, bias in zip(getattr(model.prompt_learner, tower), getattr(learner, tower).bias, strict=True):
+                layer.weight.copy_(getattr(learner, tower).weight)
+                layer.bias.copy_(bias)
+        torch.testing.assert_close(other(some_images), model(some_images), atol=1e-4, rtol=0)
+        learner.beta = 0.5
+        assert (other(some_images) - model(some_images)).abs().max() > 0.01
+    assert "projection" not in learner.state_dict()
 
 
 @pytest.mark.parametrize("path", ["fast", "plain"])
