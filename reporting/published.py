@@ -35,8 +35,8 @@ AVERAGE_H_NOTE = (
     "avg H of a published row was computed here, as the average of its data sets' H; the sources state H only."
 )
 PUBLISHED_NOTE = (
-    f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots unless the column says how many, as stated "
-    "by the source in brackets. They enter no average of measured numbers."
+    f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots unless the column says how many, as "
+    "stated by the source in brackets. They enter no average of measured numbers."
 )
 # What sets a published row apart from the others whatever its method is: stands in its name, and here for the legend.
 MARKS = {

@@ -124,7 +124,8 @@ def test_both_conventions_of_h_where_values_per_data_set_are_published():
     both = [
         (published.average("new").mean, published.average("H").mean - own.mean)
         for published in load_published()
-        if published.protocol == "base_to_new" and (own := published.average("average_H")) is not None
+        if published.protocol == "base_to_new"
+        and (own := published.average("average_H")) is not None
         # where the averages are not those of the data sets, they say nothing about the conventions
         and not any(place.startswith(AVERAGE) for place in published.contradictions)
     ]
