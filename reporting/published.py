@@ -28,8 +28,8 @@ BMIP_AVERAGES_NOTE = (
     "BMIP's README states base 83.47, new 76.69 and H 79.04, but the harmonic mean of 83.47 and 76.69 is 79.94. Either "
     "79.04 is a slip of the pen for 79.94, or it is the average of the data sets' own H, which is another convention. "
     "The values per data set are not public, so this cannot be settled. A slip is likelier: where others' values per "
-    "data set are known, the two conventions lie 0.1 to 0.8 apart, and at most 0.4 where new accuracy is above 73; "
-    "here it would be 0.9. 79.04 is shown as stated."
+    "data set are known and fit their averages, the two conventions lie 0.1 to 0.8 apart, and at most 0.4 where new "
+    "accuracy is above 73; here it would be 0.9. 79.04 is shown as stated."
 )
 AVERAGE_H_NOTE = (
     "avg H of a published row was computed here, as the average of its data sets' H; the sources state H only."

@@ -235,6 +235,10 @@ def test_open_world_tables_have_base_to_new_values_too(runs):
     eurosat = rows(build_table(load_runs([runs.root]), published="all"), "EuroSAT")
     assert eurosat["CoOp, published"]["base"].mean == 92.19
     assert any("ERF score" in label and row["auroc"] for label, row in eurosat.items())
+    # which are another group's runs
+    runs.add(dataset="EuroSAT", trainer="TCP")
+    measured = rows(build_table(load_runs([runs.root]), published="measured"), "EuroSAT")
+    assert [label for label in measured if label.startswith("TCP")] == ["TCP", "TCP, published"]
 
 
 @pytest.mark.parametrize("file_format", ["md", "latex", "html", "csv", "json"])
