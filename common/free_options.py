@@ -35,6 +35,7 @@ TRAINER_NODES = {
     name: (name.upper(),)
     for name in ("BMIP", "CoCoOp", "CoOp", "CoPrompt", "IVLP", "KgCoOp", "MaPLe", "ProDA", "PromptSRC", "VPT")
 } | {
+    "ProGrad": ("PROGRAD",),
     "CoPrompt_BMIP": ("COPROMPT", "BMIP"),
     "MaPLe_BMIP": ("MAPLE", "BMIP"),
     "PromptSRC_BMIP": ("PROMPTSRC", "BMIP"),

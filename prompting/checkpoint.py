@@ -25,9 +25,9 @@ from common.unpickling import CheckpointError, misfits, read_checkpoint
 MAX_SHOWN = 5  # names in a message
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
-# multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save
-# the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is
-# neither makes the file unknown.
+# Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt and BMIP (BMIP, ProDA,
+# PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is
+# left out. A tensor that is neither makes the file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -44,6 +44,7 @@ class Format:
     # Our gate lists -> how many gates they have fewer than there are deep prompts; the others are unused.
     gates: Mapping[str, int] = field(default_factory=dict)
     note: str = ""  # settings that the trainer needs for such a file
+    like: str = ""  # a method whose files have the same tensors: a file that names no trainer is taken for that one's
 
     def our_names(self, names: Iterable[str]) -> dict[str, str | None]:
         """Our name of each trained tensor, ``None`` for one that is ignored; a tensor that is neither is left out."""
@@ -124,6 +125,7 @@ FORMATS: dict[str, Format] = {
         _BUFFERS,
         ("ctx", "meta_net.linear2.weight"),
     ),
+    "ProGrad": Format({"ctx": "ctx"}, _BUFFERS, ("ctx",), like="CoOp"),
     "KgCoOp": Format({"ctx": "ctx"}, (*_BUFFERS, "bias_vectors", "meta_net.linear1.{part}"), ("ctx", "bias_vectors")),
     "ProDA": Format(_CONTEXT, _WHOLE_CLIP, ("prompt_learner.ctx",)),
     "VPT": Format(_VISION_PROMPTS, _TOWERS, ("image_encoder.VPT",)),
@@ -153,8 +155,8 @@ def is_published(names: Iterable[str]) -> bool:
 
 def published_methods(names: Iterable[str]) -> list[str]:
     """Methods whose published checkpoints hold exactly such tensors."""
-    names = list(names)
-    return [n for n, form in FORMATS.items() if not form.lacking(names) and len(form.our_names(names)) == len(names)]
+    names, forms = list(names), {name: form for name, form in FORMATS.items() if not form.like}
+    return [n for n, form in forms.items() if not form.lacking(names) and len(form.our_names(names)) == len(names)]
 
 
 def from_published(state_dict: Mapping[str, Tensor], trainer: str, source: str | Path) -> dict[str, Tensor]:
@@ -165,7 +167,7 @@ def from_published(state_dict: Mapping[str, Tensor], trainer: str, source: str |
             f"files of {', '.join(FORMATS)} are known"
         )
     form, methods = FORMATS[trainer], published_methods(state_dict)
-    if trainer not in methods and methods:
+    if (form.like or trainer) not in methods and methods:
         raise CheckpointError(f"checkpoint {source} is one of {' or '.join(methods)}, not of {trainer}")
     names = form.our_names(state_dict)
     problems = [f"unknown {name}" for name in state_dict if name not in names]
@@ -323,7 +325,7 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
         return {}
     if trainer == "ProDA":
         return {"N_PROMPT": len(ctx), "N_CTX": ctx.shape[-2]}
-    if trainer in ("CoOp", "KgCoOp"):
+    if trainer in ("CoOp", "KgCoOp", "ProGrad"):
         return {"N_CTX": ctx.shape[-2], "CSC": ctx.dim() == 3}
     if trainer == "CoCoOp":
         return {"N_CTX": len(ctx)}

@@ -112,6 +112,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "base": "vit_b16_c2_ep20_batch4_4+4ctx",
         "few_shot": "vit_b16_c2_ep50_batch4_4+4ctx_few_shot",
     },
+    "ProGrad": {"tiny": "tiny_c4_ep50_batch32", "base": "vit_b16_ep100", "cross_datasets": "vit_b16_ep50"},
     "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",

@@ -40,6 +40,11 @@ def kgcoop(backbone):
     return backbone, SGD, 0.002, 100, 1, 128, values
 
 
+def prograd(backbone, epochs):
+    values = {"PROGRAD.N_CTX": 16, "PROGRAD.CTX_INIT": True, "PROGRAD.LAMBDA": 1.0, "PROGRAD.T": 1.0}
+    return backbone, SGD, 0.002, epochs, 1, 32, values
+
+
 def ivlp(rate, epochs, n_vision, n_text, vision_depth, text_depth):
     ctx = {"IVLP.N_CTX_VISION": n_vision, "IVLP.N_CTX_TEXT": n_text, "IVLP.CTX_INIT": WORDS}
     depth = {"IVLP.PROMPT_DEPTH_VISION": vision_depth, "IVLP.PROMPT_DEPTH_TEXT": text_depth}
@@ -131,6 +136,11 @@ PUBLISHED = {
     "CoCoOp/vit_b16_c16_ep10_batch1": cocoop(16),
     "KgCoOp/vit_b16_ep100_ctxv1": kgcoop("ViT-B/16"),
     "KgCoOp/rn50_ep100": kgcoop("RN50"),
+    "ProGrad/vit_b16_ep100": prograd("ViT-B/16", 100),
+    "ProGrad/vit_b16_ep50": prograd("ViT-B/16", 50),
+    "ProGrad/rn50": prograd("RN50", 200),
+    "ProGrad/rn50_ep100": prograd("RN50", 100),
+    "ProGrad/rn50_ep50": prograd("RN50", 50),
     "ProDA/vit_b16_c2_e100_ctx16_warmup5_BZ64_ProDA": (
         *("ViT-B/16", SGD, 0.001, 100, 5, 4),
         {"PRODA.N_CTX": 16, "PRODA.N_PROMPT": 32, "PRODA.PROMPT_BATCH": 4, "PRODA.ORTHOGONAL_WEIGHT": 0.0},
@@ -180,6 +190,7 @@ TINY_OF = {
     "CoOp/tiny_c4_ep50_batch32_ctxv1": ("vit_b16_ep50_ctxv1", {}),
     "CoCoOp/tiny_c4_ep10_batch1_ctxv1": ("vit_b16_c4_ep10_batch1_ctxv1", {}),
     "KgCoOp/tiny_c4_ep100_batch128_ctxv1": ("vit_b16_ep100_ctxv1", {}),
+    "ProGrad/tiny_c4_ep50_batch32": ("vit_b16_ep50", {"TRAINER.PROGRAD.N_CTX": 4}),
     "ProDA/tiny_c16_ep20_batch4": (
         "vit_b16_c2_e100_ctx16_warmup5_BZ64_ProDA",
         {"OPTIM.MAX_EPOCH": 20, "OPTIM.WARMUP_EPOCH": 1},

@@ -139,9 +139,20 @@ def test_the_method_is_told_from_the_tensors_and_others_are_refused_by_name(name
     reference = load_reference(name)
     state, method = upstream_state(reference), reference.record["method"]
     assert published_methods(state) == [method]
-    for other in FORMATS.keys() - {method}:
+    for other in FORMATS.keys() - {method, "ProGrad"}:
         with pytest.raises(CheckpointError, match=f"checkpoint FILE is one of {method}, not of {other}"):
             from_published(state, other, "FILE")
+
+
+def test_files_of_prograd_are_those_of_coop(model, tmp_path):
+    """No tensor tells them apart: the trainer that reads a file does."""
+    reference, path = write_published(tmp_path, "prograd_init")
+    assert read_trained(path).trainer == "CoOp"
+    trainer = trainer_of(reference, model, objective=False)
+    trainer.load_model(str(tmp_path))
+    check_logits(trainer, reference)
+    with pytest.raises(CheckpointError, match="is one of MaPLe, not of ProGrad"):
+        from_published(upstream_state(load_reference("maple_depth3")), "ProGrad", "FILE")
 
 
 def test_a_method_that_nobody_published_is_refused(model, tmp_path):

@@ -23,7 +23,14 @@ from tests.reference import Reference
 from tests.reference.small_clip import prompt_tensor, small_clip_state_dict
 from trainers.base import PromptTrainer
 
-NODES = {"KgCoOp": "COOP", "CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC"}
+NODES = {
+    "KgCoOp": "COOP",
+    "ProGrad": "COOP",
+    "CoOp": "COOP",
+    "CoCoOp": "COCOOP",
+    "MaPLe": "MAPLE",
+    "PromptSRC": "PROMPTSRC",
+}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
 
@@ -40,6 +47,8 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
     own = _kept(given[f"TRAINER.{NODES.get(method, method)}"])
     if method == "BMIP":
         own |= _bmip_extra(given)
+    elif method == "ProGrad":
+        own |= {"LAMBDA": given["LOSS"]["LAMBDA"], "T": given["LOSS"]["T"]}
     elif method == "KgCoOp":  # any true value means these words
         own["CTX_INIT"] = "a photo of a" if own["CTX_INIT"] else ""
     elif method == "ProDA":  # upstream takes as many prompts per step as images
