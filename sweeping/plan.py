@@ -107,6 +107,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "few_shot": "vit_b16_c2_ep50_batch4_4+4ctx_few_shot",
     },
     "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
+    "TCP": {"tiny": "tiny_c4_ep50_batch32", "base": "vit_b16_c4_ep50_batch32"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",
