@@ -54,12 +54,23 @@ class GatedPrompt:
         return torch.addcmul(foreign.unsqueeze(1), w, (own - foreign).unsqueeze(1)).flatten(0, 1)
 
 
-DeepPrompt = Tensor | GatedPrompt
+@dataclass(frozen=True)
+class ClassPrompt:
+    """Prompt tokens of one text layer that every class has of its own (TCP)."""
+
+    tokens: Tensor  # (n_cls, n_prompts, width), in the order of the class list
+
+    @property
+    def n_prompts(self) -> int:
+        return self.tokens.shape[-2]
+
+
+DeepPrompt = Tensor | GatedPrompt | ClassPrompt
 
 
 def differs(prompt: DeepPrompt | None) -> bool:
     """Whether a layer's prompt differs between images or classes."""
-    return isinstance(prompt, GatedPrompt) and prompt.per_sample
+    return isinstance(prompt, ClassPrompt) or (isinstance(prompt, GatedPrompt) and prompt.per_sample)
 
 
 @dataclass(frozen=True)
@@ -71,7 +82,7 @@ class TextPrompts:
             (n_vectors, width), or (groups, n_vectors, width) for one text per group and class (CoCoOp's images,
             ProDA's prompts). ``None`` when the layout has no learned position.
         deep: layer index (>= 1) -> tokens that replace positions 1..n_prompts before that layer; (n_prompts, width),
-            or (groups, n_prompts, width).
+            or (groups, n_prompts, width); a :class:`ClassPrompt` where every class has its own.
     """
 
     context: Tensor | None = None
@@ -80,7 +91,7 @@ class TextPrompts:
     @property
     def n_deep(self) -> int:
         """Number of tokens that deep layers replace; the same at every layer."""
-        counts = {p.n_prompts if isinstance(p, GatedPrompt) else p.shape[-2] for p in self.deep.values()}
+        counts = {p.shape[-2] if isinstance(p, Tensor) else p.n_prompts for p in self.deep.values()}
         if len(counts) > 1:
             raise ValueError(
                 f"deep text prompts of different lengths {sorted(counts)}: give every layer the same number"
@@ -117,7 +128,9 @@ class Prompts:
 
 def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str) -> None:
     """Refuse deep prompts outside layers 1 .. n_layers - 1; layer 0 takes the context or the vision tokens."""
-    for layer in deep:
+    for layer, prompt in deep.items():
+        if tower == "vision" and isinstance(prompt, ClassPrompt):
+            raise ValueError(f"a prompt per class at layer {layer} of the vision tower: only text has classes")
         if not 1 <= layer < n_layers:
             raise ValueError(
                 f"deep prompts at layer {layer} of the {tower} tower, which has layers 1..{n_layers - 1} to prompt: "

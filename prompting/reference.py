@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, VisionPrompts
+from prompting.prompts import AttentionMass, ClassPrompt, DeepPrompt, GatedPrompt, TextPrompts, VisionPrompts
 from prompting.tokens import PromptLayout
 from prompting.towers.text import TextEncoder
 from prompting.towers.vision import VisionEncoder, embed_patches
@@ -64,7 +64,8 @@ class PlainTextEncoder(TextEncoder):
                 weights = attention_weights(block, x, mask)
                 row = weights[torch.arange(len(x), device=x.device), eot]  # (n_cls, context_length)
             deep = deep.mix(AttentionMass(row[:, 1 : 1 + deep.n_prompts], (eot + 1).unsqueeze(1)))
-        return deep.to(x.dtype).expand(len(x), -1, -1)
+        tokens = deep.tokens if isinstance(deep, ClassPrompt) else deep
+        return tokens.to(x.dtype).expand(len(x), -1, -1)
 
 
 class PlainVisionEncoder(VisionEncoder):

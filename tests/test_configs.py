@@ -171,6 +171,10 @@ PUBLISHED = {
     "PromptSRC_BMIP/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": with_bmip(
         0.0025, 20, bmip_prompts(2, 9), self_regulating(6.0, 10.0)
     ),
+    "TCP/vit_b16_c4_ep50_batch32": (
+        *("ViT-B/16", ADAM, 0.002, 50, 1, 32),
+        {"TCP.N_CTX": 4, "TCP.CTX_INIT": "", "TCP.LAYER": 8, "TCP.W": 8.0},
+    ),
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
     # nothing is trained: Dassl's defaults stand where an optimiser would be set
@@ -212,6 +216,7 @@ TINY_OF = {
         {"TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 3},
     ),
     "CoPrompt/tiny_c2_ep8_batch4_2ctx": ("coprompt", {"TRAINER.COPROMPT.PROMPT_DEPTH": 3}),
+    "TCP/tiny_c4_ep50_batch32": ("vit_b16_c4_ep50_batch32", {"TRAINER.TCP.LAYER": 2}),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",
@@ -327,6 +332,7 @@ def test_published_values(name):
     assert backbone == cfg.MODEL.BACKBONE.NAME
     optim = cfg.OPTIM
     assert (optimiser, rate, epochs, warmup) == (optim.NAME, optim.LR, optim.MAX_EPOCH, optim.WARMUP_EPOCH)
+    assert (1e-3 if name.startswith("TCP") else 1e-8) == optim.EPS
     assert batch == cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     assert cfg.DATALOADER.TEST.BATCH_SIZE == 100
     values = flat(cfg.TRAINER)
@@ -407,6 +413,7 @@ def test_full_settings_fit_together(path):
         "VERBOSE": False,
         f"TRAINER.{trainer_class.node}.PREC": "fp32",
         **dict.fromkeys(depths, 4),
+        "TRAINER.TCP.LAYER": 3,
     }
     cfg = configuration(path, *(str(part) for pair in options.items() for part in pair))
     trainer = build_trainer(cfg)

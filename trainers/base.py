@@ -336,7 +336,8 @@ class PromptTrainer(Steps, TrainerX):
     def _no_resnet(self, cfg: CfgNode) -> str:
         return (
             f"{type(self).__name__} puts prompts into the image tower, which {cfg.MODEL.BACKBONE.NAME} (a ResNet) does "
-            "not take: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp or ProDA"
+            "not take: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp, ProDA or "
+            "TCP"
         )
 
 

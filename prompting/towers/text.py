@@ -20,7 +20,7 @@ How its rows lie, for two classes, "a photo of a {}." with n_ctx = 2 learned vec
     layer 0           words and learned vectors are projected apart, so that words record no gradient
     last layer        K and V of all rows; the rest for the [EOT] rows (here 5 and 9) only, (groups, n_cls, width)
 
-    From the first layer on whose gate gives every class prompts of its own (BMIP), only [SOS] is shared:
+    From the first layer on that gives every class prompts of its own (BMIP's gates, TCP), only [SOS] is shared:
 
     row         0     | 1   2  3    4  5     | 6   7  8    9     10  11    | 12  13    | 14  15
                 [SOS] | of  a  cat  .  [EOT] | of  a  sea  lion  .   [EOT] | class 0's | class 1's prompt rows
@@ -37,7 +37,15 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts, differs
+from prompting.prompts import (
+    AttentionMass,
+    ClassPrompt,
+    DeepPrompt,
+    GatedPrompt,
+    TextPrompts,
+    check_deep_prompts,
+    differs,
+)
 from prompting.tokens import PromptLayout
 from prompting.towers.attention import (
     KV,
@@ -148,7 +156,7 @@ class TextEncoder(nn.Module):
             return finish(block, x, self._attend(projected, batch, len(batch.slots)))
         sizes = [batch.n_kept, batch.n_prompt_rows]
         kept, prompts = x.split(sizes, dim=1)
-        if isinstance(following, Tensor):
+        if not isinstance(following, GatedPrompt):
             return finish(block, kept, self._attend(projected, batch, batch.n_kept))
         attended = self._attend(projected, batch, len(batch.slots))
         if few_launches(x.device):
@@ -163,7 +171,10 @@ class TextEncoder(nn.Module):
         deep, batch, shared_rows = at
         if not isinstance(deep, GatedPrompt):
             if deep is not None:
-                kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
+                if shared_rows is not None:
+                    kept = x.index_select(1, shared_rows[0])
+                else:
+                    kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
                 x = torch.cat([kept, _prompt_rows(deep, kept, batch)], dim=1)
             return x, project(block, x, parts)
         # A gate reads the layer's Q and K before it mixes the prompts.
@@ -223,13 +234,18 @@ def _by_bucket(queries: Tensor, batch: RaggedBatch) -> list[Tensor]:
     return [part.flatten(0, 1).unsqueeze(1) for part in parts]
 
 
-def _prompt_rows(tokens: Tensor, kept: Tensor, batch: RaggedBatch) -> Tensor:
+def _prompt_rows(tokens: Tensor | ClassPrompt, kept: Tensor, batch: RaggedBatch) -> Tensor:
     """A layer's new prompts as rows beside the kept ones, (groups, prompt_rows, width).
 
-    The tokens are (n_prompts, width) for all, (groups, n_prompts, width), or one set per group and class.
+    The tokens are (n_prompts, width) for all, (groups, n_prompts, width), one set per group and class, or one per class
+    of the layout.
     """
     n_classes = batch.layout.n_classes
-    if batch.per_class and tokens.shape[:-2].numel() < len(kept) * n_classes:
+    if isinstance(tokens, ClassPrompt):
+        if len(tokens.tokens) != n_classes:
+            raise ValueError(f"deep prompts for {len(tokens.tokens)} classes, but the class list has {n_classes}")
+        tokens = tokens.tokens.index_select(0, batch.class_order).flatten(0, 1)
+    elif batch.per_class and tokens.shape[:-2].numel() < len(kept) * n_classes:
         tokens = tokens.unsqueeze(-3).expand(*tokens.shape[:-2], n_classes, -1, -1)
     rows = tokens.reshape(-1, batch.n_prompt_rows, tokens.shape[-1])
     return rows.to(kept.dtype).expand(len(kept), -1, -1)

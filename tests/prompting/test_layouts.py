@@ -77,7 +77,7 @@ def on_backbone(case, model, name, **options):
     """A trainer on a given CLIP, without a file in between."""
     size = LAYOUTS[name]["image_resolution"]
     kind = TRAINER_REGISTRY.get(case.partition("/")[0])
-    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS}
+    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS} | {"TRAINER.TCP.LAYER": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "load_backbone", lambda self: model)
         for module in ("trainers.promptsrc", "trainers.coprompt"):
@@ -115,4 +115,4 @@ def test_a_step_on_every_layout(name, case, models):
 
 
 def test_trainers_that_take_a_resnet():
-    assert sorted(TEXT_ONLY) == ["CoCoOp", "CoOp", "KgCoOp", "ProDA", "ProGrad", "ZeroshotCLIP", "ZeroshotCLIP2"]
+    assert sorted(TEXT_ONLY) == ["CoCoOp", "CoOp", "KgCoOp", "ProDA", "ProGrad", "TCP", "ZeroshotCLIP", "ZeroshotCLIP2"]

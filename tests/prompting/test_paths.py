@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prompting import GatedPrompt, Prompts, TextPrompts, VisionPrompts, layout_from_texts, layout_with_context
+from prompting import (
+    ClassPrompt,
+    GatedPrompt,
+    Prompts,
+    TextPrompts,
+    VisionPrompts,
+    layout_from_texts,
+    layout_with_context,
+)
 from prompting.reference import PlainTextEncoder, PlainVisionEncoder
 from prompting.towers.attention import as_on_a_gpu
 from prompting.towers.text import TextEncoder
@@ -138,6 +146,63 @@ def test_gates_at_some_layers_only(tiny_vit, images, gated_layers):
         return Prompts(TextPrompts(s.tensor("ctx", 2, WIDTH), deep))
 
     assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def class_prompts(s, layer, names=CLASSNAMES, n=2):
+    return {layer: ClassPrompt(s.tensor(f"class{layer}", len(names), n, WIDTH))}
+
+
+@pytest.mark.parametrize("n_ctx", [2, 5])
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_prompts_of_every_class_at_one_layer(tiny_vit, images, layer, n_ctx):
+    """Names of different lengths; what a class has follows the class list, not the lengths."""
+    layout = layout_with_context(CLASSNAMES, 77, n_ctx, template="{}, a type of pet.")
+    assert len(set(layout.lengths.tolist())) > 1
+    assert layout.lengths.tolist() != sorted(layout.lengths.tolist())
+    build = lambda s: Prompts(TextPrompts(s.tensor("ctx", n_ctx, WIDTH), class_prompts(s, layer, n=n_ctx)))  # noqa: E731
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("others", ["plain", "gated", "class"])
+def test_prompts_of_every_class_among_others(tiny_vit, images, others):
+    layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
+
+    def build(s):
+        if others == "plain":
+            deep = {1: s.tensor("text1", 2, WIDTH), 3: s.tensor("text3", 2, WIDTH)}
+        elif others == "gated":
+            deep = s.gated("text", 2, 4, layers=(1, 3))
+        else:
+            deep = class_prompts(s, 1) | class_prompts(s, 3)
+        return Prompts(TextPrompts(s.tensor("ctx", 2, WIDTH), deep | class_prompts(s, 2)))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_prompts_of_every_class_after_class_specific_context(tiny_vit, images, layer):
+    layout = layout_with_context(CLASSNAMES, 77, 2, class_specific=True)
+    n = 2 * len(CLASSNAMES)
+    build = lambda s: Prompts(TextPrompts(s.tensor("ctx", n, WIDTH), class_prompts(s, layer)))  # noqa: E731
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_prompts_of_a_single_class_and_of_several_contexts(tiny_vit, layer):
+    s, fast, plain = Scenario(), TextEncoder(tiny_vit), PlainTextEncoder(tiny_vit)
+    for names, groups in ((["cat"], ()), (CLASSNAMES, (3,))):
+        layout = layout_with_context(names, 77, 2)
+        context = s.tensor(f"ctx{groups}", *groups, 2, WIDTH)
+        prompts = TextPrompts(context, {layer: ClassPrompt(s.tensor(f"own{groups}", len(names), 2, WIDTH))})
+        torch.testing.assert_close(fast(layout, prompts), plain(layout, prompts), atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_of_other_classes_are_refused(tiny_vit, images):
+    layout, prompt = layout_with_context(CLASSNAMES, 77, 2), ClassPrompt(torch.zeros(3, 2, WIDTH))
+    with pytest.raises(ValueError, match=f"deep prompts for 3 classes, but the class list has {len(CLASSNAMES)}"):
+        TextEncoder(tiny_vit)(layout, TextPrompts(torch.zeros(2, WIDTH), {1: prompt}))
+    with pytest.raises(ValueError, match="a prompt per class at layer 1 of the vision tower"):
+        VisionEncoder(tiny_vit)(images, VisionPrompts(None, {1: prompt}))
 
 
 def test_gates_of_several_contexts_equal_each_alone(tiny_vit):

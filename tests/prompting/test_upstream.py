@@ -38,6 +38,7 @@ RUNS = {
     "ivlp_vision3_text2": {"N_CTX_TEXT": 2, "N_CTX_VISION": 2, "PROMPT_DEPTH_TEXT": 2, "PROMPT_DEPTH_VISION": 3},
     "ivlp_language_only": {"N_CTX_TEXT": 4, "PROMPT_DEPTH_TEXT": 3, "PROMPT_DEPTH_VISION": 0},
     "maple_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
+    "tcp_pets": {"N_CTX": 4},
     "promptsrc_ctx4_depth4": {"N_CTX_TEXT": 4, "N_CTX_VISION": 4, "PROMPT_DEPTH_TEXT": 4, "PROMPT_DEPTH_VISION": 4},
     "coprompt_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
     "bmip_shared": {

@@ -9,6 +9,9 @@ from tests.trainers.small_runs import build, needing
 # Cases: method or variant, options, what the message says.
 WRONG = [
     ("CoCoOp", {"TRAINER.COCOOP.CSC": True}, r"COCOOP.CSC True.*set it False, or use the trainer CoOp"),
+    ("TCP", {"TRAINER.TCP.CSC": True}, r"TCP.CSC True.*set it False, or use the trainer CoOp or KgCoOp"),
+    ("TCP", {"TRAINER.TCP.LAYER": 8}, r"TCP.LAYER is 8.*layers 1 to 3: set it to 3"),
+    ("TCP", {"TRAINER.TCP.LAYER": 0}, r"TCP.LAYER is 0.*layers 1 to 3: set it to 1"),
     ("CoOp/class_specific", {"TEST.CLASS_SPLITS": ("base", "new")}, r"COOP.CSC.*\(base\), not the class splits new"),
     ("KgCoOp/class_specific", {"TEST.CLASS_SPLITS": ("all",)}, r"KGCOOP.CSC.*not the class splits all.*CSC False"),
     ("CoOp", {"TRAINER.COOP.CLASS_TOKEN_POSITION": "back"}, r"CLASS_TOKEN_POSITION 'back'.*end, middle, front"),
