@@ -26,9 +26,9 @@ MAX_SHOWN = 5  # names in a message
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
-# Textual-based_Class-aware_prompt_tuning (TCP) and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with the
-# prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is neither makes the file
-# unknown.
+# Textual-based_Class-aware_prompt_tuning (TCP) and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with
+# the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is neither makes the
+# file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
