@@ -229,9 +229,7 @@ class MiniDataset(FewShotDataset):
 
     image_folder: ClassVar[str] = IMAGE_FOLDER
     split_file: ClassVar[str] = SPLIT_FILE
-    split_help: ClassVar[str] = (
-        "It is made from assets/mini when it is first used: give a --root that can be written to."
-    )
+    split_help: ClassVar[str] = "Its images are made from assets/mini when it is first used."
     archive: ClassVar[Path]
     variant: ClassVar[str] = "photo"
 

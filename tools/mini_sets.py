@@ -2,8 +2,8 @@
 
     python -m tools.mini_sets --corpus runs/mini --out assets/mini
 
-It writes one file for each set of `mini_sets.yaml`: the drawings (lossless WebP) and `set.json`, which has the classes and
-for train, val and test the images, each a class, a drawing and a view's number; `datasets.mini` makes the images of it. A
+It writes one file for each set of `mini_sets.yaml`: the drawings (lossless WebP) and `set.json`, which has the classes
+and for train, val and test the images, each a class, a drawing and a view's number; `datasets.mini` makes the images. A
 family's drawings of one class are all in one part as far as there are families enough; without enough of those,
 packages or drawings are dealt, and val has further views of the training drawings. The same corpus makes the same
 files.
