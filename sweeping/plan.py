@@ -38,6 +38,7 @@ IMAGENET_VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"
 BUNDLED = ("digits",)
 BUNDLED_SOURCE = "emoji_kinds"
 BUNDLED_TARGETS = ("digits", "emoji_concepts")
+MINI = "mini_"  # the benchmark in miniature: its sets go with each other, and with bundled:mini_clip
 BUNDLED_ROOT = "assets"
 
 # ---- protocols
@@ -183,7 +184,7 @@ OF_A_RUN = {
 
 def is_bundled(dataset: str) -> bool:
     """Whether the data set comes with the repository and goes with the bundled model's settings."""
-    return dataset == "digits" or dataset.startswith("emoji")
+    return dataset == "digits" or dataset.startswith(("emoji", MINI))
 
 
 def bundled_plan(protocol: Protocol, source: str) -> tuple[tuple[str, ...], str]:
@@ -192,8 +193,11 @@ def bundled_plan(protocol: Protocol, source: str) -> tuple[tuple[str, ...], str]
     if not protocol.source:
         return tuple(name for name in BUNDLED if name in there), ""
     source = source or BUNDLED_SOURCE
+    others = BUNDLED_TARGETS
+    if source.startswith(MINI):  # but for other views of one set
+        others = tuple(name for name in there if name.startswith(MINI) and name.count("_") == 1 and name != source)
     styles = protocol.name == "domain_generalization"
-    targets = tuple(name for name in there if (name.startswith(f"{source}_") if styles else name in BUNDLED_TARGETS))
+    targets = tuple(name for name in there if (name.startswith(f"{source}_") if styles else name in others))
     if source not in there or not targets:
         raise SweepError(
             f"{protocol.name} on bundled data needs configs/datasets/{source}.yaml and data sets to test on, which are "
