@@ -107,6 +107,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "few_shot": "vit_b16_c2_ep50_batch4_4+4ctx_few_shot",
     },
     "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
+    "MMA": {"tiny": "tiny_ep10_batch16", "base": "vit_b16_ep5", "cross_datasets": "vit_b16_ep1_cross_datasets"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",

@@ -23,7 +23,10 @@ from tests.reference import Reference
 from tests.reference.small_clip import prompt_tensor, small_clip_state_dict
 from trainers.base import PromptTrainer
 
-NODES = {"KgCoOp": "COOP", "CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC"}
+NODES = {
+    **{"KgCoOp": "COOP", "CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC"},
+    "MMA": "MMADAPTER",
+}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
 
@@ -44,6 +47,8 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
         own["CTX_INIT"] = "a photo of a" if own["CTX_INIT"] else ""
     elif method == "ProDA":  # upstream takes as many prompts per step as images
         own["PROMPT_BATCH"] = given["DATALOADER.TRAIN_X.BATCH_SIZE"]
+    elif method == "MMA":
+        own["CTX_INIT"] = own.pop("TEXT_CTX_INIT")
     elif method == "CoPrompt":
         own |= {"W": given["TRAINER.W"], "DISTILL": given["TRAINER.DISTILL"]}
         if folder is not None:
@@ -112,7 +117,7 @@ def model_folder(reference: Reference) -> str:
 def _saved_name(reference: Reference, name: str) -> str:
     """A trainable tensor's name in the checkpoint: some methods save the prompt learner alone."""
     (saved,) = reference.record["saved"].values()
-    return name if name in saved["keys"] else name.removeprefix("prompt_learner.")
+    return name if name in saved["keys"] else name.removeprefix("prompt_learner.").removeprefix("adapter_learner.")
 
 
 def _frozen_names(prefix: str) -> list[str]:
