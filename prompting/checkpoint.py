@@ -26,9 +26,9 @@ MAX_SHOWN = 5  # names in a message
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
-# Textual-based_Class-aware_prompt_tuning (TCP) and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with
-# the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is neither makes the
-# file unknown.
+# Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA) and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most
+# save the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that
+# is neither makes the file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -95,6 +95,11 @@ _COPROMPT = {pattern: f"prompts.{target}" for pattern, target in _MAPLE.items()}
     for tower in ("image", "text")
     for number, name in ((0, "down"), (2, "up"))
 }
+_MMA = {"shared_adapter.{i}.0.{part}": "shared.{i}.{part}"} | {
+    f"{theirs}_adapter.{{i}}.{layer}.{{part}}": f"{ours}_adapters.{{i}}.{name}.{{part}}"
+    for theirs, ours in (("text", "text"), ("visual", "vision"))
+    for layer, name in (("down.0", "down"), ("up", "up"))
+}
 _BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
     "prompt_learner.ctx_t": "ctx",
@@ -134,6 +139,11 @@ FORMATS: dict[str, Format] = {
     "CoPrompt": Format(
         _COPROMPT, (*_WHOLE_CLIP, "model_distill.{any}"), ("prompt_learner.ctx", "adapter_image.fc.0.weight")
     ),
+    "MMA": Format(
+        _MMA,
+        ("token_embedding", "tokenized_prompts"),
+        ("text_adapter.{i}.down.0.weight", "shared_adapter.{i}.0.weight"),
+    ),
     "BMIP": Format(_BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), ("prompt_learner.ctx_t", _BMIP_GATE), _BMIP_GATES, _BMIP_NOTE),
     "PromptSRC_BMIP": Format(
         _BMIP,
@@ -149,6 +159,7 @@ FORMATS: dict[str, Format] = {
 def is_published(names: Iterable[str]) -> bool:
     """Whether tensor names are a published repository's: ours begin with neither a tower nor token buffers."""
     marks = ("prompt_learner.", "image_encoder.", "text_encoder.", "token_prefix", "token_suffix", "bias_vectors")
+    marks += ("text_adapter.", "visual_adapter.", "shared_adapter.")
     return any(name.startswith(marks) for name in names)
 
 
@@ -324,6 +335,11 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
         return counts | {
             f"PROMPT_DEPTH_{tower}": 0 if first is None else 1 + deep[tower.lower()] for tower, first in towers.items()
         }
+    if trainer == "MMA":
+        found = {name: re.fullmatch(r"shared\.(\d{1,4})\.bias", name) for name in tensors}
+        dims = {int(layer[1]): tensors[name].numel() for name, layer in found.items() if layer}
+        keys = ("ADAPTER_START", "ADAPTER_END", "ADAPTER_DIM")
+        return dict(zip(keys, (min(dims), max(dims), max(dims.values())), strict=True)) if dims else {}
     if ctx is None or trainer is None:
         return {}
     if trainer == "ProDA":

@@ -100,7 +100,8 @@ class PromptLearner(nn.Module):
         if any(isinstance(prompt, GatedPrompt) and not prompt.per_sample for prompt in vision.deep.values()):
             return "batch"
         adapted = type(self).adapt_image is not PromptLearner.adapt_image
-        return "prompts" if adapted or vision.deep or vision.tokens is not None else "image"
+        trained = adapted or vision.deep or vision.beside or vision.tokens is not None
+        return "prompts" if trained else "image"
 
     def gate_values(self) -> dict[str, float]:
         """Mixing weights of the last forward pass by "tower/layer", for the log; empty for methods without gates."""

@@ -81,6 +81,11 @@ def with_bmip(rate, epochs, prompts, host=None):
     return "ViT-B/16", SGD, rate, epochs, 1, 4, prompts | (host or {})
 
 
+def mma(epochs, batch, start):
+    layers = {"MMA.CTX_INIT": WORDS, "MMA.ADAPTER_START": start, "MMA.ADAPTER_END": 12}
+    return "ViT-B/16", SGD, 0.0015, epochs, 0, batch, layers | {"MMA.ADAPTER_DIM": 32, "MMA.ADAPTER_SCALE": 0.001}
+
+
 def consistency(weight):
     return {"COPROMPT.W": weight, "COPROMPT.DISTILL": "cosine", "COPROMPT.SENTENCES": ""}
 
@@ -159,6 +164,9 @@ PUBLISHED = {
     "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": promptsrc(20, 3, 6.0, 10.0),
     "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot": promptsrc(50, 9, 30.0, 30.0),
     "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45": promptsrc(50, 9, 45.0, 5.0),
+    "MMA/vit_b16_ep5": mma(5, 16, 5),
+    "MMA/vit_b16_ep5_imagenet": mma(5, 128, 5),
+    "MMA/vit_b16_ep1_cross_datasets": mma(1, 128, 9),
     BMIP_SETTING: bmip(),
     f"{BMIP_SETTING}_official": bmip(gate="official"),
     f"{BMIP_SETTING}_not_shared": bmip(share=False),
@@ -217,6 +225,10 @@ TINY_OF = {
     ),
     "CoPrompt/tiny_c2_ep8_batch4_2ctx": ("coprompt", {"TRAINER.COPROMPT.PROMPT_DEPTH": 3}),
     "TCP/tiny_c4_ep50_batch32": ("vit_b16_c4_ep50_batch32", {"TRAINER.TCP.LAYER": 2}),
+    "MMA/tiny_ep10_batch16": (
+        "vit_b16_ep5",
+        {"OPTIM.MAX_EPOCH": 10, "TRAINER.MMA.ADAPTER_START": 2, "TRAINER.MMA.ADAPTER_END": 4},
+    ),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",
@@ -341,7 +353,7 @@ def test_published_values(name):
         assert (optim.LR_SCHEDULER, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR) == ("cosine", "constant", 1e-5)
         assert (optim.WEIGHT_DECAY, optim.MOMENTUM) == (5e-4, 0.9)
     node = TRAINER_REGISTRY.get(name.split("/")[0]).node
-    assert values[f"{node}.PREC"] == "fp16"
+    assert values[f"{node}.PREC"] == ("amp" if node == "MMA" else "fp16")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -399,7 +411,8 @@ def _built_here(path):
 def test_full_settings_fit_together(path):
     """On the bundled model, 4 layers deep: every setting is one that its trainer takes."""
     trainer_class = TRAINER_REGISTRY.get(path.parent.name)
-    depths = {k: v for k, v in flat(configuration(path).TRAINER, "TRAINER.").items() if "PROMPT_DEPTH" in k and v > 4}
+    deep = re.compile(r"\.(PROMPT_DEPTH|ADAPTER_START|ADAPTER_END)")
+    depths = {k: v for k, v in flat(configuration(path).TRAINER, "TRAINER.").items() if deep.search(k) and v > 4}
     options = {
         "TRAINER.NAME": path.parent.name,
         "DATASET.NAME": "Digits",

@@ -123,6 +123,7 @@ def test_the_users_options_come_last():
         ("CoOp", "few_shot", "eurosat", 4, "vit_b16", "vit_b16_ep100"),
         ("CoOp", "few_shot", "eurosat", 1, "vit_b16", "vit_b16_ep50"),
         ("CoPrompt", "open_world", "eurosat", 16, "coprompt", "coprompt_eurosat"),
+        ("MMA", "open_world", "imagenet", 16, "vit_b16_ep5", "vit_b16_ep5_imagenet"),
         (
             *("PromptSRC", "few_shot", "dtd", 4, "vit_b16_c2_ep50_batch4_4+4ctx_few_shot"),
             "vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45",
@@ -136,7 +137,7 @@ def test_published_settings_are_one_row_with_a_file_per_case(trainer, protocol, 
 
 
 def test_transfer_uses_the_settings_made_for_it():
-    for trainer in ("MaPLe", "PromptSRC", "BMIP"):
+    for trainer in ("MaPLe", "PromptSRC", "BMIP", "MMA"):
         assert "_cross_datasets" in published_setting(trainer, PROTOCOLS["cross_dataset"], "imagenet", 16).name
 
 

@@ -90,6 +90,7 @@ DEPTHS = [
     ("MAPLE", "PROMPT_DEPTH"),
     ("COPROMPT", "PROMPT_DEPTH"),
     ("VPT", "PROMPT_DEPTH_VISION"),
+    ("MMA", "ADAPTER_END"),
     *((node, f"PROMPT_DEPTH_{tower}") for node in ("IVLP", "PROMPTSRC") for tower in ("VISION", "TEXT")),
 ]
 # All methods on the layout that the papers use, and on each other one the widest-reaching method of every kind.

@@ -24,7 +24,7 @@ from tests.reference.small_clip import prompt_tensor, small_clip, small_clip_sta
 from trainers.base import PromptTrainer
 
 NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP"), "COOP")
-NODES |= {"CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC"}
+NODES |= {"CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC", "MMA": "MMADAPTER"}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
 
@@ -50,6 +50,8 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
         own = {key: own[key] for key in ("N_CTX", "CTX_INIT", "CSC", "PREC")}
     elif method == "ProDA":  # upstream takes as many prompts per step as images
         own["PROMPT_BATCH"] = given["DATALOADER.TRAIN_X.BATCH_SIZE"]
+    elif method == "MMA":
+        own["CTX_INIT"] = own.pop("TEXT_CTX_INIT")
     elif method == "CoPrompt":
         own |= {"W": given["TRAINER.W"], "DISTILL": given["TRAINER.DISTILL"]}
         if folder is not None:
@@ -120,7 +122,7 @@ def model_folder(reference: Reference) -> str:
 def _saved_name(reference: Reference, name: str) -> str:
     """A trainable tensor's name in the checkpoint: some methods save the prompt learner alone."""
     (saved,) = reference.record["saved"].values()
-    return name if name in saved["keys"] else name.removeprefix("prompt_learner.")
+    return name if name in saved["keys"] else name.removeprefix("prompt_learner.").removeprefix("adapter_learner.")
 
 
 def _frozen_names(prefix: str) -> list[str]:

@@ -48,6 +48,18 @@ WRONG = [
     ("CoPrompt", {"TRAINER.COPROMPT.DISTILL": "l1"}, r"DISTILL 'l1'.*cosine, mse"),
     ("ProDA", {"TRAINER.PRODA.PROMPT_BATCH": 3}, r"PROMPT_BATCH 3 must be at least 2 and divide.*N_PROMPT 4"),
     ("ProDA", {"TRAINER.PRODA.PROMPT_BATCH": 1}, r"PROMPT_BATCH 1 must be at least 2"),
+    (
+        "MMA",
+        {"TRAINER.MMA.ADAPTER_START": 4, "TRAINER.MMA.ADAPTER_END": 3},
+        r"START is 4, after.*END 3: set.*at most 3",
+    ),
+    ("MMA", {"TRAINER.MMA.ADAPTER_END": 12}, r"START 2 and ADAPTER_END 12.*has 4 in the text.*END to at most 4$"),
+    (
+        "MMA",
+        {"TRAINER.MMA.ADAPTER_START": 5, "TRAINER.MMA.ADAPTER_END": 12},
+        r"ADAPTER_START 5 and ADAPTER_END 12.*set ADAPTER_END to at most 4 and ADAPTER_START too",
+    ),
+    ("MMA", {"TRAINER.MMA.ADAPTER_START": 0}, r"MMA.ADAPTER_START is 0: at least 1"),
     ("BMIP", {"TRAINER.BMIP.GATE": "soft"}, r"BMIP.GATE 'soft'.*attention, official"),
     ("PromptSRC_BMIP", {"TRAINER.BMIP.AGGREGATOR": "max"}, r"BMIP.AGGREGATOR 'max'.*gate, add"),
     ("KgCoOp", {"TRAINER.KGCOOP.PREC": "half"}, r"KGCOOP.PREC 'half'.*fp32, fp16, bf16, amp"),
