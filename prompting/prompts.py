@@ -55,6 +55,17 @@ class GatedPrompt:
 
 
 @dataclass(frozen=True)
+class ClassPrompt:
+    """Prompt tokens of one text layer that every class has of its own (TCP)."""
+
+    tokens: Tensor  # (n_cls, n_prompts, width), in the order of the class list
+
+    @property
+    def n_prompts(self) -> int:
+        return self.tokens.shape[-2]
+
+
+@dataclass(frozen=True)
 class ComposedPrompt:
     """Prompt tokens of one layer mixed with those that arrive: ``share * own + (1 - share) * arriving`` (MMRL++)."""
 
@@ -70,12 +81,15 @@ class ComposedPrompt:
         return self.share * self.own.to(arriving.dtype) + (1 - self.share) * arriving
 
 
-DeepPrompt = Tensor | GatedPrompt | ComposedPrompt
+DeepPrompt = Tensor | GatedPrompt | ClassPrompt | ComposedPrompt
+# A branch beside a block: from the block's input after its first LayerNorm, (..., width), to what is added to the
+# block's output, (..., width). It sees each row alone, so that what classes share stays shared.
+SideBranch = Callable[[Tensor], Tensor]
 
 
 def differs(prompt: DeepPrompt | None) -> bool:
     """Whether a layer's prompt differs between images or classes."""
-    return isinstance(prompt, GatedPrompt) and prompt.per_sample
+    return isinstance(prompt, ClassPrompt) or (isinstance(prompt, GatedPrompt) and prompt.per_sample)
 
 
 @dataclass(frozen=True)
@@ -87,19 +101,24 @@ class TextPrompts:
             (n_vectors, width), or (groups, n_vectors, width) for one text per group and class (CoCoOp's images,
             ProDA's prompts). ``None`` when the layout has no learned position.
         deep: layer index (>= 1) -> tokens that replace positions 1..n_prompts before that layer; (n_prompts, width),
-            or (groups, n_prompts, width).
-        inserts: whether the first of these layers, which may be 0 then, inserts its tokens at positions 1..n_prompts,
-            between [SOS] and all that follows (MMRL); later ones replace them. They get no positional embedding, the
-            others keep theirs, and the text may be longer than the context length from there on.
+            or (groups, n_prompts, width); a :class:`ClassPrompt` where every class has its own.
+        beside: layer index (>= 0) -> branch beside that layer's block.
+        inserts: whether the first of the deep layers, which may be 0 then, inserts its tokens at positions
+            1..n_prompts, between [SOS] and all that follows (MMRL); later ones replace them. They get no positional
+            embedding, the others keep theirs, and the text may be longer than the context length from there on.
     """
 
     context: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
+    beside: Mapping[int, SideBranch] = field(default_factory=dict)
     inserts: bool = False
 
     def __post_init__(self) -> None:
-        if self.inserts and any(isinstance(prompt, GatedPrompt) for prompt in self.deep.values()):
-            raise ValueError("inserted text prompts cannot be gated: a gate reads the prompts that arrive at its layer")
+        if self.inserts and any(isinstance(prompt, GatedPrompt | ClassPrompt) for prompt in self.deep.values()):
+            raise ValueError(
+                "inserted text prompts are the same for all classes: neither gated, since a gate reads what arrives at "
+                "its layer, nor one per class"
+            )
 
     @property
     def n_deep(self) -> int:
@@ -126,12 +145,14 @@ class VisionPrompts:
             for each image, (batch, n_prompts, width); ``None`` for none.
         deep: layer index (>= 1) -> tokens that replace them before that layer. Without ``tokens`` the first of these
             layers, which may be 0 then, inserts its tokens (MMRL).
+        beside: layer index (>= 0) -> branch beside that layer's block.
         readout: (width, embed_dim), projects the mean of the last layer's prompt tokens after ``ln_post`` (MMRL). The
             tower then returns two features of an image, (batch, 2, embed_dim): [CLS]'s and this one.
     """
 
     tokens: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
+    beside: Mapping[int, SideBranch] = field(default_factory=dict)
     readout: Tensor | None = None
 
 
@@ -148,7 +169,9 @@ def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str
 
     ``first`` is 0 where the first layer with deep prompts inserts them, which then cannot depend on arriving ones.
     """
-    for layer in deep:
+    for layer, prompt in deep.items():
+        if tower == "vision" and isinstance(prompt, ClassPrompt):
+            raise ValueError(f"a prompt per class at layer {layer} of the vision tower: only text has classes")
         if not first <= layer < n_layers:
             raise ValueError(
                 f"deep prompts at layer {layer} of the {tower} tower, which has layers {first}..{n_layers - 1} to "
@@ -159,3 +182,13 @@ def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str
             f"layer {min(deep)} of the {tower} tower is the first that takes prompts, so none arrive there to be mixed "
             "with: give it tokens of its own"
         )
+
+
+def check_side_branches(beside: Mapping[int, SideBranch], n_layers: int, tower: str) -> None:
+    """Refuse side branches outside layers 0 .. n_layers - 1."""
+    for layer in beside:
+        if not 0 <= layer < n_layers:
+            raise ValueError(
+                f"a side branch at layer {layer} of the {tower} tower, which has layers 0..{n_layers - 1}: "
+                "leave it out, or take a deeper backbone"
+            )

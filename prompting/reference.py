@@ -12,7 +12,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompting.prompts import AttentionMass, ComposedPrompt, DeepPrompt, GatedPrompt, TextPrompts, VisionPrompts
+from prompting.prompts import (
+    AttentionMass,
+    ClassPrompt,
+    ComposedPrompt,
+    DeepPrompt,
+    GatedPrompt,
+    SideBranch,
+    TextPrompts,
+    VisionPrompts,
+)
 from prompting.tokens import PromptLayout
 from prompting.towers.text import TextEncoder
 from prompting.towers.vision import VisionEncoder, embed_patches
@@ -24,11 +33,13 @@ def attention_weights(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tenso
     return block.attn(y, y, y, need_weights=True, average_attn_weights=True, attn_mask=mask)[1].float()
 
 
-def run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """A residual attention block as its definition reads; (n, rows, width)."""
-    y = block.ln_1(x).transpose(0, 1)
+def run_block(block: nn.Module, x: Tensor, mask: Tensor | None, beside: SideBranch | None = None) -> Tensor:
+    """A residual attention block as its definition reads, and the branch beside it; (n, rows, width)."""
+    normed = block.ln_1(x)
+    y = normed.transpose(0, 1)
     x = x + block.attn(y, y, y, need_weights=True, attn_mask=mask)[0].transpose(0, 1)
-    return x + block.mlp(block.ln_2(x))
+    x = x + block.mlp(block.ln_2(x))
+    return x if beside is None else x + beside(normed).to(x.dtype)
 
 
 def causal_mask(x: Tensor) -> Tensor:
@@ -53,7 +64,7 @@ class PlainTextEncoder(TextEncoder):
                 x = torch.cat([x[:, :1], new, x[:, 1 if inserts else 1 + new.shape[1] :]], dim=1)
                 if inserts:  # from here on all texts are longer
                     mask, eot, inserts = causal_mask(x), eot + new.shape[1], False
-            x = run_block(block, x, mask)
+            x = run_block(block, x, mask, prompts.beside.get(index))
         x = x[torch.arange(len(x), device=x.device), eot]
         return self.ln_final(x).to(self.text_projection.dtype) @ self.text_projection
 
@@ -74,7 +85,8 @@ class PlainTextEncoder(TextEncoder):
             deep = deep.mix(AttentionMass(row[:, 1 : 1 + deep.n_prompts], (eot + 1).unsqueeze(1)))
         elif isinstance(deep, ComposedPrompt):
             deep = deep.compose(x[:, 1 : 1 + deep.n_prompts])
-        return deep.to(x.dtype).expand(len(x), -1, -1)
+        tokens = deep.tokens if isinstance(deep, ClassPrompt) else deep
+        return tokens.to(x.dtype).expand(len(x), -1, -1)
 
 
 class PlainVisionEncoder(VisionEncoder):
@@ -93,7 +105,7 @@ class PlainVisionEncoder(VisionEncoder):
                 deep = deep.compose(x[:, n_kept:])
             if deep is not None:
                 x = torch.cat([x[:, :n_kept], deep.to(x.dtype).expand(len(x), -1, -1)], dim=1)
-            x = run_block(block, x, None)
+            x = run_block(block, x, None, prompts.beside.get(index))
         features = self.visual.ln_post(x[:, 0]).to(self.visual.proj.dtype) @ self.visual.proj
         if prompts.readout is None:
             return features

@@ -87,7 +87,7 @@ class MMRLLearner(FixedPrompt):
         """Tokens of either tower's width, (n_tokens, width), for every layer that takes some."""
         vision = {layer: project(self.space) for layer, project in zip(self.layers, self.to_vision, strict=True)}
         text = {layer: project(self.space) for layer, project in zip(self.layers, self.to_text, strict=True)}
-        return Prompts(TextPrompts(None, text, inserts=True), VisionPrompts(None, vision, self.rep_projection))
+        return Prompts(TextPrompts(None, text, inserts=True), VisionPrompts(None, vision, readout=self.rep_projection))
 
 
 @dataclass(frozen=True)

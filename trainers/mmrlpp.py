@@ -105,7 +105,7 @@ class MMRLppLearner(FixedPrompt):
         """Tokens of either tower's width, (n_tokens, width), for every layer that takes some."""
         text, vision = self._composed(self.to_text(self.space)), self._composed(self.to_vision(self.space))
         readout = self.projection + self.readout_down @ self.readout_up
-        return Prompts(TextPrompts(None, text, inserts=True), VisionPrompts(None, vision, readout))
+        return Prompts(TextPrompts(None, text, inserts=True), VisionPrompts(None, vision, readout=readout))
 
     def _composed(self, tokens: Sequence[Tensor]) -> dict[int, DeepPrompt]:
         """The first layer's tokens as they are, the others' mixed with what arrives."""

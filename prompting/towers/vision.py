@@ -16,8 +16,10 @@ from prompting.prompts import (
     ComposedPrompt,
     DeepPrompt,
     GatedPrompt,
+    SideBranch,
     VisionPrompts,
     check_deep_prompts,
+    check_side_branches,
 )
 from prompting.towers.attention import (
     KV,
@@ -80,11 +82,14 @@ class VisionEncoder(nn.Module):
                 f"set INPUT.SIZE to ({self.resolution}, {self.resolution})"
             )
         if not self.takes_prompts:
-            if prompts.tokens is not None or prompts.deep:
-                raise ValueError("a ResNet image tower takes no prompt tokens: use a ViT, for example ViT-B/16")
+            if prompts.tokens is not None or prompts.deep or prompts.beside:
+                raise ValueError(
+                    "a ResNet image tower takes no prompt tokens and no side branches: use a ViT, for example ViT-B/16"
+                )
             return self.visual(images.to(self.visual.conv1.weight.dtype))
         first = 0 if prompts.tokens is None else 1
         check_deep_prompts(prompts.deep, len(self.visual.transformer.resblocks), "vision", first)
+        check_side_branches(prompts.beside, len(self.visual.transformer.resblocks), "vision")
         if torch.is_grad_enabled() or few_launches(images.device) or not _same_for_all(prompts):
             return self._run_blocks(images, prompts)
         return torch.cat([self._run_blocks(some, prompts) for some in images.split(IMAGES_AT_ONCE)])
@@ -98,11 +103,18 @@ class VisionEncoder(nn.Module):
         blocks = self.visual.transformer.resblocks
         for index, block in enumerate(blocks[:-1]):
             deep, following = prompts.deep.get(index), prompts.deep.get(index + 1)
-            kept, tokens = run_layer(self.recompute, self._layer, block, kept, tokens, deep, following)
-        return self._last_layer(blocks[-1], kept, tokens, prompts.deep.get(len(blocks) - 1), prompts.readout)
+            beside = prompts.beside.get(index)
+            kept, tokens = run_layer(self.recompute, self._layer, block, kept, tokens, deep, following, beside)
+        return self._last_layer(blocks[-1], kept, tokens, prompts)
 
     def _layer(
-        self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None, following: DeepPrompt | None
+        self,
+        block: nn.Module,
+        kept: Tensor,
+        tokens: Tensor,
+        deep: DeepPrompt | None,
+        following: DeepPrompt | None,
+        beside: SideBranch | None,
     ) -> tuple[Tensor, Tensor]:
         """One layer but the last: [CLS] and patches, and the prompt tokens.
 
@@ -112,8 +124,8 @@ class VisionEncoder(nn.Module):
         q, k, v = qkv.unbind(2)
         n_kept = kept.shape[1]
         if isinstance(following, Tensor):
-            return finish(block, kept, attend(q[:, :n_kept], k, v)), tokens
-        return finish(block, x, attend(q, k, v)).split([n_kept, x.shape[1] - n_kept], dim=1)
+            return finish(block, kept, attend(q[:, :n_kept], k, v), beside), tokens
+        return finish(block, x, attend(q, k, v), beside).split([n_kept, x.shape[1] - n_kept], dim=1)
 
     def _project(
         self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None, parts: tuple[int, int]
@@ -141,13 +153,12 @@ class VisionEncoder(nn.Module):
         mass = prompt_mass(kept_qkv[:, :, 0], keys, slice(n_kept, None))
         return AttentionMass(mass, keys.shape[1])
 
-    def _last_layer(
-        self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None, readout: Tensor | None
-    ) -> Tensor:
+    def _last_layer(self, block: nn.Module, kept: Tensor, tokens: Tensor, prompts: VisionPrompts) -> Tensor:
         """The last layer for [CLS], and for the prompt tokens if they are read out, and the projections."""
-        x, kv = self._project(block, kept, tokens, deep, KV)
+        last, readout = len(self.visual.transformer.resblocks) - 1, prompts.readout
+        x, kv = self._project(block, kept, tokens, prompts.deep.get(last), KV)
         read = kept[:, :1] if readout is None else torch.cat([kept[:, :1], x[:, kept.shape[1] :]], dim=1)
-        read = finish(block, read, attend(project(block, read, Q)[:, :, 0], *kv.unbind(2)))
+        read = finish(block, read, attend(project(block, read, Q)[:, :, 0], *kv.unbind(2)), prompts.beside.get(last))
         features = self.visual.ln_post(read[:, 0]).to(self.visual.proj.dtype) @ cast_once(self.visual.proj)
         if readout is None:
             return features

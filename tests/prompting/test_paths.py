@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from prompting import (
+    ClassPrompt,
     ComposedPrompt,
     GatedPrompt,
     Prompts,
@@ -54,6 +55,13 @@ class Scenario:
             return GatedPrompt(weigh, own, foreign, per_sample)
 
         return {i: rule(i) for i in layers or range(1, depth)}
+
+    def beside(self, tower, layers):
+        def branch(i):
+            down, up = self.tensor(f"{tower}down{i}", WIDTH, 8, std=0.1), self.tensor(f"{tower}up{i}", 8, WIDTH)
+            return lambda rows: torch.tanh(rows @ down.to(rows.dtype)) @ up.to(rows.dtype)
+
+        return {i: branch(i) for i in layers}
 
 
 @pytest.fixture(params=["cpu", "gpu"], autouse=True)
@@ -150,6 +158,63 @@ def test_gates_at_some_layers_only(tiny_vit, images, gated_layers):
     assert_paths_agree(tiny_vit, images, layout, build)
 
 
+def class_prompts(s, layer, names=CLASSNAMES, n=2):
+    return {layer: ClassPrompt(s.tensor(f"class{layer}", len(names), n, WIDTH))}
+
+
+@pytest.mark.parametrize("n_ctx", [2, 5])
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_prompts_of_every_class_at_one_layer(tiny_vit, images, layer, n_ctx):
+    """Names of different lengths; what a class has follows the class list, not the lengths."""
+    layout = layout_with_context(CLASSNAMES, 77, n_ctx, template="{}, a type of pet.")
+    assert len(set(layout.lengths.tolist())) > 1
+    assert layout.lengths.tolist() != sorted(layout.lengths.tolist())
+    build = lambda s: Prompts(TextPrompts(s.tensor("ctx", n_ctx, WIDTH), class_prompts(s, layer, n=n_ctx)))  # noqa: E731
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("others", ["plain", "gated", "class"])
+def test_prompts_of_every_class_among_others(tiny_vit, images, others):
+    layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
+
+    def build(s):
+        if others == "plain":
+            deep = {1: s.tensor("text1", 2, WIDTH), 3: s.tensor("text3", 2, WIDTH)}
+        elif others == "gated":
+            deep = s.gated("text", 2, 4, layers=(1, 3))
+        else:
+            deep = class_prompts(s, 1) | class_prompts(s, 3)
+        return Prompts(TextPrompts(s.tensor("ctx", 2, WIDTH), deep | class_prompts(s, 2)))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_prompts_of_every_class_after_class_specific_context(tiny_vit, images, layer):
+    layout = layout_with_context(CLASSNAMES, 77, 2, class_specific=True)
+    n = 2 * len(CLASSNAMES)
+    build = lambda s: Prompts(TextPrompts(s.tensor("ctx", n, WIDTH), class_prompts(s, layer)))  # noqa: E731
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_prompts_of_a_single_class_and_of_several_contexts(tiny_vit, layer):
+    s, fast, plain = Scenario(), TextEncoder(tiny_vit), PlainTextEncoder(tiny_vit)
+    for names, groups in ((["cat"], ()), (CLASSNAMES, (3,))):
+        layout = layout_with_context(names, 77, 2)
+        context = s.tensor(f"ctx{groups}", *groups, 2, WIDTH)
+        prompts = TextPrompts(context, {layer: ClassPrompt(s.tensor(f"own{groups}", len(names), 2, WIDTH))})
+        torch.testing.assert_close(fast(layout, prompts), plain(layout, prompts), atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_of_other_classes_are_refused(tiny_vit, images):
+    layout, prompt = layout_with_context(CLASSNAMES, 77, 2), ClassPrompt(torch.zeros(3, 2, WIDTH))
+    with pytest.raises(ValueError, match=f"deep prompts for 3 classes, but the class list has {len(CLASSNAMES)}"):
+        TextEncoder(tiny_vit)(layout, TextPrompts(torch.zeros(2, WIDTH), {1: prompt}))
+    with pytest.raises(ValueError, match="a prompt per class at layer 1 of the vision tower"):
+        VisionEncoder(tiny_vit)(images, VisionPrompts(None, {1: prompt}))
+
+
 def test_gates_of_several_contexts_equal_each_alone(tiny_vit):
     """A group's gate mixes its own pair of tokens."""
     layout, s = layout_with_context(CLASSNAMES, 77, 2, "a photo of a"), Scenario()
@@ -178,11 +243,68 @@ def test_a_class_list_without_a_common_beginning_has_gates_too(tiny_vit, images)
     assert_paths_agree(tiny_vit, images, layout, build)
 
 
+@pytest.mark.parametrize("layers", [(0,), (1, 2), (3,), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("towers", [("text",), ("vision",), ("text", "vision")], ids=",".join)
+def test_side_branches(tiny_vit, images, towers, layers):
+    """Nothing else is trained; class names of several lengths."""
+    layout = layout_with_context(CLASSNAMES, 77, 0, "a photo of a")
+    assert len(layout.lengths.unique()) > 1
+
+    def build(s):
+        text, vision = (s.beside(tower, layers if tower in towers else ()) for tower in ("text", "vision"))
+        return Prompts(TextPrompts(beside=text), VisionPrompts(beside=vision))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("layers", [(0,), (2, 3), (0, 1, 2, 3)], ids=str)
 @pytest.mark.parametrize("kind", ["deep", "gated", "per_batch"])
+def test_side_branches_beside_prompts(tiny_vit, images, kind, layers):
+    layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
+
+    def build(s):
+        text, vision = (
+            s.deep(tower, 2, 3) if kind == "deep" else s.gated(tower, 2, 3, tower == "text" or kind == "gated")
+            for tower in ("text", "vision")
+        )
+        return Prompts(
+            TextPrompts(s.tensor("ctx", 2, WIDTH), text, s.beside("text", layers)),
+            VisionPrompts(s.tensor("tokens", 2, WIDTH), vision, s.beside("vision", layers)),
+        )
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def test_side_branches_with_one_context_per_image(tiny_vit, images):
+    layout = layout_with_context(CLASSNAMES, 77, 4)
+
+    def build(s):
+        return Prompts(TextPrompts(s.tensor("ctx", len(images), 4, WIDTH), beside=s.beside("text", range(4))))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def test_nothing_is_kept_for_the_layers_before_the_first_side_branch(tiny_vit, images):
+    layout, kept = layout_with_context(CLASSNAMES, 77, 0, "a photo of a"), {}
+    for first in range(4):
+        s, sizes = Scenario(), []
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
+        )
+        with hooks:
+            TextEncoder(tiny_vit)(layout, TextPrompts(beside=s.beside("text", [first])))
+            VisionEncoder(tiny_vit)(images, VisionPrompts(beside=s.beside("vision", [first])))
+        kept[first] = sum(sizes)
+    assert kept[0] > 1.4 * kept[1] > 1.4 * 1.4 * kept[2]
+    assert kept[3] < 0.1 * kept[0]
+
+
+@pytest.mark.parametrize("kind", ["deep", "gated", "per_batch", "beside"])
 def test_evaluation_in_parts_changes_nothing(tiny_vit, images, kind, monkeypatch):
     s = Scenario()
-    deep = s.deep("vision", 2, 4) if kind == "deep" else s.gated("vision", 2, 4, per_sample=kind == "gated")
-    prompts = VisionPrompts(s.tensor("tokens", 2, WIDTH), deep)
+    deep = s.gated("vision", 2, 4, per_sample=kind == "gated") if kind in ("gated", "per_batch") else {}
+    deep = s.deep("vision", 2, 4) if kind == "deep" else deep
+    prompts = VisionPrompts(s.tensor("tokens", 2, WIDTH), deep, s.beside("vision", [0, 2] * (kind == "beside")))
     encoder = VisionEncoder(tiny_vit)
     whole = encoder(images, prompts).detach()
     monkeypatch.setattr("prompting.towers.vision.IMAGES_AT_ONCE", 2)
@@ -203,15 +325,17 @@ def test_deep_vision_prompts_need_no_tokens_before_them_nor_as_many(tiny_vit, im
     assert_paths_agree(tiny_vit, images, layout, build)
 
 
+@pytest.mark.parametrize("layers", [(), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("rows", [1, 5])
-def test_rows_that_finish_a_block_in_pieces_get_the_same(tiny_vit, images, rows, monkeypatch):
+def test_rows_that_finish_a_block_in_pieces_get_the_same(tiny_vit, images, rows, layers, monkeypatch):
     monkeypatch.setattr("prompting.towers.attention.ROWS_AT_ONCE", rows)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
 
     def build(s):
-        text = TextPrompts(s.tensor("ctx", 2, WIDTH), s.gated("text", 2, 3))
-        return Prompts(text, VisionPrompts(s.tensor("tokens", 2, WIDTH), s.gated("vision", 2, 3)))
+        text = TextPrompts(s.tensor("ctx", 2, WIDTH), s.gated("text", 2, 3), s.beside("text", layers))
+        vision = VisionPrompts(s.tensor("tokens", 2, WIDTH), s.gated("vision", 2, 3), s.beside("vision", layers))
+        return Prompts(text, vision)
 
     assert_paths_agree(tiny_vit, images, layout, build)
 
@@ -226,33 +350,41 @@ def test_inserted_tokens(tiny_vit, images, layers, n_tokens):
         text = {i: s.tensor(f"text{i}", n_tokens, WIDTH) for i in layers}
         vision = {i: s.tensor(f"vision{i}", n_tokens, WIDTH) for i in layers}
         readout = s.tensor("readout", WIDTH, 64)
-        return Prompts(TextPrompts(None, text, inserts=True), VisionPrompts(None, vision, readout))
+        return Prompts(TextPrompts(None, text, inserts=True), VisionPrompts(None, vision, readout=readout))
 
     assert_paths_agree(tiny_vit, images, layout, build)
 
 
 @pytest.mark.parametrize("layers", [(0, 1), (0, 3), (1, 2, 3), (2, 3)])
-@pytest.mark.parametrize("inserts", [True, False], ids=["inserted", "from the first layer"])
-def test_tokens_composed_with_those_that_arrive(tiny_vit, images, inserts, layers):
-    layout = layout_with_context(CLASSNAMES, 77, 0 if inserts else 3, "a photo of a")
-    first = layers[:1] if inserts else ()
+@pytest.mark.parametrize("branches", [False, True], ids=["alone", "with side branches"])
+def test_inserted_tokens_composed_with_those_that_arrive(tiny_vit, images, layers, branches):
+    layout = layout_with_context(CLASSNAMES, 77, 0, "a photo of a")
+
+    def build(s):
+        deep = {}
+        for tower in ("text", "vision"):
+            first, *later = ((i, s.tensor(f"{tower}{i}", 3, WIDTH)) for i in layers)
+            deep[tower] = dict([first]) | {i: ComposedPrompt(own, 0.4) for i, own in later}
+        beside = {}
+        if branches:
+            down = s.tensor("down", WIDTH, 4)
+            beside = {i: lambda y: torch.relu(y.float() @ down) @ down.t() for i in (1, 3)}
+        vision = VisionPrompts(None, deep["vision"], beside=beside, readout=s.tensor("readout", WIDTH, 64))
+        return Prompts(TextPrompts(None, deep["text"], beside=beside, inserts=True), vision)
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def test_tokens_from_layer_0_on_composed_with_those_that_arrive(tiny_vit, images):
+    layout = layout_with_context(CLASSNAMES, 77, 3, "a photo of a")
 
     def build(s):
         text, vision = (
-            {
-                i: s.tensor(f"{tower}{i}", 3, WIDTH) if i in first else composed(s, f"{tower}{i}")
-                for i in layers
-                if i or first
-            }
-            for tower in ("text", "vision")
+            {i: ComposedPrompt(s.tensor(f"{t}{i}", 3, WIDTH), 0.4) for i in (1, 3)} for t in ("text", "vision")
         )
-        tokens = (None, None) if inserts else (s.tensor("ctx", 3, WIDTH), s.tensor("tokens", 3, WIDTH))
         return Prompts(
-            TextPrompts(tokens[0], text, inserts), VisionPrompts(tokens[1], vision, s.tensor("out", WIDTH, 64))
+            TextPrompts(s.tensor("ctx", 3, WIDTH), text), VisionPrompts(s.tensor("tokens", 3, WIDTH), vision)
         )
-
-    def composed(s, name):
-        return ComposedPrompt(s.tensor(name, 3, WIDTH), 0.4)
 
     assert_paths_agree(tiny_vit, images, layout, build)
 
@@ -287,7 +419,9 @@ def test_inserted_tokens_take_part_in_longer_causal_attention(tiny_vit):
         x = x + block.mlp(block.ln_2(x))
     eot = clip.tokenize(texts).argmax(dim=1) + 3
     expected = tiny_vit.ln_final(x[eot, torch.arange(2)]) @ tiny_vit.text_projection
-    actual = TextEncoder(tiny_vit)(layout_from_texts(texts, ["cat", "slipper"], 77), TextPrompts(None, tokens, True))
+    actual = TextEncoder(tiny_vit)(
+        layout_from_texts(texts, ["cat", "slipper"], 77), TextPrompts(None, tokens, inserts=True)
+    )
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
 
 
@@ -305,10 +439,12 @@ def test_inserted_tokens_record_no_gradient_below_them(tiny_vit, images):
     assert kept[3] < 0.4 * kept[1]
 
 
-def test_gates_cannot_insert():
+def test_what_differs_between_classes_is_not_inserted():
     gate = GatedPrompt(lambda attention: attention.mass, torch.zeros(2, WIDTH), torch.zeros(2, WIDTH), True)
-    with pytest.raises(ValueError, match="inserted text prompts cannot be gated"):
+    with pytest.raises(ValueError, match="inserted text prompts are the same for all classes: neither gated"):
         TextPrompts(None, {1: gate}, inserts=True)
+    with pytest.raises(ValueError, match="nor one per class"):
+        TextPrompts(None, {1: ClassPrompt(torch.zeros(3, 2, WIDTH))}, inserts=True)
 
 
 def test_nothing_arrives_where_tokens_are_inserted(tiny_vit, images):
@@ -374,8 +510,10 @@ def test_low_precision_towers_stay_close(images, dtype):
     model = random_clip()
     layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
     scenario = Scenario()
-    text = TextPrompts(scenario.tensor("ctx", 2, WIDTH), scenario.gated("text", 2, 3))
-    vision = VisionPrompts(scenario.tensor("tokens", 2, WIDTH), scenario.gated("vision", 2, 3))
+    text, vision = (
+        kind(scenario.tensor(f"{tower}ctx", 2, WIDTH), scenario.gated(tower, 2, 3), scenario.beside(tower, (0, 3)))
+        for kind, tower in ((TextPrompts, "text"), (VisionPrompts, "vision"))
+    )
     exact = [
         F.normalize(TextEncoder(model)(layout, text), dim=-1),
         F.normalize(VisionEncoder(model)(images, vision), dim=-1),
@@ -395,11 +533,21 @@ def test_prompts_beyond_the_tower_are_refused(tiny_vit, images):
         TextEncoder(tiny_vit)(layout_with_context(CLASSNAMES, 77, 2), prompts)
 
 
+@pytest.mark.parametrize("layer", [-1, 4])
+def test_side_branches_beyond_the_tower_are_refused(tiny_vit, images, layer):
+    said = rf"side branch at layer {layer} of the (text|vision) tower, which has layers 0\.\.3"
+    with pytest.raises(ValueError, match=said):
+        TextEncoder(tiny_vit)(layout_with_context(CLASSNAMES, 77, 2), TextPrompts(beside={layer: torch.tanh}))
+    with pytest.raises(ValueError, match=said):
+        VisionEncoder(tiny_vit)(images, VisionPrompts(beside={layer: torch.tanh}))
+
+
 def test_images_of_another_size_are_refused(tiny_vit):
     with pytest.raises(ValueError, match=r"48x48 pixels.*INPUT.SIZE to \(32, 32\)"):
         VisionEncoder(tiny_vit)(torch.zeros(1, 3, 48, 48))
 
 
-def test_resnet_takes_no_prompts(tiny_resnet):
+@pytest.mark.parametrize("prompts", [VisionPrompts(torch.zeros(2, 64)), VisionPrompts(beside={0: torch.tanh})])
+def test_resnet_takes_no_prompts(tiny_resnet, prompts):
     with pytest.raises(ValueError, match="ResNet image tower takes no prompt"):
-        VisionEncoder(tiny_resnet)(torch.zeros(1, 3, 64, 64), VisionPrompts(torch.zeros(2, 64)))
+        VisionEncoder(tiny_resnet)(torch.zeros(1, 3, 64, 64), prompts)
