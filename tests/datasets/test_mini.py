@@ -27,7 +27,7 @@ COUNTS = {
     "MiniObjects": (100, 4000, 800, 1600),
     "MiniVehicles": (30, 1200, 240, 720),
     "MiniDevices": (42, 1680, 336, 672),
-    "MiniPlaces": (46, 1840, 368, 736),
+    "MiniPlaces": (45, 1800, 360, 720),
     "MiniAnimals": (45, 1800, 360, 720),
     "MiniFood": (40, 1600, 320, 720),
     "MiniSports": (35, 1400, 280, 700),
