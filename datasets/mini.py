@@ -29,8 +29,8 @@ ARCHIVES = Path(__file__).resolve().parents[1] / "assets" / "mini"
 SETS = {  # archive: what its classes are
     "objects": "100 objects.",
     "vehicles": "30 vehicles.",
-    "devices": "45 devices.",
-    "places": "46 places and buildings.",
+    "devices": "42 devices.",
+    "places": "45 places and buildings.",
     "animals": "45 animals.",
     "food": "40 kinds of food.",
     "sports": "35 sports and what they are done with.",
