@@ -26,9 +26,9 @@ MAX_SHOWN = 5  # names in a message
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
-# Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA) and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most
-# save the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that
-# is neither makes the file unknown.
+# Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA), MMRL (MMRL, MMRLpp) and BMIP (BMIP, ProDA,
+# PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is
+# left out. A tensor that is neither makes the file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -100,6 +100,21 @@ _MMA = {"shared_adapter.{i}.0.{part}": "shared.{i}.{part}"} | {
     for theirs, ours in (("text", "text"), ("visual", "vision"))
     for layer, name in (("down.0", "down"), ("up", "up"))
 }
+_MMRL = {
+    "representation_learner.compound_rep_tokens": "space",
+    "representation_learner.compound_rep_tokens_r2vproj.{i}.{part}": "to_vision.{i}.{part}",
+    "representation_learner.compound_rep_tokens_r2tproj.{i}.{part}": "to_text.{i}.{part}",
+    "image_encoder.proj_rep": "rep_projection",
+}
+_MMRLPP = {"representation_learner.compound_rep_tokens": "space"} | {
+    f"representation_learner.srra_r2{letter}proj.{theirs}": f"to_{tower}.{ours}"
+    for letter, tower in (("v", "vision"), ("t", "text"))
+    for theirs, ours in (
+        *(("weight", "weight"), ("srra.{i}.bias", "bias.{i}")),
+        *(("srra.{i}.A", "up.{i}"), ("srra.{i}.B", "down.{i}")),
+    )
+}
+_MMRLPP |= {"image_encoder.A": "readout_down", "image_encoder.B": "readout_up"}
 _BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
     "prompt_learner.ctx_t": "ctx",
@@ -143,6 +158,16 @@ FORMATS: dict[str, Format] = {
         _MMA,
         ("token_embedding", "tokenized_prompts"),
         ("text_adapter.{i}.down.0.weight", "shared_adapter.{i}.0.weight"),
+    ),
+    "MMRL": Format(
+        _MMRL,
+        (*_WHOLE_CLIP, "prompt_embeddings"),
+        ("representation_learner.compound_rep_tokens", "image_encoder.proj_rep"),
+    ),
+    "MMRLpp": Format(
+        _MMRLPP,
+        (*_WHOLE_CLIP, "prompt_embeddings"),
+        ("representation_learner.compound_rep_tokens", "image_encoder.A"),
     ),
     "BMIP": Format(_BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), ("prompt_learner.ctx_t", _BMIP_GATE), _BMIP_GATES, _BMIP_NOTE),
     "PromptSRC_BMIP": Format(
@@ -329,6 +354,10 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
     tensors = {name.removeprefix("prompts."): value for name, value in tensors.items()}
     deep = {tower: _count_deep(tensors, tower) for tower in ("text", "vision")}
     ctx = tensors.get("ctx")
+    if trainer in ("MMRL", "MMRLpp") and "space" in tensors:  # which layers they are does not show
+        ranks = {"RES_LORA_DIM": "to_text.down.0", "PROJ_LORA_DIM": "readout_up"}
+        shown = {key: len(tensors[name]) for key, name in ranks.items() if name in tensors}
+        return dict(zip(("N_REP_TOKENS", "REP_DIM"), tensors["space"].shape, strict=True)) | shown
     if trainer in ("VPT", "IVLP", "PromptSRC"):
         towers = {"VISION": tensors.get("vision_tokens")} | ({} if trainer == "VPT" else {"TEXT": ctx})
         counts = {f"N_CTX_{tower}": len(first) for tower, first in towers.items() if first is not None}

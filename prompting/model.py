@@ -195,8 +195,11 @@ class PromptedCLIP(nn.Module):
         return F.normalize(features.float(), dim=-1)
 
     def image_features(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
-        """Normalised image features, (batch, embed_dim), float32; such features in place of images stay as they are."""
-        if images.dim() == 2:
+        """Normalised image features, (batch, embed_dim), float32; such features in place of images stay as they are.
+
+        Where prompts are read out too, they are two of each image, (batch, 2, embed_dim).
+        """
+        if images.dim() < 4:
             return images
         prompts = prompts or self.prompts()
         with self.precision.autocast(self.device):

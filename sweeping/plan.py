@@ -116,6 +116,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
     "TCP": {"tiny": "tiny_c4_ep50_batch32", "base": "vit_b16_c4_ep50_batch32"},
     "MMA": {"tiny": "tiny_ep10_batch16", "base": "vit_b16_ep5", "cross_datasets": "vit_b16_ep1_cross_datasets"},
+    "MMRL": {"tiny": "tiny_5tok_ep10_batch4", "base": "vit_b16"},
+    "MMRLpp": {"tiny": "tiny_5tok_ep10_batch4", "base": "vit_b16"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",

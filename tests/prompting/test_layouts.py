@@ -78,6 +78,7 @@ def on_backbone(case, model, name, **options):
     size = LAYOUTS[name]["image_resolution"]
     kind = TRAINER_REGISTRY.get(case.partition("/")[0])
     depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS} | {"TRAINER.TCP.LAYER": 1}
+    depths |= {f"TRAINER.{node}.REP_LAYERS": (1, 2) for node in ("MMRL", "MMRLPP")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "load_backbone", lambda self: model)
         for module in ("trainers.promptsrc", "trainers.coprompt"):

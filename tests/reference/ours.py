@@ -52,6 +52,8 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
         own["PROMPT_BATCH"] = given["DATALOADER.TRAIN_X.BATCH_SIZE"]
     elif method == "MMA":
         own["CTX_INIT"] = own.pop("TEXT_CTX_INIT")
+    elif method in ("MMRL", "MMRLpp"):  # the logits on file are [CLS]'s
+        own |= {"ALPHA": given[f"TRAINER.{method}"]["ALPHA"], "LOGITS": "plain"}
     elif method == "CoPrompt":
         own |= {"W": given["TRAINER.W"], "DISTILL": given["TRAINER.DISTILL"]}
         if folder is not None:
