@@ -108,6 +108,11 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
     "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
     "TCP": {"tiny": "tiny_c4_ep50_batch32", "base": "vit_b16_c4_ep50_batch32"},
+    "HiCroPL": {
+        "tiny": "tiny_c2_ep50_batch32_16ctx",
+        "base": "vit_b16_c2_ep50_batch32_16ctx",
+        "cross_datasets": "vit_b16_c2_ep5_batch32_2ctx_cross_datasets",
+    },
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",

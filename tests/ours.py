@@ -6,5 +6,5 @@ sweeping/plan.py; then every test of trainers and of settings takes it.
 
 TRAINERS = (
     *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "CoCoOp", "ProDA", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC"),
-    *("CoPrompt", "TCP", "BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
+    *("CoPrompt", "TCP", "HiCroPL", "BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
 )

@@ -89,6 +89,12 @@ def coprompt_bmip(depth, n_ctx, weight, epochs=8):
     return with_bmip(0.0035, epochs, bmip_prompts(n_ctx, depth, share=False), consistency(weight))
 
 
+def hicropl(epochs, batch, n_ctx=16, depth=12, cross=6, reading="paper"):
+    prompts = {"HICROPL.N_CTX": n_ctx, "HICROPL.CTX_INIT": WORDS, "HICROPL.PROMPT_DEPTH": depth}
+    values = {"HICROPL.CROSS_LAYER": cross, "HICROPL.LAMBD": 12.0, "HICROPL.READING": reading}
+    return "ViT-B/16", ADAM, 0.0025, epochs, 1, batch, prompts | values
+
+
 # depth, prompts, weight of the consistency (and epochs, where not 8)
 COPROMPT = {
     "coprompt": (9, 2, 1.0),
@@ -165,6 +171,11 @@ PUBLISHED = {
         *("ViT-B/16", ADAM, 0.002, 50, 1, 32),
         {"TCP.N_CTX": 4, "TCP.CTX_INIT": "", "TCP.LAYER": 8, "TCP.W": 8.0},
     ),
+    "HiCroPL/vit_b16_c2_ep50_batch32_16ctx": hicropl(50, 32),
+    "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_few_shot": hicropl(50, 32),
+    "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_official": hicropl(50, 32, reading="official"),
+    "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_imagenet": hicropl(40, 128),
+    "HiCroPL/vit_b16_c2_ep5_batch32_2ctx_cross_datasets": hicropl(5, 32, 2, 6, 5),
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
     # nothing is trained: Dassl's defaults stand where an optimiser would be set
@@ -206,6 +217,10 @@ TINY_OF = {
     ),
     "CoPrompt/tiny_c2_ep8_batch4_2ctx": ("coprompt", {"TRAINER.COPROMPT.PROMPT_DEPTH": 3}),
     "TCP/tiny_c4_ep50_batch32": ("vit_b16_c4_ep50_batch32", {"TRAINER.TCP.LAYER": 2}),
+    "HiCroPL/tiny_c2_ep50_batch32_16ctx": (
+        "vit_b16_c2_ep50_batch32_16ctx",
+        {"TRAINER.HICROPL.PROMPT_DEPTH": 4, "TRAINER.HICROPL.CROSS_LAYER": 2},
+    ),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",
@@ -321,7 +336,7 @@ def test_published_values(name):
     assert backbone == cfg.MODEL.BACKBONE.NAME
     optim = cfg.OPTIM
     assert (optimiser, rate, epochs, warmup) == (optim.NAME, optim.LR, optim.MAX_EPOCH, optim.WARMUP_EPOCH)
-    assert (1e-3 if name.startswith("TCP") else 1e-8) == optim.EPS
+    assert (1e-3 if name.startswith(("TCP", "HiCroPL")) else 1e-8) == optim.EPS
     assert batch == cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     assert cfg.DATALOADER.TEST.BATCH_SIZE == 100
     values = flat(cfg.TRAINER)
@@ -403,6 +418,7 @@ def test_full_settings_fit_together(path):
         f"TRAINER.{trainer_class.node}.PREC": "fp32",
         **dict.fromkeys(depths, 4),
         "TRAINER.TCP.LAYER": 3,
+        "TRAINER.HICROPL.CROSS_LAYER": 2,
     }
     cfg = configuration(path, *(str(part) for pair in options.items() for part in pair))
     trainer = build_trainer(cfg)

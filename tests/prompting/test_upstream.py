@@ -39,6 +39,7 @@ RUNS = {
     "ivlp_language_only": {"N_CTX_TEXT": 4, "PROMPT_DEPTH_TEXT": 3, "PROMPT_DEPTH_VISION": 0},
     "maple_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
     "tcp_pets": {"N_CTX": 4},
+    "hicropl_cross1": {"N_CTX": 4, "PROMPT_DEPTH": 3, "CROSS_LAYER": 1},
     "promptsrc_ctx4_depth4": {"N_CTX_TEXT": 4, "N_CTX_VISION": 4, "PROMPT_DEPTH_TEXT": 4, "PROMPT_DEPTH_VISION": 4},
     "coprompt_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
     "bmip_shared": {
