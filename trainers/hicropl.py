@@ -139,17 +139,17 @@ class HiCroPLLearner(PromptLearner):
         self.text_prompts = nn.ParameterList(
             normal_parameter(n_ctx, text, generator=generator) for _ in range(1, depth)
         )
-        # As published, what follows has the same start at all layers: the image's prompts, poolings and proxies.
+        # As released, the image's prompts and the poolings have the same start at all layers. So have proxies there:
+        # then all that is pooled is the same, and the mapper's keys have no gradient in the first step.
         self.vision_tokens = normal_parameter(n_ctx, vision, generator=generator)
         self.vision_prompts = nn.ParameterList(copy.deepcopy(self.vision_tokens) for _ in range(1, depth))
         self.text_to_vision, self.vision_to_text = Mapper(vision, text, generator), Mapper(text, vision, generator)
-        late = depth - cross_layer
-        pooling, proxy = Pooling(text, generator), nn.Parameter(torch.empty(1, text).normal_(generator=generator))
-        self.text_pooling = nn.ModuleList(copy.deepcopy(pooling) for _ in range(cross_layer))
-        self.text_proxies = nn.ParameterList(copy.deepcopy(proxy) for _ in range(cross_layer))
-        pooling, proxy = Pooling(vision, generator), nn.Parameter(torch.empty(1, vision).normal_(generator=generator))
-        self.vision_pooling = nn.ModuleList(copy.deepcopy(pooling) for _ in range(late))
-        self.vision_proxies = nn.ParameterList(copy.deepcopy(proxy) for _ in range(late))
+        for tower, width, count in (("text", text, cross_layer), ("vision", vision, depth - cross_layer)):
+            pooling, proxies = Pooling(width, generator), torch.empty(count, 1, width).normal_(generator=generator)
+            if official:
+                proxies = proxies[:1].expand(count, -1, -1)
+            setattr(self, f"{tower}_pooling", nn.ModuleList(copy.deepcopy(pooling) for _ in range(count)))
+            setattr(self, f"{tower}_proxies", nn.ParameterList(nn.Parameter(proxy.clone()) for proxy in proxies))
         if official:  # no gradient ever reaches them
             own = {id(prompt) for prompt in self.text_layers + self.vision_layers}
             for parameter in self.parameters():

@@ -77,7 +77,10 @@ def on_backbone(case, model, name, **options):
     """A trainer on a given CLIP, without a file in between."""
     size = LAYOUTS[name]["image_resolution"]
     kind = TRAINER_REGISTRY.get(case.partition("/")[0])
-    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS} | {"TRAINER.TCP.LAYER": 1, "TRAINER.HICROPL.CROSS_LAYER": 1}
+    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS} | {
+        "TRAINER.TCP.LAYER": 1,
+        "TRAINER.HICROPL.CROSS_LAYER": 1,
+    }
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "load_backbone", lambda self: model)
         for module in ("trainers.promptsrc", "trainers.coprompt", "trainers.hicropl"):
