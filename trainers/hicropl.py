@@ -150,7 +150,7 @@ class HiCroPLLearner(PromptLearner):
                 proxies = proxies[:1].expand(count, -1, -1)
             setattr(self, f"{tower}_pooling", nn.ModuleList(copy.deepcopy(pooling) for _ in range(count)))
             setattr(self, f"{tower}_proxies", nn.ParameterList(nn.Parameter(proxy.clone()) for proxy in proxies))
-        if official:  # no gradient ever reaches them
+        if official:  # nothing but prompts ever gets a gradient
             own = {id(prompt) for prompt in self.text_layers + self.vision_layers}
             for parameter in self.parameters():
                 parameter.requires_grad_(id(parameter) in own)
@@ -184,10 +184,10 @@ class HiCroPLLearner(PromptLearner):
     def forward(self) -> Prompts:
         text, vision = self.mapped()
         if self.official:  # the mapped values, with a gradient as if they were the prompts themselves
-            text = [value.detach() + (own - own.detach()) for value, own in zip(text, self.text_layers, strict=True)]
-            vision = [
-                value.detach() + (own - own.detach()) for value, own in zip(vision, self.vision_layers, strict=True)
-            ]
+            text, vision = (
+                [value.detach() + (prompt - prompt.detach()) for value, prompt in zip(values, own, strict=True)]
+                for values, own in ((text, self.text_layers), (vision, self.vision_layers))
+            )
         return Prompts(
             TextPrompts(text[0], dict(enumerate(text[1:], start=1))),
             VisionPrompts(vision[0], dict(enumerate(vision[1:], start=1))),
