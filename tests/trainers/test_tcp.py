@@ -9,7 +9,8 @@ from prompting import PromptedCLIP, resolve_precision
 from prompting.model import sentence_features
 from prompting.towers.text import TextEncoder
 from tests.clips import CLASSNAMES, random_clip
-from tests.trainers.small_runs import build, first_batch, train_on, trained_tensors
+from tests.trainers.small_runs import build, first_batch, logits_of, train_on, trained_tensors
+from trainers import load_run
 from trainers.tcp import AFTER_CONTEXT, FROZEN_TEMPLATES, TCPLearner
 from trainers.templates import DATASET_TEMPLATES
 
@@ -85,6 +86,16 @@ def test_words_to_start_from_give_as_many_tokens():
     width = trainer.model.prompt_learner.sizes.text_width
     assert shapes["ctx"] == (3, width)
     assert shapes["meta_net.linear2.weight"][0] == 3 * width
+
+
+def test_a_template_of_ones_own_is_the_frozen_sentence_in_training_and_prediction(tmp_path):
+    options = {"DATASET.TEMPLATE": "a scan of a {}.", "OPTIM.MAX_EPOCH": 1}
+    trainer = build("TCP", tmp_path, **options)
+    trainer.train()
+    assert trainer.model.prompt_learner.frozen_template == "a scan of a {}."
+    (tmp_path / "config.yaml").write_text(trainer.cfg.dump(), encoding="utf-8")
+    images = torch.randn(3, 3, 48, 48)
+    assert torch.equal(logits_of(load_run(tmp_path, "cpu"), images), logits_of(trainer, images))
 
 
 @pytest.mark.parametrize("layer", [1, 3])
