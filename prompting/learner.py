@@ -69,8 +69,8 @@ class PromptLearner(nn.Module):
     def class_sentences(self, classnames: Sequence[str]) -> Sequence[Sequence[str]]:
         """Sentences about each class, which stand for the frozen text; for the two above.
 
-        A class's frozen feature is the normalised mean of its sentences' normalised features. :meth:`forward` is given
-        those of the current classes, (n_cls, embed_dim); they are computed once per class list.
+        A class's frozen feature is the normalised mean of its sentences' normalised features. They are computed once
+        per class list; with ``sees_class_features``, :meth:`forward` is given them, (n_cls, embed_dim).
         """
         raise NotImplementedError
 
@@ -101,7 +101,8 @@ class PromptLearner(nn.Module):
         if any(isinstance(prompt, GatedPrompt) and not prompt.per_sample for prompt in vision.deep.values()):
             return "batch"
         adapted = type(self).adapt_image is not PromptLearner.adapt_image
-        return "prompts" if adapted or vision.deep or vision.tokens is not None else "image"
+        trained = adapted or vision.deep or vision.beside or vision.tokens is not None
+        return "prompts" if trained else "image"
 
     def gate_values(self) -> dict[str, float]:
         """Mixing weights of the last forward pass by "tower/layer", for the log; empty for methods without gates."""

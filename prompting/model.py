@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from prompting.checkpoint import shown
 from prompting.learner import PromptLearner
-from prompting.prompts import Prompts, TextPrompts
+from prompting.prompts import Prompts
 from prompting.reference import PlainTextEncoder, PlainVisionEncoder
 from prompting.tokens import PromptLayout, clean_name, layout_from_texts
 from prompting.towers.text import TextEncoder
@@ -189,7 +189,7 @@ class PromptedCLIP(nn.Module):
                 features = self.text_encoder(self.layout, text)
             else:  # one context per image, encoded in parts since no gradient needs them together
                 contexts = text.context.split(max(1, MAX_TEXT_ROWS // self.layout.n_rows))
-                parts = [self.text_encoder(self.layout, TextPrompts(context, text.deep)) for context in contexts]
+                parts = [self.text_encoder(self.layout, replace(text, context=context)) for context in contexts]
                 features = torch.cat(parts)
             features = self.prompt_learner.adapt_text(features.float())
         features = F.normalize(features.float(), dim=-1)

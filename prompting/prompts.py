@@ -66,6 +66,9 @@ class ClassPrompt:
 
 
 DeepPrompt = Tensor | GatedPrompt | ClassPrompt
+# A branch beside a block: from the block's input after its first LayerNorm, (..., width), to what is added to the
+# block's output, (..., width). It sees each row alone, so that what classes share stays shared.
+SideBranch = Callable[[Tensor], Tensor]
 
 
 def differs(prompt: DeepPrompt | None) -> bool:
@@ -83,10 +86,12 @@ class TextPrompts:
             ProDA's prompts). ``None`` when the layout has no learned position.
         deep: layer index (>= 1) -> tokens that replace positions 1..n_prompts before that layer; (n_prompts, width),
             or (groups, n_prompts, width); a :class:`ClassPrompt` where every class has its own.
+        beside: layer index (>= 0) -> branch beside that layer's block.
     """
 
     context: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
+    beside: Mapping[int, SideBranch] = field(default_factory=dict)
 
     @property
     def n_deep(self) -> int:
@@ -112,10 +117,12 @@ class VisionPrompts:
         tokens: tokens placed after the patches before ``ln_pre``, shape (n_prompts, width) or, with tokens of its own
             for each image, (batch, n_prompts, width); ``None`` for none.
         deep: layer index (>= 1) -> tokens that replace them before that layer.
+        beside: layer index (>= 0) -> branch beside that layer's block.
     """
 
     tokens: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
+    beside: Mapping[int, SideBranch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -135,4 +142,14 @@ def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str
             raise ValueError(
                 f"deep prompts at layer {layer} of the {tower} tower, which has layers 1..{n_layers - 1} to prompt: "
                 f"set PROMPT_DEPTH to at most {n_layers}"
+            )
+
+
+def check_side_branches(beside: Mapping[int, SideBranch], n_layers: int, tower: str) -> None:
+    """Refuse side branches outside layers 0 .. n_layers - 1."""
+    for layer in beside:
+        if not 0 <= layer < n_layers:
+            raise ValueError(
+                f"a side branch at layer {layer} of the {tower} tower, which has layers 0..{n_layers - 1}: "
+                "leave it out, or take a deeper backbone"
             )

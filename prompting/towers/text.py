@@ -42,8 +42,10 @@ from prompting.prompts import (
     ClassPrompt,
     DeepPrompt,
     GatedPrompt,
+    SideBranch,
     TextPrompts,
     check_deep_prompts,
+    check_side_branches,
     differs,
 )
 from prompting.tokens import PromptLayout
@@ -72,6 +74,7 @@ class At(NamedTuple):
     deep: DeepPrompt | None  # its new prompts
     batch: RaggedBatch  # how the rows lie
     shared_rows: SharedRows | None  # where the batch has its rows in x, if the classes' prompts differ from here on
+    beside: SideBranch | None = None  # its block's side branch
 
 
 class TextEncoder(nn.Module):
@@ -98,13 +101,14 @@ class TextEncoder(nn.Module):
         """Features of every class, not normalised: (n_cls, embed_dim), with groups (groups, n_cls, embed_dim)."""
         prompts = prompts or TextPrompts()
         check_deep_prompts(prompts.deep, len(self.blocks), "text")
+        check_side_branches(prompts.beside, len(self.blocks), "text")
         batch, per_class, shared_rows = self._batches_of(layout, prompts)
         x, projected = self._first_layer_rows(batch, prompts.context)
         for index, block in enumerate(self.blocks):
             deep, following = map(prompts.deep.get, (index, index + 1))
             diverges = differs(deep) and batch is not per_class
             batch = per_class if diverges else batch
-            at = At(deep, batch, shared_rows if diverges else None)
+            at = At(deep, batch, shared_rows if diverges else None, prompts.beside.get(index))
             if index == len(self.blocks) - 1:
                 features = self._last_layer(block, x, at)
             else:
@@ -153,22 +157,22 @@ class TextEncoder(nn.Module):
         if projected is None:
             x, projected = self._project(block, x, at, QKV)
         if following is None or batch.n_prompt_rows == 0:
-            return finish(block, x, self._attend(projected, batch, len(batch.slots)))
+            return finish(block, x, self._attend(projected, batch, len(batch.slots)), at.beside)
         sizes = [batch.n_kept, batch.n_prompt_rows]
         kept, prompts = x.split(sizes, dim=1)
         if not isinstance(following, GatedPrompt):
-            return finish(block, kept, self._attend(projected, batch, batch.n_kept))
+            return finish(block, kept, self._attend(projected, batch, batch.n_kept), at.beside)
         attended = self._attend(projected, batch, len(batch.slots))
         if few_launches(x.device):
-            return finish(block, x, attended)
+            return finish(block, x, attended, at.beside)
         attended, unread = attended.split(sizes, dim=1)
         with torch.no_grad():
-            prompts = finish(block, prompts, unread)
-        return torch.cat([finish(block, kept, attended), prompts], dim=1)
+            prompts = finish(block, prompts, unread, at.beside)
+        return torch.cat([finish(block, kept, attended, at.beside), prompts], dim=1)
 
     def _project(self, block: nn.Module, x: Tensor, at: At, parts: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The rows with this layer's prompts, if it has some, and their Q, K, V (or K, V)."""
-        deep, batch, shared_rows = at
+        deep, batch, shared_rows, _ = at
         if not isinstance(deep, GatedPrompt):
             if deep is not None:
                 if shared_rows is not None:
@@ -216,7 +220,7 @@ class TextEncoder(nn.Module):
         eot = x.index_select(1, batch.eot_rows)
         queries = _by_bucket(project(block, eot, Q)[:, :, 0], batch)
         qkv = [(q, *kv) for q, kv in zip(queries, batch.class_attention(projected), strict=True)]
-        eot = finish(block, eot, _attend_buckets(qkv, batch.masks(len(x), x.dtype, eot=True), len(x)))
+        eot = finish(block, eot, _attend_buckets(qkv, batch.masks(len(x), x.dtype, eot=True), len(x)), at.beside)
         features = self.ln_final(eot).to(self.text_projection.dtype) @ cast_once(self.text_projection)
         return features if batch.class_rank is None else features.index_select(1, batch.class_rank)
 

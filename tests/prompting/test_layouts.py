@@ -94,6 +94,7 @@ DEPTHS = [
     ("COPROMPT", "PROMPT_DEPTH"),
     ("HICROPL", "PROMPT_DEPTH"),
     ("VPT", "PROMPT_DEPTH_VISION"),
+    ("MMA", "ADAPTER_END"),
     *((node, f"PROMPT_DEPTH_{tower}") for node in ("IVLP", "PROMPTSRC") for tower in ("VISION", "TEXT")),
 ]
 # All methods on the layout that the papers use, and on each other one the widest-reaching method of every kind.
@@ -119,4 +120,4 @@ def test_a_step_on_every_layout(name, case, models):
 
 
 def test_trainers_that_take_a_resnet():
-    assert sorted(TEXT_ONLY) == ["CoCoOp", "CoOp", "KgCoOp", "ProDA", "TCP", "ZeroshotCLIP", "ZeroshotCLIP2"]
+    assert sorted(TEXT_ONLY) == ["CoCoOp", "CoOp", "KgCoOp", "ProDA", "ProGrad", "TCP", "ZeroshotCLIP", "ZeroshotCLIP2"]

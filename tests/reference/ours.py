@@ -23,8 +23,8 @@ from tests.reference import Reference
 from tests.reference.small_clip import prompt_tensor, small_clip, small_clip_state_dict
 from trainers.base import PromptTrainer
 
-NODES = dict.fromkeys(("CoOp", "KgCoOp", "TCP"), "COOP")
-NODES |= {"CoCoOp": "COCOOP", "HiCroPL": "HICROPL", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC"}
+NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP"), "COOP")
+NODES |= {"CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC", "MMA": "MMADAPTER", "HiCroPL": "HICROPL"}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
 
@@ -41,6 +41,8 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
     own = _kept(given[f"TRAINER.{NODES.get(method, method)}"])
     if method == "BMIP":
         own |= _bmip_extra(given)
+    elif method == "ProGrad":
+        own |= {"LAMBDA": given["LOSS"]["LAMBDA"], "T": given["LOSS"]["T"]}
     elif method == "KgCoOp":  # any true value means these words
         own["CTX_INIT"] = "a photo of a" if own["CTX_INIT"] else ""
     elif method == "TCP":  # the same words; W, and where the class name stands, are never used
@@ -51,6 +53,8 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
         own["READING"] = "official"
     elif method == "ProDA":  # upstream takes as many prompts per step as images
         own["PROMPT_BATCH"] = given["DATALOADER.TRAIN_X.BATCH_SIZE"]
+    elif method == "MMA":
+        own["CTX_INIT"] = own.pop("TEXT_CTX_INIT")
     elif method == "CoPrompt":
         own |= {"W": given["TRAINER.W"], "DISTILL": given["TRAINER.DISTILL"]}
     if "sentences" in reference.record and folder is not None:
@@ -121,7 +125,7 @@ def model_folder(reference: Reference) -> str:
 def _saved_name(reference: Reference, name: str) -> str:
     """A trainable tensor's name in the checkpoint: some methods save the prompt learner alone."""
     (saved,) = reference.record["saved"].values()
-    return name if name in saved["keys"] else name.removeprefix("prompt_learner.")
+    return name if name in saved["keys"] else name.removeprefix("prompt_learner.").removeprefix("adapter_learner.")
 
 
 def _frozen_names(prefix: str) -> list[str]:
