@@ -26,9 +26,9 @@ MAX_SHOWN = 5  # names in a message
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
-# Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA), MMRL (MMRL, MMRLpp) and BMIP (BMIP, ProDA,
-# PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is
-# left out. A tensor that is neither makes the file unknown.
+# Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA), MMRL (MMRL, MMRLpp), HiCroPL and BMIP
+# (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen, or trainable by name but
+# never used, is left out. A tensor that is neither makes the file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -115,6 +115,21 @@ _MMRLPP = {"representation_learner.compound_rep_tokens": "space"} | {
     )
 }
 _MMRLPP |= {"image_encoder.A": "readout_down", "image_encoder.B": "readout_up"}
+_REST = r"(?P<rest>\S+)"  # of a name
+_HICROPL = {
+    **_CONTEXT,
+    "prompt_learner.cross_prompts_text.(?P<i>[1-9]\\d*)": "text_prompts.{before}",
+    "prompt_learner.cross_prompts_visual.0": "vision_tokens",
+    "prompt_learner.cross_prompts_visual.{i}": "vision_prompts.{before}",
+    **{
+        f"prompt_learner.{theirs}.{_REST}": f"{ours}.{{rest}}"
+        for theirs, ours in (
+            *(("text2visual_net", "text_to_vision"), ("visual2text_net", "vision_to_text")),
+            *(("attn_pooling_text_nets", "text_pooling"), ("attn_pooling_visual_nets", "vision_pooling")),
+            *(("text_proxy_token", "text_proxies"), ("visual_proxy_token", "vision_proxies")),
+        )
+    },
+}
 _BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
     "prompt_learner.ctx_t": "ctx",
@@ -153,6 +168,11 @@ FORMATS: dict[str, Format] = {
     "PromptSRC": Format(_IVLP, (*_WHOLE_CLIP, _TEACHER_TOWER), ("prompt_learner.ctx", _TEACHER_TOWER)),
     "CoPrompt": Format(
         _COPROMPT, (*_WHOLE_CLIP, "model_distill.{any}"), ("prompt_learner.ctx", "adapter_image.fc.0.weight")
+    ),
+    "HiCroPL": Format(
+        _HICROPL,
+        (*_WHOLE_CLIP, _TEACHER_TOWER, "prompt_learner.cross_prompts_text.0"),  # the last is ctx once more
+        ("prompt_learner.ctx", "prompt_learner.text_proxy_token.0", _TEACHER_TOWER),
     ),
     "MMA": Format(
         _MMA,
@@ -378,6 +398,8 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
     if trainer in ("CoCoOp", "TCP"):
         return {"N_CTX": len(ctx)}
     settings = {"N_CTX": len(ctx), "PROMPT_DEPTH": 1 + deep["text"]}
+    if trainer == "HiCroPL":
+        return settings | {"CROSS_LAYER": sum(name.startswith("text_proxies.") for name in tensors)}
     if "vision_gates.0.beta" in tensors:  # of BMIP, as what follows
         attention = f"text_gates.{deep['text'] - 1}.beta" in tensors
         settings |= {"GATE": "attention" if attention else "official", "AGGREGATOR": "gate"}

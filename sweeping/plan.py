@@ -118,6 +118,11 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "MMA": {"tiny": "tiny_ep10_batch16", "base": "vit_b16_ep5", "cross_datasets": "vit_b16_ep1_cross_datasets"},
     "MMRL": {"tiny": "tiny_5tok_ep10_batch4", "base": "vit_b16"},
     "MMRLpp": {"tiny": "tiny_5tok_ep10_batch4", "base": "vit_b16"},
+    "HiCroPL": {
+        "tiny": "tiny_c2_ep50_batch32_16ctx",
+        "base": "vit_b16_c2_ep50_batch32_16ctx",
+        "cross_datasets": "vit_b16_c2_ep5_batch32_2ctx_cross_datasets",
+    },
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",
