@@ -15,8 +15,8 @@ _MODULES = {
     "learner": ("PromptLearner", "TowerSizes"),
     "model": ("Output", "PRECISIONS", "Precision", "PromptedCLIP", "resolve_precision"),
     "prompts": (
-        *("AttentionMass", "ClassPrompt", "ComposedPrompt", "GatedPrompt", "Prompts"),
-        *("TextPrompts", "VisionPrompts"),
+        *("AttentionMass", "ClassPrompt", "ComposedPrompt", "GatedPrompt"),
+        *("Prompts", "TextPrompts", "VisionPrompts"),
     ),
     "tokens": ("PromptLayout", "layout_from_texts", "layout_with_context"),
     "weights": ("BackboneError", "load_clip"),

@@ -103,7 +103,7 @@ class TextPrompts:
         deep: layer index (>= 1) -> tokens that replace positions 1..n_prompts before that layer; (n_prompts, width),
             or (groups, n_prompts, width); a :class:`ClassPrompt` where every class has its own.
         beside: layer index (>= 0) -> branch beside that layer's block.
-        inserts: whether the first of the ``deep`` layers, which may be 0 then, inserts its tokens at positions
+        inserts: whether the first of the deep layers, which may be 0 then, inserts its tokens at positions
             1..n_prompts, between [SOS] and all that follows (MMRL); later ones replace them. They get no positional
             embedding, the others keep theirs, and the text may be longer than the context length from there on.
     """
@@ -116,8 +116,8 @@ class TextPrompts:
     def __post_init__(self) -> None:
         if self.inserts and any(isinstance(prompt, GatedPrompt | ClassPrompt) for prompt in self.deep.values()):
             raise ValueError(
-                "inserted text prompts cannot be gated (a gate reads those that arrive at its layer) and cannot differ "
-                "between classes: give the layer (n_prompts, width) tokens"
+                "inserted text prompts are the same for all classes: neither gated, since a gate reads what arrives at "
+                "its layer, nor one per class"
             )
 
     @property

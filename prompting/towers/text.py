@@ -165,7 +165,7 @@ class TextEncoder(nn.Module):
         batch = at.batch
         if projected is None:
             x, projected = self._project(block, x, at, QKV)
-        if batch.n_prompt_rows == 0 or following is None or isinstance(following, ComposedPrompt):
+        if following is None or isinstance(following, ComposedPrompt) or batch.n_prompt_rows == 0:
             return finish(block, x, self._attend(projected, batch, len(batch.slots)), at.beside)
         sizes = [batch.n_kept, batch.n_prompt_rows]
         kept, prompts = x.split(sizes, dim=1)

@@ -105,7 +105,7 @@ class VisionEncoder(nn.Module):
             deep, following = prompts.deep.get(index), prompts.deep.get(index + 1)
             beside = prompts.beside.get(index)
             kept, tokens = run_layer(self.recompute, self._layer, block, kept, tokens, deep, following, beside)
-        return self._last_layer(kept, tokens, prompts)
+        return self._last_layer(blocks[-1], kept, tokens, prompts)
 
     def _layer(
         self,
@@ -153,14 +153,12 @@ class VisionEncoder(nn.Module):
         mass = prompt_mass(kept_qkv[:, :, 0], keys, slice(n_kept, None))
         return AttentionMass(mass, keys.shape[1])
 
-    def _last_layer(self, kept: Tensor, tokens: Tensor, prompts: VisionPrompts) -> Tensor:
+    def _last_layer(self, block: nn.Module, kept: Tensor, tokens: Tensor, prompts: VisionPrompts) -> Tensor:
         """The last layer for [CLS], and for the prompt tokens if they are read out, and the projections."""
-        blocks, readout = self.visual.transformer.resblocks, prompts.readout
-        block, last = blocks[-1], len(blocks) - 1
+        last, readout = len(self.visual.transformer.resblocks) - 1, prompts.readout
         x, kv = self._project(block, kept, tokens, prompts.deep.get(last), KV)
         read = kept[:, :1] if readout is None else torch.cat([kept[:, :1], x[:, kept.shape[1] :]], dim=1)
-        attended = attend(project(block, read, Q)[:, :, 0], *kv.unbind(2))
-        read = finish(block, read, attended, prompts.beside.get(last))
+        read = finish(block, read, attend(project(block, read, Q)[:, :, 0], *kv.unbind(2)), prompts.beside.get(last))
         features = self.visual.ln_post(read[:, 0]).to(self.visual.proj.dtype) @ cast_once(self.visual.proj)
         if readout is None:
             return features

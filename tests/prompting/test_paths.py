@@ -356,28 +356,48 @@ def test_inserted_tokens(tiny_vit, images, layers, n_tokens):
 
 
 @pytest.mark.parametrize("layers", [(0, 1), (0, 3), (1, 2, 3), (2, 3)])
-@pytest.mark.parametrize("inserts", [True, False], ids=["inserted", "from the first layer"])
-def test_tokens_composed_with_those_that_arrive(tiny_vit, images, inserts, layers):
-    layout = layout_with_context(CLASSNAMES, 77, 0 if inserts else 3, "a photo of a")
-    first = layers[:1] if inserts else ()
+@pytest.mark.parametrize("branches", [False, True], ids=["alone", "with side branches"])
+def test_inserted_tokens_composed_with_those_that_arrive(tiny_vit, images, layers, branches):
+    layout = layout_with_context(CLASSNAMES, 77, 0, "a photo of a")
+
+    def build(s):
+        deep = {}
+        for tower in ("text", "vision"):
+            first, *later = ((i, s.tensor(f"{tower}{i}", 3, WIDTH)) for i in layers)
+            deep[tower] = dict([first]) | {i: ComposedPrompt(own, 0.4) for i, own in later}
+        beside = {}
+        if branches:
+            down = s.tensor("down", WIDTH, 4)
+            beside = {i: lambda y: torch.relu(y.float() @ down) @ down.t() for i in (1, 3)}
+        vision = VisionPrompts(None, deep["vision"], beside=beside, readout=s.tensor("readout", WIDTH, 64))
+        return Prompts(TextPrompts(None, deep["text"], beside=beside, inserts=True), vision)
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def test_tokens_from_layer_0_on_composed_with_those_that_arrive(tiny_vit, images):
+    layout = layout_with_context(CLASSNAMES, 77, 3, "a photo of a")
 
     def build(s):
         text, vision = (
-            {
-                i: s.tensor(f"{tower}{i}", 3, WIDTH) if i in first else composed(s, f"{tower}{i}")
-                for i in layers
-                if i or first
-            }
-            for tower in ("text", "vision")
+            {i: ComposedPrompt(s.tensor(f"{t}{i}", 3, WIDTH), 0.4) for i in (1, 3)} for t in ("text", "vision")
         )
-        tokens = (None, None) if inserts else (s.tensor("ctx", 3, WIDTH), s.tensor("tokens", 3, WIDTH))
         return Prompts(
-            TextPrompts(tokens[0], text, inserts=inserts),
-            VisionPrompts(tokens[1], vision, readout=s.tensor("out", WIDTH, 64)),
+            TextPrompts(s.tensor("ctx", 3, WIDTH), text), VisionPrompts(s.tensor("tokens", 3, WIDTH), vision)
         )
 
-    def composed(s, name):
-        return ComposedPrompt(s.tensor(name, 3, WIDTH), 0.4)
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("layers", [(), (0, 1, 2, 3)], ids=["alone", "with side branches"])
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_composed_prompts_before_and_after_those_of_every_class(tiny_vit, images, class_specific, layers):
+    layout = layout_with_context(CLASSNAMES, 77, 2, class_specific=class_specific)
+
+    def build(s):
+        deep = {i: ComposedPrompt(s.tensor(f"text{i}", 2, WIDTH), 0.4) for i in (1, 3)}
+        context = s.tensor("ctx", 2 * len(CLASSNAMES) if class_specific else 2, WIDTH)
+        return Prompts(TextPrompts(context, deep | class_prompts(s, 2), s.beside("text", layers)))
 
     assert_paths_agree(tiny_vit, images, layout, build)
 
@@ -432,43 +452,12 @@ def test_inserted_tokens_record_no_gradient_below_them(tiny_vit, images):
     assert kept[3] < 0.4 * kept[1]
 
 
-@pytest.mark.parametrize("layers", [(0, 1, 2, 3), (1,), (2, 3)], ids=str)
-def test_side_branches_beside_inserted_tokens(tiny_vit, images, layers):
-    """Before, at and after the layers that insert, mix and read out."""
-    layout = layout_with_context(CLASSNAMES, 77, 0, "a photo of a")
-
-    def build(s):
-        text, vision = (
-            {1: s.tensor(f"{tower}1", 2, WIDTH), 3: ComposedPrompt(s.tensor(f"{tower}3", 2, WIDTH), 0.4)}
-            for tower in ("text", "vision")
-        )
-        return Prompts(
-            TextPrompts(None, text, s.beside("text", layers), inserts=True),
-            VisionPrompts(None, vision, s.beside("vision", layers), s.tensor("readout", WIDTH, 64)),
-        )
-
-    assert_paths_agree(tiny_vit, images, layout, build)
-
-
-@pytest.mark.parametrize("layers", [(), (0, 1, 2, 3)], ids=["alone", "beside branches"])
-@pytest.mark.parametrize("class_specific", [False, True])
-def test_prompts_of_every_class_mixed_with_those_of_all(tiny_vit, images, class_specific, layers):
-    """Mixed prompts before the classes part, and after."""
-    layout = layout_with_context(CLASSNAMES, 77, 2, class_specific=class_specific)
-
-    def build(s):
-        deep = {i: ComposedPrompt(s.tensor(f"text{i}", 2, WIDTH), 0.4) for i in (1, 3)}
-        context = s.tensor("ctx", 2 * len(CLASSNAMES) if class_specific else 2, WIDTH)
-        return Prompts(TextPrompts(context, deep | class_prompts(s, 2), s.beside("text", layers)))
-
-    assert_paths_agree(tiny_vit, images, layout, build)
-
-
-def test_gates_and_prompts_of_every_class_cannot_insert():
+def test_what_differs_between_classes_is_not_inserted():
     gate = GatedPrompt(lambda attention: attention.mass, torch.zeros(2, WIDTH), torch.zeros(2, WIDTH), True)
-    for prompt in (gate, ClassPrompt(torch.zeros(2, 2, WIDTH))):
-        with pytest.raises(ValueError, match="inserted text prompts cannot be gated .* and cannot differ"):
-            TextPrompts(None, {1: prompt}, inserts=True)
+    with pytest.raises(ValueError, match="inserted text prompts are the same for all classes: neither gated"):
+        TextPrompts(None, {1: gate}, inserts=True)
+    with pytest.raises(ValueError, match="nor one per class"):
+        TextPrompts(None, {1: ClassPrompt(torch.zeros(3, 2, WIDTH))}, inserts=True)
 
 
 def test_nothing_arrives_where_tokens_are_inserted(tiny_vit, images):
