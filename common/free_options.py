@@ -36,6 +36,8 @@ TRAINER_NODES = {
     for name in ("BMIP", "CoCoOp", "CoOp", "CoPrompt", "IVLP", "KgCoOp", "MaPLe", "ProDA", "PromptSRC", "VPT")
 } | {
     "ProGrad": ("PROGRAD",),
+    "CoOp_DePT": ("COOP", "DEPT"),
+    "PromptSRC_DePT": ("PROMPTSRC", "DEPT"),
     "CoPrompt_BMIP": ("COPROMPT", "BMIP"),
     "MaPLe_BMIP": ("MAPLE", "BMIP"),
     "PromptSRC_BMIP": ("PROMPTSRC", "BMIP"),

@@ -25,9 +25,9 @@ from common.unpickling import CheckpointError, misfits, read_checkpoint
 MAX_SHOWN = 5  # names in a message
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
-# Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt and BMIP (BMIP, ProDA,
-# PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is
-# left out. A tensor that is neither makes the file unknown.
+# Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt, DePT
+# (CoOp_DePT) and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen, or
+# trainable by name but never used, is left out. A tensor that is neither makes the file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -93,6 +93,13 @@ _COPROMPT = {pattern: f"prompts.{target}" for pattern, target in _MAPLE.items()}
     for tower in ("image", "text")
     for number, name in ((0, "down"), (2, "up"))
 }
+_DEPT_HEAD = {
+    "film_lp_img.scale": "head.image_scale",
+    "film_lp_img.bias": "head.image_shift",
+    "film_lp_text.scale": "head.text_scale",
+    "film_lp_text.bias": "head.text_shift",
+    "linear_probe_proj.{part}": "head.classifier.{part}",
+}
 _BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
     "prompt_learner.ctx_t": "ctx",
@@ -135,6 +142,7 @@ FORMATS: dict[str, Format] = {
     "CoPrompt": Format(
         _COPROMPT, (*_WHOLE_CLIP, "model_distill.{any}"), ("prompt_learner.ctx", "adapter_image.fc.0.weight")
     ),
+    "CoOp_DePT": Format({**_CONTEXT, **_DEPT_HEAD}, _WHOLE_CLIP, ("prompt_learner.ctx", "linear_probe_proj.weight")),
     "BMIP": Format(_BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), ("prompt_learner.ctx_t", _BMIP_GATE), _BMIP_GATES, _BMIP_NOTE),
     "PromptSRC_BMIP": Format(
         _BMIP,
@@ -315,7 +323,7 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
     tensors = {name.removeprefix("prompts."): value for name, value in tensors.items()}
     deep = {tower: _count_deep(tensors, tower) for tower in ("text", "vision")}
     ctx = tensors.get("ctx")
-    if trainer in ("VPT", "IVLP", "PromptSRC"):
+    if trainer in ("VPT", "IVLP", "PromptSRC", "PromptSRC_DePT"):
         towers = {"VISION": tensors.get("vision_tokens")} | ({} if trainer == "VPT" else {"TEXT": ctx})
         counts = {f"N_CTX_{tower}": len(first) for tower, first in towers.items() if first is not None}
         return counts | {
@@ -325,7 +333,7 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
         return {}
     if trainer == "ProDA":
         return {"N_PROMPT": len(ctx), "N_CTX": ctx.shape[-2]}
-    if trainer in ("CoOp", "KgCoOp", "ProGrad"):
+    if trainer in ("CoOp", "KgCoOp", "ProGrad", "CoOp_DePT"):
         return {"N_CTX": ctx.shape[-2], "CSC": ctx.dim() == 3}
     if trainer == "CoCoOp":
         return {"N_CTX": len(ctx)}

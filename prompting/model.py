@@ -167,7 +167,7 @@ class PromptedCLIP(nn.Module):
                 parts = [self.text_encoder(self.layout, TextPrompts(context, text.deep)) for context in contexts]
                 features = torch.cat(parts)
             features = self.prompt_learner.adapt_text(features.float())
-        return F.normalize(features.float(), dim=-1)
+        return self.finished(features.float())
 
     def image_features(self, images: Tensor, prompts: Prompts | None = None) -> Tensor:
         """Normalised image features, (batch, embed_dim), float32; such features in place of images stay as they are."""
@@ -177,7 +177,11 @@ class PromptedCLIP(nn.Module):
         with self.precision.autocast(self.device):
             features = self.image_encoder(images, prompts.vision)
             features = self.prompt_learner.adapt_image(features.float())
-        return F.normalize(features.float(), dim=-1)
+        return self.finished(features.float())
+
+    def finished(self, features: Tensor) -> Tensor:
+        """A tower's features as :meth:`compare` takes them; a subclass that compares otherwise may keep their norms."""
+        return F.normalize(features, dim=-1)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Watch]:

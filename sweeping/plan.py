@@ -108,6 +108,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
     "ProGrad": {"tiny": "tiny_c4_ep50_batch32", "base": "vit_b16_ep100", "cross_datasets": "vit_b16_ep50"},
     "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
+    "CoOp_DePT": {"tiny": "tiny_c4_ep10_batch4", "base": "vit_b16_ep10_bs4_lr35"},
+    "PromptSRC_DePT": {"tiny": "tiny_c2_ep20_batch4_4+4ctx", "base": "vit_b16_c2_ep20_batch4_4+4ctx"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",

@@ -115,4 +115,13 @@ def test_a_step_on_every_layout(name, case, models):
 
 
 def test_trainers_that_take_a_resnet():
-    assert sorted(TEXT_ONLY) == ["CoCoOp", "CoOp", "KgCoOp", "ProDA", "ProGrad", "ZeroshotCLIP", "ZeroshotCLIP2"]
+    assert sorted(TEXT_ONLY) == [
+        "CoCoOp",
+        "CoOp",
+        "CoOp_DePT",
+        "KgCoOp",
+        "ProDA",
+        "ProGrad",
+        "ZeroshotCLIP",
+        "ZeroshotCLIP2",
+    ]

@@ -40,6 +40,7 @@ RUNS = {
     "maple_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
     "promptsrc_ctx4_depth4": {"N_CTX_TEXT": 4, "N_CTX_VISION": 4, "PROMPT_DEPTH_TEXT": 4, "PROMPT_DEPTH_VISION": 4},
     "coprompt_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
+    "dept_coop": {"N_CTX": 4, "CSC": False},
     "bmip_shared": {
         **{"N_CTX": 2, "PROMPT_DEPTH": 3, "GATE": "official", "AGGREGATOR": "gate"},
         **{"SHARE_PARAMETER_TEXT": True, "SHARE_PARAMETER_VISUAL": True},

@@ -23,14 +23,8 @@ from tests.reference import Reference
 from tests.reference.small_clip import prompt_tensor, small_clip_state_dict
 from trainers.base import PromptTrainer
 
-NODES = {
-    "KgCoOp": "COOP",
-    "ProGrad": "COOP",
-    "CoOp": "COOP",
-    "CoCoOp": "COCOOP",
-    "MaPLe": "MAPLE",
-    "PromptSRC": "PROMPTSRC",
-}
+NODES = {"KgCoOp": "COOP", "CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC"}
+NODES |= dict.fromkeys(("ProGrad", "CoOp_DePT"), "COOP")
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
 
@@ -49,6 +43,9 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
         own |= _bmip_extra(given)
     elif method == "ProGrad":
         own |= {"LAMBDA": given["LOSS"]["LAMBDA"], "T": given["LOSS"]["T"]}
+    elif method == "CoOp_DePT":
+        head = {"LAMBDA": given["TRAINER.LINEAR_PROBE"]["WEIGHT"], "FUSION": "logits"}
+        return {"COOP": own, "DEPT": head}
     elif method == "KgCoOp":  # any true value means these words
         own["CTX_INIT"] = "a photo of a" if own["CTX_INIT"] else ""
     elif method == "ProDA":  # upstream takes as many prompts per step as images

@@ -39,6 +39,7 @@ COMMON = {
 OPTIONS = {
     "ProDA": {"TRAINER.PRODA.N_CTX": 4, "TRAINER.PRODA.N_PROMPT": 4, "TRAINER.PRODA.PROMPT_BATCH": 2},
     "PromptSRC": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
+    "PromptSRC_DePT": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_BMIP": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0},
 }
 # Settings that change which tensors exist or how the towers run.
@@ -53,6 +54,7 @@ VARIANTS = {
     "IVLP/language_only": {"TRAINER.IVLP.PROMPT_DEPTH_VISION": 0},
     "IVLP/vision_only": {"TRAINER.IVLP.PROMPT_DEPTH_TEXT": 0},
     "CoPrompt/mse": {"TRAINER.COPROMPT.DISTILL": "mse"},
+    "CoOp_DePT/logits": {"TRAINER.DEPT.FUSION": "logits"},
     "BMIP/official": {"TRAINER.BMIP.GATE": "official"},
     "BMIP/per_layer": {"TRAINER.BMIP.SHARE_PARAMETER_TEXT": False, "TRAINER.BMIP.SHARE_PARAMETER_VISUAL": False},
 }
