@@ -81,6 +81,11 @@ def with_bmip(rate, epochs, prompts, host=None):
     return "ViT-B/16", SGD, rate, epochs, 1, 4, prompts | (host or {})
 
 
+def mma(epochs, batch, start):
+    layers = {"MMA.CTX_INIT": WORDS, "MMA.ADAPTER_START": start, "MMA.ADAPTER_END": 12}
+    return "ViT-B/16", SGD, 0.0015, epochs, 0, batch, layers | {"MMA.ADAPTER_DIM": 32, "MMA.ADAPTER_SCALE": 0.001}
+
+
 def consistency(weight):
     return {"COPROMPT.W": weight, "COPROMPT.DISTILL": "cosine", "COPROMPT.SENTENCES": ""}
 
@@ -160,13 +165,11 @@ PUBLISHED = {
     "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": promptsrc(20, 3, 6.0, 10.0),
     "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot": promptsrc(50, 9, 30.0, 30.0),
     "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45": promptsrc(50, 9, 45.0, 5.0),
+    "MMA/vit_b16_ep5": mma(5, 16, 5),
+    "MMA/vit_b16_ep5_imagenet": mma(5, 128, 5),
+    "MMA/vit_b16_ep1_cross_datasets": mma(1, 128, 9),
     "CoOp_DePT/vit_b16_ep10_bs4_lr35": (
-        "ViT-B/16",
-        SGD,
-        0.0035,
-        10,
-        1,
-        4,
+        *("ViT-B/16", SGD, 0.0035, 10, 1, 4),
         {"COOP.N_CTX": 16, "COOP.CTX_INIT": "", **DEPT},
     ),
     "PromptSRC_DePT/vit_b16_c2_ep20_batch4_4+4ctx": (*promptsrc(20, 9, 15.0, 1.0)[:-1], DEPT),
@@ -181,6 +184,10 @@ PUBLISHED = {
     ),
     "PromptSRC_BMIP/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": with_bmip(
         0.0025, 20, bmip_prompts(2, 9), self_regulating(6.0, 10.0)
+    ),
+    "TCP/vit_b16_c4_ep50_batch32": (
+        *("ViT-B/16", ADAM, 0.002, 50, 1, 32),
+        {"TCP.N_CTX": 4, "TCP.CTX_INIT": "", "TCP.LAYER": 8, "TCP.W": 8.0},
     ),
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
@@ -223,6 +230,11 @@ TINY_OF = {
         {"TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 3},
     ),
     "CoPrompt/tiny_c2_ep8_batch4_2ctx": ("coprompt", {"TRAINER.COPROMPT.PROMPT_DEPTH": 3}),
+    "TCP/tiny_c4_ep50_batch32": ("vit_b16_c4_ep50_batch32", {"TRAINER.TCP.LAYER": 2}),
+    "MMA/tiny_ep10_batch16": (
+        "vit_b16_ep5",
+        {"OPTIM.MAX_EPOCH": 10, "TRAINER.MMA.ADAPTER_START": 2, "TRAINER.MMA.ADAPTER_END": 4},
+    ),
     "CoOp_DePT/tiny_c4_ep10_batch4": ("vit_b16_ep10_bs4_lr35", {"TRAINER.COOP.N_CTX": 4}),
     "PromptSRC_DePT/tiny_c2_ep20_batch4_4+4ctx": (
         "vit_b16_c2_ep20_batch4_4+4ctx",
@@ -343,6 +355,7 @@ def test_published_values(name):
     assert backbone == cfg.MODEL.BACKBONE.NAME
     optim = cfg.OPTIM
     assert (optimiser, rate, epochs, warmup) == (optim.NAME, optim.LR, optim.MAX_EPOCH, optim.WARMUP_EPOCH)
+    assert (1e-3 if name.startswith("TCP") else 1e-8) == optim.EPS
     assert batch == cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     assert cfg.DATALOADER.TEST.BATCH_SIZE == 100
     values = flat(cfg.TRAINER)
@@ -351,7 +364,7 @@ def test_published_values(name):
         assert (optim.LR_SCHEDULER, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR) == ("cosine", "constant", 1e-5)
         assert (optim.WEIGHT_DECAY, optim.MOMENTUM) == (5e-4, 0.9)
     node = TRAINER_REGISTRY.get(name.split("/")[0]).node
-    assert values[f"{node}.PREC"] == "fp16"
+    assert values[f"{node}.PREC"] == ("amp" if node == "MMA" else "fp16")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -409,7 +422,8 @@ def _built_here(path):
 def test_full_settings_fit_together(path):
     """On the bundled model, 4 layers deep: every setting is one that its trainer takes."""
     trainer_class = TRAINER_REGISTRY.get(path.parent.name)
-    depths = {k: v for k, v in flat(configuration(path).TRAINER, "TRAINER.").items() if "PROMPT_DEPTH" in k and v > 4}
+    deep = re.compile(r"\.(PROMPT_DEPTH|ADAPTER_START|ADAPTER_END)")
+    depths = {k: v for k, v in flat(configuration(path).TRAINER, "TRAINER.").items() if deep.search(k) and v > 4}
     options = {
         "TRAINER.NAME": path.parent.name,
         "DATASET.NAME": "Digits",
@@ -423,6 +437,7 @@ def test_full_settings_fit_together(path):
         "VERBOSE": False,
         f"TRAINER.{trainer_class.node}.PREC": "fp32",
         **dict.fromkeys(depths, 4),
+        "TRAINER.TCP.LAYER": 3,
     }
     cfg = configuration(path, *(str(part) for pair in options.items() for part in pair))
     trainer = build_trainer(cfg)

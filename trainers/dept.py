@@ -27,7 +27,7 @@ from common.unpickling import CheckpointError, read_checkpoint
 from dassl.engine import TRAINER_REGISTRY
 from prompting import Output, PromptedCLIP, PromptLearner
 from prompting.learner import linear_layer
-from trainers.base import add_trainer_config, check_settings, find_checkpoint
+from trainers.base import PromptTrainer, add_trainer_config, check_settings, find_checkpoint
 from trainers.coop import CoOp
 from trainers.objectives import Loss, Objective
 from trainers.promptsrc import PromptSRC
@@ -177,9 +177,13 @@ class WithDePT:
         check_settings("DEPT", cfg.TRAINER.DEPT)
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> PromptLearner:
-        learner = super().build_learner(clip_model, generator)
+        learner, name = super().build_learner(clip_model, generator), type(self).__name__
         if learner.varies_per_image:
-            raise ValueError(f"{type(self).__name__}: DePT's second head needs one text per class, not one per image")
+            raise ValueError(f"{name}: DePT's second head needs one text per class, and this host has one per image")
+        if super().build_classifier.__func__ is not PromptTrainer.build_classifier:
+            raise ValueError(
+                f"{name}: DePT's second head joins image-text matching, and this host has its own classifier"
+            )
         learner.head = ChannelAdjustedHead(learner.sizes.embed_dim, self.train_classnames, generator)
         return learner
 

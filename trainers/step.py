@@ -179,7 +179,10 @@ class DeviceStep:
             model = trainer.model  # whose class list and frozen text features may be replaced between steps
             self.recorded = RecordedFunction(
                 self._compute,
-                lambda: (model.layout, model._cached_text, model._frozen_text.get(model.layout)),
+                lambda: (
+                    *(model.layout, model._cached_text),
+                    *(features.get(model.layout) for features in (model._frozen_text, model._class_features)),
+                ),
                 recorder,
                 model.prompt_learner,
             )

@@ -173,7 +173,8 @@ def test_any_host_takes_a_second_head(host, images):
         assert trainer.objective.host.step == 7
 
 
-def test_a_host_with_texts_for_each_image_is_refused():
-    kind = type("CoCoOp_DePT", (WithDePT, TRAINER_REGISTRY.get("CoCoOp")), {})
-    with pytest.raises(ValueError, match="CoCoOp_DePT: DePT's second head needs one text per class, not one per image"):
-        kind(configuration("CoCoOp"))
+@pytest.mark.parametrize(("host", "reason"), [("CoCoOp", "has one per image"), ("ProDA", "has its own classifier")])
+def test_a_host_that_classifies_otherwise_is_refused(host, reason):
+    kind = type(f"{host}_DePT", (WithDePT, TRAINER_REGISTRY.get(host)), {})
+    with pytest.raises(ValueError, match=f"{host}_DePT: DePT's second head.*{reason}"):
+        kind(configuration(host))

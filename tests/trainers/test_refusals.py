@@ -9,6 +9,9 @@ from tests.trainers.small_runs import build, needing
 # Cases: method or variant, options, what the message says.
 WRONG = [
     ("CoCoOp", {"TRAINER.COCOOP.CSC": True}, r"COCOOP.CSC True.*set it False, or use the trainer CoOp"),
+    ("TCP", {"TRAINER.TCP.CSC": True}, r"TCP.CSC True.*set it False, or use the trainer CoOp or KgCoOp"),
+    ("TCP", {"TRAINER.TCP.LAYER": 8}, r"TCP.LAYER is 8.*layers 1 to 3: set it to 3"),
+    ("TCP", {"TRAINER.TCP.LAYER": 0}, r"TCP.LAYER is 0.*layers 1 to 3: set it to 1"),
     ("CoOp/class_specific", {"TEST.CLASS_SPLITS": ("base", "new")}, r"COOP.CSC.*\(base\), not the class splits new"),
     ("KgCoOp/class_specific", {"TEST.CLASS_SPLITS": ("all",)}, r"KGCOOP.CSC.*not the class splits all.*CSC False"),
     ("CoOp", {"TRAINER.COOP.CLASS_TOKEN_POSITION": "back"}, r"CLASS_TOKEN_POSITION 'back'.*end, middle, front"),
@@ -17,6 +20,8 @@ WRONG = [
     ("ProGrad", {"TRAINER.PROGRAD.N_CTX": 3}, r"PROGRAD.N_CTX is 3.*the 4 words 'a photo of the'.*to at least 4"),
     ("ProGrad", {"DATASET.TEMPLATE": "{} texture."}, r"PROGRAD.CTX_INIT True: the template has no word.*set it False"),
     ("ProGrad", {"TRAINER.PROGRAD.T": 0.0}, r"PROGRAD.T is 0.0: at least 0.001"),
+    ("CoOp_DePT", {"TRAINER.DEPT.LAMBDA": 1.5}, r"DEPT.LAMBDA is 1.5: at least 0.0, at most 1.0"),
+    ("PromptSRC_DePT", {"TRAINER.DEPT.FUSION": "sum"}, r"DEPT.FUSION 'sum': choose one of probabilities, logits"),
     ("CoCoOp", {"TRAINER.COCOOP.N_CTX": -1}, r"COCOOP.N_CTX is -1: at least 1"),
     ("BMIP", {"TRAINER.BMIP.N_CTX": 0}, r"BMIP.N_CTX is 0: at least 1"),
     ("CoPrompt_BMIP", {"TRAINER.BMIP.N_CTX": 0}, r"BMIP.N_CTX is 0: at least 1"),
@@ -45,6 +50,18 @@ WRONG = [
     ("CoPrompt", {"TRAINER.COPROMPT.DISTILL": "l1"}, r"DISTILL 'l1'.*cosine, mse"),
     ("ProDA", {"TRAINER.PRODA.PROMPT_BATCH": 3}, r"PROMPT_BATCH 3 must be at least 2 and divide.*N_PROMPT 4"),
     ("ProDA", {"TRAINER.PRODA.PROMPT_BATCH": 1}, r"PROMPT_BATCH 1 must be at least 2"),
+    (
+        "MMA",
+        {"TRAINER.MMA.ADAPTER_START": 4, "TRAINER.MMA.ADAPTER_END": 3},
+        r"START is 4, after.*END 3: set.*at most 3",
+    ),
+    ("MMA", {"TRAINER.MMA.ADAPTER_END": 12}, r"START 2 and ADAPTER_END 12.*has 4 in the text.*END to at most 4$"),
+    (
+        "MMA",
+        {"TRAINER.MMA.ADAPTER_START": 5, "TRAINER.MMA.ADAPTER_END": 12},
+        r"ADAPTER_START 5 and ADAPTER_END 12.*set ADAPTER_END to at most 4 and ADAPTER_START too",
+    ),
+    ("MMA", {"TRAINER.MMA.ADAPTER_START": 0}, r"MMA.ADAPTER_START is 0: at least 1"),
     ("BMIP", {"TRAINER.BMIP.GATE": "soft"}, r"BMIP.GATE 'soft'.*attention, official"),
     ("PromptSRC_BMIP", {"TRAINER.BMIP.AGGREGATOR": "max"}, r"BMIP.AGGREGATOR 'max'.*gate, add"),
     ("KgCoOp", {"TRAINER.KGCOOP.PREC": "half"}, r"KGCOOP.PREC 'half'.*fp32, fp16, bf16, amp"),
