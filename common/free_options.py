@@ -38,6 +38,8 @@ TRAINER_NODES = {
         *("ProGrad", "PromptSRC", "TCP", "VPT"),
     )
 } | {
+    "CoOp_DePT": ("COOP", "DEPT"),
+    "PromptSRC_DePT": ("PROMPTSRC", "DEPT"),
     "CoPrompt_BMIP": ("COPROMPT", "BMIP"),
     "MaPLe_BMIP": ("MAPLE", "BMIP"),
     "PromptSRC_BMIP": ("PROMPTSRC", "BMIP"),

@@ -120,6 +120,7 @@ def hicropl(epochs, batch, n_ctx=16, depth=12, cross=6, reading="paper"):
     return "ViT-B/16", ADAM, 0.0025, epochs, 1, batch, prompts | values
 
 
+DEPT = {"DEPT.LAMBDA": 0.7, "DEPT.LR_MULT": 6.5, "DEPT.FUSION": "probabilities"}
 # depth, prompts, weight of the consistency (and epochs, where not 8)
 COPROMPT = {
     "coprompt": (9, 2, 1.0),
@@ -200,6 +201,11 @@ PUBLISHED = {
     "MMA/vit_b16_ep5": mma(5, 16, 5),
     "MMA/vit_b16_ep5_imagenet": mma(5, 128, 5),
     "MMA/vit_b16_ep1_cross_datasets": mma(1, 128, 9),
+    "CoOp_DePT/vit_b16_ep10_bs4_lr35": (
+        *("ViT-B/16", SGD, 0.0035, 10, 1, 4),
+        {"COOP.N_CTX": 16, "COOP.CTX_INIT": "", **DEPT},
+    ),
+    "PromptSRC_DePT/vit_b16_c2_ep20_batch4_4+4ctx": (*promptsrc(20, 9, 15.0, 1.0)[:-1], DEPT),
     BMIP_SETTING: bmip(),
     f"{BMIP_SETTING}_official": bmip(gate="official"),
     f"{BMIP_SETTING}_not_shared": bmip(share=False),
@@ -280,6 +286,11 @@ TINY_OF = {
     "MMA/tiny_ep10_batch16": (
         "vit_b16_ep5",
         {"OPTIM.MAX_EPOCH": 10, "TRAINER.MMA.ADAPTER_START": 2, "TRAINER.MMA.ADAPTER_END": 4},
+    ),
+    "CoOp_DePT/tiny_c4_ep10_batch4": ("vit_b16_ep10_bs4_lr35", {"TRAINER.COOP.N_CTX": 4}),
+    "PromptSRC_DePT/tiny_c2_ep20_batch4_4+4ctx": (
+        "vit_b16_c2_ep20_batch4_4+4ctx",
+        {"TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 3},
     ),
     "MMRL/tiny_5tok_ep10_batch4": ("vit_b16", {"TRAINER.MMRL.REP_LAYERS": (2, 3, 4)}),
     "MMRLpp/tiny_5tok_ep10_batch4": ("vit_b16", {"TRAINER.MMRLPP.REP_LAYERS": (2, 3, 4)}),

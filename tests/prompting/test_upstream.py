@@ -46,6 +46,7 @@ RUNS = {
     "promptsrc_ctx4_depth4": {"N_CTX_TEXT": 4, "N_CTX_VISION": 4, "PROMPT_DEPTH_TEXT": 4, "PROMPT_DEPTH_VISION": 4},
     "coprompt_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
     "mma_scale": {"ADAPTER_START": 3, "ADAPTER_END": 4, "ADAPTER_DIM": 8},
+    "dept_coop": {"N_CTX": 4, "CSC": False},
     "mmrl_pets": {"N_REP_TOKENS": 2, "REP_DIM": 64},
     "mmrlpp_pets": {"N_REP_TOKENS": 2, "REP_DIM": 64, "RES_LORA_DIM": 2, "PROJ_LORA_DIM": 8},
     "bmip_shared": {

@@ -23,7 +23,7 @@ from tests.reference import Reference
 from tests.reference.small_clip import prompt_tensor, small_clip, small_clip_state_dict
 from trainers.base import PromptTrainer
 
-NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP"), "COOP")
+NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP", "CoOp_DePT"), "COOP")
 NODES |= {"CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC", "MMA": "MMADAPTER", "HiCroPL": "HICROPL"}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
@@ -43,6 +43,9 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
         own |= _bmip_extra(given)
     elif method == "ProGrad":
         own |= {"LAMBDA": given["LOSS"]["LAMBDA"], "T": given["LOSS"]["T"]}
+    elif method == "CoOp_DePT":
+        head = {"LAMBDA": given["TRAINER.LINEAR_PROBE"]["WEIGHT"], "FUSION": "logits"}
+        return {"COOP": own, "DEPT": head}
     elif method == "KgCoOp":  # any true value means these words
         own["CTX_INIT"] = "a photo of a" if own["CTX_INIT"] else ""
     elif method == "TCP":  # the same words; W, and where the class name stands, are never used

@@ -24,6 +24,8 @@ WRONG = [
     ("ProGrad", {"TRAINER.PROGRAD.N_CTX": 3}, r"PROGRAD.N_CTX is 3.*the 4 words 'a photo of the'.*to at least 4"),
     ("ProGrad", {"DATASET.TEMPLATE": "{} texture."}, r"PROGRAD.CTX_INIT True: the template has no word.*set it False"),
     ("ProGrad", {"TRAINER.PROGRAD.T": 0.0}, r"PROGRAD.T is 0.0: at least 0.001"),
+    ("CoOp_DePT", {"TRAINER.DEPT.LAMBDA": 1.5}, r"DEPT.LAMBDA is 1.5: at least 0.0, at most 1.0"),
+    ("PromptSRC_DePT", {"TRAINER.DEPT.FUSION": "sum"}, r"DEPT.FUSION 'sum': choose one of probabilities, logits"),
     ("CoCoOp", {"TRAINER.COCOOP.N_CTX": -1}, r"COCOOP.N_CTX is -1: at least 1"),
     ("BMIP", {"TRAINER.BMIP.N_CTX": 0}, r"BMIP.N_CTX is 0: at least 1"),
     ("CoPrompt_BMIP", {"TRAINER.BMIP.N_CTX": 0}, r"BMIP.N_CTX is 0: at least 1"),
