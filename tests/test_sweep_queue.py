@@ -124,6 +124,9 @@ def test_the_users_options_come_last():
         ("CoOp", "few_shot", "eurosat", 1, "vit_b16", "vit_b16_ep50"),
         ("CoPrompt", "open_world", "eurosat", 16, "coprompt", "coprompt_eurosat"),
         ("MMA", "open_world", "imagenet", 16, "vit_b16_ep5", "vit_b16_ep5_imagenet"),
+        ("MMRL", "open_world", "eurosat", 16, "vit_b16", "vit_b16_eurosat"),
+        ("MMRL", "few_shot", "imagenet", 1, "vit_b16_few_shot", "vit_b16_few_shot_imagenet"),
+        ("MMRL", "cross_dataset", "eurosat", 16, "vit_b16_cross_datasets", "vit_b16_cross_datasets"),
         (
             *("PromptSRC", "few_shot", "dtd", 4, "vit_b16_c2_ep50_batch4_4+4ctx_few_shot"),
             "vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45",
