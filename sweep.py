@@ -214,7 +214,7 @@ def run(args: argparse.Namespace) -> int:
         return 1
     print()
     if plans[0].is_bundled:
-        print("Demonstration on a small model (bundled:...): not comparable with ViT-B/16 numbers.")
+        print("Demonstration on a small bundled model: not comparable with ViT-B/16 numbers.")
     from reporting.__main__ import main as make_table
 
     return make_table([*report, *results]) or status

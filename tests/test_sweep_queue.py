@@ -201,6 +201,17 @@ def test_bundled_data_stand_in_for_every_protocol():
         bundled_plan(PROTOCOLS["cross_dataset"], "emoji_none")
 
 
+def test_the_miniature_is_for_itself():
+    sets = ("animals", "arrows", "devices", "food", "places", "sports", "vehicles")
+    others = tuple(f"mini_{name}" for name in sets)
+    assert bundled_plan(PROTOCOLS["cross_dataset"], "mini_objects") == (("mini_objects", *others), "mini_objects")
+    views = tuple(f"mini_objects_{name}" for name in ("edges", "pixel", "plain", "textured"))
+    assert bundled_plan(PROTOCOLS["domain_generalization"], "mini_objects") == (
+        ("mini_objects", *views),
+        "mini_objects",
+    )
+
+
 def test_settings_of_bundled_data_name_their_own_model():
     jobs = queue("cross_dataset", datasets=("emoji_kinds", "digits"), source="emoji_kinds")
     assert all("MODEL.BACKBONE.NAME" not in job.arguments for job in [*jobs, *queue()])

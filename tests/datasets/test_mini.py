@@ -194,6 +194,12 @@ def test_a_root_that_cannot_be_written_is_named(pets, make_cfg, tmp_path, monkey
     assert "can be written to" in check("MiniPets", str(tmp_path)).findings[0].problem
 
 
+def test_a_file_where_the_folder_belongs_is_named(pets, make_cfg, tmp_path):
+    (tmp_path / "mini").write_text("a file")
+    with pytest.raises(DataRootError, match="mini/pets are not there and cannot be made"):
+        build_dataset(make_cfg(tmp_path, name="MiniPets"))
+
+
 def test_a_root_that_cannot_be_written_serves_once_the_images_are_there(pets, make_cfg, tmp_path, monkeypatch):
     build_dataset(make_cfg(tmp_path, name="MiniPets"))
     monkeypatch.setattr(mini, "wait_for", lambda lock: pytest.fail("it locks"))
