@@ -53,7 +53,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--protocol", choices=tuple(PROTOCOLS), default="open_world", help="default: %(default)s")
     add("--table", choices=(*TABLES, "cost"), help="a table's runs, and the table; cost has options of its own")
     add("--trainers", nargs="+", default=[], metavar="NAME[=SETTING]", help="'all': every method")
-    datasets = "files of configs/datasets, paths of others, 'all' (the published table's, the default) or 'bundled'"
+    datasets = (
+        "files of configs/datasets, paths of others, 'all' (the published table's, the default), 'bundled' or 'mini'"
+    )
     add("--datasets", nargs="+", default=[], metavar="NAME", help=datasets)
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="default: 1 2 3")
     add("--shots", nargs="+", type=int, default=[], metavar="N", help="default: the protocol's")
@@ -116,8 +118,8 @@ def plans_of(args: argparse.Namespace) -> list[Plan]:
     if protocol == "compare":  # CFG_<Trainer>: its setting, unless the command line has one
         trainers = tuple("=".join(filter(None, (name, os.environ.get(f"CFG_{name}")))) for name in trainers)
     datasets, source = tuple(args.datasets or (preset.datasets if preset else ())), args.source
-    if datasets == ("bundled",):
-        datasets, source = bundled_plan(PROTOCOLS[protocol], source)
+    if datasets in (("bundled",), ("mini",)):
+        datasets, source = bundled_plan(PROTOCOLS[protocol], source, mini=datasets == ("mini",))
     output = args.output or Path(preset.output if preset else "output")
     here = Path.cwd() == REPOSITORY  # where train.py runs
     plan = Plan(

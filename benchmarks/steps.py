@@ -213,7 +213,8 @@ def training_flops(
     images = [view.to("meta") for view in images] if isinstance(images, list) else images.to("meta")
     objective_to_meta(measured.objective)
     with FlopCounterMode(display=False) as counter:
-        measured.objective(model, images, labels.to("meta")).total.backward()
+        loss = measured.objective(model, images, labels.to("meta"))
+        device_step.differentiable(loss, model.parameters()).backward()
     return counter.get_total_flops() / 1e9
 
 

@@ -33,7 +33,10 @@ NOT_FREE_WITH = {"DATALOADER.TEST.BATCH_SIZE": ("TRAINER.BMIP.GATE", "official")
 # such as a fork's, may read them all.
 TRAINER_NODES = {
     name: (name.upper(),)
-    for name in ("BMIP", "CoCoOp", "CoOp", "CoPrompt", "IVLP", "KgCoOp", "MaPLe", "ProDA", "PromptSRC", "VPT")
+    for name in (
+        *("BMIP", "CoCoOp", "CoOp", "CoPrompt", "IVLP", "KgCoOp", "MMA", "MaPLe", "ProDA", "ProGrad", "PromptSRC"),
+        *("TCP", "VPT"),
+    )
 } | {
     "CoPrompt_BMIP": ("COPROMPT", "BMIP"),
     "MaPLe_BMIP": ("MAPLE", "BMIP"),

@@ -48,10 +48,10 @@ def build_optimizer(
 
     betas = (cfg.ADAM_BETA1, cfg.ADAM_BETA2)
     make = {
-        "adam": partial(torch.optim.Adam, betas=betas),
-        "amsgrad": partial(torch.optim.Adam, betas=betas, amsgrad=True),
-        "adamw": partial(torch.optim.AdamW, betas=betas),
-        "radam": partial(RAdam, betas=betas),
+        "adam": partial(torch.optim.Adam, betas=betas, eps=cfg.EPS),
+        "amsgrad": partial(torch.optim.Adam, betas=betas, eps=cfg.EPS, amsgrad=True),
+        "adamw": partial(torch.optim.AdamW, betas=betas, eps=cfg.EPS),
+        "radam": partial(RAdam, betas=betas, eps=cfg.EPS),
         "rmsprop": partial(torch.optim.RMSprop, momentum=cfg.MOMENTUM, alpha=cfg.RMSPROP_ALPHA),
         "sgd": partial(torch.optim.SGD, momentum=cfg.MOMENTUM, dampening=cfg.SGD_DAMPNING, nesterov=cfg.SGD_NESTEROV),
     }[cfg.NAME]

@@ -25,9 +25,10 @@ from common.unpickling import CheckpointError, misfits, read_checkpoint
 MAX_SHOWN = 5  # names in a message
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
-# multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save
-# the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is
-# neither makes the file unknown.
+# Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
+# Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA) and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most
+# save the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that
+# is neither makes the file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -44,6 +45,7 @@ class Format:
     # Our gate lists -> how many gates they have fewer than there are deep prompts; the others are unused.
     gates: Mapping[str, int] = field(default_factory=dict)
     note: str = ""  # settings that the trainer needs for such a file
+    like: str = ""  # a method whose files have the same tensors: a file that names no trainer is taken for that one's
 
     def our_names(self, names: Iterable[str]) -> dict[str, str | None]:
         """Our name of each trained tensor, ``None`` for one that is ignored; a tensor that is neither is left out."""
@@ -76,6 +78,7 @@ _TOWERS = (
 _WHOLE_CLIP = (*_BUFFERS, *_TOWERS)
 _TEACHER_TOWER = "prompt_learner.ZS_image_encoder.{any}"
 _CONTEXT = {"prompt_learner.ctx": "ctx"}
+_META_NET = {"ctx": "ctx", **{f"meta_net.linear{n}.{{part}}": f"meta_net.linear{n}.{{part}}" for n in (1, 2)}}
 _VISION_PROMPTS = {
     "image_encoder.VPT": "vision_tokens",
     "image_encoder.transformer.resblocks.{i}.VPT_shallow": "vision_prompts.{before}",
@@ -91,6 +94,11 @@ _COPROMPT = {pattern: f"prompts.{target}" for pattern, target in _MAPLE.items()}
     f"adapter_{tower}.fc.{number}.weight": f"adapter_{tower}.{name}"
     for tower in ("image", "text")
     for number, name in ((0, "down"), (2, "up"))
+}
+_MMA = {"shared_adapter.{i}.0.{part}": "shared.{i}.{part}"} | {
+    f"{theirs}_adapter.{{i}}.{layer}.{{part}}": f"{ours}_adapters.{{i}}.{name}.{{part}}"
+    for theirs, ours in (("text", "text"), ("visual", "vision"))
+    for layer, name in (("down.0", "down"), ("up", "up"))
 }
 _BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
@@ -119,11 +127,9 @@ _BMIP_NOTE = "a file of the released BMIP code needs TRAINER.BMIP.GATE official 
 
 FORMATS: dict[str, Format] = {
     "CoOp": Format({"ctx": "ctx"}, _BUFFERS, ("ctx",)),
-    "CoCoOp": Format(
-        {"ctx": "ctx", **{f"meta_net.linear{n}.{{part}}": f"meta_net.linear{n}.{{part}}" for n in (1, 2)}},
-        _BUFFERS,
-        ("ctx", "meta_net.linear2.weight"),
-    ),
+    "CoCoOp": Format(_META_NET, _BUFFERS, ("ctx", "meta_net.linear2.weight")),
+    "ProGrad": Format({"ctx": "ctx"}, _BUFFERS, ("ctx",), like="CoOp"),
+    "TCP": Format(_META_NET, _BUFFERS, ("ctx", "meta_net.linear2.weight")),
     "KgCoOp": Format({"ctx": "ctx"}, (*_BUFFERS, "bias_vectors", "meta_net.linear1.{part}"), ("ctx", "bias_vectors")),
     "ProDA": Format(_CONTEXT, _WHOLE_CLIP, ("prompt_learner.ctx",)),
     "VPT": Format(_VISION_PROMPTS, _TOWERS, ("image_encoder.VPT",)),
@@ -132,6 +138,11 @@ FORMATS: dict[str, Format] = {
     "PromptSRC": Format(_IVLP, (*_WHOLE_CLIP, _TEACHER_TOWER), ("prompt_learner.ctx", _TEACHER_TOWER)),
     "CoPrompt": Format(
         _COPROMPT, (*_WHOLE_CLIP, "model_distill.{any}"), ("prompt_learner.ctx", "adapter_image.fc.0.weight")
+    ),
+    "MMA": Format(
+        _MMA,
+        ("token_embedding", "tokenized_prompts"),
+        ("text_adapter.{i}.down.0.weight", "shared_adapter.{i}.0.weight"),
     ),
     "BMIP": Format(_BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), ("prompt_learner.ctx_t", _BMIP_GATE), _BMIP_GATES, _BMIP_NOTE),
     "PromptSRC_BMIP": Format(
@@ -148,13 +159,18 @@ FORMATS: dict[str, Format] = {
 def is_published(names: Iterable[str]) -> bool:
     """Whether tensor names are a published repository's: ours begin with neither a tower nor token buffers."""
     marks = ("prompt_learner.", "image_encoder.", "text_encoder.", "token_prefix", "token_suffix", "bias_vectors")
+    marks += ("text_adapter.", "visual_adapter.", "shared_adapter.")
     return any(name.startswith(marks) for name in names)
 
 
-def published_methods(names: Iterable[str]) -> list[str]:
+def published_methods(tensors: Mapping[str, Tensor]) -> list[str]:
     """Methods whose published checkpoints hold exactly such tensors."""
-    names = list(names)
-    return [n for n, form in FORMATS.items() if not form.lacking(names) and len(form.our_names(names)) == len(names)]
+    forms = [(name, form) for name, form in FORMATS.items() if not form.like]
+    methods = [n for n, form in forms if not form.lacking(tensors) and len(form.our_names(tensors)) == len(tensors)]
+    if methods == ["CoCoOp", "TCP"]:  # the same names; TCP's hidden layer has a quarter of the features' width
+        n_hidden, n_in = tensors["meta_net.linear1.weight"].shape
+        return ["TCP" if n_in == 4 * n_hidden else "CoCoOp"]
+    return methods
 
 
 def from_published(state_dict: Mapping[str, Tensor], trainer: str, source: str | Path) -> dict[str, Tensor]:
@@ -165,7 +181,7 @@ def from_published(state_dict: Mapping[str, Tensor], trainer: str, source: str |
             f"files of {', '.join(FORMATS)} are known"
         )
     form, methods = FORMATS[trainer], published_methods(state_dict)
-    if trainer not in methods and methods:
+    if (form.like or trainer) not in methods and methods:
         raise CheckpointError(f"checkpoint {source} is one of {' or '.join(methods)}, not of {trainer}")
     names = form.our_names(state_dict)
     problems = [f"unknown {name}" for name in state_dict if name not in names]
@@ -319,13 +335,18 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
         return counts | {
             f"PROMPT_DEPTH_{tower}": 0 if first is None else 1 + deep[tower.lower()] for tower, first in towers.items()
         }
+    if trainer == "MMA":
+        found = {name: re.fullmatch(r"shared\.(\d{1,4})\.bias", name) for name in tensors}
+        dims = {int(layer[1]): tensors[name].numel() for name, layer in found.items() if layer}
+        keys = ("ADAPTER_START", "ADAPTER_END", "ADAPTER_DIM")
+        return dict(zip(keys, (min(dims), max(dims), max(dims.values())), strict=True)) if dims else {}
     if ctx is None or trainer is None:
         return {}
     if trainer == "ProDA":
         return {"N_PROMPT": len(ctx), "N_CTX": ctx.shape[-2]}
-    if trainer in ("CoOp", "KgCoOp"):
+    if trainer in ("CoOp", "KgCoOp", "ProGrad"):
         return {"N_CTX": ctx.shape[-2], "CSC": ctx.dim() == 3}
-    if trainer == "CoCoOp":
+    if trainer in ("CoCoOp", "TCP"):
         return {"N_CTX": len(ctx)}
     settings = {"N_CTX": len(ctx), "PROMPT_DEPTH": 1 + deep["text"]}
     if "vision_gates.0.beta" in tensors:  # of BMIP, as what follows

@@ -63,6 +63,15 @@ class PromptLearner(nn.Module):
 
     varies_per_image = False  # whether every image has a context of its own (CoCoOp), given by condition()
     text_is_frozen = False  # whether nothing trained touches the text (VPT), so that its features are constants
+    sees_class_features = False  # whether forward() is given the frozen features of class_sentences() (TCP)
+
+    def class_sentences(self, classnames: Sequence[str]) -> Sequence[Sequence[str]]:
+        """Sentences about each class; for ``sees_class_features``.
+
+        :meth:`forward` is then called with the frozen text features of the current classes, (n_cls, embed_dim): a
+        class's are the normalised mean of its sentences' normalised features. They are computed once per class list.
+        """
+        raise NotImplementedError
 
     def condition(self, image_features: Tensor) -> Prompts:
         """Prompts that depend on normalised image features, (batch, embed_dim); for ``varies_per_image``."""
@@ -83,12 +92,16 @@ class PromptLearner(nn.Module):
         "image": the image alone; "prompts": the trained tensors too, the same way for every batch and class list;
         "batch": the other images of the batch too.
         """
+        of_classes = ()
+        if self.sees_class_features:  # those of no class will do: prompts of images do not depend on the class list
+            of_classes = (next(self.parameters()).new_zeros(0, self.sizes.embed_dim),)
         with torch.no_grad():
-            vision = self().vision
+            vision = self(*of_classes).vision
         if any(isinstance(prompt, GatedPrompt) and not prompt.per_sample for prompt in vision.deep.values()):
             return "batch"
         adapted = type(self).adapt_image is not PromptLearner.adapt_image
-        return "prompts" if adapted or vision.deep or vision.tokens is not None else "image"
+        trained = adapted or vision.deep or vision.beside or vision.tokens is not None
+        return "prompts" if trained else "image"
 
     def gate_values(self) -> dict[str, float]:
         """Mixing weights of the last forward pass by "tower/layer", for the log; empty for methods without gates."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakKeyDictionary
 
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from prompting.checkpoint import shown
 from prompting.learner import PromptLearner
-from prompting.prompts import Prompts, TextPrompts
+from prompting.prompts import Prompts
 from prompting.reference import PlainTextEncoder, PlainVisionEncoder
 from prompting.tokens import PromptLayout, clean_name, layout_from_texts
 from prompting.towers.text import TextEncoder
@@ -31,6 +31,7 @@ ENCODERS = {"fast": (TextEncoder, VisionEncoder), "plain": (PlainTextEncoder, Pl
 PRECISIONS = ("fp32", "fp16", "bf16", "amp")
 # Rows of the text tower that are evaluated at once where every image has its own texts: bounds memory.
 MAX_TEXT_ROWS = 32768
+SENTENCES_AT_ONCE = 1000  # of those about the classes, through the text tower together
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ class PromptedCLIP(nn.Module):
         self._cached_text: Tensor | None = None  # of an evaluation
         self._watch: Watch | None = None  # of an evaluation
         self._frozen_text: WeakKeyDictionary[PromptLayout, Tensor] = WeakKeyDictionary()  # of text_is_frozen
+        self._class_features: WeakKeyDictionary[PromptLayout, Tensor] = WeakKeyDictionary()  # of class_features()
         self._first: PromptLayout | None = None  # of the classes to train on
         self.layout: PromptLayout
         self.set_classes(classnames)
@@ -133,7 +135,7 @@ class PromptedCLIP(nn.Module):
     def outputs(self, images: Tensor) -> Output:
         """Logits together with the normalised features they came from."""
         learner = self.prompt_learner
-        prompts = learner()
+        prompts = self.prompts()
         image = self.image_features(images, prompts)
         if learner.varies_per_image:
             text = self.text_features(learner.condition(image))
@@ -150,6 +152,29 @@ class PromptedCLIP(nn.Module):
             self._watch.see(output.logits, output.image_features, output.text_features)
         return output
 
+    def prompts(self) -> Prompts:
+        """The learner's prompts for the current classes."""
+        learner = self.prompt_learner
+        return learner(self.class_features()) if learner.sees_class_features else learner()
+
+    @torch.no_grad()
+    def class_features(self) -> Tensor:
+        """Frozen text features of the current classes, (n_cls, embed_dim), float32, normalised.
+
+        They are of the learner's :meth:`PromptLearner.class_sentences`, and computed once per class list.
+        """
+        known = self._class_features.get(self.layout)
+        if known is None or known.device != self.device:
+            by_class = self.prompt_learner.class_sentences(self.classnames)
+            pairs = [(text, name) for texts, name in zip(by_class, self.classnames, strict=True) for text in texts]
+            parts = [pairs[start : start + SENTENCES_AT_ONCE] for start in range(0, len(pairs), SENTENCES_AT_ONCE)]
+            encoder = self.text_encoder
+            features = [sentence_features(encoder, *zip(*part, strict=True), self.precision) for part in parts]
+            each = F.normalize(torch.cat(features), dim=-1).split([len(texts) for texts in by_class])
+            known = F.normalize(torch.stack([features.mean(0) for features in each]), dim=-1)
+            self._class_features[self.layout] = known
+        return known
+
     def compare(self, image: Tensor, text: Tensor) -> Output:
         """Cosine logits of normalised features; ``text`` is (n_cls, dim) or one list per image, (batch, n_cls, dim)."""
         scale = self.logit_scale.float().exp()
@@ -158,13 +183,13 @@ class PromptedCLIP(nn.Module):
 
     def text_features(self, prompts: Prompts | None = None) -> Tensor:
         """Normalised text features of the current classes, float32; (n_cls, dim), or (groups, n_cls, dim)."""
-        text = (prompts or self.prompt_learner()).text
+        text = (prompts or self.prompts()).text
         with self.precision.autocast(self.device):
             if text.context is None or text.context.dim() == 2 or torch.is_grad_enabled():
                 features = self.text_encoder(self.layout, text)
             else:  # one context per image, encoded in parts since no gradient needs them together
                 contexts = text.context.split(max(1, MAX_TEXT_ROWS // self.layout.n_rows))
-                parts = [self.text_encoder(self.layout, TextPrompts(context, text.deep)) for context in contexts]
+                parts = [self.text_encoder(self.layout, replace(text, context=context)) for context in contexts]
                 features = torch.cat(parts)
             features = self.prompt_learner.adapt_text(features.float())
         return F.normalize(features.float(), dim=-1)
@@ -173,7 +198,7 @@ class PromptedCLIP(nn.Module):
         """Normalised image features, (batch, embed_dim), float32; such features in place of images stay as they are."""
         if images.dim() == 2:
             return images
-        prompts = prompts or self.prompt_learner()
+        prompts = prompts or self.prompts()
         with self.precision.autocast(self.device):
             features = self.image_encoder(images, prompts.vision)
             features = self.prompt_learner.adapt_image(features.float())

@@ -54,12 +54,26 @@ class GatedPrompt:
         return torch.addcmul(foreign.unsqueeze(1), w, (own - foreign).unsqueeze(1)).flatten(0, 1)
 
 
-DeepPrompt = Tensor | GatedPrompt
+@dataclass(frozen=True)
+class ClassPrompt:
+    """Prompt tokens of one text layer that every class has of its own (TCP)."""
+
+    tokens: Tensor  # (n_cls, n_prompts, width), in the order of the class list
+
+    @property
+    def n_prompts(self) -> int:
+        return self.tokens.shape[-2]
+
+
+DeepPrompt = Tensor | GatedPrompt | ClassPrompt
+# A branch beside a block: from the block's input after its first LayerNorm, (..., width), to what is added to the
+# block's output, (..., width). It sees each row alone, so that what classes share stays shared.
+SideBranch = Callable[[Tensor], Tensor]
 
 
 def differs(prompt: DeepPrompt | None) -> bool:
     """Whether a layer's prompt differs between images or classes."""
-    return isinstance(prompt, GatedPrompt) and prompt.per_sample
+    return isinstance(prompt, ClassPrompt) or (isinstance(prompt, GatedPrompt) and prompt.per_sample)
 
 
 @dataclass(frozen=True)
@@ -71,16 +85,18 @@ class TextPrompts:
             (n_vectors, width), or (groups, n_vectors, width) for one text per group and class (CoCoOp's images,
             ProDA's prompts). ``None`` when the layout has no learned position.
         deep: layer index (>= 1) -> tokens that replace positions 1..n_prompts before that layer; (n_prompts, width),
-            or (groups, n_prompts, width).
+            or (groups, n_prompts, width); a :class:`ClassPrompt` where every class has its own.
+        beside: layer index (>= 0) -> branch beside that layer's block.
     """
 
     context: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
+    beside: Mapping[int, SideBranch] = field(default_factory=dict)
 
     @property
     def n_deep(self) -> int:
         """Number of tokens that deep layers replace; the same at every layer."""
-        counts = {p.n_prompts if isinstance(p, GatedPrompt) else p.shape[-2] for p in self.deep.values()}
+        counts = {p.shape[-2] if isinstance(p, Tensor) else p.n_prompts for p in self.deep.values()}
         if len(counts) > 1:
             raise ValueError(
                 f"deep text prompts of different lengths {sorted(counts)}: give every layer the same number"
@@ -101,10 +117,12 @@ class VisionPrompts:
         tokens: tokens placed after the patches before ``ln_pre``, shape (n_prompts, width) or, with tokens of its own
             for each image, (batch, n_prompts, width); ``None`` for none.
         deep: layer index (>= 1) -> tokens that replace them before that layer.
+        beside: layer index (>= 0) -> branch beside that layer's block.
     """
 
     tokens: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
+    beside: Mapping[int, SideBranch] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -117,9 +135,21 @@ class Prompts:
 
 def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str) -> None:
     """Refuse deep prompts outside layers 1 .. n_layers - 1; layer 0 takes the context or the vision tokens."""
-    for layer in deep:
+    for layer, prompt in deep.items():
+        if tower == "vision" and isinstance(prompt, ClassPrompt):
+            raise ValueError(f"a prompt per class at layer {layer} of the vision tower: only text has classes")
         if not 1 <= layer < n_layers:
             raise ValueError(
                 f"deep prompts at layer {layer} of the {tower} tower, which has layers 1..{n_layers - 1} to prompt: "
                 f"set PROMPT_DEPTH to at most {n_layers}"
+            )
+
+
+def check_side_branches(beside: Mapping[int, SideBranch], n_layers: int, tower: str) -> None:
+    """Refuse side branches outside layers 0 .. n_layers - 1."""
+    for layer in beside:
+        if not 0 <= layer < n_layers:
+            raise ValueError(
+                f"a side branch at layer {layer} of the {tower} tower, which has layers 0..{n_layers - 1}: "
+                "leave it out, or take a deeper backbone"
             )

@@ -6,11 +6,21 @@ their baseline; nothing else calls it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, VisionPrompts
+from prompting.prompts import (
+    AttentionMass,
+    ClassPrompt,
+    DeepPrompt,
+    GatedPrompt,
+    SideBranch,
+    TextPrompts,
+    VisionPrompts,
+)
 from prompting.tokens import PromptLayout
 from prompting.towers.text import TextEncoder
 from prompting.towers.vision import VisionEncoder, embed_patches
@@ -22,11 +32,13 @@ def attention_weights(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tenso
     return block.attn(y, y, y, need_weights=True, average_attn_weights=True, attn_mask=mask)[1].float()
 
 
-def run_block(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tensor:
-    """A residual attention block as its definition reads; (n, rows, width)."""
-    y = block.ln_1(x).transpose(0, 1)
+def run_block(block: nn.Module, x: Tensor, mask: Tensor | None, beside: SideBranch | None = None) -> Tensor:
+    """A residual attention block as its definition reads, and the branch beside it; (n, rows, width)."""
+    normed = block.ln_1(x)
+    y = normed.transpose(0, 1)
     x = x + block.attn(y, y, y, need_weights=True, attn_mask=mask)[0].transpose(0, 1)
-    return x + block.mlp(block.ln_2(x))
+    x = x + block.mlp(block.ln_2(x))
+    return x if beside is None else x + beside(normed).to(x.dtype)
 
 
 class PlainTextEncoder(TextEncoder):
@@ -35,7 +47,7 @@ class PlainTextEncoder(TextEncoder):
     def forward(self, layout: PromptLayout, prompts: TextPrompts | None = None) -> Tensor:
         prompts = prompts or TextPrompts()
         if prompts.context is not None and prompts.context.dim() == 3:
-            groups = [TextPrompts(context, prompts.deep) for context in prompts.context]
+            groups = [replace(prompts, context=context) for context in prompts.context]
             return torch.stack([self.forward(layout, group) for group in groups])
         x = self._embed(layout, prompts.context)
         mask = torch.full((self.context_length,) * 2, float("-inf"), device=x.device).triu(1).to(x.dtype)
@@ -45,7 +57,7 @@ class PlainTextEncoder(TextEncoder):
             if deep is not None:
                 new = self._new_prompts(block, x, deep, mask, eot)
                 x = torch.cat([x[:, :1], new, x[:, 1 + new.shape[1] :]], dim=1)
-            x = run_block(block, x, mask)
+            x = run_block(block, x, mask, prompts.beside.get(index))
         x = x[torch.arange(len(x), device=x.device), eot]
         return self.ln_final(x).to(self.text_projection.dtype) @ self.text_projection
 
@@ -64,7 +76,8 @@ class PlainTextEncoder(TextEncoder):
                 weights = attention_weights(block, x, mask)
                 row = weights[torch.arange(len(x), device=x.device), eot]  # (n_cls, context_length)
             deep = deep.mix(AttentionMass(row[:, 1 : 1 + deep.n_prompts], (eot + 1).unsqueeze(1)))
-        return deep.to(x.dtype).expand(len(x), -1, -1)
+        tokens = deep.tokens if isinstance(deep, ClassPrompt) else deep
+        return tokens.to(x.dtype).expand(len(x), -1, -1)
 
 
 class PlainVisionEncoder(VisionEncoder):
@@ -81,5 +94,5 @@ class PlainVisionEncoder(VisionEncoder):
                 deep = deep.mix(AttentionMass(weights, x.shape[1]))
             if deep is not None:
                 x = torch.cat([x[:, :n_kept], deep.to(x.dtype).expand(len(x), -1, -1)], dim=1)
-            x = run_block(block, x, None)
+            x = run_block(block, x, None, prompts.beside.get(index))
         return self.visual.ln_post(x[:, 0]).to(self.visual.proj.dtype) @ self.visual.proj

@@ -72,6 +72,7 @@ def layout_with_context(
     words: str = "",
     position: str = "end",
     class_specific: bool = False,
+    template: str = "{}.",
 ) -> PromptLayout:
     """Layout "[context] {class}." whose first ``n_ctx`` context tokens are learned.
 
@@ -82,6 +83,7 @@ def layout_with_context(
         position: where the class name stands: "end", "middle" (between the halves of the context) or "front".
         class_specific: every class has its own context vectors (CoOp's CSC): class c uses vectors
             c * n_ctx ... c * n_ctx + n_ctx - 1.
+        template: what follows the context, with one "{}" for the class name ("{}, a type of pet.").
 
     Raises:
         PromptTooLongError: naming the class whose text has too many tokens.
@@ -98,9 +100,9 @@ def layout_with_context(
     for index, name in enumerate(classnames):
         first = index * n_ctx if class_specific else 0
         # Encoded whole: the tokenizer may join a name's last sign with the full stop, as in "crane (bird)."
-        tokens = encode(f"{words} {clean_name(name)}.")
+        tokens = encode(f"{words} {template.format(clean_name(name))}")
         row = [(token, first + j if j < n_ctx else -1) for j, token in enumerate(tokens)]
-        name_end = n_words + len(encode(clean_name(name)))
+        name_end = n_words + len(encode(template.partition("{}")[0] + clean_name(name)))
         rows.append(row[:cut] + row[n_words:name_end] + row[cut:n_words] + row[name_end:])
     return _stack(rows, classnames, context_length)
 

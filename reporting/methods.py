@@ -16,7 +16,8 @@ MAX_LABEL = 60  # characters of a setting in a row's name
 # the order in which the methods appeared; a table reads best that way
 TRAINER_ORDER = (
     *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "CoCoOp", "ProDA", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC"),
-    *("CoPrompt", "BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
+    "ProGrad",
+    *("CoPrompt", "TCP", "MMA", "BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
 )
 
 

@@ -8,34 +8,42 @@ was read.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence, Set
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from statistics import fmean
 
 from reporting.methods import trainer_order
 from reporting.stats import Summary, harmonic_mean, summarise
-from results.schema import canonical_dataset
+from results.schema import DATASETS, canonical_dataset
 
 AVERAGE = "average"
+ELEVEN = frozenset(DATASETS[:11])  # what base-to-new and few-shot averages of the literature are over
 BACKBONE, SHOTS = "ViT-B/16", 16
+ROUNDING = 0.02  # two decimals explain half of it, numbers rounded twice the rest
 PUBLISHED_FILE = Path(__file__).with_name("published.json")
 # The official README states three averages that do not fit together.
 BMIP_AVERAGES_NOTE = (
     "BMIP's README states base 83.47, new 76.69 and H 79.04, but the harmonic mean of 83.47 and 76.69 is 79.94. Either "
     "79.04 is a slip of the pen for 79.94, or it is the average of the data sets' own H, which is another convention. "
     "The values per data set are not public, so this cannot be settled. A slip is likelier: where others' values per "
-    "data set are known, the two conventions lie 0.1 to 0.8 apart, and at most 0.4 where new accuracy is above 73; "
-    "here it would be 0.9. 79.04 is shown as stated."
+    "data set are known and fit their averages, the two conventions lie 0.1 to 0.8 apart, and at most 0.4 where new "
+    "accuracy is above 73; here it would be 0.9. 79.04 is shown as stated."
 )
 AVERAGE_H_NOTE = (
     "avg H of a published row was computed here, as the average of its data sets' H; the sources state H only."
 )
 PUBLISHED_NOTE = (
-    f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots, as stated by the source in brackets. "
-    "They enter no average of measured numbers."
+    f"Rows marked published were not measured here: {BACKBONE}, {SHOTS} shots unless the column says how many, as "
+    "stated by the source in brackets. They enter no average of measured numbers."
 )
+# What sets a published row apart from the others whatever its method is: stands in its name, and here for the legend.
+MARKS = {
+    "transductive": "trained on unlabelled images of the test data's domain, new classes included; others see the "
+    "labelled few-shot images only.",
+    "tuned per data set": "its authors chose weights or schedules for each data set; others have one setting for all.",
+}
 
 
 def _source(title: str, read: str, url: str = "", revision: str = "", file: str = "") -> str:
@@ -59,16 +67,26 @@ class Entry:
     rerun: bool = False  # whether others than the method's authors ran it
     note: str = ""
     count: int | None = None  # how many runs the numbers are from, where that is not the usual three seeds
+    marks: Sequence[str] = ()  # of `MARKS`
+    # "average base" or "ucf101 H" -> what it should be by the entry's other values, where that is not what it is
+    contradictions: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        return f"{self.method} ({self.variant})" if self.variant else self.method
+        details = "; ".join(filter(None, (self.variant, *self.marks)))
+        return f"{self.method} ({details})" if details else self.method
 
     @property
     def footnote(self) -> str:
         """Source, and what a reader must know about these numbers."""
         confidence = "" if self.confidence == "high" else f"confidence {self.confidence}"
-        return "; ".join(filter(None, (self.source, self.note, confidence)))
+        contradictions = []
+        for place, follows in self.contradictions.items():
+            dataset, metric = place.split()
+            by = "base and new" if metric == "H" else "data sets"
+            stated = self.values[metric][dataset].mean
+            contradictions.append(f"{place} is stated as {stated:.2f}, but its {by} give {follows:.2f}")
+        return "; ".join(filter(None, (self.source, self.note, *contradictions, confidence)))
 
     def value(self, metric: str, dataset: str) -> Summary | None:
         """The number of a metric on a data set, under any spelling of its name, or None."""
@@ -121,15 +139,39 @@ def chosen_entries(protocol: str, trainers: Collection[str], choice: str) -> lis
     protocols = {protocol, "base_to_new"} if protocol == "open_world" else {protocol}
     entries = [entry for entry in load_published() if entry.protocol in protocols]
     if choice == "measured":
-        entries = [entry for entry in entries if not entry.rerun and entry.trainer in {*trainers, "BMIP"}]
+        wanted = {*trainers, "BMIP"}
+        entries = [entry for entry in entries if not entry.rerun and (entry.trainer or entry.method) in wanted]
     return sorted(entries, key=lambda entry: trainer_order(entry.trainer or entry.method))
 
 
-def averaged_datasets(entries: Sequence[Entry]) -> set[str]:
+def averaged_datasets(entries: Sequence[Entry]) -> Set[str]:
     """The data sets that published averages are over: those of an entry that has them all."""
     for entry in entries:
-        datasets = set(next(iter(entry.values.values()))) - {AVERAGE}
-        targets = datasets if len(datasets) == entry.average_over else datasets - {"imagenet"}
-        if len(targets) == entry.average_over:
+        if targets := _averaged(next(iter(entry.values.values())), entry.average_over):
             return targets
-    return set()
+    return ELEVEN if any(entry.average_over == len(ELEVEN) for entry in entries) else set()
+
+
+def _averaged(values: Mapping[str, Summary], average_over: int | None) -> Set[str]:
+    """The data sets with a value, without ImageNet where it is the source; none where the average is over others."""
+    datasets = values.keys() - {AVERAGE}
+    return next((names for names in (datasets, datasets - {"imagenet"}) if len(names) == average_over), set())
+
+
+def contradictions(entry: Entry) -> dict[str, float]:
+    """What an entry states otherwise than its own values have it, by more than rounding, as in its `contradictions`.
+
+    H is the harmonic mean of base and new, that of averages too; another average is the mean over its data sets.
+    """
+    found = {}
+    for metric, values in entry.values.items():
+        for dataset, stated in values.items():
+            if metric == "H":
+                parts = [entry.value(part, dataset) for part in ("base", "new")]
+                follows = harmonic_mean(*(part.mean for part in parts)) if all(parts) else None
+            else:
+                targets = _averaged(values, entry.average_over) if dataset == AVERAGE else ()
+                follows = fmean(values[name].mean for name in targets) if targets else None
+            if follows is not None and abs(follows - stated.mean) > ROUNDING:
+                found[f"{dataset} {metric}"] = round(follows, 2)
+    return found

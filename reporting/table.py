@@ -31,6 +31,7 @@ from reporting.published import (
     AVERAGE_H_NOTE,
     BACKBONE,
     BMIP_AVERAGES_NOTE,
+    MARKS,
     PUBLISHED_NOTE,
     SHOTS,
     Entry,
@@ -158,9 +159,10 @@ def build_table(
     legend = [*_COUNTING, *protocol.legend, *_runs_legend(runs, methods, by_shots, sources)]
     if published is not None:
         trainers = {method.trainer for method in methods}
-        entries = [] if by_shots else chosen_entries(protocol_name, trainers, published)
-        metric_keys = [metric.key for metric in protocol.metrics]
-        rows, places, notes = _with_published(rows, places, metric_keys, targets, entries)
+        entries = chosen_entries(protocol_name, trainers, published)
+        row_keys = list(keys) if by_shots else [metric.key for metric in protocol.metrics]
+        published_shots = None if by_shots else SHOTS
+        rows, places, notes = _with_published(rows, places, row_keys, targets, entries, published_shots)
         legend += notes
 
     def across(key: str) -> tuple[Row, ...]:
@@ -196,7 +198,12 @@ def _chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[Metric]:
 
 
 def _with_published(
-    rows: list[Row], places: list[str], keys: Sequence[str], targets: Sequence[str], entries: Sequence[Entry]
+    rows: list[Row],
+    places: list[str],
+    keys: Sequence[str],
+    targets: Sequence[str],
+    entries: Sequence[Entry],
+    shots: int | None,
 ) -> tuple[list[Row], list[str], list[str]]:
     """Add a row per published entry; returns rows, places, and lines for the legend: sources, and what to know.
 
@@ -223,9 +230,10 @@ def _with_published(
         if any(cells.values()):
             shown.append(entry)
             number = numbers.setdefault(entry.footnote, len(numbers) + 1)
-            method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, SHOTS, ())
+            method = Method(f"{entry.label}, published", entry.trainer or entry.method, "", BACKBONE, shots, ())
             rows = [*rows, Row(method, cells, entry.footnote, number)]
     legend = [PUBLISHED_NOTE]
+    legend += [f"{mark}: {words}" for mark, words in MARKS.items() if any(mark in entry.marks for entry in shown)]
     legend += [AVERAGE_H_NOTE] if any(entry.average("average_H") for entry in shown) else []
     legend += [BMIP_AVERAGES_NOTE] if any(entry.method == "BMIP" and entry.average_over for entry in shown) else []
     return rows, places, [*legend, *(f"[{number}] {footnote}." for footnote, number in numbers.items())]

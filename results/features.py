@@ -3,9 +3,9 @@
 Owns the configuration node `FEATURES` and the key `TEST.SAVE_FEATURES`. A trainer says by `image_features_follow` what
 its image features follow from:
 
-- "image" (CoOp, KgCoOp, ProDA, CoCoOp, zero-shot): nothing trained touches the image tower. They are kept for all runs
-  of this process and, with `FEATURES.FOLDER`, on disk. Validation uses them too, and so does training where the
-  configuration augments nothing.
+- "image" (CoOp, KgCoOp, ProGrad, ProDA, CoCoOp, zero-shot): nothing trained touches the image tower. They are kept for
+  all runs of this process and, with `FEATURES.FOLDER`, on disk. Validation uses them too, and so does training where
+  the configuration augments nothing.
 - "prompts" (MaPLe, PromptSRC, BMIP ...): they are the same for every class list as long as nothing is trained: base,
   new and all classes are tested in one pass over the images.
 - "batch" (BMIP's official gate), and trainers that do not say: nothing is reused.

@@ -38,8 +38,13 @@ IMAGENET_VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"
 BUNDLED = ("digits",)
 BUNDLED_SOURCE = "emoji_kinds"
 BUNDLED_TARGETS = ("digits", "emoji_concepts")
-MINI = "mini_"  # the benchmark in miniature: its sets go with each other, and with bundled:mini_clip
 BUNDLED_ROOT = "assets"
+# The benchmark in miniature, on the bundled model that knows icons; transfer trains on the objects.
+MINI_SOURCE = "mini_objects"
+MINI = (
+    *(MINI_SOURCE, "mini_vehicles", "mini_devices", "mini_places", "mini_animals", "mini_food", "mini_sports"),
+    *("mini_arrows", "mini_digits"),
+)
 
 # ---- protocols
 
@@ -90,8 +95,8 @@ PROTOCOLS: Mapping[str, Protocol] = {
 # ---- each method's settings
 
 # Files of configs/trainers/<method>: on the bundled model, and those of the published tables on ViT-B/16. "base" stands
-# where a method has none of the protocol's, which is named here or as "base" with the protocol's word behind. In the
-# order in which the methods appeared.
+# where a method has none of the protocol's, which is named here or as "base" with the protocol's word behind. In
+# miniature each has mini_ep10_batch32 (mini, where nothing is trained). In the order in which the methods appeared.
 SETTINGS: Mapping[str, Mapping[str, str]] = {
     "ZeroshotCLIP": {"tiny": "tiny", "base": "vit_b16"},
     "ZeroshotCLIP2": {"tiny": "tiny", "base": "vit_b16"},
@@ -107,7 +112,10 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "base": "vit_b16_c2_ep20_batch4_4+4ctx",
         "few_shot": "vit_b16_c2_ep50_batch4_4+4ctx_few_shot",
     },
+    "ProGrad": {"tiny": "tiny_c4_ep50_batch32", "base": "vit_b16_ep100", "cross_datasets": "vit_b16_ep50"},
     "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
+    "TCP": {"tiny": "tiny_c4_ep50_batch32", "base": "vit_b16_c4_ep50_batch32"},
+    "MMA": {"tiny": "tiny_ep10_batch16", "base": "vit_b16_ep5", "cross_datasets": "vit_b16_ep1_cross_datasets"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",
@@ -182,22 +190,26 @@ OF_A_RUN = {
 # ---- which files a run reads
 
 
+def is_mini(dataset: str) -> bool:
+    """Whether the data set is of the benchmark in miniature."""
+    return dataset.startswith("mini_")
+
+
 def is_bundled(dataset: str) -> bool:
-    """Whether the data set comes with the repository and goes with the bundled model's settings."""
-    return dataset == "digits" or dataset.startswith(("emoji", MINI))
+    """Whether the data set comes with the repository and goes with a bundled model's settings."""
+    return dataset == "digits" or dataset.startswith("emoji") or is_mini(dataset)
 
 
-def bundled_plan(protocol: Protocol, source: str) -> tuple[tuple[str, ...], str]:
+def bundled_plan(protocol: Protocol, source: str, mini: bool = False) -> tuple[tuple[str, ...], str]:
     """The bundled data sets that stand in for a protocol's, and the one to train on ("" where each trains its own)."""
     there = sorted(path.stem for path in DATASET_CONFIGS.glob("*.yaml") if is_bundled(path.stem))
     if not protocol.source:
-        return tuple(name for name in BUNDLED if name in there), ""
-    source = source or BUNDLED_SOURCE
-    others = BUNDLED_TARGETS
-    if source.startswith(MINI):  # but for other views of one set
-        others = tuple(name for name in there if name.startswith(MINI) and name.count("_") == 1 and name != source)
+        return tuple(name for name in (MINI if mini else BUNDLED) if name in there), ""
+    source, others = source or (MINI_SOURCE if mini else BUNDLED_SOURCE), MINI if mini else BUNDLED_TARGETS
     styles = protocol.name == "domain_generalization"
-    targets = tuple(name for name in there if (name.startswith(f"{source}_") if styles else name in others))
+    targets = tuple(
+        name for name in there if (name.startswith(f"{source}_") if styles else name in others and name != source)
+    )
     if source not in there or not targets:
         raise SweepError(
             f"{protocol.name} on bundled data needs configs/datasets/{source}.yaml and data sets to test on, which are "
@@ -245,21 +257,23 @@ def settings_of(trainer: str) -> list[str]:
     return names
 
 
-def default_setting(trainer: str, protocol: Protocol, bundled: bool) -> str:
+def default_setting(trainer: str, protocol: Protocol, dataset: str) -> str:
     """The setting to run where the user names none: that of `SETTINGS`; of another trainer, the only one that fits.
 
-    Files are told by their names: tiny* is for the bundled model, *_cross_datasets and *_few_shot for these protocols.
-    A SweepError where none fits, or several do.
+    Files are told by their names: tiny* and mini* are for the bundled models, *_cross_datasets and *_few_shot for these
+    protocols. A SweepError where none fits, or several do.
     """
     names, row = settings_of(trainer), SETTINGS.get(trainer, {})
-    base = row.get("base", "")
-    listed = (row.get("tiny"),) if bundled else (row.get(protocol.settings), f"{base}_{protocol.settings}", base)
+    base, prefix = row.get("base", ""), "mini" if is_mini(dataset) else "tiny" if is_bundled(dataset) else "vit_b16"
+    listed = (row.get(prefix),)
+    if prefix == "vit_b16":
+        listed = (row.get(protocol.settings), f"{base}_{protocol.settings}", base)
     for name in listed:
         if name in names:
             return name
-    prefix = "tiny" if bundled else "vit_b16"
-    pool = [name for name in names if name.startswith("tiny") == bundled]
-    pool = [name for name in pool if name.startswith(prefix)] or pool
+    pool = [name for name in names if name.startswith(prefix)]
+    if prefix == "vit_b16":
+        pool = pool or [name for name in names if not name.startswith(("tiny", "mini"))]
     others = [name for name in pool if not any(word in name for word in ("_cross_datasets", "_few_shot"))]
     fitting = [name for name in pool if f"_{protocol.settings}" in name] or others
     # the one candidate, or the one that all others are variants of
@@ -280,10 +294,9 @@ class Setting(NamedTuple):
 
 def published_setting(trainer: str, protocol: Protocol, dataset: str, shots: int) -> Setting:
     """The setting to run where the user names none (see `default_setting`), with the file for a data set and shots."""
-    bundled = is_bundled(dataset)
-    name = default_setting(trainer, protocol, bundled)
+    name = default_setting(trainer, protocol, dataset)
     file = f"{name}_{dataset}"
-    if trainer == "CoOp" and not bundled:
+    if trainer == "CoOp" and not is_bundled(dataset):
         # 200 epochs; 50 on ImageNet; in few-shot curves 50 at one shot and 100 at two and four
         curve = shots if protocol.name == "few_shot" else 16
         epochs = "_ep50" if dataset == "imagenet" or curve == 1 else "_ep100" if curve <= 4 else ""
@@ -299,7 +312,7 @@ def setting_options(trainer: str, bundled: bool) -> tuple[str, list[str]]:
     The trainer is "NAME", or "NAME=SETTING" for another than the base-to-new setting.
     """
     name, _, setting = trainer.partition("=")
-    setting = setting or default_setting(name, PROTOCOLS["open_world"], bundled)
+    setting = setting or default_setting(name, PROTOCOLS["open_world"], "digits" if bundled else "imagenet")
     options = []
     for key, value in flatten(read_config(setting_file(name, setting))).items():
         if key.startswith("TRAINER.") or key == "DATALOADER.K_TRANSFORMS":  # CoPrompt takes two views of an image

@@ -6,5 +6,6 @@ sweeping/plan.py; then every test of trainers and of settings takes it.
 
 TRAINERS = (
     *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "CoCoOp", "ProDA", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC"),
-    *("CoPrompt", "BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
+    "ProGrad",
+    *("CoPrompt", "TCP", "MMA", "BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
 )

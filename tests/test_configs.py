@@ -40,6 +40,11 @@ def kgcoop(backbone):
     return backbone, SGD, 0.002, 100, 1, 128, values
 
 
+def prograd(backbone, epochs):
+    values = {"PROGRAD.N_CTX": 16, "PROGRAD.CTX_INIT": True, "PROGRAD.LAMBDA": 1.0, "PROGRAD.T": 1.0}
+    return backbone, SGD, 0.002, epochs, 1, 32, values
+
+
 def ivlp(rate, epochs, n_vision, n_text, vision_depth, text_depth):
     ctx = {"IVLP.N_CTX_VISION": n_vision, "IVLP.N_CTX_TEXT": n_text, "IVLP.CTX_INIT": WORDS}
     depth = {"IVLP.PROMPT_DEPTH_VISION": vision_depth, "IVLP.PROMPT_DEPTH_TEXT": text_depth}
@@ -74,6 +79,11 @@ def bmip(**prompts):
 
 def with_bmip(rate, epochs, prompts, host=None):
     return "ViT-B/16", SGD, rate, epochs, 1, 4, prompts | (host or {})
+
+
+def mma(epochs, batch, start):
+    layers = {"MMA.CTX_INIT": WORDS, "MMA.ADAPTER_START": start, "MMA.ADAPTER_END": 12}
+    return "ViT-B/16", SGD, 0.0015, epochs, 0, batch, layers | {"MMA.ADAPTER_DIM": 32, "MMA.ADAPTER_SCALE": 0.001}
 
 
 def consistency(weight):
@@ -131,6 +141,11 @@ PUBLISHED = {
     "CoCoOp/vit_b16_c16_ep10_batch1": cocoop(16),
     "KgCoOp/vit_b16_ep100_ctxv1": kgcoop("ViT-B/16"),
     "KgCoOp/rn50_ep100": kgcoop("RN50"),
+    "ProGrad/vit_b16_ep100": prograd("ViT-B/16", 100),
+    "ProGrad/vit_b16_ep50": prograd("ViT-B/16", 50),
+    "ProGrad/rn50": prograd("RN50", 200),
+    "ProGrad/rn50_ep100": prograd("RN50", 100),
+    "ProGrad/rn50_ep50": prograd("RN50", 50),
     "ProDA/vit_b16_c2_e100_ctx16_warmup5_BZ64_ProDA": (
         *("ViT-B/16", SGD, 0.001, 100, 5, 4),
         {"PRODA.N_CTX": 16, "PRODA.N_PROMPT": 32, "PRODA.PROMPT_BATCH": 4, "PRODA.ORTHOGONAL_WEIGHT": 0.0},
@@ -149,6 +164,9 @@ PUBLISHED = {
     "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": promptsrc(20, 3, 6.0, 10.0),
     "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot": promptsrc(50, 9, 30.0, 30.0),
     "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45": promptsrc(50, 9, 45.0, 5.0),
+    "MMA/vit_b16_ep5": mma(5, 16, 5),
+    "MMA/vit_b16_ep5_imagenet": mma(5, 128, 5),
+    "MMA/vit_b16_ep1_cross_datasets": mma(1, 128, 9),
     BMIP_SETTING: bmip(),
     f"{BMIP_SETTING}_official": bmip(gate="official"),
     f"{BMIP_SETTING}_not_shared": bmip(share=False),
@@ -160,6 +178,10 @@ PUBLISHED = {
     ),
     "PromptSRC_BMIP/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": with_bmip(
         0.0025, 20, bmip_prompts(2, 9), self_regulating(6.0, 10.0)
+    ),
+    "TCP/vit_b16_c4_ep50_batch32": (
+        *("ViT-B/16", ADAM, 0.002, 50, 1, 32),
+        {"TCP.N_CTX": 4, "TCP.CTX_INIT": "", "TCP.LAYER": 8, "TCP.W": 8.0},
     ),
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
@@ -180,6 +202,7 @@ TINY_OF = {
     "CoOp/tiny_c4_ep50_batch32_ctxv1": ("vit_b16_ep50_ctxv1", {}),
     "CoCoOp/tiny_c4_ep10_batch1_ctxv1": ("vit_b16_c4_ep10_batch1_ctxv1", {}),
     "KgCoOp/tiny_c4_ep100_batch128_ctxv1": ("vit_b16_ep100_ctxv1", {}),
+    "ProGrad/tiny_c4_ep50_batch32": ("vit_b16_ep50", {"TRAINER.PROGRAD.N_CTX": 4}),
     "ProDA/tiny_c16_ep20_batch4": (
         "vit_b16_c2_e100_ctx16_warmup5_BZ64_ProDA",
         {"OPTIM.MAX_EPOCH": 20, "OPTIM.WARMUP_EPOCH": 1},
@@ -201,6 +224,11 @@ TINY_OF = {
         {"TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 3},
     ),
     "CoPrompt/tiny_c2_ep8_batch4_2ctx": ("coprompt", {"TRAINER.COPROMPT.PROMPT_DEPTH": 3}),
+    "TCP/tiny_c4_ep50_batch32": ("vit_b16_c4_ep50_batch32", {"TRAINER.TCP.LAYER": 2}),
+    "MMA/tiny_ep10_batch16": (
+        "vit_b16_ep5",
+        {"OPTIM.MAX_EPOCH": 10, "TRAINER.MMA.ADAPTER_START": 2, "TRAINER.MMA.ADAPTER_END": 4},
+    ),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",
@@ -316,6 +344,7 @@ def test_published_values(name):
     assert backbone == cfg.MODEL.BACKBONE.NAME
     optim = cfg.OPTIM
     assert (optimiser, rate, epochs, warmup) == (optim.NAME, optim.LR, optim.MAX_EPOCH, optim.WARMUP_EPOCH)
+    assert (1e-3 if name.startswith("TCP") else 1e-8) == optim.EPS
     assert batch == cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     assert cfg.DATALOADER.TEST.BATCH_SIZE == 100
     values = flat(cfg.TRAINER)
@@ -324,7 +353,7 @@ def test_published_values(name):
         assert (optim.LR_SCHEDULER, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR) == ("cosine", "constant", 1e-5)
         assert (optim.WEIGHT_DECAY, optim.MOMENTUM) == (5e-4, 0.9)
     node = TRAINER_REGISTRY.get(name.split("/")[0]).node
-    assert values[f"{node}.PREC"] == "fp16"
+    assert values[f"{node}.PREC"] == ("amp" if node == "MMA" else "fp16")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -382,7 +411,8 @@ def _built_here(path):
 def test_full_settings_fit_together(path):
     """On the bundled model, 4 layers deep: every setting is one that its trainer takes."""
     trainer_class = TRAINER_REGISTRY.get(path.parent.name)
-    depths = {k: v for k, v in flat(configuration(path).TRAINER, "TRAINER.").items() if "PROMPT_DEPTH" in k and v > 4}
+    deep = re.compile(r"\.(PROMPT_DEPTH|ADAPTER_START|ADAPTER_END)")
+    depths = {k: v for k, v in flat(configuration(path).TRAINER, "TRAINER.").items() if deep.search(k) and v > 4}
     options = {
         "TRAINER.NAME": path.parent.name,
         "DATASET.NAME": "Digits",
@@ -396,6 +426,7 @@ def test_full_settings_fit_together(path):
         "VERBOSE": False,
         f"TRAINER.{trainer_class.node}.PREC": "fp32",
         **dict.fromkeys(depths, 4),
+        "TRAINER.TCP.LAYER": 3,
     }
     cfg = configuration(path, *(str(part) for pair in options.items() for part in pair))
     trainer = build_trainer(cfg)

@@ -123,6 +123,7 @@ def test_the_users_options_come_last():
         ("CoOp", "few_shot", "eurosat", 4, "vit_b16", "vit_b16_ep100"),
         ("CoOp", "few_shot", "eurosat", 1, "vit_b16", "vit_b16_ep50"),
         ("CoPrompt", "open_world", "eurosat", 16, "coprompt", "coprompt_eurosat"),
+        ("MMA", "open_world", "imagenet", 16, "vit_b16_ep5", "vit_b16_ep5_imagenet"),
         (
             *("PromptSRC", "few_shot", "dtd", 4, "vit_b16_c2_ep50_batch4_4+4ctx_few_shot"),
             "vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45",
@@ -136,7 +137,7 @@ def test_published_settings_are_one_row_with_a_file_per_case(trainer, protocol, 
 
 
 def test_transfer_uses_the_settings_made_for_it():
-    for trainer in ("MaPLe", "PromptSRC", "BMIP"):
+    for trainer in ("MaPLe", "PromptSRC", "BMIP", "MMA"):
         assert "_cross_datasets" in published_setting(trainer, PROTOCOLS["cross_dataset"], "imagenet", 16).name
 
 
@@ -152,25 +153,26 @@ def test_the_listed_settings_are_there_and_are_what_is_run():
     assert list(SETTINGS) == list(TRAINERS)
     for trainer, row in SETTINGS.items():
         assert set(row.values()) <= set(settings_of(trainer))
-        assert default_setting(trainer, PROTOCOLS["open_world"], bundled=True) == row["tiny"]
-        assert default_setting(trainer, PROTOCOLS["open_world"], bundled=False) == row["base"]
+        assert default_setting(trainer, PROTOCOLS["open_world"], "digits") == row["tiny"]
+        assert default_setting(trainer, PROTOCOLS["open_world"], "eurosat") == row["base"]
 
 
 def test_a_trainer_that_is_not_listed_runs_the_only_setting_that_fits(monkeypatch, tmp_path):
     monkeypatch.setattr("sweeping.plan.TRAINER_CONFIGS", tmp_path)
     (tmp_path / "Mine").mkdir()
-    for name in ("vit_b16_ep5", "vit_b16_ep5_deep", "vit_b16_ep2_cross_datasets", "rn50_ep5", "tiny"):
+    for name in ("vit_b16_ep5", "vit_b16_ep5_deep", "vit_b16_ep2_cross_datasets", "rn50_ep5", "tiny", "mini_ep9"):
         (tmp_path / "Mine" / f"{name}.yaml").touch()
-    for protocol, bundled, setting in (
-        ("open_world", False, "vit_b16_ep5"),
-        ("few_shot", False, "vit_b16_ep5"),
-        ("cross_dataset", False, "vit_b16_ep2_cross_datasets"),
-        ("open_world", True, "tiny"),
+    for protocol, dataset, setting in (
+        ("open_world", "eurosat", "vit_b16_ep5"),
+        ("few_shot", "eurosat", "vit_b16_ep5"),
+        ("cross_dataset", "imagenet", "vit_b16_ep2_cross_datasets"),
+        ("open_world", "digits", "tiny"),
+        ("open_world", "mini_food", "mini_ep9"),
     ):
-        assert default_setting("Mine", PROTOCOLS[protocol], bundled) == setting
+        assert default_setting("Mine", PROTOCOLS[protocol], dataset) == setting
     (tmp_path / "Mine" / "vit_b16_ep9.yaml").touch()
     with pytest.raises(SweepError, match="several settings: say Mine=SETTING"):
-        default_setting("Mine", PROTOCOLS["open_world"], bundled=False)
+        default_setting("Mine", PROTOCOLS["open_world"], "eurosat")
 
 
 @pytest.mark.parametrize("name", TABLES)

@@ -29,7 +29,7 @@ from trainers.step import GRAPH_MODES, Steps, memory_advice, redefines
 
 MODEL_NAME = "prompt_learner"
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
-CHECKPOINT_FOLDERS = (MODEL_NAME, "MultiModalPromptLearner", "VLPromptLearner")
+CHECKPOINT_FOLDERS = (MODEL_NAME, "MultiModalPromptLearner", "VLPromptLearner", "adapter_learner")
 # What keys may hold, by dotted key: (least, most) of a number, or the names to choose from.
 RANGES: dict[str, tuple[Any, ...]] = {}
 # Of the keys that methods share. How many layers and tokens fit is the backbone's to say.
@@ -336,7 +336,8 @@ class PromptTrainer(Steps, TrainerX):
     def _no_resnet(self, cfg: CfgNode) -> str:
         return (
             f"{type(self).__name__} puts prompts into the image tower, which {cfg.MODEL.BACKBONE.NAME} (a ResNet) does "
-            "not take: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp or ProDA"
+            "not take: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp, ProDA or "
+            "TCP"
         )
 
 

@@ -7,7 +7,7 @@ output, so that any objective goes with any prompt learner.
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -26,11 +26,20 @@ class Loss:
         total: scalar to differentiate.
         output: the model's output on the batch, for the training accuracy.
         terms: the parts of the loss by name, for the log; empty when there is only one.
+        second: another scalar, to be differentiated apart from ``total``; ``None``: there is no other.
+        meet: the rule by which their gradients meet: from a trained tensor's gradients in ``total`` and in ``second``,
+            the one that the optimiser gets. It chooses by ``torch.where``: a GPU would wait for an ``if`` on values.
     """
 
     total: Tensor
     output: Output
     terms: dict[str, Tensor] = field(default_factory=dict)
+    second: Tensor | None = None
+    meet: Callable[[Tensor, Tensor], Tensor] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.second is None) != (self.meet is None):
+            raise ValueError("a Loss has a second loss and the rule by which gradients meet, or neither: give both")
 
 
 class Objective(Protocol):
@@ -81,6 +90,47 @@ class KnowledgeGuided:
         distance = 1 - F.cosine_similarity(output.text_features, self.teacher, dim=-1).mean()
         terms = {"loss_ce": cross_entropy, "loss_text": distance}
         return Loss(cross_entropy + self.weight * distance, output, terms)
+
+
+class PromptAligned:
+    """Cross-entropy whose gradient gives up what contradicts zero-shot CLIP's predictions (ProGrad).
+
+    The general direction is the gradient of ``KL(zero-shot, ours)``. Where the angle between the two gradients is above
+    90 degrees, the cross-entropy's loses ``weight`` times its component along the general direction. As in the
+    published code, a temperature T divides the logits and the divergence is times T^2; and what is logged of it is
+    without the zero-shot predictions' own entropy, which has no gradient.
+
+    Args:
+        teacher: normalised text features of the hand-written prompts, (n_cls, embed_dim).
+        weight: of the component that is taken away; 1 leaves a right angle, 0 is cross-entropy alone.
+        temperature: that both logits are divided by.
+    """
+
+    takes_features = True
+    recordable = True
+
+    def __init__(self, teacher: Tensor, weight: float, temperature: float) -> None:
+        self.teacher, self.weight, self.temperature = teacher, weight, temperature
+
+    def __call__(self, model: PromptedCLIP, images: Tensor, labels: Tensor) -> Loss:
+        output = model.outputs(images)
+        cross_entropy = F.cross_entropy(output.logits, labels)
+        with torch.no_grad():  # the image tower has no prompts: these are zero-shot CLIP's image features
+            zero_shot = model.compare(output.image_features, self.teacher).logits
+        t = self.temperature
+        divergence = t * t * F.cross_entropy(output.logits / t, F.softmax(zero_shot / t, dim=1))
+        terms = {"loss_ce": cross_entropy, "loss_kl": divergence}
+        return Loss(cross_entropy, output, terms, second=divergence, meet=self.align)
+
+    def align(self, gradient: Tensor, general: Tensor) -> Tensor:
+        """The gradient without its part against the general direction; NaN where either is not finite.
+
+        Of one trained tensor, as in the published code; CoOp's prompts are one tensor, so that it is the paper's rule.
+        """
+        norm = torch.linalg.vector_norm(general).clamp_min(torch.finfo(general.dtype).tiny)  # at the template it is 0
+        general = general / norm
+        along = (gradient * general).sum()
+        return torch.where(along >= 0, gradient, gradient - self.weight * along * general)
 
 
 class SelfRegulating:

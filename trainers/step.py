@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -56,6 +56,37 @@ def stacked(numbers: Sequence[Tensor]) -> Tensor:
     return torch.stack([number.detach().float().reshape(()) for number in numbers])
 
 
+class WithGradients(torch.autograd.Function):
+    """A number whose gradients are given."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: Sequence[Tensor], *parameters: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, *(slope * gradient for gradient in ctx.gradients)
+
+
+def differentiable(loss: Loss, parameters: Iterable[Tensor], scaler: torch.amp.GradScaler | None = None) -> Tensor:
+    """What a step calls ``backward`` on: the total or, with a second loss, its value with the gradients that meet.
+
+    Both losses are scaled on their way back, since half precision underflows there, and their gradients unscaled before
+    they meet. What the losses share is computed once and gone through backward twice.
+    """
+    if loss.second is None:
+        return loss.total
+    parameters = [p for p in parameters if p.requires_grad]
+    scale = torch.ones_like(loss.total) if scaler is None else scaler.scale(torch.ones_like(loss.total))
+    first, second = (
+        torch.autograd.grad(number * scale, parameters, retain_graph=number is loss.total, materialize_grads=True)
+        for number in (loss.total, loss.second)
+    )
+    gradients = [loss.meet(a / scale, b / scale) for a, b in zip(first, second, strict=True)]
+    return WithGradients.apply(loss.total.detach(), gradients, *parameters)
+
+
 class Steps:
     """Mixin for trainers with a model, an objective, an optimiser and a gradient scaler."""
 
@@ -64,10 +95,11 @@ class Steps:
     def step(self, images: Tensor | list[Tensor], labels: Tensor) -> dict[str, float]:
         """Forward, backward and optimiser step in fp32 or, with a scaler, amp; on CUDA :class:`DeviceStep` does it."""
         loss = self.objective(self.model, images, labels)
+        total = differentiable(loss, self.model.parameters(), self.scaler)
         if self.scaler is None:
-            self.model_backward_and_update(loss.total)
+            self.model_backward_and_update(total)
         else:
-            self.scaled_update(loss.total)
+            self.scaled_update(total)
         values = reported(loss, labels)
         return dict(zip(values, stacked([*values.values()]).tolist(), strict=True))
 
@@ -147,7 +179,10 @@ class DeviceStep:
             model = trainer.model  # whose class list and frozen text features may be replaced between steps
             self.recorded = RecordedFunction(
                 self._compute,
-                lambda: (model.layout, model._cached_text, model._frozen_text.get(model.layout)),
+                lambda: (
+                    *(model.layout, model._cached_text),
+                    *(features.get(model.layout) for features in (model._frozen_text, model._class_features)),
+                ),
                 recorder,
                 model.prompt_learner,
             )
@@ -209,7 +244,7 @@ class DeviceStep:
         drawn, views = (rest[:1], rest[1:]) if self.draws else ((), rest)
         images = list(views) if len(views) > 1 else views[0]
         loss = trainer.objective(trainer.model, images, labels, *drawn)
-        self.scaler.scale(loss.total).backward()
+        self.scaler.scale(differentiable(loss, self.parameters.values(), self.scaler)).backward()
         values = reported(loss, labels)
         gradients = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
         self.value_names, self.gradient_names = list(values), list(gradients)

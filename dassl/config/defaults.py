@@ -238,6 +238,7 @@ DEFAULTS: dict[str, Any] = {
         "RMSPROP_ALPHA": (0.99, SHARE),
         "ADAM_BETA1": (0.9, number(0, below=1)),  # also of amsgrad, adamw and radam
         "ADAM_BETA2": (0.999, number(0, below=1)),
+        "EPS": (1e-8, number(0, below=1)),  # of adam, amsgrad, adamw and radam: added to the root in the denominator
         "FUSED": (True, FLAG),  # on CUDA, one kernel for all parameters; sgd, adam, amsgrad and adamw have one
         "STAGED_LR": (False, FLAG),  # layers outside NEW_LAYERS learn at LR * BASE_LR_MULT
         "NEW_LAYERS": ((), NAMES),

@@ -32,6 +32,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from common.files import atomic_write
 from common.unpickling import reason
+from prompting.prompts import SideBranch
 
 # Rows of nn.MultiheadAttention's stacked input projection, in units of the width.
 QKV, Q, K, KV = (0, 3), (0, 1), (1, 2), (1, 3)
@@ -92,13 +93,15 @@ def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tenso
     return out.transpose(1, 2).flatten(2)
 
 
-def finish(block: nn.Module, x: Tensor, attended: Tensor) -> Tensor:
-    """Output projection, MLP and both residual additions, (..., n, width) -> (..., n, width)."""
+def finish(block: nn.Module, x: Tensor, attended: Tensor, beside: SideBranch | None = None) -> Tensor:
+    """Output projection, MLP, both residual additions and a side branch, (..., n, width) -> (..., n, width)."""
     n_rows, at_once = x.shape[:-1].numel(), ROWS_AT_ONCE * torch.get_num_threads()
     if n_rows > at_once and not few_launches(x.device):
         size = math.ceil(n_rows / math.ceil(n_rows / at_once))  # of equal pieces
         pieces = zip(x.flatten(0, -2).split(size), attended.flatten(0, -2).split(size), strict=True)
-        return torch.cat([finish(block, *piece) for piece in pieces]).view(x.shape)
+        return torch.cat([finish(block, *piece, beside) for piece in pieces]).view(x.shape)
+    if beside is not None:
+        return finish(block, x, attended) + beside(block.ln_1(x)).to(x.dtype)
     output, mlp = block.attn.out_proj, block.mlp
     if _compiles and not x.is_meta and isinstance(mlp.gelu, QuickGELU | nn.GELU):
         layers = [cast_once(tensor) for layer in (output, mlp.c_fc, mlp.c_proj) for tensor in layer.parameters()]

@@ -48,6 +48,7 @@ class RaggedBatch:
         order = torch.argsort(layout.lengths, stable=True) if by_length else torch.arange(layout.n_classes)
         # (n_cls,) where each class is in the order of the rows; None: in its place
         self.class_rank = torch.argsort(order).to(device) if by_length else None
+        self.class_order = order.to(device)  # (n_cls,) the classes in the order of the rows
         # (class, position) of every row, the class None in the shared prefix: the rows that are kept from layer to
         # layer, words before learned ones, as layer 0 makes them; after them those that deep layers replace
         lengths, context = layout.lengths.tolist(), layout.context.tolist()

@@ -20,7 +20,7 @@ How its rows lie, for two classes, "a photo of a {}." with n_ctx = 2 learned vec
     layer 0           words and learned vectors are projected apart, so that words record no gradient
     last layer        K and V of all rows; the rest for the [EOT] rows (here 5 and 9) only, (groups, n_cls, width)
 
-    From the first layer on whose gate gives every class prompts of its own (BMIP), only [SOS] is shared:
+    From the first layer on that gives every class prompts of its own (BMIP's gates, TCP), only [SOS] is shared:
 
     row         0     | 1   2  3    4  5     | 6   7  8    9     10  11    | 12  13    | 14  15
                 [SOS] | of  a  cat  .  [EOT] | of  a  sea  lion  .   [EOT] | class 0's | class 1's prompt rows
@@ -37,7 +37,17 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, TextPrompts, check_deep_prompts, differs
+from prompting.prompts import (
+    AttentionMass,
+    ClassPrompt,
+    DeepPrompt,
+    GatedPrompt,
+    SideBranch,
+    TextPrompts,
+    check_deep_prompts,
+    check_side_branches,
+    differs,
+)
 from prompting.tokens import PromptLayout
 from prompting.towers.attention import (
     KV,
@@ -64,6 +74,7 @@ class At(NamedTuple):
     deep: DeepPrompt | None  # its new prompts
     batch: RaggedBatch  # how the rows lie
     shared_rows: SharedRows | None  # where the batch has its rows in x, if the classes' prompts differ from here on
+    beside: SideBranch | None = None  # its block's side branch
 
 
 class TextEncoder(nn.Module):
@@ -90,13 +101,14 @@ class TextEncoder(nn.Module):
         """Features of every class, not normalised: (n_cls, embed_dim), with groups (groups, n_cls, embed_dim)."""
         prompts = prompts or TextPrompts()
         check_deep_prompts(prompts.deep, len(self.blocks), "text")
+        check_side_branches(prompts.beside, len(self.blocks), "text")
         batch, per_class, shared_rows = self._batches_of(layout, prompts)
         x, projected = self._first_layer_rows(batch, prompts.context)
         for index, block in enumerate(self.blocks):
             deep, following = map(prompts.deep.get, (index, index + 1))
             diverges = differs(deep) and batch is not per_class
             batch = per_class if diverges else batch
-            at = At(deep, batch, shared_rows if diverges else None)
+            at = At(deep, batch, shared_rows if diverges else None, prompts.beside.get(index))
             if index == len(self.blocks) - 1:
                 features = self._last_layer(block, x, at)
             else:
@@ -145,25 +157,28 @@ class TextEncoder(nn.Module):
         if projected is None:
             x, projected = self._project(block, x, at, QKV)
         if following is None or batch.n_prompt_rows == 0:
-            return finish(block, x, self._attend(projected, batch, len(batch.slots)))
+            return finish(block, x, self._attend(projected, batch, len(batch.slots)), at.beside)
         sizes = [batch.n_kept, batch.n_prompt_rows]
         kept, prompts = x.split(sizes, dim=1)
-        if isinstance(following, Tensor):
-            return finish(block, kept, self._attend(projected, batch, batch.n_kept))
+        if not isinstance(following, GatedPrompt):
+            return finish(block, kept, self._attend(projected, batch, batch.n_kept), at.beside)
         attended = self._attend(projected, batch, len(batch.slots))
         if few_launches(x.device):
-            return finish(block, x, attended)
+            return finish(block, x, attended, at.beside)
         attended, unread = attended.split(sizes, dim=1)
         with torch.no_grad():
-            prompts = finish(block, prompts, unread)
-        return torch.cat([finish(block, kept, attended), prompts], dim=1)
+            prompts = finish(block, prompts, unread, at.beside)
+        return torch.cat([finish(block, kept, attended, at.beside), prompts], dim=1)
 
     def _project(self, block: nn.Module, x: Tensor, at: At, parts: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """The rows with this layer's prompts, if it has some, and their Q, K, V (or K, V)."""
-        deep, batch, shared_rows = at
+        deep, batch, shared_rows, _ = at
         if not isinstance(deep, GatedPrompt):
             if deep is not None:
-                kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
+                if shared_rows is not None:
+                    kept = x.index_select(1, shared_rows[0])
+                else:
+                    kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
                 x = torch.cat([kept, _prompt_rows(deep, kept, batch)], dim=1)
             return x, project(block, x, parts)
         # A gate reads the layer's Q and K before it mixes the prompts.
@@ -205,7 +220,7 @@ class TextEncoder(nn.Module):
         eot = x.index_select(1, batch.eot_rows)
         queries = _by_bucket(project(block, eot, Q)[:, :, 0], batch)
         qkv = [(q, *kv) for q, kv in zip(queries, batch.class_attention(projected), strict=True)]
-        eot = finish(block, eot, _attend_buckets(qkv, batch.masks(len(x), x.dtype, eot=True), len(x)))
+        eot = finish(block, eot, _attend_buckets(qkv, batch.masks(len(x), x.dtype, eot=True), len(x)), at.beside)
         features = self.ln_final(eot).to(self.text_projection.dtype) @ cast_once(self.text_projection)
         return features if batch.class_rank is None else features.index_select(1, batch.class_rank)
 
@@ -223,13 +238,18 @@ def _by_bucket(queries: Tensor, batch: RaggedBatch) -> list[Tensor]:
     return [part.flatten(0, 1).unsqueeze(1) for part in parts]
 
 
-def _prompt_rows(tokens: Tensor, kept: Tensor, batch: RaggedBatch) -> Tensor:
+def _prompt_rows(tokens: Tensor | ClassPrompt, kept: Tensor, batch: RaggedBatch) -> Tensor:
     """A layer's new prompts as rows beside the kept ones, (groups, prompt_rows, width).
 
-    The tokens are (n_prompts, width) for all, (groups, n_prompts, width), or one set per group and class.
+    The tokens are (n_prompts, width) for all, (groups, n_prompts, width), one set per group and class, or one per class
+    of the layout.
     """
     n_classes = batch.layout.n_classes
-    if batch.per_class and tokens.shape[:-2].numel() < len(kept) * n_classes:
+    if isinstance(tokens, ClassPrompt):
+        if len(tokens.tokens) != n_classes:
+            raise ValueError(f"deep prompts for {len(tokens.tokens)} classes, but the class list has {n_classes}")
+        tokens = tokens.tokens.index_select(0, batch.class_order).flatten(0, 1)
+    elif batch.per_class and tokens.shape[:-2].numel() < len(kept) * n_classes:
         tokens = tokens.unsqueeze(-3).expand(*tokens.shape[:-2], n_classes, -1, -1)
     rows = tokens.reshape(-1, batch.n_prompt_rows, tokens.shape[-1])
     return rows.to(kept.dtype).expand(len(kept), -1, -1)

@@ -10,7 +10,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from prompting.prompts import AttentionMass, DeepPrompt, GatedPrompt, VisionPrompts, check_deep_prompts
+from prompting.prompts import (
+    AttentionMass,
+    DeepPrompt,
+    GatedPrompt,
+    SideBranch,
+    VisionPrompts,
+    check_deep_prompts,
+    check_side_branches,
+)
 from prompting.towers.attention import (
     KV,
     QKV,
@@ -70,10 +78,13 @@ class VisionEncoder(nn.Module):
                 f"set INPUT.SIZE to ({self.resolution}, {self.resolution})"
             )
         if not self.takes_prompts:
-            if prompts.tokens is not None or prompts.deep:
-                raise ValueError("a ResNet image tower takes no prompt tokens: use a ViT, for example ViT-B/16")
+            if prompts.tokens is not None or prompts.deep or prompts.beside:
+                raise ValueError(
+                    "a ResNet image tower takes no prompt tokens and no side branches: use a ViT, for example ViT-B/16"
+                )
             return self.visual(images.to(self.visual.conv1.weight.dtype))
         check_deep_prompts(prompts.deep, len(self.visual.transformer.resblocks), "vision")
+        check_side_branches(prompts.beside, len(self.visual.transformer.resblocks), "vision")
         if torch.is_grad_enabled() or few_launches(images.device) or not _same_for_all(prompts):
             return self._run_blocks(images, prompts)
         return torch.cat([self._run_blocks(some, prompts) for some in images.split(IMAGES_AT_ONCE)])
@@ -87,11 +98,19 @@ class VisionEncoder(nn.Module):
         blocks = self.visual.transformer.resblocks
         for index, block in enumerate(blocks[:-1]):
             deep, following = prompts.deep.get(index), prompts.deep.get(index + 1)
-            kept, tokens = run_layer(self.recompute, self._layer, block, kept, tokens, deep, following)
-        return self._last_layer(blocks[-1], kept, tokens, prompts.deep.get(len(blocks) - 1))
+            beside = prompts.beside.get(index)
+            kept, tokens = run_layer(self.recompute, self._layer, block, kept, tokens, deep, following, beside)
+        last = len(blocks) - 1
+        return self._last_layer(blocks[-1], kept, tokens, prompts.deep.get(last), prompts.beside.get(last))
 
     def _layer(
-        self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None, following: DeepPrompt | None
+        self,
+        block: nn.Module,
+        kept: Tensor,
+        tokens: Tensor,
+        deep: DeepPrompt | None,
+        following: DeepPrompt | None,
+        beside: SideBranch | None,
     ) -> tuple[Tensor, Tensor]:
         """One layer but the last: [CLS] and patches, and the prompt tokens.
 
@@ -101,8 +120,8 @@ class VisionEncoder(nn.Module):
         q, k, v = qkv.unbind(2)
         n_kept = kept.shape[1]
         if isinstance(following, Tensor):
-            return finish(block, kept, attend(q[:, :n_kept], k, v)), tokens
-        return finish(block, x, attend(q, k, v)).split([n_kept, x.shape[1] - n_kept], dim=1)
+            return finish(block, kept, attend(q[:, :n_kept], k, v), beside), tokens
+        return finish(block, x, attend(q, k, v), beside).split([n_kept, x.shape[1] - n_kept], dim=1)
 
     def _project(
         self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None, parts: tuple[int, int]
@@ -128,11 +147,13 @@ class VisionEncoder(nn.Module):
         mass = prompt_mass(kept_qkv[:, :, 0], keys, slice(n_kept, None))
         return AttentionMass(mass, keys.shape[1])
 
-    def _last_layer(self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None) -> Tensor:
+    def _last_layer(
+        self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None, beside: SideBranch | None
+    ) -> Tensor:
         """The last layer for [CLS] only, and the projection; (batch, embed_dim)."""
         _, kv = self._project(block, kept, tokens, deep, KV)
         cls = kept[:, :1]
-        cls = finish(block, cls, attend(project(block, cls, Q)[:, :, 0], *kv.unbind(2)))
+        cls = finish(block, cls, attend(project(block, cls, Q)[:, :, 0], *kv.unbind(2)), beside)
         features = self.visual.ln_post(cls[:, 0])
         return features.to(self.visual.proj.dtype) @ cast_once(self.visual.proj)
 

@@ -124,6 +124,7 @@ REFUSED = {
     "OPTIM.MOMENTUM": ["-0.1", "1.5"],
     "OPTIM.WEIGHT_DECAY": ["-1"],
     "OPTIM.ADAM_BETA1": ["1", "1.0", "-0.1"],
+    "OPTIM.EPS": ["1", "-1e-8"],
     "OPTIM.WARMUP_EPOCH": ["-3", "10000000"],
     "OPTIM.STEPSIZE": ["()", "(1.5,)", "('1',)"],
     "OPTIM.GAMMA": ["-0.5"],

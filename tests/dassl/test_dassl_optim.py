@@ -111,16 +111,16 @@ def test_a_schedule_continues_from_its_plain_state(schedule, warmup, stop, tmp_p
     ("name", "kind", "settings"),
     [
         ("sgd", torch.optim.SGD, {"momentum": 0.8, "dampening": 0.1, "weight_decay": 0.01}),
-        ("adam", torch.optim.Adam, {"betas": (0.7, 0.9), "amsgrad": False, "weight_decay": 0.01}),
-        ("amsgrad", torch.optim.Adam, {"betas": (0.7, 0.9), "amsgrad": True}),
-        ("adamw", torch.optim.AdamW, {"betas": (0.7, 0.9), "weight_decay": 0.01}),
+        ("adam", torch.optim.Adam, {"betas": (0.7, 0.9), "eps": 1e-3, "amsgrad": False, "weight_decay": 0.01}),
+        ("amsgrad", torch.optim.Adam, {"betas": (0.7, 0.9), "eps": 1e-3, "amsgrad": True}),
+        ("adamw", torch.optim.AdamW, {"betas": (0.7, 0.9), "eps": 1e-3, "weight_decay": 0.01}),
         ("rmsprop", torch.optim.RMSprop, {"momentum": 0.8, "alpha": 0.6}),
-        ("radam", torch.optim.RAdam, {"betas": (0.7, 0.9), "decoupled_weight_decay": True}),
+        ("radam", torch.optim.RAdam, {"betas": (0.7, 0.9), "eps": 1e-3, "decoupled_weight_decay": True}),
     ],
 )
 def test_options_reach_the_optimiser(name, kind, settings):
     cfg = optim_cfg(NAME=name, MOMENTUM=0.8, SGD_DAMPNING=0.1, WEIGHT_DECAY=0.01, RMSPROP_ALPHA=0.6)
-    cfg.ADAM_BETA1, cfg.ADAM_BETA2 = 0.7, 0.9
+    cfg.ADAM_BETA1, cfg.ADAM_BETA2, cfg.EPS = 0.7, 0.9, 1e-3
     for source in (TwoLayers(), TwoLayers().parameters()):
         optim = build_optimizer(source, cfg)
         assert type(optim) is kind

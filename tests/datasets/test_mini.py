@@ -32,6 +32,7 @@ COUNTS = {
     "MiniFood": (40, 1600, 320, 720),
     "MiniSports": (35, 1400, 280, 700),
     "MiniArrows": (41, 1640, 328, 820),
+    "MiniTuning": (53, 2120, 424, 848),
     **{f"MiniObjects{name.title()}": (100, 0, 0, 1121) for name in VARIANTS},
 }
 
@@ -66,6 +67,7 @@ def test_all_are_registered_with_a_config():
     configs = {
         path.read_text().split('NAME: "')[1].split('"')[0]: path for path in ROOT.glob("configs/datasets/mini_*")
     }
+    assert configs.pop("Digits").stem == "mini_digits"
     assert set(configs) == set(NAMES)
     for name, path in configs.items():
         assert path.stem == re.sub("(?<!^)([A-Z])", r"_\1", name).lower()
@@ -98,7 +100,7 @@ def test_no_set_trains_on_what_another_tests():
 
 def test_every_package_that_ships_is_credited():
     credited = (ROOT / "assets" / "ATTRIBUTION.md").read_text(encoding="utf-8")
-    credited = set(re.findall(r"`@iconify-json/([\w-]+)` [\d.]+ \| [^|]+ \| report \|", credited))
+    credited = set(re.findall(r"`@iconify-json/([\w-]+)` [\d.]+ \| [^|]+ \| (?:report|choose) \|", credited))
     shipped = {name.split("/")[0] for path in mini.ARCHIVES.glob("*.zip") for name in Archive(path).content["drawings"]}
     assert shipped <= credited
 

@@ -77,7 +77,7 @@ def on_backbone(case, model, name, **options):
     """A trainer on a given CLIP, without a file in between."""
     size = LAYOUTS[name]["image_resolution"]
     kind = TRAINER_REGISTRY.get(case.partition("/")[0])
-    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS}
+    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS} | {"TRAINER.TCP.LAYER": 1}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "load_backbone", lambda self: model)
         for module in ("trainers.promptsrc", "trainers.coprompt"):
@@ -90,6 +90,7 @@ DEPTHS = [
     ("MAPLE", "PROMPT_DEPTH"),
     ("COPROMPT", "PROMPT_DEPTH"),
     ("VPT", "PROMPT_DEPTH_VISION"),
+    ("MMA", "ADAPTER_END"),
     *((node, f"PROMPT_DEPTH_{tower}") for node in ("IVLP", "PROMPTSRC") for tower in ("VISION", "TEXT")),
 ]
 # All methods on the layout that the papers use, and on each other one the widest-reaching method of every kind.
@@ -115,4 +116,4 @@ def test_a_step_on_every_layout(name, case, models):
 
 
 def test_trainers_that_take_a_resnet():
-    assert sorted(TEXT_ONLY) == ["CoCoOp", "CoOp", "KgCoOp", "ProDA", "ZeroshotCLIP", "ZeroshotCLIP2"]
+    assert sorted(TEXT_ONLY) == ["CoCoOp", "CoOp", "KgCoOp", "ProDA", "ProGrad", "TCP", "ZeroshotCLIP", "ZeroshotCLIP2"]

@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prompting import GatedPrompt, Prompts, TextPrompts, VisionPrompts, layout_from_texts, layout_with_context
+from prompting import (
+    ClassPrompt,
+    GatedPrompt,
+    Prompts,
+    TextPrompts,
+    VisionPrompts,
+    layout_from_texts,
+    layout_with_context,
+)
 from prompting.reference import PlainTextEncoder, PlainVisionEncoder
 from prompting.towers.attention import as_on_a_gpu
 from prompting.towers.text import TextEncoder
@@ -46,6 +54,13 @@ class Scenario:
             return GatedPrompt(weigh, own, foreign, per_sample)
 
         return {i: rule(i) for i in layers or range(1, depth)}
+
+    def beside(self, tower, layers):
+        def branch(i):
+            down, up = self.tensor(f"{tower}down{i}", WIDTH, 8, std=0.1), self.tensor(f"{tower}up{i}", 8, WIDTH)
+            return lambda rows: torch.tanh(rows @ down.to(rows.dtype)) @ up.to(rows.dtype)
+
+        return {i: branch(i) for i in layers}
 
 
 @pytest.fixture(params=["cpu", "gpu"], autouse=True)
@@ -140,6 +155,63 @@ def test_gates_at_some_layers_only(tiny_vit, images, gated_layers):
     assert_paths_agree(tiny_vit, images, layout, build)
 
 
+def class_prompts(s, layer, names=CLASSNAMES, n=2):
+    return {layer: ClassPrompt(s.tensor(f"class{layer}", len(names), n, WIDTH))}
+
+
+@pytest.mark.parametrize("n_ctx", [2, 5])
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_prompts_of_every_class_at_one_layer(tiny_vit, images, layer, n_ctx):
+    """Names of different lengths; what a class has follows the class list, not the lengths."""
+    layout = layout_with_context(CLASSNAMES, 77, n_ctx, template="{}, a type of pet.")
+    assert len(set(layout.lengths.tolist())) > 1
+    assert layout.lengths.tolist() != sorted(layout.lengths.tolist())
+    build = lambda s: Prompts(TextPrompts(s.tensor("ctx", n_ctx, WIDTH), class_prompts(s, layer, n=n_ctx)))  # noqa: E731
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("others", ["plain", "gated", "class"])
+def test_prompts_of_every_class_among_others(tiny_vit, images, others):
+    layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
+
+    def build(s):
+        if others == "plain":
+            deep = {1: s.tensor("text1", 2, WIDTH), 3: s.tensor("text3", 2, WIDTH)}
+        elif others == "gated":
+            deep = s.gated("text", 2, 4, layers=(1, 3))
+        else:
+            deep = class_prompts(s, 1) | class_prompts(s, 3)
+        return Prompts(TextPrompts(s.tensor("ctx", 2, WIDTH), deep | class_prompts(s, 2)))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("layer", [1, 3])
+def test_prompts_of_every_class_after_class_specific_context(tiny_vit, images, layer):
+    layout = layout_with_context(CLASSNAMES, 77, 2, class_specific=True)
+    n = 2 * len(CLASSNAMES)
+    build = lambda s: Prompts(TextPrompts(s.tensor("ctx", n, WIDTH), class_prompts(s, layer)))  # noqa: E731
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("layer", [1, 2, 3])
+def test_prompts_of_a_single_class_and_of_several_contexts(tiny_vit, layer):
+    s, fast, plain = Scenario(), TextEncoder(tiny_vit), PlainTextEncoder(tiny_vit)
+    for names, groups in ((["cat"], ()), (CLASSNAMES, (3,))):
+        layout = layout_with_context(names, 77, 2)
+        context = s.tensor(f"ctx{groups}", *groups, 2, WIDTH)
+        prompts = TextPrompts(context, {layer: ClassPrompt(s.tensor(f"own{groups}", len(names), 2, WIDTH))})
+        torch.testing.assert_close(fast(layout, prompts), plain(layout, prompts), atol=1e-5, rtol=1e-4)
+
+
+def test_prompts_of_other_classes_are_refused(tiny_vit, images):
+    layout, prompt = layout_with_context(CLASSNAMES, 77, 2), ClassPrompt(torch.zeros(3, 2, WIDTH))
+    with pytest.raises(ValueError, match=f"deep prompts for 3 classes, but the class list has {len(CLASSNAMES)}"):
+        TextEncoder(tiny_vit)(layout, TextPrompts(torch.zeros(2, WIDTH), {1: prompt}))
+    with pytest.raises(ValueError, match="a prompt per class at layer 1 of the vision tower"):
+        VisionEncoder(tiny_vit)(images, VisionPrompts(None, {1: prompt}))
+
+
 def test_gates_of_several_contexts_equal_each_alone(tiny_vit):
     """A group's gate mixes its own pair of tokens."""
     layout, s = layout_with_context(CLASSNAMES, 77, 2, "a photo of a"), Scenario()
@@ -168,11 +240,68 @@ def test_a_class_list_without_a_common_beginning_has_gates_too(tiny_vit, images)
     assert_paths_agree(tiny_vit, images, layout, build)
 
 
+@pytest.mark.parametrize("layers", [(0,), (1, 2), (3,), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize("towers", [("text",), ("vision",), ("text", "vision")], ids=",".join)
+def test_side_branches(tiny_vit, images, towers, layers):
+    """Nothing else is trained; class names of several lengths."""
+    layout = layout_with_context(CLASSNAMES, 77, 0, "a photo of a")
+    assert len(layout.lengths.unique()) > 1
+
+    def build(s):
+        text, vision = (s.beside(tower, layers if tower in towers else ()) for tower in ("text", "vision"))
+        return Prompts(TextPrompts(beside=text), VisionPrompts(beside=vision))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("layers", [(0,), (2, 3), (0, 1, 2, 3)], ids=str)
 @pytest.mark.parametrize("kind", ["deep", "gated", "per_batch"])
+def test_side_branches_beside_prompts(tiny_vit, images, kind, layers):
+    layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
+
+    def build(s):
+        text, vision = (
+            s.deep(tower, 2, 3) if kind == "deep" else s.gated(tower, 2, 3, tower == "text" or kind == "gated")
+            for tower in ("text", "vision")
+        )
+        return Prompts(
+            TextPrompts(s.tensor("ctx", 2, WIDTH), text, s.beside("text", layers)),
+            VisionPrompts(s.tensor("tokens", 2, WIDTH), vision, s.beside("vision", layers)),
+        )
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def test_side_branches_with_one_context_per_image(tiny_vit, images):
+    layout = layout_with_context(CLASSNAMES, 77, 4)
+
+    def build(s):
+        return Prompts(TextPrompts(s.tensor("ctx", len(images), 4, WIDTH), beside=s.beside("text", range(4))))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def test_nothing_is_kept_for_the_layers_before_the_first_side_branch(tiny_vit, images):
+    layout, kept = layout_with_context(CLASSNAMES, 77, 0, "a photo of a"), {}
+    for first in range(4):
+        s, sizes = Scenario(), []
+        hooks = torch.autograd.graph.saved_tensors_hooks(
+            lambda t, sizes=sizes: sizes.append(t.numel()) or t, lambda t: t
+        )
+        with hooks:
+            TextEncoder(tiny_vit)(layout, TextPrompts(beside=s.beside("text", [first])))
+            VisionEncoder(tiny_vit)(images, VisionPrompts(beside=s.beside("vision", [first])))
+        kept[first] = sum(sizes)
+    assert kept[0] > 1.4 * kept[1] > 1.4 * 1.4 * kept[2]
+    assert kept[3] < 0.1 * kept[0]
+
+
+@pytest.mark.parametrize("kind", ["deep", "gated", "per_batch", "beside"])
 def test_evaluation_in_parts_changes_nothing(tiny_vit, images, kind, monkeypatch):
     s = Scenario()
-    deep = s.deep("vision", 2, 4) if kind == "deep" else s.gated("vision", 2, 4, per_sample=kind == "gated")
-    prompts = VisionPrompts(s.tensor("tokens", 2, WIDTH), deep)
+    deep = s.gated("vision", 2, 4, per_sample=kind == "gated") if kind in ("gated", "per_batch") else {}
+    deep = s.deep("vision", 2, 4) if kind == "deep" else deep
+    prompts = VisionPrompts(s.tensor("tokens", 2, WIDTH), deep, s.beside("vision", [0, 2] * (kind == "beside")))
     encoder = VisionEncoder(tiny_vit)
     whole = encoder(images, prompts).detach()
     monkeypatch.setattr("prompting.towers.vision.IMAGES_AT_ONCE", 2)
@@ -193,15 +322,17 @@ def test_deep_vision_prompts_need_no_tokens_before_them_nor_as_many(tiny_vit, im
     assert_paths_agree(tiny_vit, images, layout, build)
 
 
+@pytest.mark.parametrize("layers", [(), (0, 1, 2)], ids=str)
 @pytest.mark.parametrize("rows", [1, 5])
-def test_rows_that_finish_a_block_in_pieces_get_the_same(tiny_vit, images, rows, monkeypatch):
+def test_rows_that_finish_a_block_in_pieces_get_the_same(tiny_vit, images, rows, layers, monkeypatch):
     monkeypatch.setattr("prompting.towers.attention.ROWS_AT_ONCE", rows)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
 
     def build(s):
-        text = TextPrompts(s.tensor("ctx", 2, WIDTH), s.gated("text", 2, 3))
-        return Prompts(text, VisionPrompts(s.tensor("tokens", 2, WIDTH), s.gated("vision", 2, 3)))
+        text = TextPrompts(s.tensor("ctx", 2, WIDTH), s.gated("text", 2, 3), s.beside("text", layers))
+        vision = VisionPrompts(s.tensor("tokens", 2, WIDTH), s.gated("vision", 2, 3), s.beside("vision", layers))
+        return Prompts(text, vision)
 
     assert_paths_agree(tiny_vit, images, layout, build)
 
@@ -260,8 +391,10 @@ def test_low_precision_towers_stay_close(images, dtype):
     model = random_clip()
     layout = layout_with_context(CLASSNAMES, 77, 2, "a photo of a")
     scenario = Scenario()
-    text = TextPrompts(scenario.tensor("ctx", 2, WIDTH), scenario.gated("text", 2, 3))
-    vision = VisionPrompts(scenario.tensor("tokens", 2, WIDTH), scenario.gated("vision", 2, 3))
+    text, vision = (
+        kind(scenario.tensor(f"{tower}ctx", 2, WIDTH), scenario.gated(tower, 2, 3), scenario.beside(tower, (0, 3)))
+        for kind, tower in ((TextPrompts, "text"), (VisionPrompts, "vision"))
+    )
     exact = [
         F.normalize(TextEncoder(model)(layout, text), dim=-1),
         F.normalize(VisionEncoder(model)(images, vision), dim=-1),
@@ -281,11 +414,21 @@ def test_prompts_beyond_the_tower_are_refused(tiny_vit, images):
         TextEncoder(tiny_vit)(layout_with_context(CLASSNAMES, 77, 2), prompts)
 
 
+@pytest.mark.parametrize("layer", [-1, 4])
+def test_side_branches_beyond_the_tower_are_refused(tiny_vit, images, layer):
+    said = rf"side branch at layer {layer} of the (text|vision) tower, which has layers 0\.\.3"
+    with pytest.raises(ValueError, match=said):
+        TextEncoder(tiny_vit)(layout_with_context(CLASSNAMES, 77, 2), TextPrompts(beside={layer: torch.tanh}))
+    with pytest.raises(ValueError, match=said):
+        VisionEncoder(tiny_vit)(images, VisionPrompts(beside={layer: torch.tanh}))
+
+
 def test_images_of_another_size_are_refused(tiny_vit):
     with pytest.raises(ValueError, match=r"48x48 pixels.*INPUT.SIZE to \(32, 32\)"):
         VisionEncoder(tiny_vit)(torch.zeros(1, 3, 48, 48))
 
 
-def test_resnet_takes_no_prompts(tiny_resnet):
+@pytest.mark.parametrize("prompts", [VisionPrompts(torch.zeros(2, 64)), VisionPrompts(beside={0: torch.tanh})])
+def test_resnet_takes_no_prompts(tiny_resnet, prompts):
     with pytest.raises(ValueError, match="ResNet image tower takes no prompt"):
-        VisionEncoder(tiny_resnet)(torch.zeros(1, 3, 64, 64), VisionPrompts(torch.zeros(2, 64)))
+        VisionEncoder(tiny_resnet)(torch.zeros(1, 3, 64, 64), prompts)

@@ -26,6 +26,7 @@ from trainers.bmip import BMIPLearner
 from trainers.coop import CoOpLearner
 from trainers.ivlp import IVLPLearner
 from trainers.maple import MaPLeLearner
+from trainers.mma import MMALearner
 
 # One or more runs of every method; what each file says about the settings it was trained with.
 RUNS = {
@@ -38,8 +39,10 @@ RUNS = {
     "ivlp_vision3_text2": {"N_CTX_TEXT": 2, "N_CTX_VISION": 2, "PROMPT_DEPTH_TEXT": 2, "PROMPT_DEPTH_VISION": 3},
     "ivlp_language_only": {"N_CTX_TEXT": 4, "PROMPT_DEPTH_TEXT": 3, "PROMPT_DEPTH_VISION": 0},
     "maple_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
+    "tcp_pets": {"N_CTX": 4},
     "promptsrc_ctx4_depth4": {"N_CTX_TEXT": 4, "N_CTX_VISION": 4, "PROMPT_DEPTH_TEXT": 4, "PROMPT_DEPTH_VISION": 4},
     "coprompt_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
+    "mma_scale": {"ADAPTER_START": 3, "ADAPTER_END": 4, "ADAPTER_DIM": 8},
     "bmip_shared": {
         **{"N_CTX": 2, "PROMPT_DEPTH": 3, "GATE": "official", "AGGREGATOR": "gate"},
         **{"SHARE_PARAMETER_TEXT": True, "SHARE_PARAMETER_VISUAL": True},
@@ -139,9 +142,20 @@ def test_the_method_is_told_from_the_tensors_and_others_are_refused_by_name(name
     reference = load_reference(name)
     state, method = upstream_state(reference), reference.record["method"]
     assert published_methods(state) == [method]
-    for other in FORMATS.keys() - {method}:
+    for other in FORMATS.keys() - {method, "ProGrad"}:
         with pytest.raises(CheckpointError, match=f"checkpoint FILE is one of {method}, not of {other}"):
             from_published(state, other, "FILE")
+
+
+def test_files_of_prograd_are_those_of_coop(model, tmp_path):
+    """No tensor tells them apart: the trainer that reads a file does."""
+    reference, path = write_published(tmp_path, "prograd_init")
+    assert read_trained(path).trainer == "CoOp"
+    trainer = trainer_of(reference, model, objective=False)
+    trainer.load_model(str(tmp_path))
+    check_logits(trainer, reference)
+    with pytest.raises(CheckpointError, match="is one of MaPLe, not of ProGrad"):
+        from_published(upstream_state(load_reference("maple_depth3")), "ProGrad", "FILE")
 
 
 def test_a_method_that_nobody_published_is_refused(model, tmp_path):
@@ -174,6 +188,7 @@ def test_bmips_predecessor_is_refused():
         ("maple_depth3", "MAPLE", "N_CTX", 4, ["ctx has shape (2, 512) instead of (4, 512)", "N_CTX 2"]),
         ("coop_csc", "COOP", "CSC", False, ["ctx has shape (5, 4, 512)", "CSC True"]),
         ("ivlp_language_only", "IVLP", "PROMPT_DEPTH_VISION", 3, ["missing vision_tokens", "PROMPT_DEPTH_VISION 0"]),
+        ("mma_scale", "MMA", "ADAPTER_START", 4, ["unexpected shared.3.bias", "ADAPTER_START 3, ADAPTER_END 4"]),
     ],
 )
 def test_other_settings_are_refused_and_the_files_own_are_named(model, name, node, key, value, expected, tmp_path):
@@ -270,8 +285,9 @@ def vit_b16():
         (lambda m: MaPLeLearner(m, 2, "a photo of a", 9), 3_555_072),
         (lambda m: IVLPLearner(m, 2, 2, "a photo of a", 9, 9), 23_040),  # 9 layers x 2 tokens x (512 + 768)
         (lambda m: BMIPLearner(m, 2, "a photo of a", 9, gate="official"), 1_203_223),  # those that get a gradient
+        (lambda m: MMALearner(m, "a photo of a", 5, 12, 32, 0.001), 674_560),  # what the released code counts
     ],
-    ids=["CoOp", "MaPLe", "IVLP", "BMIP official"],
+    ids=["CoOp", "MaPLe", "IVLP", "BMIP official", "MMA"],
 )
 def test_published_parameter_counts(learner, published):
     assert sum(p.numel() for p in learner(vit_b16()).parameters() if p.requires_grad) == published

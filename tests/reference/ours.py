@@ -20,10 +20,11 @@ from dassl.engine import TRAINER_REGISTRY
 from prompting import resolve_precision
 from prompting.checkpoint import FORMATS, from_published, load_trained
 from tests.reference import Reference
-from tests.reference.small_clip import prompt_tensor, small_clip_state_dict
+from tests.reference.small_clip import prompt_tensor, small_clip, small_clip_state_dict
 from trainers.base import PromptTrainer
 
-NODES = {"KgCoOp": "COOP", "CoOp": "COOP", "CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC"}
+NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP"), "COOP")
+NODES |= {"CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC", "MMA": "MMADAPTER"}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
 
@@ -40,10 +41,17 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
     own = _kept(given[f"TRAINER.{NODES.get(method, method)}"])
     if method == "BMIP":
         own |= _bmip_extra(given)
+    elif method == "ProGrad":
+        own |= {"LAMBDA": given["LOSS"]["LAMBDA"], "T": given["LOSS"]["T"]}
     elif method == "KgCoOp":  # any true value means these words
         own["CTX_INIT"] = "a photo of a" if own["CTX_INIT"] else ""
+    elif method == "TCP":  # the same words; W, and where the class name stands, are never used
+        own["CTX_INIT"] = "a photo of a" if own["CTX_INIT"] else ""
+        own = {key: own[key] for key in ("N_CTX", "CTX_INIT", "CSC", "PREC")}
     elif method == "ProDA":  # upstream takes as many prompts per step as images
         own["PROMPT_BATCH"] = given["DATALOADER.TRAIN_X.BATCH_SIZE"]
+    elif method == "MMA":
+        own["CTX_INIT"] = own.pop("TEXT_CTX_INIT")
     elif method == "CoPrompt":
         own |= {"W": given["TRAINER.W"], "DISTILL": given["TRAINER.DISTILL"]}
         if folder is not None:
@@ -58,6 +66,8 @@ def trainer_of(
 ) -> PromptTrainer:
     """Our trainer of the reference's method with model and objective, on `model` in fp32, without data or optimiser."""
     method = reference.record["method"]
+    if layers := reference.record.get("layers"):  # of a run that needs more than the others
+        model = small_clip(layers)
     trainer = object.__new__(TRAINER_REGISTRY.get(method))
     trainer.cfg, trainer.path = get_cfg_default(), path
     trainer.cfg.DATASET.NAME = reference.settings.get("DATASET.NAME", "Caltech101")
@@ -112,7 +122,7 @@ def model_folder(reference: Reference) -> str:
 def _saved_name(reference: Reference, name: str) -> str:
     """A trainable tensor's name in the checkpoint: some methods save the prompt learner alone."""
     (saved,) = reference.record["saved"].values()
-    return name if name in saved["keys"] else name.removeprefix("prompt_learner.")
+    return name if name in saved["keys"] else name.removeprefix("prompt_learner.").removeprefix("adapter_learner.")
 
 
 def _frozen_names(prefix: str) -> list[str]:

@@ -21,6 +21,7 @@ from trainers.base import PromptTrainer
 from trainers.ivlp import IVLPLearner
 from trainers.objectives import Loss
 from trainers.promptsrc import GaussianAggregation, gaussian_weights
+from trainers.step import differentiable
 from trainers.templates import PROMPTSRC_TEMPLATES
 from trainers.zsclip import EnsembleCLIP, ZeroshotCLIP, ZeroshotCLIP2
 
@@ -30,10 +31,10 @@ SCALAR_GRADIENT_TOLERANCE = 1e-3  # a gate's gradient is a sum that nearly cance
 TERM_TOLERANCE = 1e-4
 METHODS = (
     *("coop_", "cocoop_", "kgcoop_", "maple_", "ivlp_", "vpt_", "promptsrc_vision", "promptsrc_ctx"),
-    *("promptsrc_bmip_", "coprompt_", "proda_", "bmip_"),
+    *("promptsrc_bmip_", "coprompt_", "tcp_", "mma_", "proda_", "bmip_", "prograd_"),
 )
 RUNS = [name for prefix in METHODS for name in reference_names(prefix)]
-PLAIN = ["maple_depth3", "bmip_shared", "ivlp_vision3_text2", "cocoop_batch3"]  # other tests hold the paths together
+PLAIN = ["maple_depth3", "bmip_shared", "ivlp_vision3_text2", "cocoop_batch3", "mma_all"]  # tests hold both together
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,10 @@ def check_terms(loss: Loss, reference: Reference) -> None:
     terms, kept = loss.terms, reference.record.get("loss_terms", {})
     weight = kept.get("weight", 1.0)
     expected = {"loss_ce": kept.get("cross_entropy"), "loss_logits": kept.get("logit_kl")}
-    if reference.record["method"] == "KgCoOp":
+    if reference.record["method"] == "ProGrad":
+        kept = reference.record["summary"]
+        expected |= {"loss_ce": kept["xe_loss"], "loss_kl": kept["kl_loss"]}
+    elif reference.record["method"] == "KgCoOp":
         expected["loss_text"] = kept["one_minus_mean_cosine"]
     elif reference.record["method"].startswith("PromptSRC"):
         s = reference.settings["TRAINER.PROMPTSRC"]
@@ -116,7 +120,7 @@ def test_logits_loss_and_gradients(model, name, path, tmp_path):
     loss = trainer.objective(trainer.model, training_images(reference), reference.labels)
     assert loss.total.item() == pytest.approx(reference.loss, rel=TERM_TOLERANCE)
     check_terms(loss, reference)
-    loss.total.backward()
+    differentiable(loss, trainer.model.parameters()).backward()
     check_gradients(trainer.model.prompt_learner, reference)
 
 

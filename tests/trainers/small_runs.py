@@ -47,6 +47,7 @@ VARIANTS = {
     "CoOp/middle": {"TRAINER.COOP.CLASS_TOKEN_POSITION": "middle"},
     "CoOp/front": {"TRAINER.COOP.CLASS_TOKEN_POSITION": "front"},
     "KgCoOp/class_specific": {"TRAINER.KGCOOP.CSC": True},
+    "ProGrad/class_specific": {"TRAINER.PROGRAD.CSC": True, "TRAINER.PROGRAD.CTX_INIT": False},
     "ProDA/orthogonal": {"TRAINER.PRODA.ORTHOGONAL_WEIGHT": 0.1},
     "VPT/shallow": {"TRAINER.VPT.PROMPT_DEPTH_VISION": 1},
     "IVLP/language_only": {"TRAINER.IVLP.PROMPT_DEPTH_VISION": 0},

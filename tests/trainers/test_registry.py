@@ -35,7 +35,7 @@ METHODS = registered()
 TRAINED = needing("needs_training")
 VARIANTS_TOO = TRAINED + sorted(VARIANTS)
 # Their predictions belong to one class list, or (official BMIP) may depend on it and on the batch.
-OWN_CLASSES_ONLY = ("CoOp/class_specific", "KgCoOp/class_specific")
+OWN_CLASSES_ONLY = ("CoOp/class_specific", "KgCoOp/class_specific", "ProGrad/class_specific")
 DEPENDS_ON_BATCH = ("BMIP/official",)
 CLASSES = ["digit seven", "digit two", "digit nine", "a fairly long name", "digit_three", "digit zero"]
 

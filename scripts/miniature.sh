@@ -1,0 +1,42 @@
+#!/usr/bin/env bash
+# The benchmark in miniature: every table of the papers on nine small data sets of drawings and the bundled model
+# mini_clip (docs/miniature.md). Open-world (with base-to-new), cross-dataset, domain generalization, few-shot, ablation.
+#
+# Usage: scripts/miniature.sh [--quick] [--dry-run] [TRAINER...]
+#   TRAINER      ZeroshotCLIP CoOp MaPLe BMIP unless others are named; all: every method
+#   --quick      the open-world table only: 4 shots, three data sets
+#   --dry-run    print the commands only
+# Environment: SEEDS="1 2 3", OUTPUT=output/miniature, PROCESSES, by default one per CPU core: they share the runs.
+source "$(dirname "$0")/common.sh"
+read_arguments --quick -- "$@"
+step bash scripts/setup.sh
+THREE="mini_vehicles mini_devices mini_arrows"
+PROCESSES="${PROCESSES:-$(getconf _NPROCESSORS_ONLN)}"
+export OMP_NUM_THREADS=1
+
+make() { # table, data sets, further options of sweep.py
+    local command=("$PYTHON" sweep.py --table "$1" --datasets $2 --seeds ${SEEDS:-1 2 3} --output "${OUTPUT:-output/miniature}")
+    local others=() process
+    command+=("${@:3}")
+    if [ -n "$DRY_RUN" ]; then step "${command[@]}"; return; fi
+    for ((process = 1; process < PROCESSES; process++)); do
+        "${command[@]}" >/dev/null 2>&1 &
+        others+=($!)
+    done
+    printf '\n== %s: %s\n' "$1" "$2"
+    "${command[@]}"
+    wait ${others[@]+"${others[@]}"} || true # what failed there is in this process's list
+}
+
+METHODS=(--trainers "${WORDS[@]:-ZeroshotCLIP}")
+[ "${#WORDS[@]}" -gt 0 ] || METHODS=(--trainers ZeroshotCLIP CoOp MaPLe BMIP)
+if [[ " ${FLAGS[*]:-} " = *" --quick "* ]]; then
+    make open_world "$THREE" "${METHODS[@]}" --shots 4
+    exit
+fi
+make open_world mini "${METHODS[@]}"
+make cross_dataset mini "${METHODS[@]}"
+make domain_generalization mini "${METHODS[@]}"
+make few_shot_curve "$THREE" "${METHODS[@]}"
+make ablation_aggregation "$THREE"
+make ablation_depth "$THREE"
