@@ -142,7 +142,8 @@ def test_what_is_half_made_is_finished(archive, tmp_path):
     images = sorted((tmp_path / "half").rglob("*.jpg"))
     for path in images[10:]:
         path.unlink()
-    images[10].with_suffix(".unfinished").write_bytes(b"half an image")  # ... of the eleventh
+    images[9].write_bytes(b"half an image")  # ... of one, with a disk that lost its end
+    images[10].with_suffix(".unfinished").write_bytes(b"half an image")
     make(archive, tmp_path / "half")
     assert files(tmp_path / "half") == whole
     images[3].unlink()  # lost later
