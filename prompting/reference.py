@@ -85,8 +85,9 @@ class PlainTextEncoder(TextEncoder):
             deep = deep.mix(AttentionMass(row[:, 1 : 1 + deep.n_prompts], (eot + 1).unsqueeze(1)))
         elif isinstance(deep, ComposedPrompt):
             deep = deep.compose(x[:, 1 : 1 + deep.n_prompts])
-        tokens = deep.tokens if isinstance(deep, ClassPrompt) else deep
-        return tokens.to(x.dtype).expand(len(x), -1, -1)
+        elif isinstance(deep, ClassPrompt):
+            deep = deep.tokens
+        return deep.to(x.dtype).expand(len(x), -1, -1)
 
 
 class PlainVisionEncoder(VisionEncoder):

@@ -114,6 +114,13 @@ def representation(node, weight, dim=512):
     return {f"{node}.{key}": value for key, value in values.items()}
 
 
+def hicropl(epochs, batch, n_ctx=16, depth=12, cross=6, reading="paper"):
+    prompts = {"HICROPL.N_CTX": n_ctx, "HICROPL.CTX_INIT": WORDS, "HICROPL.PROMPT_DEPTH": depth}
+    values = {"HICROPL.CROSS_LAYER": cross, "HICROPL.LAMBD": 12.0, "HICROPL.READING": reading}
+    return "ViT-B/16", ADAM, 0.0025, epochs, 1, batch, prompts | values
+
+
+DEPT = {"DEPT.LAMBDA": 0.7, "DEPT.LR_MULT": 6.5, "DEPT.FUSION": "probabilities"}
 # depth, prompts, weight of the consistency (and epochs, where not 8)
 COPROMPT = {
     "coprompt": (9, 2, 1.0),
@@ -194,6 +201,11 @@ PUBLISHED = {
     "MMA/vit_b16_ep5": mma(5, 16, 5),
     "MMA/vit_b16_ep5_imagenet": mma(5, 128, 5),
     "MMA/vit_b16_ep1_cross_datasets": mma(1, 128, 9),
+    "CoOp_DePT/vit_b16_ep10_bs4_lr35": (
+        *("ViT-B/16", SGD, 0.0035, 10, 1, 4),
+        {"COOP.N_CTX": 16, "COOP.CTX_INIT": "", **DEPT},
+    ),
+    "PromptSRC_DePT/vit_b16_c2_ep20_batch4_4+4ctx": (*promptsrc(20, 9, 15.0, 1.0)[:-1], DEPT),
     BMIP_SETTING: bmip(),
     f"{BMIP_SETTING}_official": bmip(gate="official"),
     f"{BMIP_SETTING}_not_shared": bmip(share=False),
@@ -224,6 +236,11 @@ PUBLISHED = {
     "MMRLpp/vit_b16_cross_datasets": mmrlpp(0.9, 0.1, epochs=1, batch=32, warmup=0),
     **{f"MMRLpp/vit_b16_{name}": mmrlpp(*values) for name, values in MMRLPP.items()},
     **{f"MMRLpp/vit_b16_few_shot_{name}": mmrlpp(*values, 0.002, 100, 32) for name, values in MMRLPP.items()},
+    "HiCroPL/vit_b16_c2_ep50_batch32_16ctx": hicropl(50, 32),
+    "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_few_shot": hicropl(50, 32),
+    "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_official": hicropl(50, 32, reading="official"),
+    "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_imagenet": hicropl(40, 128),
+    "HiCroPL/vit_b16_c2_ep5_batch32_2ctx_cross_datasets": hicropl(5, 32, 2, 6, 5),
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
     # nothing is trained: Dassl's defaults stand where an optimiser would be set
@@ -270,8 +287,17 @@ TINY_OF = {
         "vit_b16_ep5",
         {"OPTIM.MAX_EPOCH": 10, "TRAINER.MMA.ADAPTER_START": 2, "TRAINER.MMA.ADAPTER_END": 4},
     ),
+    "CoOp_DePT/tiny_c4_ep10_batch4": ("vit_b16_ep10_bs4_lr35", {"TRAINER.COOP.N_CTX": 4}),
+    "PromptSRC_DePT/tiny_c2_ep20_batch4_4+4ctx": (
+        "vit_b16_c2_ep20_batch4_4+4ctx",
+        {"TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 3},
+    ),
     "MMRL/tiny_5tok_ep10_batch4": ("vit_b16", {"TRAINER.MMRL.REP_LAYERS": (2, 3, 4)}),
     "MMRLpp/tiny_5tok_ep10_batch4": ("vit_b16", {"TRAINER.MMRLPP.REP_LAYERS": (2, 3, 4)}),
+    "HiCroPL/tiny_c2_ep50_batch32_16ctx": (
+        "vit_b16_c2_ep50_batch32_16ctx",
+        {"TRAINER.HICROPL.PROMPT_DEPTH": 4, "TRAINER.HICROPL.CROSS_LAYER": 2},
+    ),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",
@@ -387,7 +413,7 @@ def test_published_values(name):
     assert backbone == cfg.MODEL.BACKBONE.NAME
     optim = cfg.OPTIM
     assert (optimiser, rate, epochs, warmup) == (optim.NAME, optim.LR, optim.MAX_EPOCH, optim.WARMUP_EPOCH)
-    assert (1e-3 if name.startswith("TCP") else 1e-8) == optim.EPS
+    assert (1e-3 if name.startswith(("TCP", "HiCroPL")) else 1e-8) == optim.EPS
     assert batch == cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     assert cfg.DATALOADER.TEST.BATCH_SIZE == 100
     values = flat(cfg.TRAINER)
@@ -397,7 +423,7 @@ def test_published_values(name):
         assert (optim.WEIGHT_DECAY, optim.MOMENTUM) == (5e-4, 0.9)
     node = TRAINER_REGISTRY.get(name.split("/")[0]).node
     assert values[f"{node}.PREC"] == ("amp" if node in ("MMA", "MMRL", "MMRLPP") else "fp16")
-    if name.startswith("MMRL"):
+    if node.startswith("MMRL"):
         assert cfg.INPUT.RRCROP_SCALE == (0.5, 1.0)
 
 
@@ -474,6 +500,7 @@ def test_full_settings_fit_together(path):
         **{f"TRAINER.{node}.REP_LAYERS": (2, 3, 4) for node in ("MMRL", "MMRLPP")},
         **dict.fromkeys(depths, 4),
         "TRAINER.TCP.LAYER": 3,
+        "TRAINER.HICROPL.CROSS_LAYER": 2,
     }
     cfg = configuration(path, *(str(part) for pair in options.items() for part in pair))
     trainer = build_trainer(cfg)

@@ -31,7 +31,7 @@ from trainers.step import GRAPH_MODES, Steps, memory_advice, redefines
 MODEL_NAME = "prompt_learner"
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
 CHECKPOINT_FOLDERS = (
-    *(MODEL_NAME, "MultiModalPromptLearner", "VLPromptLearner", "adapter_learner"),
+    *(MODEL_NAME, "PromptLearner", "MultiModalPromptLearner", "VLPromptLearner", "adapter_learner"),
     "MultiModalRepresentationLearner",
 )
 # What keys may hold, by dotted key: (least, most) of a number, or the names to choose from.
@@ -126,6 +126,10 @@ class PromptTrainer(Steps, TrainerX):
         """The frozen CLIP with the learner's prompts."""
         return PromptedCLIP(clip_model, learner, self.train_classnames, self.precision, self.path)
 
+    def parameter_groups(self, learner: PromptLearner) -> list[dict[str, Any]] | None:
+        """Groups of the learner's parameters that train at rates of their own; ``None``: all at OPTIM.LR."""
+        return None
+
     def load_backbone(self) -> nn.Module:
         """The frozen CLIP of the configuration, on the CPU."""
         model = load_clip(self.cfg.MODEL.BACKBONE.NAME, "cpu", self.precision.weights_dtype)
@@ -176,7 +180,7 @@ class PromptTrainer(Steps, TrainerX):
             taken = {"file": str(path), "sha256": sha256, "tensors": names}
             self.notes = {**getattr(self, "notes", {}), "init_weights": taken}
             print(f"Initial weights from {path} (sha256 {sha256}): {len(names)} tensors, {', '.join(names)}")
-        self.optim = build_optimizer(learner, cfg.OPTIM)
+        self.optim = build_optimizer(learner, cfg.OPTIM, self.parameter_groups(learner))
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model(MODEL_NAME, learner, self.optim, self.sched)
         self.skipped_steps = self._skipped_in_a_row = 0

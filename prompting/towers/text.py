@@ -160,7 +160,7 @@ class TextEncoder(nn.Module):
         """One layer but the last, (groups, rows, width); layer 0 comes with its Q, K, V.
 
         Prompt rows that the following layer replaces (``following``) are computed for its gate only, which takes no
-        gradient, or not at all.
+        gradient, or not at all; those that it mixes with its own are computed.
         """
         batch = at.batch
         if projected is None:
@@ -189,8 +189,10 @@ class TextEncoder(nn.Module):
                 kept = x.index_select(1, shared_rows[0])
             else:
                 kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
-            composed = isinstance(deep, ComposedPrompt)
-            prompts = deep.compose(x[:, batch.n_kept :]) if composed else _prompt_rows(deep, kept, batch)
+            if isinstance(deep, ComposedPrompt):  # (groups, classes or 1, n_prompts, width) arrive
+                prompts = deep.compose(x[:, batch.n_kept :].unflatten(1, (-1, batch.n_prompts))).flatten(1, 2)
+            else:
+                prompts = _prompt_rows(deep, kept, batch)
             x = torch.cat([kept, prompts], dim=1)
             # Nothing is recorded for frozen rows. (A view of a leaf requires gradients where none are recorded, too.)
             if torch.is_grad_enabled() and prompts.requires_grad and not kept.requires_grad:

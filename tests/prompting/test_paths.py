@@ -389,6 +389,19 @@ def test_tokens_from_layer_0_on_composed_with_those_that_arrive(tiny_vit, images
     assert_paths_agree(tiny_vit, images, layout, build)
 
 
+@pytest.mark.parametrize("layers", [(), (0, 1, 2, 3)], ids=["alone", "with side branches"])
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_composed_prompts_before_and_after_those_of_every_class(tiny_vit, images, class_specific, layers):
+    layout = layout_with_context(CLASSNAMES, 77, 2, class_specific=class_specific)
+
+    def build(s):
+        deep = {i: ComposedPrompt(s.tensor(f"text{i}", 2, WIDTH), 0.4) for i in (1, 3)}
+        context = s.tensor("ctx", 2 * len(CLASSNAMES) if class_specific else 2, WIDTH)
+        return Prompts(TextPrompts(context, deep | class_prompts(s, 2), s.beside("text", layers)))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
 @pytest.mark.parametrize("names", [CLASSNAMES, CLASSNAMES[:1], ["cat", "on a mat"]], ids=["all", "one", "ragged"])
 @pytest.mark.parametrize("groups", [(), (5,)], ids=["one context", "one per image"])
 def test_inserted_tokens_beside_a_learned_context(tiny_vit, images, names, groups):

@@ -39,6 +39,7 @@ COMMON = {
 OPTIONS = {
     "ProDA": {"TRAINER.PRODA.N_CTX": 4, "TRAINER.PRODA.N_PROMPT": 4, "TRAINER.PRODA.PROMPT_BATCH": 2},
     "PromptSRC": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
+    "PromptSRC_DePT": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_BMIP": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0},
 }
 # Methods with a product of two trained tensors of which one starts at zero, so that the other has no first gradient.
@@ -55,6 +56,7 @@ VARIANTS = {
     "IVLP/language_only": {"TRAINER.IVLP.PROMPT_DEPTH_VISION": 0},
     "IVLP/vision_only": {"TRAINER.IVLP.PROMPT_DEPTH_TEXT": 0},
     "CoPrompt/mse": {"TRAINER.COPROMPT.DISTILL": "mse"},
+    "CoOp_DePT/logits": {"TRAINER.DEPT.FUSION": "logits"},
     "MMRL/first_layer": {"TRAINER.MMRL.REP_LAYERS": (1, 3)},
     "MMRL/probabilities": {"TRAINER.MMRL.FUSION": "probabilities"},
     "BMIP/official": {"TRAINER.BMIP.GATE": "official"},
