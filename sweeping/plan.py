@@ -112,7 +112,12 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "base": "vit_b16_c2_ep20_batch4_4+4ctx",
         "few_shot": "vit_b16_c2_ep50_batch4_4+4ctx_few_shot",
     },
-    "ProGrad": {"tiny": "tiny_c4_ep50_batch32", "base": "vit_b16_ep100", "cross_datasets": "vit_b16_ep50"},
+    "ProGrad": {
+        "tiny": "tiny_c4_ep50_batch32",
+        "base": "vit_b16_ep100",
+        "few_shot": "vit_b16",
+        "cross_datasets": "vit_b16_ep50",
+    },
     "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
     "TCP": {"tiny": "tiny_c4_ep50_batch32", "base": "vit_b16_c4_ep50_batch32"},
     "MMA": {"tiny": "tiny_ep10_batch16", "base": "vit_b16_ep5", "cross_datasets": "vit_b16_ep1_cross_datasets"},
@@ -171,7 +176,8 @@ TABLES: Mapping[str, Table] = {
     "cross_dataset": Table("cross_dataset", _COMPARED),
     "domain_generalization": Table("domain_generalization", _COMPARED),
     "combinations": Table(
-        "open_world", ("MaPLe", "MaPLe_BMIP", "PromptSRC", "PromptSRC_BMIP", "CoPrompt", "CoPrompt_BMIP")
+        "open_world",
+        ("MaPLe", "MaPLe_BMIP", "PromptSRC", "PromptSRC_BMIP", "CoPrompt", "CoPrompt_BMIP", "HiCroPL", "BMIP"),
     ),
     "ablation_aggregation": _ablation(aggregators=("TRAINER.BMIP.AGGREGATOR", _AGGREGATORS, ())),
     "ablation_depth": _ablation(
@@ -305,11 +311,11 @@ def published_setting(trainer: str, protocol: Protocol, dataset: str, shots: int
     """The setting to run where the user names none (see `default_setting`), with the file for a data set and shots."""
     name = default_setting(trainer, protocol, dataset)
     file = f"{name}_{dataset}"
-    if trainer == "CoOp" and not is_bundled(dataset):
-        # 200 epochs; 50 on ImageNet; in few-shot curves 50 at one shot and 100 at two and four
+    if trainer in ("CoOp", "ProGrad") and not is_bundled(dataset):
+        # as the setting has them; 50 on ImageNet; in few-shot curves 50 at one shot and 100 at two and four
         curve = shots if protocol.name == "few_shot" else 16
         epochs = "_ep50" if dataset == "imagenet" or curve == 1 else "_ep100" if curve <= 4 else ""
-        file = name.replace("vit_b16", f"vit_b16{epochs}", 1)
+        file = re.sub(r"^vit_b16(_ep\d+)?", f"vit_b16{epochs}", name) if epochs else name
     elif trainer == "PromptSRC" and name.endswith("_few_shot") and dataset in GPA45:
         file = f"{name}_gpa45"
     return Setting(name, file if file in settings_of(trainer) else name)

@@ -175,6 +175,7 @@ PUBLISHED = {
     "CoCoOp/vit_b16_c16_ep10_batch1": cocoop(16),
     "KgCoOp/vit_b16_ep100_ctxv1": kgcoop("ViT-B/16"),
     "KgCoOp/rn50_ep100": kgcoop("RN50"),
+    "ProGrad/vit_b16": prograd("ViT-B/16", 200),
     "ProGrad/vit_b16_ep100": prograd("ViT-B/16", 100),
     "ProGrad/vit_b16_ep50": prograd("ViT-B/16", 50),
     "ProGrad/rn50": prograd("RN50", 200),
