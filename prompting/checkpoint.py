@@ -26,9 +26,9 @@ MAX_SHOWN = 5  # names in a message
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
-# Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA), DePT (CoOp_DePT) and BMIP (BMIP,
-# ProDA, PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen, or trainable by name but never
-# used, is left out. A tensor that is neither makes the file unknown.
+# Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA), DePT (CoOp_DePT), MMRL (MMRL, MMRLpp),
+# HiCroPL and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen, or
+# trainable by name but never used, is left out. A tensor that is neither makes the file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -107,6 +107,36 @@ _DEPT_HEAD = {
     "film_lp_text.bias": "head.text_shift",
     "linear_probe_proj.{part}": "head.classifier.{part}",
 }
+_MMRL = {
+    "representation_learner.compound_rep_tokens": "space",
+    "representation_learner.compound_rep_tokens_r2vproj.{i}.{part}": "to_vision.{i}.{part}",
+    "representation_learner.compound_rep_tokens_r2tproj.{i}.{part}": "to_text.{i}.{part}",
+    "image_encoder.proj_rep": "rep_projection",
+}
+_MMRLPP = {"representation_learner.compound_rep_tokens": "space"} | {
+    f"representation_learner.srra_r2{letter}proj.{theirs}": f"to_{tower}.{ours}"
+    for letter, tower in (("v", "vision"), ("t", "text"))
+    for theirs, ours in (
+        *(("weight", "weight"), ("srra.{i}.bias", "bias.{i}")),
+        *(("srra.{i}.A", "up.{i}"), ("srra.{i}.B", "down.{i}")),
+    )
+}
+_MMRLPP |= {"image_encoder.A": "readout_down", "image_encoder.B": "readout_up"}
+_REST = r"(?P<rest>\S+)"  # of a name
+_HICROPL = {
+    **_CONTEXT,
+    "prompt_learner.cross_prompts_text.(?P<i>[1-9]\\d*)": "text_prompts.{before}",
+    "prompt_learner.cross_prompts_visual.0": "vision_tokens",
+    "prompt_learner.cross_prompts_visual.{i}": "vision_prompts.{before}",
+    **{
+        f"prompt_learner.{theirs}.{_REST}": f"{ours}.{{rest}}"
+        for theirs, ours in (
+            *(("text2visual_net", "text_to_vision"), ("visual2text_net", "vision_to_text")),
+            *(("attn_pooling_text_nets", "text_pooling"), ("attn_pooling_visual_nets", "vision_pooling")),
+            *(("text_proxy_token", "text_proxies"), ("visual_proxy_token", "vision_proxies")),
+        )
+    },
+}
 _BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
     "prompt_learner.ctx_t": "ctx",
@@ -146,12 +176,27 @@ FORMATS: dict[str, Format] = {
     "CoPrompt": Format(
         _COPROMPT, (*_WHOLE_CLIP, "model_distill.{any}"), ("prompt_learner.ctx", "adapter_image.fc.0.weight")
     ),
+    "HiCroPL": Format(
+        _HICROPL,
+        (*_WHOLE_CLIP, _TEACHER_TOWER, "prompt_learner.cross_prompts_text.0"),  # the last is ctx once more
+        ("prompt_learner.ctx", "prompt_learner.text_proxy_token.0", _TEACHER_TOWER),
+    ),
     "MMA": Format(
         _MMA,
         ("token_embedding", "tokenized_prompts"),
         ("text_adapter.{i}.down.0.weight", "shared_adapter.{i}.0.weight"),
     ),
     "CoOp_DePT": Format({**_CONTEXT, **_DEPT_HEAD}, _WHOLE_CLIP, ("prompt_learner.ctx", "linear_probe_proj.weight")),
+    "MMRL": Format(
+        _MMRL,
+        (*_WHOLE_CLIP, "prompt_embeddings"),
+        ("representation_learner.compound_rep_tokens", "image_encoder.proj_rep"),
+    ),
+    "MMRLpp": Format(
+        _MMRLPP,
+        (*_WHOLE_CLIP, "prompt_embeddings"),
+        ("representation_learner.compound_rep_tokens", "image_encoder.A"),
+    ),
     "BMIP": Format(_BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), ("prompt_learner.ctx_t", _BMIP_GATE), _BMIP_GATES, _BMIP_NOTE),
     "PromptSRC_BMIP": Format(
         _BMIP,
@@ -337,6 +382,10 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
     tensors = {name.removeprefix("prompts."): value for name, value in tensors.items()}
     deep = {tower: _count_deep(tensors, tower) for tower in ("text", "vision")}
     ctx = tensors.get("ctx")
+    if trainer in ("MMRL", "MMRLpp") and "space" in tensors:  # which layers they are does not show
+        ranks = {"RES_LORA_DIM": "to_text.down.0", "PROJ_LORA_DIM": "readout_up"}
+        shown = {key: len(tensors[name]) for key, name in ranks.items() if name in tensors}
+        return dict(zip(("N_REP_TOKENS", "REP_DIM"), tensors["space"].shape, strict=True)) | shown
     if trainer in ("VPT", "IVLP", "PromptSRC", "PromptSRC_DePT"):
         towers = {"VISION": tensors.get("vision_tokens")} | ({} if trainer == "VPT" else {"TEXT": ctx})
         counts = {f"N_CTX_{tower}": len(first) for tower, first in towers.items() if first is not None}
@@ -357,6 +406,8 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
     if trainer in ("CoCoOp", "TCP"):
         return {"N_CTX": len(ctx)}
     settings = {"N_CTX": len(ctx), "PROMPT_DEPTH": 1 + deep["text"]}
+    if trainer == "HiCroPL":
+        return settings | {"CROSS_LAYER": sum(name.startswith("text_proxies.") for name in tensors)}
     if "vision_gates.0.beta" in tensors:  # of BMIP, as what follows
         attention = f"text_gates.{deep['text'] - 1}.beta" in tensors
         settings |= {"GATE": "attention" if attention else "official", "AGGREGATOR": "gate"}

@@ -64,12 +64,13 @@ class PromptLearner(nn.Module):
     varies_per_image = False  # whether every image has a context of its own (CoCoOp), given by condition()
     text_is_frozen = False  # whether nothing trained touches the text (VPT), so that its features are constants
     sees_class_features = False  # whether forward() is given the frozen features of class_sentences() (TCP)
+    joins_frozen_features = False  # whether features are added to the frozen model's and normalised again (HiCroPL)
 
     def class_sentences(self, classnames: Sequence[str]) -> Sequence[Sequence[str]]:
-        """Sentences about each class; for ``sees_class_features``.
+        """Sentences about each class, which stand for the frozen text; for the two above.
 
-        :meth:`forward` is then called with the frozen text features of the current classes, (n_cls, embed_dim): a
-        class's are the normalised mean of its sentences' normalised features. They are computed once per class list.
+        A class's frozen feature is the normalised mean of its sentences' normalised features. They are computed once
+        per class list; with ``sees_class_features``, :meth:`forward` is given them, (n_cls, embed_dim).
         """
         raise NotImplementedError
 

@@ -118,6 +118,13 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "MMA": {"tiny": "tiny_ep10_batch16", "base": "vit_b16_ep5", "cross_datasets": "vit_b16_ep1_cross_datasets"},
     "CoOp_DePT": {"tiny": "tiny_c4_ep10_batch4", "base": "vit_b16_ep10_bs4_lr35"},
     "PromptSRC_DePT": {"tiny": "tiny_c2_ep20_batch4_4+4ctx", "base": "vit_b16_c2_ep20_batch4_4+4ctx"},
+    "MMRL": {"tiny": "tiny_5tok_ep10_batch4", "base": "vit_b16"},
+    "MMRLpp": {"tiny": "tiny_5tok_ep10_batch4", "base": "vit_b16"},
+    "HiCroPL": {
+        "tiny": "tiny_c2_ep50_batch32_16ctx",
+        "base": "vit_b16_c2_ep50_batch32_16ctx",
+        "cross_datasets": "vit_b16_c2_ep5_batch32_2ctx_cross_datasets",
+    },
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",

@@ -94,14 +94,22 @@ class AdaptedLearner(PromptLearner):
 
 
 def read_sentences(path: str, classnames: Sequence[str]) -> list[list[str]]:
+    """One list per sentence number, with one sentence per class; as many as the class with the fewest has.
+
+    Arguments and errors are those of :func:`sentences_by_class`.
+    """
+    return [list(row) for row in zip(*sentences_by_class(path, classnames), strict=False)]
+
+
+def sentences_by_class(
+    path: str, classnames: Sequence[str], key: str = "TRAINER.COPROMPT.SENTENCES"
+) -> list[list[str]]:
     """Sentences about each class from a JSON file {class name: [sentences]}.
 
     Args:
         path: of the file.
         classnames: underscores are spaces; every one must be in the file.
-
-    Returns:
-        One list per sentence number, with one sentence per class; as many as the class with the fewest has.
+        key: of the configuration that names the file, for errors.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -109,7 +117,7 @@ def read_sentences(path: str, classnames: Sequence[str]) -> list[list[str]]:
     """
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"TRAINER.COPROMPT.SENTENCES: no file {path}; set it to '' to use templates instead")
+        raise FileNotFoundError(f"{key}: no file {path}; set it to '' to use templates instead")
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -121,7 +129,7 @@ def read_sentences(path: str, classnames: Sequence[str]) -> list[list[str]]:
     missing = [name for name in classnames if not by_name.get(clean_name(name))]
     if missing:
         raise ValueError(f"{path} has no sentence for {len(missing)} classes, the first is {missing[0]!r}")
-    return [list(row) for row in zip(*(by_name[clean_name(name)] for name in classnames), strict=False)]
+    return [by_name[clean_name(name)] for name in classnames]
 
 
 @TRAINER_REGISTRY.register()

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from prompting import Output, PromptedCLIP
+from prompting.model import frozen_image_features
 
 
 @dataclass(frozen=True)
@@ -163,14 +164,6 @@ class SelfRegulating:
         total = cross_entropy + self.text_weight * text + self.image_weight * image + divergence
         terms = {"loss_ce": cross_entropy, "loss_text": text, "loss_image": image, "loss_logits": divergence}
         return Loss(total, output, terms)
-
-
-@torch.no_grad()
-def frozen_image_features(model: PromptedCLIP, images: Tensor) -> Tensor:
-    """Normalised image features of the frozen CLIP, without prompts, (batch, embed_dim), float32."""
-    with model.precision.autocast(model.device):
-        features = model.image_encoder(images)
-    return F.normalize(features.float(), dim=-1)
 
 
 class ConsistencyGuided:

@@ -147,8 +147,7 @@ def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> 
     cfg, dataset = get_cfg_default(), saved.pop("DATASET")
     cfg.merge_from_other_cfg(CfgNode({node: saved[node] for node in needed if node in saved}))
     check_values(CfgNode({node: cfg[node] for node in needed if node in saved}), RANGES)
-    cfg.DATASET.NAME = dataset["NAME"]
-    cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE = cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE or dataset.get("TEMPLATE", "")
+    cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = dataset["NAME"], dataset.get("TEMPLATE", "")
     return _classifier(cfg, device, str(folder), epoch)
 
 

@@ -33,8 +33,9 @@ add_trainer_config(
     W=8.0,  # weight of the distance to the hand-written prompts' features
 )
 
-# As published: the sentence whose frozen feature stands for the class, where it is not zero-shot CLIP's template, and
-# what follows the learned context, where it is not "{}.". StanfordCars' has no full stop.
+# As published: the sentence whose frozen feature stands for the class, where it is not zero-shot CLIP's template
+# (DATASET.TEMPLATE takes its place), and what follows the learned context, where it is not "{}.". That of StanfordCars
+# has no full stop.
 FROZEN_TEMPLATES = {
     "DescribableTextures": "a photo of a {}, a type of texture.",
     "FGVCAircraft": "a photo of an aircraft {}.",
@@ -125,7 +126,9 @@ class TCP(PromptTrainer):
                 f"TRAINER.TCP.LAYER is {s.LAYER}, but this backbone's text tower takes the classes' tokens at layers 1 "
                 f"to {last}: set it to {min(max(s.LAYER, 1), last)}"
             )
-        frozen = FROZEN_TEMPLATES.get(name) or template_of(self.cfg, self.dm.dataset)
+        frozen = template_of(self.cfg, self.dm.dataset)
+        if name in FROZEN_TEMPLATES and not self.cfg.DATASET.get("TEMPLATE"):
+            frozen = FROZEN_TEMPLATES[name]
         after = AFTER_CONTEXT.get(name, "{}.")
         return TCPLearner(clip_model, s.N_CTX, s.CTX_INIT, s.LAYER, after, frozen, generator)
 

@@ -77,10 +77,12 @@ def on_backbone(case, model, name, **options):
     """A trainer on a given CLIP, without a file in between."""
     size = LAYOUTS[name]["image_resolution"]
     kind = TRAINER_REGISTRY.get(case.partition("/")[0])
-    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS} | {"TRAINER.TCP.LAYER": 1}
+    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS}
+    depths |= {"TRAINER.TCP.LAYER": 1, "TRAINER.HICROPL.CROSS_LAYER": 1}
+    depths |= {f"TRAINER.{node}.REP_LAYERS": (1, 2) for node in ("MMRL", "MMRLPP")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "load_backbone", lambda self: model)
-        for module in ("trainers.promptsrc", "trainers.coprompt"):
+        for module in ("trainers.promptsrc", "trainers.coprompt", "trainers.hicropl"):
             patch.setattr(f"{module}.PROMPTSRC_TEMPLATES", ["a photo of a {}."])
         return build(case, **({"INPUT.SIZE": (size, size), "DATALOADER.TRAIN_X.BATCH_SIZE": 2} | depths | options))
 
@@ -89,6 +91,7 @@ DEPTHS = [
     ("BMIP", "PROMPT_DEPTH"),
     ("MAPLE", "PROMPT_DEPTH"),
     ("COPROMPT", "PROMPT_DEPTH"),
+    ("HICROPL", "PROMPT_DEPTH"),
     ("VPT", "PROMPT_DEPTH_VISION"),
     ("MMA", "ADAPTER_END"),
     *((node, f"PROMPT_DEPTH_{tower}") for node in ("IVLP", "PROMPTSRC") for tower in ("VISION", "TEXT")),

@@ -27,6 +27,8 @@ from trainers.coop import CoOpLearner
 from trainers.ivlp import IVLPLearner
 from trainers.maple import MaPLeLearner
 from trainers.mma import MMALearner
+from trainers.mmrl import MMRLLearner
+from trainers.mmrlpp import MMRLppLearner
 
 # One or more runs of every method; what each file says about the settings it was trained with.
 RUNS = {
@@ -40,10 +42,13 @@ RUNS = {
     "ivlp_language_only": {"N_CTX_TEXT": 4, "PROMPT_DEPTH_TEXT": 3, "PROMPT_DEPTH_VISION": 0},
     "maple_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
     "tcp_pets": {"N_CTX": 4},
+    "hicropl_cross1": {"N_CTX": 4, "PROMPT_DEPTH": 3, "CROSS_LAYER": 1},
     "promptsrc_ctx4_depth4": {"N_CTX_TEXT": 4, "N_CTX_VISION": 4, "PROMPT_DEPTH_TEXT": 4, "PROMPT_DEPTH_VISION": 4},
     "coprompt_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
     "mma_scale": {"ADAPTER_START": 3, "ADAPTER_END": 4, "ADAPTER_DIM": 8},
     "dept_coop": {"N_CTX": 4, "CSC": False},
+    "mmrl_pets": {"N_REP_TOKENS": 2, "REP_DIM": 64},
+    "mmrlpp_pets": {"N_REP_TOKENS": 2, "REP_DIM": 64, "RES_LORA_DIM": 2, "PROJ_LORA_DIM": 8},
     "bmip_shared": {
         **{"N_CTX": 2, "PROMPT_DEPTH": 3, "GATE": "official", "AGGREGATOR": "gate"},
         **{"SHARE_PARAMETER_TEXT": True, "SHARE_PARAMETER_VISUAL": True},
@@ -93,7 +98,7 @@ def check_logits(trainer, reference):
 @pytest.mark.parametrize("name", RUNS)
 def test_model_dir_takes_a_published_run(model, name, tmp_path, capsys):
     reference, path = write_published(tmp_path, name)
-    trainer = trainer_of(reference, model, objective=False)
+    trainer = trainer_of(reference, model, tmp_path, objective=False)
     trainer.load_model(str(tmp_path), epoch=EPOCH)
     assert f'"{path}" (epoch = {EPOCH})' in capsys.readouterr().out
     check_logits(trainer, reference)
@@ -110,7 +115,7 @@ def test_convert_and_show(model, name, tmp_path, capsys):
     assert (content["trainer"], content["epoch"], content["converted_from"]) == (method, 5, path.name)
     assert {value.dtype for value in content["state_dict"].values()} == {torch.float32}
     assert [p.name for p in new.parent.iterdir()] == [new.name]  # no temporary file stays
-    trainer = trainer_of(reference, model, objective=False)
+    trainer = trainer_of(reference, model, tmp_path, objective=False)
     trainer.load_model(str(tmp_path / "ours"))
     check_logits(trainer, reference)
     assert prompt_settings(content["state_dict"], method) == RUNS[name]
@@ -131,7 +136,7 @@ def test_half_precision_becomes_float32_without_another_rounding(model, tmp_path
     for name, value in read_trained(path, "MaPLe").tensors.items():
         assert value.dtype == torch.float32
         assert torch.equal(value, exact[name].half().float()), name
-    trainer = trainer_of(reference, model, objective=False)
+    trainer = trainer_of(reference, model, tmp_path, objective=False)
     trainer.load_model(str(tmp_path))
     with torch.no_grad():
         logits = trainer.model(small_images(4))
@@ -194,7 +199,7 @@ def test_bmips_predecessor_is_refused():
 )
 def test_other_settings_are_refused_and_the_files_own_are_named(model, name, node, key, value, expected, tmp_path):
     reference, _ = write_published(tmp_path, name)
-    trainer = trainer_of(reference, model, objective=False)
+    trainer = trainer_of(reference, model, tmp_path, objective=False)
     trainer.cfg.TRAINER[node][key] = value
     learner = trainer.build_learner(model, torch.Generator().manual_seed(0))
     trainer.model = SimpleNamespace(prompt_learner=learner)
@@ -207,7 +212,7 @@ def test_other_settings_are_refused_and_the_files_own_are_named(model, name, nod
 
 def test_missing_epochs_and_folders_are_named(model, tmp_path):
     reference, path = write_published(tmp_path, "promptsrc_ctx4_depth4")
-    trainer = trainer_of(reference, model, objective=False)
+    trainer = trainer_of(reference, model, tmp_path, objective=False)
     with pytest.raises(FileNotFoundError, match=r"VLPromptLearner/model\.pth\.tar-9.*epochs there: 5"):
         trainer.load_model(str(tmp_path), epoch=9)
     with pytest.raises(FileNotFoundError, match="no checkpoint there"):
@@ -252,7 +257,7 @@ def test_our_own_checkpoint_without_a_trainers_name_loads(model, tmp_path):
     tensors = read_trained(path, "MaPLe").tensors
     path.unlink()
     torch.save({"state_dict": tensors, "epoch": 5, "scheduler": Scheduler()}, path)
-    trainer = trainer_of(reference, model, objective=False)
+    trainer = trainer_of(reference, model, tmp_path, objective=False)
     trainer.load_model(str(tmp_path))
     check_logits(trainer, reference)
 
@@ -285,10 +290,13 @@ def vit_b16():
         (lambda m: CoOpLearner(m, 16), 8_192),
         (lambda m: MaPLeLearner(m, 2, "a photo of a", 9), 3_555_072),
         (lambda m: IVLPLearner(m, 2, 2, "a photo of a", 9, 9), 23_040),  # 9 layers x 2 tokens x (512 + 768)
+        # released code's count on ViT-B/16: 5 x 512, 7 layers x (513 x 768 + 513 x 512), 768 x 512
+        (lambda m: MMRLLearner(m, "a photo of a {}.", 5, 512, range(5, 12)), 4_992_256),
+        (lambda m: MMRLppLearner(m, "a photo of a {}.", 5, 512, range(5, 12), 0.9, 4, 64), 813_312),
         (lambda m: BMIPLearner(m, 2, "a photo of a", 9, gate="official"), 1_203_223),  # those that get a gradient
         (lambda m: MMALearner(m, "a photo of a", 5, 12, 32, 0.001), 674_560),  # what the released code counts
     ],
-    ids=["CoOp", "MaPLe", "IVLP", "BMIP official", "MMA"],
+    ids=["CoOp", "MaPLe", "IVLP", "MMRL", "MMRLpp", "BMIP official", "MMA"],
 )
 def test_published_parameter_counts(learner, published):
     assert sum(p.numel() for p in learner(vit_b16()).parameters() if p.requires_grad) == published

@@ -24,7 +24,7 @@ from tests.reference.small_clip import prompt_tensor, small_clip, small_clip_sta
 from trainers.base import PromptTrainer
 
 NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP", "CoOp_DePT"), "COOP")
-NODES |= {"CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC", "MMA": "MMADAPTER"}
+NODES |= {"CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC", "MMA": "MMADAPTER", "HiCroPL": "HICROPL"}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
 
@@ -51,16 +51,21 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
     elif method == "TCP":  # the same words; W, and where the class name stands, are never used
         own["CTX_INIT"] = "a photo of a" if own["CTX_INIT"] else ""
         own = {key: own[key] for key in ("N_CTX", "CTX_INIT", "CSC", "PREC")}
+    elif method == "HiCroPL":
+        del own["TEACHER_NAME"]
+        own["READING"] = "official"
     elif method == "ProDA":  # upstream takes as many prompts per step as images
         own["PROMPT_BATCH"] = given["DATALOADER.TRAIN_X.BATCH_SIZE"]
     elif method == "MMA":
         own["CTX_INIT"] = own.pop("TEXT_CTX_INIT")
+    elif method in ("MMRL", "MMRLpp"):  # the logits on file are [CLS]'s
+        own |= {"ALPHA": given[f"TRAINER.{method}"]["ALPHA"], "LOGITS": "plain"}
     elif method == "CoPrompt":
         own |= {"W": given["TRAINER.W"], "DISTILL": given["TRAINER.DISTILL"]}
-        if folder is not None:
-            path = folder / "sentences.json"
-            path.write_text(json.dumps(reference.record["sentences"]), encoding="utf-8")
-            own["SENTENCES"] = str(path)
+    if "sentences" in reference.record and folder is not None:
+        path = folder / "sentences.json"
+        path.write_text(json.dumps(reference.record["sentences"]), encoding="utf-8")
+        own["SENTENCES"] = str(path)
     return {TRAINER_REGISTRY.get(method).node: own}
 
 

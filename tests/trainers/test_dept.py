@@ -10,8 +10,11 @@ from results.evaluate import evaluate_class_splits
 from tests.trainers.small_runs import build, configuration, first_batch, logits_of, stir, train_on, trained_tensors
 from trainers.coprompt import CoPrompt
 from trainers.dept import ChannelAdjustedHead, WithDePT
+from trainers.hicropl import HiCroPL
 from trainers.kgcoop import KgCoOp
 from trainers.maple import MaPLe
+from trainers.mma import MMA
+from trainers.tcp import TCP
 
 HOSTS = {"CoOp_DePT": "CoOp", "PromptSRC_DePT": "PromptSRC"}
 
@@ -154,7 +157,7 @@ def test_reused_features_keep_their_norms(name):
 # Other hosts, as a fork adds them
 
 
-@pytest.mark.parametrize("host", [KgCoOp, MaPLe, CoPrompt])
+@pytest.mark.parametrize("host", [KgCoOp, MaPLe, CoPrompt, TCP, MMA, HiCroPL])
 def test_any_host_takes_a_second_head(host, images):
     name = host.__name__
     kind = type(f"{name}_DePT", (WithDePT, host), {})
@@ -173,7 +176,25 @@ def test_any_host_takes_a_second_head(host, images):
         assert trainer.objective.host.step == 7
 
 
-@pytest.mark.parametrize(("host", "reason"), [("CoCoOp", "has one per image"), ("ProDA", "has its own classifier")])
+def test_a_host_that_joins_frozen_features_keeps_its_prediction(images):
+    """Image-text matching has the joined features still, and the second head gets them with their norms."""
+    trainer = type("HiCroPL_DePT", (WithDePT, HiCroPL), {})(configuration("HiCroPL"))
+    stir(trainer)
+    with torch.no_grad():
+        output, alone = trainer.model.outputs(images), host_of(trainer, "HiCroPL").model.outputs(images)
+    torch.testing.assert_close(output.logits, alone.logits, atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(F.normalize(output.raw_image, dim=-1), alone.image_features)
+    assert (output.raw_image.norm(dim=-1) - 1).abs().min() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("host", "reason"),
+    [
+        ("CoCoOp", "has one per image"),
+        ("ProDA", "has its own classifier"),
+        ("MMRL", "has its own classifier"),
+    ],
+)
 def test_a_host_that_classifies_otherwise_is_refused(host, reason):
     kind = type(f"{host}_DePT", (WithDePT, TRAINER_REGISTRY.get(host)), {})
     with pytest.raises(ValueError, match=f"{host}_DePT: DePT's second head.*{reason}"):

@@ -44,7 +44,7 @@ CLASSES = ["digit seven", "digit two", "digit nine", "a fairly long name", "digi
 def few_templates():
     """Three templates for the frozen teachers instead of sixty, for speed."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in ("trainers.promptsrc", "trainers.coprompt"):
+        for module in ("trainers.promptsrc", "trainers.coprompt", "trainers.hicropl"):
             patch.setattr(f"{module}.PROMPTSRC_TEMPLATES", PROMPTSRC_TEMPLATES[:3])
         yield
 

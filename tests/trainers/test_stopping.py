@@ -54,8 +54,8 @@ def everything(trainer):
 
 @pytest.fixture(autouse=True)
 def few_templates(monkeypatch):
-    """Most of the time that PromptSRC and CoPrompt take to build goes into their templates."""
-    for module in ("trainers.promptsrc", "trainers.coprompt"):
+    """Most of the time that PromptSRC, CoPrompt and HiCroPL take to build goes into their templates."""
+    for module in ("trainers.promptsrc", "trainers.coprompt", "trainers.hicropl"):
         monkeypatch.setattr(f"{module}.PROMPTSRC_TEMPLATES", PROMPTSRC_TEMPLATES[:2])
 
 
