@@ -206,6 +206,14 @@ def test_bundled_data_stand_in_for_every_protocol():
         bundled_plan(PROTOCOLS["cross_dataset"], "emoji_none")
 
 
+def test_the_miniature_stands_in_for_every_protocol():
+    sets, source = bundled_plan(PROTOCOLS["cross_dataset"], "", mini=True)
+    assert (sets[0], source, len(sets)) == ("mini_objects", "mini_objects", 9)
+    assert sorted(bundled_plan(PROTOCOLS["open_world"], "", mini=True)[0]) == sorted(sets)
+    views = tuple(f"mini_objects_{name}" for name in ("edges", "pixel", "plain", "textured"))
+    assert bundled_plan(PROTOCOLS["domain_generalization"], "", mini=True) == ((source, *views), source)
+
+
 def test_settings_of_bundled_data_name_their_own_model():
     jobs = queue("cross_dataset", datasets=("emoji_kinds", "digits"), source="emoji_kinds")
     assert all("MODEL.BACKBONE.NAME" not in job.arguments for job in [*jobs, *queue()])
