@@ -194,7 +194,8 @@ class TextEncoder(nn.Module):
             else:
                 prompts = _prompt_rows(deep, kept, batch)
             x = torch.cat([kept, prompts], dim=1)
-            if prompts.requires_grad and not kept.requires_grad:  # nothing is recorded for the frozen rows
+            # Nothing is recorded for frozen rows. (A view of a leaf requires gradients where none are recorded, too.)
+            if torch.is_grad_enabled() and prompts.requires_grad and not kept.requires_grad:
                 return x, torch.cat([project(block, kept, parts), project(block, prompts, parts)], dim=1)
             return x, project(block, x, parts)
         # A gate reads the layer's Q and K before it mixes the prompts.
