@@ -54,11 +54,12 @@ def overview(root: str) -> str:
             rows.append((name, "", "", "yours", "", "yours", ""))
             continue
         licence, found, base = "yours", presence(root, folder, [split] if split else []), root
-        if (BUNDLED_ROOT / folder).is_dir():
+        made = getattr(dataset, "entries", None)  # of a data set whose images are made when it is first used
+        if made or (BUNDLED_ROOT / folder).is_dir():
             licence, found, base = "see assets/ATTRIBUTION.md", "bundled (--root assets)", str(BUNDLED_ROOT)
         counts = "?", "?"
         with contextlib.suppress(OSError, ValueError):  # no split file, or one that cannot be read
-            parts, _ = read_entries(os.path.join(base, folder, split)) if base else ({}, "")
+            parts = made() if made else read_entries(os.path.join(base, folder, split))[0] if base else {}
             images = [row for part in parts.values() for row in part]
             counts = (f"{len({label for _, label, _ in images}):,}", f"{len(images):,}") if images else counts
         rows.append((name, *counts, f"{folder}/", "", licence, found))

@@ -29,12 +29,13 @@ ARCHIVES = Path(__file__).resolve().parents[1] / "assets" / "mini"
 SETS = {  # archive: what its classes are
     "objects": "100 objects.",
     "vehicles": "30 vehicles.",
-    "devices": "45 devices.",
-    "places": "46 places and buildings.",
+    "devices": "42 devices.",
+    "places": "45 places and buildings.",
     "animals": "45 animals.",
     "food": "40 kinds of food.",
     "sports": "35 sports and what they are done with.",
     "arrows": "41 arrows by shape and direction.",
+    "tuning": "53 signs of interfaces, to choose settings by (tools.mini_tune); in no table.",
 }
 VARIANTS = {  # of the objects
     "plain": "The drawings as they are, which is how mini_clip knows such.",

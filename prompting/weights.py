@@ -44,8 +44,8 @@ def load_clip(name_or_path: str, device: torch.device | str = "cpu", dtype: torc
 
     Args:
         name_or_path: an OpenAI name (``clip.available_models()``: "ViT-B/16", "RN50" ...), the path of a ``.pt`` file
-            (OpenAI's JIT archive or a state dict in its layout), "open_clip:ARCH/TAG", "bundled:tiny_clip", or
-            "bundled:mini_clip".
+            (OpenAI's JIT archive, a state dict in its layout, or what ``tools.pretrain_clip`` writes),
+            "open_clip:ARCH/TAG", "bundled:tiny_clip", or "bundled:mini_clip".
         dtype: type of the towers' matrices; LayerNorms and embeddings stay float32.
 
     Raises:
@@ -164,7 +164,11 @@ def read_weights(path: Path) -> Any:
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """State dict of OpenAI's JIT archive or of a saved one (alone or under "state_dict"); else a BackboneError."""
+    """State dict of OpenAI's JIT archive, of a saved one (alone or under "state_dict"), or of a bundled checkpoint.
+
+    Raises:
+        BackboneError: it is none of these.
+    """
     if path.is_dir() or path.suffix == ".safetensors":
         raise BackboneError(f"{path} is in the layout of Hugging Face's transformers, or of safetensors: {_CURE}")
     try:
@@ -174,6 +178,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"{path} is neither a JIT archive nor a state dict that loads without running code "
             f"({type(error).__name__}): the file may be cut short; delete it and fetch it again"
         ) from error
+    if isinstance(content, dict) and content.get("format") == FORMAT:
+        return expand_bundled(content, path)
     content = content.get("state_dict", content) if isinstance(content, dict) else content
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise BackboneError(f"{path} does not hold a state dict of tensors")
@@ -287,11 +293,24 @@ def read_bundled(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise BackboneError(f"{path} is not a bundled model of format {FORMAT!r}")
-    state = {key: value.float() for key, value in content["state_dict"].items()}
-    rows = content["token_rows"].float()
-    embedding = torch.zeros(content["vocabulary"], rows.shape[1])
-    embedding[content["token_ids"]] = rows
-    return state | {EMBEDDING: embedding}
+    return expand_bundled(content, path)
+
+
+def expand_bundled(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
+    """The state dict, fp32, of what `save_bundled` wrote, with the full token embedding; else a BackboneError."""
+    state, ids, rows = (content.get(key) for key in ("state_dict", "token_ids", "token_rows"))
+    size = content.get("vocabulary")
+    try:
+        check_tensors({**state, "token_ids": ids, "token_rows": rows})
+        if size != VOCABULARY or ids.dtype != torch.int64 or ids.shape != rows.shape[:1] or rows.ndim != 2:
+            raise ValueError(f"its token rows are not some of {VOCABULARY}")
+        embedding = torch.zeros(VOCABULARY, rows.shape[1])
+        embedding[ids] = rows.float()
+        return {key: value.float() for key, value in state.items()} | {EMBEDDING: embedding}
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise BackboneError(
+            f"{path} calls itself {FORMAT!r} but does not hold what such a file does: {error}"
+        ) from error
 
 
 def save_bundled(state_dict: dict[str, Tensor], path: Path | str) -> None:

@@ -718,10 +718,16 @@ def zero_shot(checkpoint: Path, task: Task, assets: Path) -> dict[str, float]:
     images, labels, names = read_images(task, assets)
     model = new_model(VOCABULARY, seed=0).eval()
     model.load_state_dict(read_bundled(checkpoint))  # as it is on disk, that is, after rounding to fp16
-    logits = logits_of(model, images, clip.tokenize([task.template.format(name) for name in names]))
-    half = math.ceil(len(names) / 2)
-    accuracy = {}
-    for split, (start, stop) in {"base": (0, half), "new": (half, len(names)), "all": (0, len(names))}.items():
+    return by_class_split(
+        logits_of(model, images, clip.tokenize([task.template.format(name) for name in names])), labels
+    )
+
+
+def by_class_split(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Accuracy in per cent of base classes among base, new among new, and all among all; (N, classes) and (N,)."""
+    classes = logits.shape[1]
+    half, accuracy = math.ceil(classes / 2), {}
+    for split, (start, stop) in {"base": (0, half), "new": (half, classes), "all": (0, classes)}.items():
         inside = (labels >= start) & (labels < stop)
         right = logits[inside, start:stop].argmax(dim=1) + start == labels[inside]
         accuracy[split] = round(right.float().mean().item() * 100, 2)

@@ -134,6 +134,35 @@ def test_files_that_hold_no_clip(case, tmp_path, capsys):
     assert "executed" not in capsys.readouterr().out
 
 
+def test_a_bundled_checkpoint_is_read_from_any_path(tmp_path):
+    path = tmp_path / "own.pt"
+    path.write_bytes((weights.ASSETS / "tiny_clip.pt").read_bytes())
+    own, bundled = load_clip(str(path)), load_clip("bundled:tiny_clip")
+    assert own.weights_sha256 == bundled.weights_sha256
+    assert torch.equal(own.token_embedding.weight, bundled.token_embedding.weight)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("vocabulary", 10**15),
+        ("vocabulary", None),
+        ("token_ids", torch.tensor([60000])),
+        ("token_ids", torch.tensor([0.5])),
+        ("token_rows", torch.zeros(4, 8)),
+        ("token_rows", "rows"),
+        ("state_dict", [1]),
+        ("state_dict", {"a": 1}),
+    ],
+)
+def test_a_damaged_bundled_checkpoint_is_named(key, value, tmp_path):
+    content = {"format": weights.FORMAT, "vocabulary": 49408, "state_dict": {"a": torch.zeros(2)}}
+    content |= {"token_ids": torch.tensor([5]), "token_rows": torch.zeros(1, 8)} | {key: value}
+    torch.save(content, tmp_path / "own.pt")
+    with pytest.raises(BackboneError, match=r"own.pt calls itself 'bundled-clip-1' but"):
+        load_clip(str(tmp_path / "own.pt"))
+
+
 def test_a_text_file_is_no_clip(tmp_path):
     (tmp_path / "notes.pt").write_text("not weights")
     with pytest.raises(BackboneError, match=r"notes.pt is neither"):
