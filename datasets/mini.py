@@ -35,7 +35,7 @@ SETS = {  # archive: what its classes are
     "food": "40 kinds of food.",
     "sports": "35 sports and what they are done with.",
     "arrows": "41 arrows by shape and direction.",
-    "tuning": "53 signs of interfaces, to choose settings by (tools.mini_tune); in no table.",
+    "tuning": "52 signs of interfaces, to choose settings by (tools.mini_tune); in no table.",
 }
 VARIANTS = {  # of the objects
     "plain": "The drawings as they are, which is how mini_clip knows such.",

@@ -32,7 +32,7 @@ COUNTS = {
     "MiniFood": (40, 1600, 320, 720),
     "MiniSports": (35, 1400, 280, 700),
     "MiniArrows": (41, 1640, 328, 820),
-    "MiniTuning": (53, 2120, 424, 848),
+    "MiniTuning": (52, 2080, 416, 832),
     **{f"MiniObjects{name.title()}": (100, 0, 0, 1121) for name in VARIANTS},
 }
 
