@@ -219,10 +219,12 @@ def training_flops(
 
 
 def objective_to_meta(objective: Any) -> None:
-    """Frozen features that an objective compares with, without their values."""
+    """Frozen features that an objective, or one within it, compares with, without their values."""
     for name, value in vars(objective).items():
         if isinstance(value, torch.Tensor):
             setattr(objective, name, value.to("meta"))
+        elif name == "host":
+            objective_to_meta(value)
 
 
 def measure_kernels(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

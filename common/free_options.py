@@ -34,10 +34,12 @@ NOT_FREE_WITH = {"DATALOADER.TEST.BATCH_SIZE": ("TRAINER.BMIP.GATE", "official")
 TRAINER_NODES = {
     name: (name.upper(),)
     for name in (
-        *("BMIP", "CoCoOp", "CoOp", "CoPrompt", "HiCroPL", "IVLP", "KgCoOp", "MMA", "MaPLe", "ProDA", "ProGrad"),
-        *("PromptSRC", "TCP", "VPT"),
+        *("BMIP", "CoCoOp", "CoOp", "CoPrompt", "HiCroPL", "IVLP", "KgCoOp", "MMA", "MMRL", "MMRLpp", "MaPLe", "ProDA"),
+        *("ProGrad", "PromptSRC", "TCP", "VPT"),
     )
 } | {
+    "CoOp_DePT": ("COOP", "DEPT"),
+    "PromptSRC_DePT": ("PROMPTSRC", "DEPT"),
     "CoPrompt_BMIP": ("COPROMPT", "BMIP"),
     "MaPLe_BMIP": ("MAPLE", "BMIP"),
     "PromptSRC_BMIP": ("PROMPTSRC", "BMIP"),

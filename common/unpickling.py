@@ -163,6 +163,7 @@ FIELDS = {
     "trainer": TEXT,
     "backbone": TEXT,
     "classnames": NAMES,
+    "dataset": TEXT,
     "settings": TEXT,
     "converted_from": TEXT,
     "optimizer": ("a state dict", lambda value: isinstance(value, dict)),

@@ -35,7 +35,7 @@ SETS = {  # archive: what its classes are
     "food": "40 kinds of food.",
     "sports": "35 sports and what they are done with.",
     "arrows": "41 arrows by shape and direction.",
-    "tuning": "53 signs of interfaces, to choose settings by (tools.mini_tune); in no table.",
+    "tuning": "52 signs of interfaces, to choose settings by (tools.mini_tune); in no table.",
 }
 VARIANTS = {  # of the objects
     "plain": "The drawings as they are, which is how mini_clip knows such.",
@@ -171,8 +171,8 @@ class Archive:
 def make(archive: Archive, folder: Path, variant: str = "photo") -> None:
     """Make a data set's images and split file, unless they are there.
 
-    The split file is written last: images without it are of an unfinished try, and are completed; so are those of which
-    some were lost. Of several processes one makes them, and the others wait.
+    The split file is written last: images without it are of an unfinished try, or of another version, and are made
+    again; of those that have it the lost ones are. Of several processes one makes them, and the others wait.
 
     Raises:
         DataRootError: they are not there, and cannot be written.
@@ -194,7 +194,7 @@ def make(archive: Archive, folder: Path, variant: str = "photo") -> None:
         try:
             if not is_there():
                 print(f"Making the images of {folder}: {sum(map(len, entries.values())):,}, this once")
-                archive.draw(images, variant, keep=has_split() or not split.exists())
+                archive.draw(images, variant, keep=has_split())
                 with atomic_write(split, "w") as file:
                     file.write(text)
         finally:

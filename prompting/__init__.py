@@ -14,7 +14,10 @@ warnings.filterwarnings("ignore", message="pkg_resources is deprecated")
 _MODULES = {
     "learner": ("PromptLearner", "TowerSizes"),
     "model": ("Output", "PRECISIONS", "Precision", "PromptedCLIP", "resolve_precision"),
-    "prompts": ("AttentionMass", "ClassPrompt", "GatedPrompt", "Prompts", "TextPrompts", "VisionPrompts"),
+    "prompts": (
+        *("AttentionMass", "ClassPrompt", "ComposedPrompt", "GatedPrompt"),
+        *("Prompts", "TextPrompts", "VisionPrompts"),
+    ),
     "tokens": ("PromptLayout", "layout_from_texts", "layout_with_context"),
     "weights": ("BackboneError", "load_clip"),
 }

@@ -26,9 +26,9 @@ MAX_SHOWN = 5  # names in a message
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
-# Textual-based_Class-aware_prompt_tuning (TCP), HiCroPL, VLM-MultiModalAdapter (MMA) and BMIP (BMIP, ProDA,
-# PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen, or trainable by name but never used, is
-# left out. A tensor that is neither makes the file unknown.
+# Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA), DePT (CoOp_DePT), MMRL (MMRL, MMRLpp),
+# HiCroPL and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen, or
+# trainable by name but never used, is left out. A tensor that is neither makes the file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -100,6 +100,28 @@ _MMA = {"shared_adapter.{i}.0.{part}": "shared.{i}.{part}"} | {
     for theirs, ours in (("text", "text"), ("visual", "vision"))
     for layer, name in (("down.0", "down"), ("up", "up"))
 }
+_DEPT_HEAD = {
+    "film_lp_img.scale": "head.image_scale",
+    "film_lp_img.bias": "head.image_shift",
+    "film_lp_text.scale": "head.text_scale",
+    "film_lp_text.bias": "head.text_shift",
+    "linear_probe_proj.{part}": "head.classifier.{part}",
+}
+_MMRL = {
+    "representation_learner.compound_rep_tokens": "space",
+    "representation_learner.compound_rep_tokens_r2vproj.{i}.{part}": "to_vision.{i}.{part}",
+    "representation_learner.compound_rep_tokens_r2tproj.{i}.{part}": "to_text.{i}.{part}",
+    "image_encoder.proj_rep": "rep_projection",
+}
+_MMRLPP = {"representation_learner.compound_rep_tokens": "space"} | {
+    f"representation_learner.srra_r2{letter}proj.{theirs}": f"to_{tower}.{ours}"
+    for letter, tower in (("v", "vision"), ("t", "text"))
+    for theirs, ours in (
+        *(("weight", "weight"), ("srra.{i}.bias", "bias.{i}")),
+        *(("srra.{i}.A", "up.{i}"), ("srra.{i}.B", "down.{i}")),
+    )
+}
+_MMRLPP |= {"image_encoder.A": "readout_down", "image_encoder.B": "readout_up"}
 _REST = r"(?P<rest>\S+)"  # of a name
 _HICROPL = {
     **_CONTEXT,
@@ -163,6 +185,17 @@ FORMATS: dict[str, Format] = {
         _MMA,
         ("token_embedding", "tokenized_prompts"),
         ("text_adapter.{i}.down.0.weight", "shared_adapter.{i}.0.weight"),
+    ),
+    "CoOp_DePT": Format({**_CONTEXT, **_DEPT_HEAD}, _WHOLE_CLIP, ("prompt_learner.ctx", "linear_probe_proj.weight")),
+    "MMRL": Format(
+        _MMRL,
+        (*_WHOLE_CLIP, "prompt_embeddings"),
+        ("representation_learner.compound_rep_tokens", "image_encoder.proj_rep"),
+    ),
+    "MMRLpp": Format(
+        _MMRLPP,
+        (*_WHOLE_CLIP, "prompt_embeddings"),
+        ("representation_learner.compound_rep_tokens", "image_encoder.A"),
     ),
     "BMIP": Format(_BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), ("prompt_learner.ctx_t", _BMIP_GATE), _BMIP_GATES, _BMIP_NOTE),
     "PromptSRC_BMIP": Format(
@@ -349,7 +382,11 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
     tensors = {name.removeprefix("prompts."): value for name, value in tensors.items()}
     deep = {tower: _count_deep(tensors, tower) for tower in ("text", "vision")}
     ctx = tensors.get("ctx")
-    if trainer in ("VPT", "IVLP", "PromptSRC"):
+    if trainer in ("MMRL", "MMRLpp") and "space" in tensors:  # which layers they are does not show
+        ranks = {"RES_LORA_DIM": "to_text.down.0", "PROJ_LORA_DIM": "readout_up"}
+        shown = {key: len(tensors[name]) for key, name in ranks.items() if name in tensors}
+        return dict(zip(("N_REP_TOKENS", "REP_DIM"), tensors["space"].shape, strict=True)) | shown
+    if trainer in ("VPT", "IVLP", "PromptSRC", "PromptSRC_DePT"):
         towers = {"VISION": tensors.get("vision_tokens")} | ({} if trainer == "VPT" else {"TEXT": ctx})
         counts = {f"N_CTX_{tower}": len(first) for tower, first in towers.items() if first is not None}
         return counts | {
@@ -364,7 +401,7 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
         return {}
     if trainer == "ProDA":
         return {"N_PROMPT": len(ctx), "N_CTX": ctx.shape[-2]}
-    if trainer in ("CoOp", "KgCoOp", "ProGrad"):
+    if trainer in ("CoOp", "KgCoOp", "ProGrad", "CoOp_DePT"):
         return {"N_CTX": ctx.shape[-2], "CSC": ctx.dim() == 3}
     if trainer in ("CoCoOp", "TCP"):
         return {"N_CTX": len(ctx)}

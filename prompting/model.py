@@ -192,26 +192,32 @@ class PromptedCLIP(nn.Module):
                 parts = [self.text_encoder(self.layout, replace(text, context=context)) for context in contexts]
                 features = torch.cat(parts)
             features = self.prompt_learner.adapt_text(features.float())
-        features = F.normalize(features.float(), dim=-1)
-        if not self.prompt_learner.joins_frozen_features:
-            return features
-        return F.normalize(features + self.class_features(), dim=-1)
+        features = features.float()
+        if self.prompt_learner.joins_frozen_features:
+            features = F.normalize(features, dim=-1) + self.class_features()
+        return self.finished(features)
 
     def image_features(self, images: Tensor, prompts: Prompts | None = None, frozen: Tensor | None = None) -> Tensor:
         """Normalised image features, (batch, embed_dim), float32; such features in place of images stay as they are.
 
-        ``frozen`` are the frozen model's, for a learner that joins them, where they are known already.
+        Where prompts are read out too, they are two of each image, (batch, 2, embed_dim). ``frozen`` are the frozen
+        model's, for a learner that joins them, where they are known already.
         """
-        if images.dim() == 2:
+        if images.dim() < 4:
             return images
         prompts = prompts or self.prompts()
         with self.precision.autocast(self.device):
             features = self.image_encoder(images, prompts.vision)
             features = self.prompt_learner.adapt_image(features.float())
-        features = F.normalize(features.float(), dim=-1)
-        if not self.prompt_learner.joins_frozen_features:
-            return features
-        return F.normalize(features + (frozen_image_features(self, images) if frozen is None else frozen), dim=-1)
+        features = features.float()
+        if self.prompt_learner.joins_frozen_features:
+            frozen = frozen_image_features(self, images) if frozen is None else frozen
+            features = F.normalize(features, dim=-1) + frozen
+        return self.finished(features)
+
+    def finished(self, features: Tensor) -> Tensor:
+        """A tower's features as :meth:`compare` takes them; a subclass that compares otherwise may keep their norms."""
+        return F.normalize(features, dim=-1)
 
     @contextlib.contextmanager
     def evaluating(self) -> Iterator[Watch]:

@@ -65,7 +65,23 @@ class ClassPrompt:
         return self.tokens.shape[-2]
 
 
-DeepPrompt = Tensor | GatedPrompt | ClassPrompt
+@dataclass(frozen=True)
+class ComposedPrompt:
+    """Prompt tokens of one layer mixed with those that arrive: ``share * own + (1 - share) * arriving`` (MMRL++)."""
+
+    own: Tensor  # (n_prompts, width)
+    share: float  # of the own tokens
+
+    @property
+    def n_prompts(self) -> int:
+        return self.own.shape[-2]
+
+    def compose(self, arriving: Tensor) -> Tensor:
+        """The layer's tokens from those that arrive, (..., n_prompts, width), in their type."""
+        return self.share * self.own.to(arriving.dtype) + (1 - self.share) * arriving
+
+
+DeepPrompt = Tensor | GatedPrompt | ClassPrompt | ComposedPrompt
 # A branch beside a block: from the block's input after its first LayerNorm, (..., width), to what is added to the
 # block's output, (..., width). It sees each row alone, so that what classes share stays shared.
 SideBranch = Callable[[Tensor], Tensor]
@@ -87,11 +103,22 @@ class TextPrompts:
         deep: layer index (>= 1) -> tokens that replace positions 1..n_prompts before that layer; (n_prompts, width),
             or (groups, n_prompts, width); a :class:`ClassPrompt` where every class has its own.
         beside: layer index (>= 0) -> branch beside that layer's block.
+        inserts: whether the first of the deep layers, which may be 0 then, inserts its tokens at positions
+            1..n_prompts, between [SOS] and all that follows (MMRL); later ones replace them. They get no positional
+            embedding, the others keep theirs, and the text may be longer than the context length from there on.
     """
 
     context: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
     beside: Mapping[int, SideBranch] = field(default_factory=dict)
+    inserts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.inserts and any(isinstance(prompt, GatedPrompt | ClassPrompt) for prompt in self.deep.values()):
+            raise ValueError(
+                "inserted text prompts are the same for all classes: neither gated, since a gate reads what arrives at "
+                "its layer, nor one per class"
+            )
 
     @property
     def n_deep(self) -> int:
@@ -116,13 +143,17 @@ class VisionPrompts:
     Attributes:
         tokens: tokens placed after the patches before ``ln_pre``, shape (n_prompts, width) or, with tokens of its own
             for each image, (batch, n_prompts, width); ``None`` for none.
-        deep: layer index (>= 1) -> tokens that replace them before that layer.
+        deep: layer index (>= 1) -> tokens that replace them before that layer. Without ``tokens`` the first of these
+            layers, which may be 0 then, inserts its tokens (MMRL).
         beside: layer index (>= 0) -> branch beside that layer's block.
+        readout: (width, embed_dim), projects the mean of the last layer's prompt tokens after ``ln_post`` (MMRL). The
+            tower then returns two features of an image, (batch, 2, embed_dim): [CLS]'s and this one.
     """
 
     tokens: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
     beside: Mapping[int, SideBranch] = field(default_factory=dict)
+    readout: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -133,16 +164,24 @@ class Prompts:
     vision: VisionPrompts = field(default_factory=VisionPrompts)
 
 
-def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str) -> None:
-    """Refuse deep prompts outside layers 1 .. n_layers - 1; layer 0 takes the context or the vision tokens."""
+def check_deep_prompts(deep: Mapping[int, DeepPrompt], n_layers: int, tower: str, first: int = 1) -> None:
+    """Refuse deep prompts outside layers first .. n_layers - 1; layer 0 takes the context or the vision tokens.
+
+    ``first`` is 0 where the first layer with deep prompts inserts them, which then cannot depend on arriving ones.
+    """
     for layer, prompt in deep.items():
         if tower == "vision" and isinstance(prompt, ClassPrompt):
             raise ValueError(f"a prompt per class at layer {layer} of the vision tower: only text has classes")
-        if not 1 <= layer < n_layers:
+        if not first <= layer < n_layers:
             raise ValueError(
-                f"deep prompts at layer {layer} of the {tower} tower, which has layers 1..{n_layers - 1} to prompt: "
-                f"set PROMPT_DEPTH to at most {n_layers}"
+                f"deep prompts at layer {layer} of the {tower} tower, which has layers {first}..{n_layers - 1} to "
+                f"prompt: set PROMPT_DEPTH to at most {n_layers}"
             )
+    if first == 0 and deep and isinstance(deep[min(deep)], ComposedPrompt):
+        raise ValueError(
+            f"layer {min(deep)} of the {tower} tower is the first that takes prompts, so none arrive there to be mixed "
+            "with: give it tokens of its own"
+        )
 
 
 def check_side_branches(beside: Mapping[int, SideBranch], n_layers: int, tower: str) -> None:

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from prompting.prompts import (
     AttentionMass,
     ClassPrompt,
+    ComposedPrompt,
     DeepPrompt,
     GatedPrompt,
     SideBranch,
@@ -41,6 +42,11 @@ def run_block(block: nn.Module, x: Tensor, mask: Tensor | None, beside: SideBran
     return x if beside is None else x + beside(normed).to(x.dtype)
 
 
+def causal_mask(x: Tensor) -> Tensor:
+    """What is added to the scores of (n, rows, width) so that a row sees itself and those before it, (rows, rows)."""
+    return torch.full((x.shape[1],) * 2, float("-inf"), device=x.device).triu(1).to(x.dtype)
+
+
 class PlainTextEncoder(TextEncoder):
     """All positions of the context length for every class; same interface as :class:`TextEncoder`."""
 
@@ -50,13 +56,14 @@ class PlainTextEncoder(TextEncoder):
             groups = [replace(prompts, context=context) for context in prompts.context]
             return torch.stack([self.forward(layout, group) for group in groups])
         x = self._embed(layout, prompts.context)
-        mask = torch.full((self.context_length,) * 2, float("-inf"), device=x.device).triu(1).to(x.dtype)
-        eot = (layout.lengths - 1).to(x.device)
+        mask, eot, inserts = causal_mask(x), (layout.lengths - 1).to(x.device), prompts.inserts
         for index, block in enumerate(self.blocks):
             deep = prompts.deep.get(index)
             if deep is not None:
                 new = self._new_prompts(block, x, deep, mask, eot)
-                x = torch.cat([x[:, :1], new, x[:, 1 + new.shape[1] :]], dim=1)
+                x = torch.cat([x[:, :1], new, x[:, 1 if inserts else 1 + new.shape[1] :]], dim=1)
+                if inserts:  # from here on all texts are longer
+                    mask, eot, inserts = causal_mask(x), eot + new.shape[1], False
             x = run_block(block, x, mask, prompts.beside.get(index))
         x = x[torch.arange(len(x), device=x.device), eot]
         return self.ln_final(x).to(self.text_projection.dtype) @ self.text_projection
@@ -76,8 +83,11 @@ class PlainTextEncoder(TextEncoder):
                 weights = attention_weights(block, x, mask)
                 row = weights[torch.arange(len(x), device=x.device), eot]  # (n_cls, context_length)
             deep = deep.mix(AttentionMass(row[:, 1 : 1 + deep.n_prompts], (eot + 1).unsqueeze(1)))
-        tokens = deep.tokens if isinstance(deep, ClassPrompt) else deep
-        return tokens.to(x.dtype).expand(len(x), -1, -1)
+        elif isinstance(deep, ComposedPrompt):
+            deep = deep.compose(x[:, 1 : 1 + deep.n_prompts])
+        elif isinstance(deep, ClassPrompt):
+            deep = deep.tokens
+        return deep.to(x.dtype).expand(len(x), -1, -1)
 
 
 class PlainVisionEncoder(VisionEncoder):
@@ -92,7 +102,13 @@ class PlainVisionEncoder(VisionEncoder):
                 with torch.no_grad():
                     weights = attention_weights(block, x, None)[:, :n_kept, n_kept:].mean(1)
                 deep = deep.mix(AttentionMass(weights, x.shape[1]))
+            elif isinstance(deep, ComposedPrompt):
+                deep = deep.compose(x[:, n_kept:])
             if deep is not None:
                 x = torch.cat([x[:, :n_kept], deep.to(x.dtype).expand(len(x), -1, -1)], dim=1)
             x = run_block(block, x, None, prompts.beside.get(index))
-        return self.visual.ln_post(x[:, 0]).to(self.visual.proj.dtype) @ self.visual.proj
+        features = self.visual.ln_post(x[:, 0]).to(self.visual.proj.dtype) @ self.visual.proj
+        if prompts.readout is None:
+            return features
+        mean = self.visual.ln_post(x[:, n_kept:]).mean(dim=1)
+        return torch.stack([features, mean.to(features.dtype) @ prompts.readout.to(features.dtype)], dim=1)

@@ -42,6 +42,14 @@ class PromptLayout:
         """Number of tokens of all classes."""
         return int(self.lengths.sum())
 
+    def widened(self, n: int) -> PromptLayout:
+        """The same texts with n more positions behind [SOS], for tokens that are inserted at a later layer."""
+        tokens, context = (
+            torch.cat([part[:, :1], part.new_full((len(part), n), fill), part[:, 1:]], dim=1)
+            for part, fill in ((self.tokens, 0), (self.context, -1))
+        )
+        return PromptLayout(self.classnames, tokens, context, self.lengths + n)
+
     def shared_length(self) -> int:
         """Number of leading positions that are the same in every class; [EOT] is never one of them."""
         same = (self.tokens == self.tokens[:1]).all(0) & (self.context == self.context[:1]).all(0)

@@ -7,7 +7,7 @@ its image features follow from:
   all runs of this process and, with `FEATURES.FOLDER`, on disk. Validation uses them too, and so does training where
   the configuration augments nothing.
 - "prompts" (MaPLe, PromptSRC, BMIP ...): they are the same for every class list as long as nothing is trained: base,
-  new and all classes are tested in one pass over the images.
+  new and all classes are tested in one pass over the images. Where an image has two (MMRL), both are kept.
 - "batch" (BMIP's official gate), and trainers that do not say: nothing is reused.
 
 Images that are not known yet are computed in the batches that the test itself would form, so the first pass is that of
@@ -202,7 +202,7 @@ class FeatureLoader:
                 done.append(torch.cat(waiting).cpu())
                 waiting.clear()
         features = torch.cat(done)
-        if not (finite := features.isfinite().all(dim=1)).all():
+        if not (finite := features.flatten(1).isfinite().all(dim=1)).all():
             items = self.dataset.data_source
             broken = [items[index].impath for index, good in zip(indices, finite.tolist(), strict=True) if not good]
             raise FloatingPointError(f"the image feature of {shown(broken)} is infinite or NaN")

@@ -116,6 +116,10 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "CoPrompt": {"tiny": "tiny_c2_ep8_batch4_2ctx", "base": "coprompt"},
     "TCP": {"tiny": "tiny_c4_ep50_batch32", "base": "vit_b16_c4_ep50_batch32"},
     "MMA": {"tiny": "tiny_ep10_batch16", "base": "vit_b16_ep5", "cross_datasets": "vit_b16_ep1_cross_datasets"},
+    "CoOp_DePT": {"tiny": "tiny_c4_ep10_batch4", "base": "vit_b16_ep10_bs4_lr35"},
+    "PromptSRC_DePT": {"tiny": "tiny_c2_ep20_batch4_4+4ctx", "base": "vit_b16_c2_ep20_batch4_4+4ctx"},
+    "MMRL": {"tiny": "tiny_5tok_ep10_batch4", "base": "vit_b16"},
+    "MMRLpp": {"tiny": "tiny_5tok_ep10_batch4", "base": "vit_b16"},
     "HiCroPL": {
         "tiny": "tiny_c2_ep50_batch32_16ctx",
         "base": "vit_b16_c2_ep50_batch32_16ctx",

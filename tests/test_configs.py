@@ -99,12 +99,28 @@ def coprompt_bmip(depth, n_ctx, weight, epochs=8):
     return with_bmip(0.0035, epochs, bmip_prompts(n_ctx, depth, share=False), consistency(weight))
 
 
+def mmrl(weight, dim=512, epochs=10, batch=4, warmup=1):
+    return "ViT-B/16", "adamw", 0.001, epochs, warmup, batch, representation("MMRL", weight, dim)
+
+
+def mmrlpp(beta, weight, rate=0.001, epochs=10, batch=4, warmup=1):
+    values = {"MMRLPP.BETA": beta, "MMRLPP.RES_LORA_DIM": 4, "MMRLPP.PROJ_LORA_DIM": 64}
+    return "ViT-B/16", "adamw", rate, epochs, warmup, batch, values | representation("MMRLPP", weight)
+
+
+def representation(node, weight, dim=512):
+    values = {"N_REP_TOKENS": 5, "REP_LAYERS": (6, 7, 8, 9, 10, 11, 12), "REP_DIM": dim, "ALPHA": 0.7}
+    values |= {"REG_WEIGHT": weight, "LOGITS": "auto", "FUSION": "logits"}
+    return {f"{node}.{key}": value for key, value in values.items()}
+
+
 def hicropl(epochs, batch, n_ctx=16, depth=12, cross=6, reading="paper"):
     prompts = {"HICROPL.N_CTX": n_ctx, "HICROPL.CTX_INIT": WORDS, "HICROPL.PROMPT_DEPTH": depth}
     values = {"HICROPL.CROSS_LAYER": cross, "HICROPL.LAMBD": 12.0, "HICROPL.READING": reading}
     return "ViT-B/16", ADAM, 0.0025, epochs, 1, batch, prompts | values
 
 
+DEPT = {"DEPT.LAMBDA": 0.7, "DEPT.LR_MULT": 6.5, "DEPT.FUSION": "probabilities"}
 # depth, prompts, weight of the consistency (and epochs, where not 8)
 COPROMPT = {
     "coprompt": (9, 2, 1.0),
@@ -119,6 +135,18 @@ COPROMPT = {
     "coprompt_dtd": (12, 2, 8.0),
     "coprompt_eurosat": (12, 2, 0.1),
     "coprompt_ucf101": (12, 4, 2.0),
+}
+# weight of the distances (and width of the representation space, where not 512), ImageNet apart
+MMRL = {
+    **{"caltech101": (0.5,), "oxford_pets": (0.2,), "stanford_cars": (7.0,), "oxford_flowers": (4.0,)},
+    **{"food101": (5.0,), "fgvc_aircraft": (6.0,), "sun397": (6.0,), "dtd": (6.0,), "eurosat": (0.01, 2048)},
+    "ucf101": (3.0,),
+}
+# share of a later layer's own tokens, weight of the distances, ImageNet apart
+MMRLPP = {
+    **{"caltech101": (0.6, 3.0), "oxford_pets": (0.7, 0.01), "stanford_cars": (0.7, 6.0), "oxford_flowers": (0.4, 7.0)},
+    **{"food101": (0.1, 1.0), "fgvc_aircraft": (0.9, 2.0), "sun397": (0.5, 3.0), "dtd": (0.9, 7.0)},
+    **{"eurosat": (0.2, 0.01), "ucf101": (0.9, 3.0)},
 }
 BACKBONES = {"rn50": "RN50", "rn101": "RN101", "vit_b32": "ViT-B/32", "vit_b16": "ViT-B/16", "vit_l14": "ViT-L/14"}
 BMIP_SETTING = "BMIP/vit_b16_c2_ep10_batch4_2ctx"
@@ -173,6 +201,11 @@ PUBLISHED = {
     "MMA/vit_b16_ep5": mma(5, 16, 5),
     "MMA/vit_b16_ep5_imagenet": mma(5, 128, 5),
     "MMA/vit_b16_ep1_cross_datasets": mma(1, 128, 9),
+    "CoOp_DePT/vit_b16_ep10_bs4_lr35": (
+        *("ViT-B/16", SGD, 0.0035, 10, 1, 4),
+        {"COOP.N_CTX": 16, "COOP.CTX_INIT": "", **DEPT},
+    ),
+    "PromptSRC_DePT/vit_b16_c2_ep20_batch4_4+4ctx": (*promptsrc(20, 9, 15.0, 1.0)[:-1], DEPT),
     BMIP_SETTING: bmip(),
     f"{BMIP_SETTING}_official": bmip(gate="official"),
     f"{BMIP_SETTING}_not_shared": bmip(share=False),
@@ -189,6 +222,20 @@ PUBLISHED = {
         *("ViT-B/16", ADAM, 0.002, 50, 1, 32),
         {"TCP.N_CTX": 4, "TCP.CTX_INIT": "", "TCP.LAYER": 8, "TCP.W": 8.0},
     ),
+    "MMRL/vit_b16": mmrl(1.0),
+    "MMRL/vit_b16_imagenet": mmrl(0.5, epochs=5, batch=32),
+    "MMRL/vit_b16_few_shot": mmrl(0.5, epochs=50, batch=32),
+    "MMRL/vit_b16_few_shot_imagenet": mmrl(0.5, epochs=5, batch=32),
+    "MMRL/vit_b16_cross_datasets": mmrl(0.2, epochs=1, batch=32, warmup=0),
+    **{f"MMRL/vit_b16_{name}": mmrl(*values) for name, values in MMRL.items()},
+    **{f"MMRL/vit_b16_few_shot_{name}": mmrl(*values, epochs=50, batch=32) for name, values in MMRL.items()},
+    "MMRLpp/vit_b16": mmrlpp(0.9, 1.0),
+    "MMRLpp/vit_b16_imagenet": mmrlpp(0.9, 0.2, epochs=5, batch=32),
+    "MMRLpp/vit_b16_few_shot": mmrlpp(0.9, 1.0, 0.002, 100, 32),
+    "MMRLpp/vit_b16_few_shot_imagenet": mmrlpp(0.9, 0.2, epochs=5, batch=32),
+    "MMRLpp/vit_b16_cross_datasets": mmrlpp(0.9, 0.1, epochs=1, batch=32, warmup=0),
+    **{f"MMRLpp/vit_b16_{name}": mmrlpp(*values) for name, values in MMRLPP.items()},
+    **{f"MMRLpp/vit_b16_few_shot_{name}": mmrlpp(*values, 0.002, 100, 32) for name, values in MMRLPP.items()},
     "HiCroPL/vit_b16_c2_ep50_batch32_16ctx": hicropl(50, 32),
     "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_few_shot": hicropl(50, 32),
     "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_official": hicropl(50, 32, reading="official"),
@@ -240,6 +287,13 @@ TINY_OF = {
         "vit_b16_ep5",
         {"OPTIM.MAX_EPOCH": 10, "TRAINER.MMA.ADAPTER_START": 2, "TRAINER.MMA.ADAPTER_END": 4},
     ),
+    "CoOp_DePT/tiny_c4_ep10_batch4": ("vit_b16_ep10_bs4_lr35", {"TRAINER.COOP.N_CTX": 4}),
+    "PromptSRC_DePT/tiny_c2_ep20_batch4_4+4ctx": (
+        "vit_b16_c2_ep20_batch4_4+4ctx",
+        {"TRAINER.PROMPTSRC.PROMPT_DEPTH_VISION": 3, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 3},
+    ),
+    "MMRL/tiny_5tok_ep10_batch4": ("vit_b16", {"TRAINER.MMRL.REP_LAYERS": (2, 3, 4)}),
+    "MMRLpp/tiny_5tok_ep10_batch4": ("vit_b16", {"TRAINER.MMRLPP.REP_LAYERS": (2, 3, 4)}),
     "HiCroPL/tiny_c2_ep50_batch32_16ctx": (
         "vit_b16_c2_ep50_batch32_16ctx",
         {"TRAINER.HICROPL.PROMPT_DEPTH": 4, "TRAINER.HICROPL.CROSS_LAYER": 2},
@@ -368,7 +422,9 @@ def test_published_values(name):
         assert (optim.LR_SCHEDULER, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR) == ("cosine", "constant", 1e-5)
         assert (optim.WEIGHT_DECAY, optim.MOMENTUM) == (5e-4, 0.9)
     node = TRAINER_REGISTRY.get(name.split("/")[0]).node
-    assert values[f"{node}.PREC"] == ("amp" if node == "MMA" else "fp16")
+    assert values[f"{node}.PREC"] == ("amp" if node in ("MMA", "MMRL", "MMRLPP") else "fp16")
+    if node.startswith("MMRL"):
+        assert cfg.INPUT.RRCROP_SCALE == (0.5, 1.0)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -418,8 +474,9 @@ def test_tiny_settings_build_and_train(path, tmp_path):
 
 
 def _built_here(path):
-    """Full settings that are built on the bundled model: one of CoPrompt's for the single data sets, all others."""
-    return (path not in TINY and not path.stem.startswith("coprompt_")) or path.stem == "coprompt_imagenet"
+    """Full settings that are built on the bundled model: one of those for the single data sets, all others."""
+    of_a_dataset = path.stem.startswith("coprompt_") or ("MMRL" in str(path) and path.stem.endswith(tuple(MMRL)))
+    return (path not in TINY and not of_a_dataset) or path.stem == "coprompt_imagenet"
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if _built_here(path)], ids=_id)
@@ -440,6 +497,7 @@ def test_full_settings_fit_together(path):
         "USE_CUDA": False,
         "VERBOSE": False,
         f"TRAINER.{trainer_class.node}.PREC": "fp32",
+        **{f"TRAINER.{node}.REP_LAYERS": (2, 3, 4) for node in ("MMRL", "MMRLPP")},
         **dict.fromkeys(depths, 4),
         "TRAINER.TCP.LAYER": 3,
         "TRAINER.HICROPL.CROSS_LAYER": 2,

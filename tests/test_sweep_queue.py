@@ -124,6 +124,9 @@ def test_the_users_options_come_last():
         ("CoOp", "few_shot", "eurosat", 1, "vit_b16", "vit_b16_ep50"),
         ("CoPrompt", "open_world", "eurosat", 16, "coprompt", "coprompt_eurosat"),
         ("MMA", "open_world", "imagenet", 16, "vit_b16_ep5", "vit_b16_ep5_imagenet"),
+        ("MMRL", "open_world", "eurosat", 16, "vit_b16", "vit_b16_eurosat"),
+        ("MMRL", "few_shot", "imagenet", 1, "vit_b16_few_shot", "vit_b16_few_shot_imagenet"),
+        ("MMRL", "cross_dataset", "eurosat", 16, "vit_b16_cross_datasets", "vit_b16_cross_datasets"),
         (
             *("PromptSRC", "few_shot", "dtd", 4, "vit_b16_c2_ep50_batch4_4+4ctx_few_shot"),
             "vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45",
@@ -201,6 +204,14 @@ def test_bundled_data_stand_in_for_every_protocol():
     assert bundled_plan(PROTOCOLS["domain_generalization"], "") == (("emoji_kinds", *styles), "emoji_kinds")
     with pytest.raises(SweepError, match="needs configs/datasets/emoji_none.yaml"):
         bundled_plan(PROTOCOLS["cross_dataset"], "emoji_none")
+
+
+def test_the_miniature_stands_in_for_every_protocol():
+    sets, source = bundled_plan(PROTOCOLS["cross_dataset"], "", mini=True)
+    assert (sets[0], source, len(sets)) == ("mini_objects", "mini_objects", 9)
+    assert sorted(bundled_plan(PROTOCOLS["open_world"], "", mini=True)[0]) == sorted(sets)
+    views = tuple(f"mini_objects_{name}" for name in ("edges", "pixel", "plain", "textured"))
+    assert bundled_plan(PROTOCOLS["domain_generalization"], "", mini=True) == ((source, *views), source)
 
 
 def test_settings_of_bundled_data_name_their_own_model():

@@ -46,6 +46,7 @@ from tools.pretrain_clip import zero_shot as bundled_zero_shot
 
 CLASSES, SEED = 100, 7
 MONO = ("outline", "solid", "duotone")
+TUNING = "tuning"  # the set that settings are chosen by, which no table has
 Group = tuple[str, list[Emoji]]  # a task's name and its images; the classes are the names that occur
 
 
@@ -140,6 +141,8 @@ def set_rows(checkpoints: list[Path]) -> list[tuple[str, list[str]]]:
     """The rows of the second table."""
     models, rows = [load(path) for path in checkpoints], []
     for name in SETS:
+        if name == TUNING:
+            continue
         archive = Archive(ARCHIVES / f"{name}.zip")
         classes, sources, drawings = archive.content["classes"], archive.content["drawings"], archive.drawings()
         for variant in ("photo", *(VARIANTS if name == "objects" else ())):

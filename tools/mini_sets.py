@@ -58,12 +58,10 @@ def pack(corpus: Path, sets: dict, out: Path) -> dict[str, Counter]:
     index = json.loads((corpus / "index.json").read_text())
     pixels = np.load(corpus / "pixels.npy", mmap_mode="r")
     counts = {}
-    rows = [
-        row
-        for row, (part, package) in enumerate(zip(index["part"], index["package"], strict=True))
-        if part == "report" and package not in NOT_SHIPPED
-    ]
     for title, wanted in sets.items():
+        part = wanted.get("part", "report")
+        rows = [row for row, found in enumerate(index["part"]) if found == part]
+        rows = [row for row in rows if index["package"][row] not in NOT_SHIPPED]
         by_name: dict[str, dict[int, tuple[str, str]]] = {}
         for row in rows:
             by_name.setdefault(index["name"][row], {})[row] = index["family"][row], index["package"][row]

@@ -8,6 +8,7 @@ checkout that runs on upstream Dassl.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ from trainers.step import GRAPH_MODES, Steps, memory_advice, redefines
 
 MODEL_NAME = "prompt_learner"
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
-CHECKPOINT_FOLDERS = (MODEL_NAME, "MultiModalPromptLearner", "VLPromptLearner", "adapter_learner")
+CHECKPOINT_FOLDERS = (
+    *(MODEL_NAME, "PromptLearner", "MultiModalPromptLearner", "VLPromptLearner", "adapter_learner"),
+    "MultiModalRepresentationLearner",
+)
 # What keys may hold, by dotted key: (least, most) of a number, or the names to choose from.
 RANGES: dict[str, tuple[Any, ...]] = {}
 # Of the keys that methods share. How many layers and tokens fit is the backbone's to say.
@@ -122,6 +126,10 @@ class PromptTrainer(Steps, TrainerX):
         """The frozen CLIP with the learner's prompts."""
         return PromptedCLIP(clip_model, learner, self.train_classnames, self.precision, self.path)
 
+    def parameter_groups(self, learner: PromptLearner) -> list[dict[str, Any]] | None:
+        """Groups of the learner's parameters that train at rates of their own; ``None``: all at OPTIM.LR."""
+        return None
+
     def load_backbone(self) -> nn.Module:
         """The frozen CLIP of the configuration, on the CPU."""
         model = load_clip(self.cfg.MODEL.BACKBONE.NAME, "cpu", self.precision.weights_dtype)
@@ -172,7 +180,7 @@ class PromptTrainer(Steps, TrainerX):
             taken = {"file": str(path), "sha256": sha256, "tensors": names}
             self.notes = {**getattr(self, "notes", {}), "init_weights": taken}
             print(f"Initial weights from {path} (sha256 {sha256}): {len(names)} tensors, {', '.join(names)}")
-        self.optim = build_optimizer(learner, cfg.OPTIM)
+        self.optim = build_optimizer(learner, cfg.OPTIM, self.parameter_groups(learner))
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model(MODEL_NAME, learner, self.optim, self.sched)
         self.skipped_steps = self._skipped_in_a_row = 0
@@ -283,8 +291,12 @@ class PromptTrainer(Steps, TrainerX):
                 f"checkpoint {path} was trained on the backbone {trained_on}, this run has {name}: "
                 f"set MODEL.BACKBONE.NAME {trained_on}"
             )
+        self.take_content(trained.content, str(path))
         load_trained(self.model.prompt_learner, trained.tensors, path, trained.advice)
         print(f'Loading weights to {MODEL_NAME} from "{path}" (epoch = {trained.epoch})')
+
+    def take_content(self, content: Mapping[str, Any], source: str) -> None:
+        """Take what else the method needs of a checkpoint's content, or refuse it; nothing here."""
 
     # Evaluation on other classes
 

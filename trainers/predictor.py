@@ -148,7 +148,6 @@ def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> 
     cfg.merge_from_other_cfg(CfgNode({node: saved[node] for node in needed if node in saved}))
     check_values(CfgNode({node: cfg[node] for node in needed if node in saved}), RANGES)
     cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = dataset["NAME"], dataset.get("TEMPLATE", "")
-    cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE = cfg.TRAINER.ZEROSHOTCLIP.TEMPLATE or dataset.get("TEMPLATE", "")
     return _classifier(cfg, device, str(folder), epoch)
 
 

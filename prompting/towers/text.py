@@ -20,6 +20,9 @@ How its rows lie, for two classes, "a photo of a {}." with n_ctx = 2 learned vec
     layer 0           words and learned vectors are projected apart, so that words record no gradient
     last layer        K and V of all rows; the rest for the [EOT] rows (here 5 and 9) only, (groups, n_cls, width)
 
+    Tokens that a layer inserts (MMRL) are prompt rows from that layer on: position 1 and those that follow move on, and
+    the other rows lie as before.
+
     From the first layer on that gives every class prompts of its own (BMIP's gates, TCP), only [SOS] is shared:
 
     row         0     | 1   2  3    4  5     | 6   7  8    9     10  11    | 12  13    | 14  15
@@ -40,6 +43,7 @@ from torch import Tensor, nn
 from prompting.prompts import (
     AttentionMass,
     ClassPrompt,
+    ComposedPrompt,
     DeepPrompt,
     GatedPrompt,
     SideBranch,
@@ -100,15 +104,16 @@ class TextEncoder(nn.Module):
     def forward(self, layout: PromptLayout, prompts: TextPrompts | None = None) -> Tensor:
         """Features of every class, not normalised: (n_cls, embed_dim), with groups (groups, n_cls, embed_dim)."""
         prompts = prompts or TextPrompts()
-        check_deep_prompts(prompts.deep, len(self.blocks), "text")
+        check_deep_prompts(prompts.deep, len(self.blocks), "text", first=0 if prompts.inserts else 1)
         check_side_branches(prompts.beside, len(self.blocks), "text")
-        batch, per_class, shared_rows = self._batches_of(layout, prompts)
+        batch, later, shared_rows = self._batches_of(layout, prompts)
         x, projected = self._first_layer_rows(batch, prompts.context)
         for index, block in enumerate(self.blocks):
             deep, following = map(prompts.deep.get, (index, index + 1))
-            diverges = differs(deep) and batch is not per_class
-            batch = per_class if diverges else batch
-            at = At(deep, batch, shared_rows if diverges else None, prompts.beside.get(index))
+            changes = batch is not later and (differs(deep) or (prompts.inserts and deep is not None))
+            batch = later if changes else batch
+            at = At(deep, batch, shared_rows if changes else None, prompts.beside.get(index))
+            projected = projected if deep is None else None  # tokens inserted before layer 0 are not in it
             if index == len(self.blocks) - 1:
                 features = self._last_layer(block, x, at)
             else:
@@ -117,10 +122,14 @@ class TextEncoder(nn.Module):
         return features if prompts.context is not None and prompts.context.dim() == 3 else features[0]
 
     def _batches_of(self, layout: PromptLayout, prompts: TextPrompts) -> tuple[RaggedBatch, RaggedBatch, SharedRows]:
-        """How the rows lie at first, how once the prompts differ between classes, and the way between; made once."""
+        """How the rows lie at first, how once prompts are inserted or differ by class, and the way; made once."""
         made = self._batches.setdefault(layout, {})
-        n_prompts, per_class, device = key = (prompts.n_deep, prompts.per_class, self.positional_embedding.device)
-        if key not in made:
+        n_prompts, per_class, device = prompts.n_deep, prompts.per_class, self.positional_embedding.device
+        key = (n_prompts, per_class, prompts.inserts, device)
+        if key not in made and prompts.inserts:
+            inserted = RaggedBatch(layout.widened(n_prompts), n_prompts, False, device)
+            made[key] = RaggedBatch(layout, 0, False, device), inserted, None
+        elif key not in made:
             batch = RaggedBatch(layout, n_prompts, per_class, device)
             made[key] = batch, batch, None
             if per_class and layout.shared_length() >= 1 + n_prompts:  # until then there is something to share
@@ -151,12 +160,12 @@ class TextEncoder(nn.Module):
         """One layer but the last, (groups, rows, width); layer 0 comes with its Q, K, V.
 
         Prompt rows that the following layer replaces (``following``) are computed for its gate only, which takes no
-        gradient, or not at all.
+        gradient, or not at all; those that it mixes with its own are computed.
         """
         batch = at.batch
         if projected is None:
             x, projected = self._project(block, x, at, QKV)
-        if following is None or batch.n_prompt_rows == 0:
+        if following is None or isinstance(following, ComposedPrompt) or batch.n_prompt_rows == 0:
             return finish(block, x, self._attend(projected, batch, len(batch.slots)), at.beside)
         sizes = [batch.n_kept, batch.n_prompt_rows]
         kept, prompts = x.split(sizes, dim=1)
@@ -174,12 +183,20 @@ class TextEncoder(nn.Module):
         """The rows with this layer's prompts, if it has some, and their Q, K, V (or K, V)."""
         deep, batch, shared_rows, _ = at
         if not isinstance(deep, GatedPrompt):
-            if deep is not None:
-                if shared_rows is not None:
-                    kept = x.index_select(1, shared_rows[0])
-                else:
-                    kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
-                x = torch.cat([kept, _prompt_rows(deep, kept, batch)], dim=1)
+            if deep is None:
+                return x, project(block, x, parts)
+            if shared_rows is not None:
+                kept = x.index_select(1, shared_rows[0])
+            else:
+                kept = x if x.shape[1] == batch.n_kept else x[:, : batch.n_kept]
+            if isinstance(deep, ComposedPrompt):  # (groups, classes or 1, n_prompts, width) arrive
+                prompts = deep.compose(x[:, batch.n_kept :].unflatten(1, (-1, batch.n_prompts))).flatten(1, 2)
+            else:
+                prompts = _prompt_rows(deep, kept, batch)
+            x = torch.cat([kept, prompts], dim=1)
+            # Nothing is recorded for frozen rows. (A view of a leaf requires gradients where none are recorded, too.)
+            if torch.is_grad_enabled() and prompts.requires_grad and not kept.requires_grad:
+                return x, torch.cat([project(block, kept, parts), project(block, prompts, parts)], dim=1)
             return x, project(block, x, parts)
         # A gate reads the layer's Q and K before it mixes the prompts.
         n_arriving = batch.n_prompts if shared_rows else batch.n_prompt_rows

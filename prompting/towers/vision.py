@@ -1,8 +1,9 @@
 """The vision tower with prompts, fast and exact: images in, image features out.
 
 Rows of every image: [CLS] and the patches, which are kept from layer to layer, then the prompt tokens. Both are
-projected apart where layer 0 is to record no gradient for the frozen rows, or a gate reads the layer's Q and K. The
-last layer is computed for [CLS] only. ResNet towers take no prompts and run as the ``clip`` package built them.
+projected apart where nothing is to be recorded for the frozen rows, or a gate reads the layer's Q and K. The last layer
+is computed for the rows that are read: [CLS], and the prompt tokens where there is a read-out of them. ResNet towers
+take no prompts and run as the ``clip`` package built them.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from prompting.prompts import (
     AttentionMass,
+    ComposedPrompt,
     DeepPrompt,
     GatedPrompt,
     SideBranch,
@@ -67,6 +69,8 @@ class VisionEncoder(nn.Module):
     def forward(self, images: Tensor, prompts: VisionPrompts | None = None) -> Tensor:
         """Features of normalised images, (batch, 3, resolution, resolution) -> (batch, embed_dim), not normalised.
 
+        With a ``readout`` of the prompts they are two of each image, (batch, 2, embed_dim).
+
         Raises:
             ValueError: for prompts on a ResNet tower, or images of another size than the tower's.
         """
@@ -83,7 +87,8 @@ class VisionEncoder(nn.Module):
                     "a ResNet image tower takes no prompt tokens and no side branches: use a ViT, for example ViT-B/16"
                 )
             return self.visual(images.to(self.visual.conv1.weight.dtype))
-        check_deep_prompts(prompts.deep, len(self.visual.transformer.resblocks), "vision")
+        first = 0 if prompts.tokens is None else 1
+        check_deep_prompts(prompts.deep, len(self.visual.transformer.resblocks), "vision", first)
         check_side_branches(prompts.beside, len(self.visual.transformer.resblocks), "vision")
         if torch.is_grad_enabled() or few_launches(images.device) or not _same_for_all(prompts):
             return self._run_blocks(images, prompts)
@@ -100,8 +105,7 @@ class VisionEncoder(nn.Module):
             deep, following = prompts.deep.get(index), prompts.deep.get(index + 1)
             beside = prompts.beside.get(index)
             kept, tokens = run_layer(self.recompute, self._layer, block, kept, tokens, deep, following, beside)
-        last = len(blocks) - 1
-        return self._last_layer(blocks[-1], kept, tokens, prompts.deep.get(last), prompts.beside.get(last))
+        return self._last_layer(blocks[-1], kept, tokens, prompts)
 
     def _layer(
         self,
@@ -132,10 +136,12 @@ class VisionEncoder(nn.Module):
             tokens = _for_each(deep.mix(self._mass(block, projected, tokens)), kept)
             projected = torch.cat([projected[:, :, slice(*parts)], project(block, tokens, parts)], dim=1)
             return torch.cat([kept, tokens], dim=1), projected
-        if deep is not None:
+        if isinstance(deep, ComposedPrompt):
+            tokens = deep.compose(tokens)
+        elif deep is not None:
             tokens = _for_each(deep, kept)
         x = torch.cat([kept, tokens], dim=1)
-        if tokens.requires_grad and not kept.requires_grad:  # layer 0: nothing is recorded for the frozen rows
+        if tokens.requires_grad and not kept.requires_grad:  # nothing is recorded for the frozen rows
             return x, torch.cat([project(block, kept, parts), project(block, tokens, parts)], dim=1)
         return x, project(block, x, parts)
 
@@ -147,15 +153,17 @@ class VisionEncoder(nn.Module):
         mass = prompt_mass(kept_qkv[:, :, 0], keys, slice(n_kept, None))
         return AttentionMass(mass, keys.shape[1])
 
-    def _last_layer(
-        self, block: nn.Module, kept: Tensor, tokens: Tensor, deep: DeepPrompt | None, beside: SideBranch | None
-    ) -> Tensor:
-        """The last layer for [CLS] only, and the projection; (batch, embed_dim)."""
-        _, kv = self._project(block, kept, tokens, deep, KV)
-        cls = kept[:, :1]
-        cls = finish(block, cls, attend(project(block, cls, Q)[:, :, 0], *kv.unbind(2)), beside)
-        features = self.visual.ln_post(cls[:, 0])
-        return features.to(self.visual.proj.dtype) @ cast_once(self.visual.proj)
+    def _last_layer(self, block: nn.Module, kept: Tensor, tokens: Tensor, prompts: VisionPrompts) -> Tensor:
+        """The last layer for [CLS], and for the prompt tokens if they are read out, and the projections."""
+        last, readout = len(self.visual.transformer.resblocks) - 1, prompts.readout
+        x, kv = self._project(block, kept, tokens, prompts.deep.get(last), KV)
+        read = kept[:, :1] if readout is None else torch.cat([kept[:, :1], x[:, kept.shape[1] :]], dim=1)
+        read = finish(block, read, attend(project(block, read, Q)[:, :, 0], *kv.unbind(2)), prompts.beside.get(last))
+        features = self.visual.ln_post(read[:, 0]).to(self.visual.proj.dtype) @ cast_once(self.visual.proj)
+        if readout is None:
+            return features
+        mean = self.visual.ln_post(read[:, 1:]).mean(dim=1)
+        return torch.stack([features, mean.to(features.dtype) @ readout.to(features.dtype)], dim=1)
 
 
 def _for_each(tokens: Tensor, kept: Tensor) -> Tensor:
@@ -169,5 +177,5 @@ def _same_for_all(prompts: VisionPrompts) -> bool:
     for prompt in prompts.deep.values():
         if isinstance(prompt, GatedPrompt) and not prompt.per_sample:
             return False
-        tensors.append(prompt.own if isinstance(prompt, GatedPrompt) else prompt)
+        tensors.append(prompt if isinstance(prompt, Tensor) else prompt.own)
     return all(tensor.dim() == 2 for tensor in tensors)

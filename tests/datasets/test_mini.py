@@ -32,7 +32,7 @@ COUNTS = {
     "MiniFood": (40, 1600, 320, 720),
     "MiniSports": (35, 1400, 280, 700),
     "MiniArrows": (41, 1640, 328, 820),
-    "MiniTuning": (53, 2120, 424, 848),
+    "MiniTuning": (52, 2080, 416, 832),
     **{f"MiniObjects{name.title()}": (100, 0, 0, 1121) for name in VARIANTS},
 }
 
@@ -142,7 +142,8 @@ def test_what_is_half_made_is_finished(archive, tmp_path):
     images = sorted((tmp_path / "half").rglob("*.jpg"))
     for path in images[10:]:
         path.unlink()
-    images[10].with_suffix(".unfinished").write_bytes(b"half an image")  # ... of the eleventh
+    images[9].write_bytes(b"half an image")  # ... of one, with a disk that lost its end
+    images[10].with_suffix(".unfinished").write_bytes(b"half an image")
     make(archive, tmp_path / "half")
     assert files(tmp_path / "half") == whole
     images[3].unlink()  # lost later
@@ -194,6 +195,12 @@ def test_a_root_that_cannot_be_written_is_named(pets, make_cfg, tmp_path, monkey
     ):
         build_dataset(make_cfg(tmp_path, name="MiniPets"))
     assert "can be written to" in check("MiniPets", str(tmp_path)).findings[0].problem
+
+
+def test_a_file_where_the_folder_belongs_is_named(pets, make_cfg, tmp_path):
+    (tmp_path / "mini").write_text("a file")
+    with pytest.raises(DataRootError, match="mini/pets are not there and cannot be made"):
+        build_dataset(make_cfg(tmp_path, name="MiniPets"))
 
 
 def test_a_root_that_cannot_be_written_serves_once_the_images_are_there(pets, make_cfg, tmp_path, monkeypatch):

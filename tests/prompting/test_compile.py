@@ -61,9 +61,10 @@ def step_of(case, precision, compiled):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "amp", "bf16"])
-def test_towers_run_through_what_is_compiled(precision, monkeypatch):
+@pytest.mark.parametrize("case", ["BMIP", "MMA"])
+def test_towers_run_through_what_is_compiled(case, precision, monkeypatch):
     monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))  # traced, not compiled
-    ours, expected = (step_of("BMIP", precision, compiled) for compiled in (True, False))
+    ours, expected = (step_of(case, precision, compiled) for compiled in (True, False))
     for one, other in zip(ours, expected, strict=True):
         cosine = torch.nn.functional.cosine_similarity(one.flatten(), other.flatten(), dim=0)
         assert cosine > (0.999999 if precision == "fp32" else 0.98)

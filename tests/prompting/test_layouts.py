@@ -77,10 +77,9 @@ def on_backbone(case, model, name, **options):
     """A trainer on a given CLIP, without a file in between."""
     size = LAYOUTS[name]["image_resolution"]
     kind = TRAINER_REGISTRY.get(case.partition("/")[0])
-    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS} | {
-        "TRAINER.TCP.LAYER": 1,
-        "TRAINER.HICROPL.CROSS_LAYER": 1,
-    }
+    depths = {f"TRAINER.{node}.{key}": 2 for node, key in DEPTHS}
+    depths |= {"TRAINER.TCP.LAYER": 1, "TRAINER.HICROPL.CROSS_LAYER": 1}
+    depths |= {f"TRAINER.{node}.REP_LAYERS": (1, 2) for node in ("MMRL", "MMRLPP")}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(kind, "load_backbone", lambda self: model)
         for module in ("trainers.promptsrc", "trainers.coprompt", "trainers.hicropl"):
@@ -120,4 +119,8 @@ def test_a_step_on_every_layout(name, case, models):
 
 
 def test_trainers_that_take_a_resnet():
-    assert sorted(TEXT_ONLY) == ["CoCoOp", "CoOp", "KgCoOp", "ProDA", "ProGrad", "TCP", "ZeroshotCLIP", "ZeroshotCLIP2"]
+    context, zero_shot = (
+        ("CoCoOp", "CoOp", "CoOp_DePT", "KgCoOp", "ProDA", "ProGrad", "TCP"),
+        ("ZeroshotCLIP", "ZeroshotCLIP2"),
+    )
+    assert sorted(TEXT_ONLY) == [*context, *zero_shot]

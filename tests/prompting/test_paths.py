@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from prompting import (
     ClassPrompt,
+    ComposedPrompt,
     GatedPrompt,
     Prompts,
     TextPrompts,
@@ -80,6 +81,8 @@ def assert_paths_agree(model, images, layout, build):
         prompts = build(scenario)
         text = F.normalize(text_encoder(model)(layout, prompts.text), dim=-1)
         image = F.normalize(vision_encoder(model)(images, prompts.vision), dim=-1)
+        if image.dim() == 3:  # two features of each image
+            image = image[:, 0] + image[:, 1]
         logits[path] = 100 * (image @ text.t() if text.dim() == 2 else torch.einsum("bd,bcd->bc", image, text))
         F.cross_entropy(logits[path] / 10, labels).backward()
         gradients[path] = {name: t.grad for name, t in scenario.tensors.items()}
@@ -335,6 +338,135 @@ def test_rows_that_finish_a_block_in_pieces_get_the_same(tiny_vit, images, rows,
         return Prompts(text, vision)
 
     assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("n_tokens", [1, 5, 80])
+@pytest.mark.parametrize("layers", [(0,), (0, 1, 2, 3), (1, 2), (1, 3), (2, 3), (3,)])
+def test_inserted_tokens(tiny_vit, images, layers, n_tokens):
+    """At the first layer, in the middle, at the last; replaced in all later layers, in some, or in none; read out."""
+    layout = layout_from_texts([f"a photo of a {name.replace('_', ' ')}." for name in CLASSNAMES], CLASSNAMES, 77)
+
+    def build(s):
+        text = {i: s.tensor(f"text{i}", n_tokens, WIDTH) for i in layers}
+        vision = {i: s.tensor(f"vision{i}", n_tokens, WIDTH) for i in layers}
+        readout = s.tensor("readout", WIDTH, 64)
+        return Prompts(TextPrompts(None, text, inserts=True), VisionPrompts(None, vision, readout=readout))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("layers", [(0, 1), (0, 3), (1, 2, 3), (2, 3)])
+@pytest.mark.parametrize("branches", [False, True], ids=["alone", "with side branches"])
+def test_inserted_tokens_composed_with_those_that_arrive(tiny_vit, images, layers, branches):
+    layout = layout_with_context(CLASSNAMES, 77, 0, "a photo of a")
+
+    def build(s):
+        deep = {}
+        for tower in ("text", "vision"):
+            first, *later = ((i, s.tensor(f"{tower}{i}", 3, WIDTH)) for i in layers)
+            deep[tower] = dict([first]) | {i: ComposedPrompt(own, 0.4) for i, own in later}
+        beside = {}
+        if branches:
+            down = s.tensor("down", WIDTH, 4)
+            beside = {i: lambda y: torch.relu(y.float() @ down) @ down.t() for i in (1, 3)}
+        vision = VisionPrompts(None, deep["vision"], beside=beside, readout=s.tensor("readout", WIDTH, 64))
+        return Prompts(TextPrompts(None, deep["text"], beside=beside, inserts=True), vision)
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def test_tokens_from_layer_0_on_composed_with_those_that_arrive(tiny_vit, images):
+    layout = layout_with_context(CLASSNAMES, 77, 3, "a photo of a")
+
+    def build(s):
+        text, vision = (
+            {i: ComposedPrompt(s.tensor(f"{t}{i}", 3, WIDTH), 0.4) for i in (1, 3)} for t in ("text", "vision")
+        )
+        return Prompts(
+            TextPrompts(s.tensor("ctx", 3, WIDTH), text), VisionPrompts(s.tensor("tokens", 3, WIDTH), vision)
+        )
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("layers", [(), (0, 1, 2, 3)], ids=["alone", "with side branches"])
+@pytest.mark.parametrize("class_specific", [False, True])
+def test_composed_prompts_before_and_after_those_of_every_class(tiny_vit, images, class_specific, layers):
+    layout = layout_with_context(CLASSNAMES, 77, 2, class_specific=class_specific)
+
+    def build(s):
+        deep = {i: ComposedPrompt(s.tensor(f"text{i}", 2, WIDTH), 0.4) for i in (1, 3)}
+        context = s.tensor("ctx", 2 * len(CLASSNAMES) if class_specific else 2, WIDTH)
+        return Prompts(TextPrompts(context, deep | class_prompts(s, 2), s.beside("text", layers)))
+
+    assert_paths_agree(tiny_vit, images, layout, build)
+
+
+@pytest.mark.parametrize("names", [CLASSNAMES, CLASSNAMES[:1], ["cat", "on a mat"]], ids=["all", "one", "ragged"])
+@pytest.mark.parametrize("groups", [(), (5,)], ids=["one context", "one per image"])
+def test_inserted_tokens_beside_a_learned_context(tiny_vit, images, names, groups):
+    layout = layout_with_context(names, 77, 4, position="middle")
+
+    def build(s):
+        text = {i: s.tensor(f"text{i}", 3, WIDTH) for i in (1, 2)}
+        return Prompts(TextPrompts(s.tensor("ctx", *groups, 4, WIDTH), text, inserts=True), VisionPrompts())
+
+    features = [encoder(tiny_vit)(layout, build(Scenario()).text) for encoder in (TextEncoder, PlainTextEncoder)]
+    torch.testing.assert_close(*features, atol=1e-5, rtol=1e-5)
+    if len(names) > 1:
+        assert_paths_agree(tiny_vit, images, layout, build)
+
+
+def test_inserted_tokens_take_part_in_longer_causal_attention(tiny_vit):
+    """By hand, with clip's own blocks: behind [SOS], no positional embedding, a mask as long as the longer text."""
+    texts = ["a cat.", "a yellow lady's slipper."]
+    tokens = {1: torch.randn(3, WIDTH), 2: torch.randn(3, WIDTH)}
+    x = (tiny_vit.token_embedding(clip.tokenize(texts)) + tiny_vit.positional_embedding).transpose(0, 1)
+    for index, block in enumerate(tiny_vit.transformer.resblocks):
+        if index in tokens:
+            new = tokens[index].unsqueeze(1).expand(-1, len(texts), -1)
+            x = torch.cat([x[:1], new, x[1 if index == 1 else 4 :]])
+        mask = torch.full((len(x), len(x)), float("-inf")).triu(1)
+        y = block.ln_1(x)
+        x = x + block.attn(y, y, y, attn_mask=mask)[0]
+        x = x + block.mlp(block.ln_2(x))
+    eot = clip.tokenize(texts).argmax(dim=1) + 3
+    expected = tiny_vit.ln_final(x[eot, torch.arange(2)]) @ tiny_vit.text_projection
+    actual = TextEncoder(tiny_vit)(
+        layout_from_texts(texts, ["cat", "slipper"], 77), TextPrompts(None, tokens, inserts=True)
+    )
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=1e-5)
+
+
+def test_inserted_tokens_record_no_gradient_below_them(tiny_vit, images):
+    """The frozen layers below keep no tensor for the backward pass."""
+    layout = layout_from_texts(["a cat.", "a dog."], ["cat", "dog"], 77)
+    kept = {}
+    for first in (1, 3):
+        tokens = {i: torch.randn(2, WIDTH, requires_grad=True) for i in range(first, 4)}
+        numbers = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, n=numbers: n.append(t.numel()) or t, lambda t: t):
+            TextEncoder(tiny_vit)(layout, TextPrompts(None, tokens, inserts=True))
+            VisionEncoder(tiny_vit)(images, VisionPrompts(None, tokens))
+        kept[first] = sum(numbers)
+    assert kept[3] < 0.4 * kept[1]
+
+
+def test_what_differs_between_classes_is_not_inserted():
+    gate = GatedPrompt(lambda attention: attention.mass, torch.zeros(2, WIDTH), torch.zeros(2, WIDTH), True)
+    with pytest.raises(ValueError, match="inserted text prompts are the same for all classes: neither gated"):
+        TextPrompts(None, {1: gate}, inserts=True)
+    with pytest.raises(ValueError, match="nor one per class"):
+        TextPrompts(None, {1: ClassPrompt(torch.zeros(3, 2, WIDTH))}, inserts=True)
+
+
+def test_nothing_arrives_where_tokens_are_inserted(tiny_vit, images):
+    deep = {2: ComposedPrompt(torch.zeros(2, WIDTH), 0.5)}
+    layout = layout_from_texts(["a cat."], ["cat"], 77)
+    with pytest.raises(ValueError, match="layer 2 of the text tower is the first that takes prompts"):
+        TextEncoder(tiny_vit)(layout, TextPrompts(None, deep, inserts=True))
+    with pytest.raises(ValueError, match="layer 2 of the vision tower is the first that takes prompts"):
+        VisionEncoder(tiny_vit)(images, VisionPrompts(None, deep))
 
 
 def test_one_context_per_image(tiny_vit, images):

@@ -27,6 +27,8 @@ from trainers.coop import CoOpLearner
 from trainers.ivlp import IVLPLearner
 from trainers.maple import MaPLeLearner
 from trainers.mma import MMALearner
+from trainers.mmrl import MMRLLearner
+from trainers.mmrlpp import MMRLppLearner
 
 # One or more runs of every method; what each file says about the settings it was trained with.
 RUNS = {
@@ -44,6 +46,9 @@ RUNS = {
     "promptsrc_ctx4_depth4": {"N_CTX_TEXT": 4, "N_CTX_VISION": 4, "PROMPT_DEPTH_TEXT": 4, "PROMPT_DEPTH_VISION": 4},
     "coprompt_depth3": {"N_CTX": 2, "PROMPT_DEPTH": 3},
     "mma_scale": {"ADAPTER_START": 3, "ADAPTER_END": 4, "ADAPTER_DIM": 8},
+    "dept_coop": {"N_CTX": 4, "CSC": False},
+    "mmrl_pets": {"N_REP_TOKENS": 2, "REP_DIM": 64},
+    "mmrlpp_pets": {"N_REP_TOKENS": 2, "REP_DIM": 64, "RES_LORA_DIM": 2, "PROJ_LORA_DIM": 8},
     "bmip_shared": {
         **{"N_CTX": 2, "PROMPT_DEPTH": 3, "GATE": "official", "AGGREGATOR": "gate"},
         **{"SHARE_PARAMETER_TEXT": True, "SHARE_PARAMETER_VISUAL": True},
@@ -285,10 +290,13 @@ def vit_b16():
         (lambda m: CoOpLearner(m, 16), 8_192),
         (lambda m: MaPLeLearner(m, 2, "a photo of a", 9), 3_555_072),
         (lambda m: IVLPLearner(m, 2, 2, "a photo of a", 9, 9), 23_040),  # 9 layers x 2 tokens x (512 + 768)
+        # released code's count on ViT-B/16: 5 x 512, 7 layers x (513 x 768 + 513 x 512), 768 x 512
+        (lambda m: MMRLLearner(m, "a photo of a {}.", 5, 512, range(5, 12)), 4_992_256),
+        (lambda m: MMRLppLearner(m, "a photo of a {}.", 5, 512, range(5, 12), 0.9, 4, 64), 813_312),
         (lambda m: BMIPLearner(m, 2, "a photo of a", 9, gate="official"), 1_203_223),  # those that get a gradient
         (lambda m: MMALearner(m, "a photo of a", 5, 12, 32, 0.001), 674_560),  # what the released code counts
     ],
-    ids=["CoOp", "MaPLe", "IVLP", "BMIP official", "MMA"],
+    ids=["CoOp", "MaPLe", "IVLP", "MMRL", "MMRLpp", "BMIP official", "MMA"],
 )
 def test_published_parameter_counts(learner, published):
     assert sum(p.numel() for p in learner(vit_b16()).parameters() if p.requires_grad) == published

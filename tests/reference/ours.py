@@ -23,7 +23,7 @@ from tests.reference import Reference
 from tests.reference.small_clip import prompt_tensor, small_clip, small_clip_state_dict
 from trainers.base import PromptTrainer
 
-NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP"), "COOP")
+NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP", "CoOp_DePT"), "COOP")
 NODES |= {"CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC", "MMA": "MMADAPTER", "HiCroPL": "HICROPL"}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
@@ -43,6 +43,9 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
         own |= _bmip_extra(given)
     elif method == "ProGrad":
         own |= {"LAMBDA": given["LOSS"]["LAMBDA"], "T": given["LOSS"]["T"]}
+    elif method == "CoOp_DePT":
+        head = {"LAMBDA": given["TRAINER.LINEAR_PROBE"]["WEIGHT"], "FUSION": "logits"}
+        return {"COOP": own, "DEPT": head}
     elif method == "KgCoOp":  # any true value means these words
         own["CTX_INIT"] = "a photo of a" if own["CTX_INIT"] else ""
     elif method == "TCP":  # the same words; W, and where the class name stands, are never used
@@ -55,6 +58,8 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
         own["PROMPT_BATCH"] = given["DATALOADER.TRAIN_X.BATCH_SIZE"]
     elif method == "MMA":
         own["CTX_INIT"] = own.pop("TEXT_CTX_INIT")
+    elif method in ("MMRL", "MMRLpp"):  # the logits on file are [CLS]'s
+        own |= {"ALPHA": given[f"TRAINER.{method}"]["ALPHA"], "LOGITS": "plain"}
     elif method == "CoPrompt":
         own |= {"W": given["TRAINER.W"], "DISTILL": given["TRAINER.DISTILL"]}
     if "sentences" in reference.record and folder is not None:

@@ -31,7 +31,8 @@ SCALAR_GRADIENT_TOLERANCE = 1e-3  # a gate's gradient is a sum that nearly cance
 TERM_TOLERANCE = 1e-4
 METHODS = (
     *("coop_", "cocoop_", "kgcoop_", "maple_", "ivlp_", "vpt_", "promptsrc_vision", "promptsrc_ctx"),
-    *("promptsrc_bmip_", "coprompt_", "tcp_", "mma_", "hicropl_", "proda_", "bmip_", "prograd_"),
+    *("promptsrc_bmip_", "coprompt_", "tcp_", "mma_", "dept_", "mmrl_", "mmrlpp_", "hicropl_", "proda_", "bmip_"),
+    "prograd_",
 )
 RUNS = [name for prefix in METHODS for name in reference_names(prefix)]
 PLAIN = ["maple_depth3", "bmip_shared", "ivlp_vision3_text2", "cocoop_batch3", "mma_all"]  # tests hold both together
@@ -122,6 +123,19 @@ def test_logits_loss_and_gradients(model, name, path, tmp_path):
     check_terms(loss, reference)
     differentiable(loss, trainer.model.parameters()).backward()
     check_gradients(trainer.model.prompt_learner, reference)
+
+
+@pytest.mark.parametrize("name", reference_names("mmrl"))
+def test_both_kinds_of_mmrls_logits(model, name):
+    """On file the class token's are `logits`, which the test above holds."""
+    reference = load_reference(name)
+    trainer = trainer_of(reference, model)
+    load_upstream_values(trainer, reference)
+    trainer.model.logits = "fused"
+    with torch.no_grad():
+        output = trainer.model.outputs(small_images(len(reference.labels)))
+    for ours, kept in ((output.rep_logits, "logits_rep"), (output.logits, "logits_fusion")):
+        torch.testing.assert_close(ours, torch.tensor(reference.record[kept]), atol=LOGITS_TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("name", reference_names("proda_"))

@@ -15,7 +15,7 @@ from tests.trainers.small_runs import VARIANTS, build, logits_of, registered, st
 SPLITS = ("base", "new", "all")
 N_TEST = 40  # images of all ten digits
 # One of each kind, and those that do something of their own with texts or images.
-KINDS = ["ZeroshotCLIP2", "CoOp", "CoCoOp", "ProDA", "MaPLe", "CoPrompt", "BMIP", "BMIP/official"]
+KINDS = ["ZeroshotCLIP2", "CoOp", "CoCoOp", "ProDA", "MaPLe", "CoPrompt", "MMRL", "BMIP", "BMIP/official"]
 
 
 @pytest.fixture(autouse=True)

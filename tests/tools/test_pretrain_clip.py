@@ -169,6 +169,21 @@ def test_short_run_writes_a_model_with_its_figures(corpus, tmp_path, one_thread)
     assert read_bundled(tmp_path / "model.pt")["token_embedding.weight"].shape == (49408, 128)
 
 
+def test_bf16_is_that_of_the_encoders_alone(corpus, tmp_path, one_thread, monkeypatch):
+    """The losses hardly show whether it is on: they differ from fp32's in the fourth digit."""
+    encode, types = pretrain_clip.encode_image, []
+
+    def watch(*arguments):
+        features = encode(*arguments)
+        types.append((arguments[0].visual.proj.dtype, features.dtype))
+        return features
+
+    monkeypatch.setattr(pretrain_clip, "encode_image", watch)
+    recipe = Recipe(seed=3, steps=1, batch=10, warmup=2, ramp=1, evaluate_every=2, precision="bf16")
+    pretrain(recipe, corpus, tmp_path / "model.pt")
+    assert types == [(torch.float32, torch.bfloat16)]
+
+
 class Interrupted(Exception):
     """Stands for a machine that stops."""
 

@@ -39,8 +39,11 @@ COMMON = {
 OPTIONS = {
     "ProDA": {"TRAINER.PRODA.N_CTX": 4, "TRAINER.PRODA.N_PROMPT": 4, "TRAINER.PRODA.PROMPT_BATCH": 2},
     "PromptSRC": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
+    "PromptSRC_DePT": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_BMIP": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0},
 }
+# Methods with a product of two trained tensors of which one starts at zero, so that the other has no first gradient.
+START_AT_ZERO = ("MMRLpp",)
 # Settings that change which tensors exist or how the towers run.
 VARIANTS = {
     "CoOp/class_specific": {"TRAINER.COOP.CSC": True},
@@ -53,6 +56,9 @@ VARIANTS = {
     "IVLP/language_only": {"TRAINER.IVLP.PROMPT_DEPTH_VISION": 0},
     "IVLP/vision_only": {"TRAINER.IVLP.PROMPT_DEPTH_TEXT": 0},
     "CoPrompt/mse": {"TRAINER.COPROMPT.DISTILL": "mse"},
+    "CoOp_DePT/logits": {"TRAINER.DEPT.FUSION": "logits"},
+    "MMRL/first_layer": {"TRAINER.MMRL.REP_LAYERS": (1, 3)},
+    "MMRL/probabilities": {"TRAINER.MMRL.FUSION": "probabilities"},
     "BMIP/official": {"TRAINER.BMIP.GATE": "official"},
     "BMIP/per_layer": {"TRAINER.BMIP.SHARE_PARAMETER_TEXT": False, "TRAINER.BMIP.SHARE_PARAMETER_VISUAL": False},
 }
@@ -105,10 +111,11 @@ def build(case, output="", path="fast", **options):
     """A trainer, built through Dassl, from the same random state every time."""
     set_random_seed(1)
     cfg = configuration(case, output, **options)
-    if path == "fast":
-        return build_trainer(cfg)
     kind = TRAINER_REGISTRY.get(cfg.TRAINER.NAME)
-    return type(kind.__name__, (kind,), {"path": path})(cfg)
+    trainer = build_trainer(cfg) if path == "fast" else type(kind.__name__, (kind,), {"path": path})(cfg)
+    if cfg.TRAINER.NAME in START_AT_ZERO:
+        stir(trainer, 0.01)
+    return trainer
 
 
 def first_batch(trainer):
