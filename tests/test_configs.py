@@ -314,6 +314,9 @@ IDS = sorted([*PUBLISHED, *TINY_OF])  # a fork's files are the fork's to test
 FILES = [FOLDER / f"{name}.yaml" for name in IDS]
 TINY_IDS = sorted(TINY_OF)
 TINY = [FOLDER / f"{name}.yaml" for name in TINY_IDS]
+# Of the benchmark in miniature, which tests/test_miniature.py tests.
+MINI_IDS = [f"{name}/{'mini' if name.startswith('Zeroshot') else 'mini_ep10_batch32'}" for name in TRAINERS]
+MINI = [FOLDER / f"{name}.yaml" for name in MINI_IDS]
 ALWAYS_DIFFERENT = re.compile(r"INPUT\.|DATALOADER\.NUM_WORKERS|MODEL\.BACKBONE|TRAIN\.PRINT_FREQ|TRAINER\.\w+\.PREC")
 
 
@@ -366,7 +369,7 @@ def test_every_trainer_has_a_tiny_and_a_full_setting():
     assert all(TRAINER_REGISTRY.get(name).__name__ == name for name in TRAINERS)
 
 
-@pytest.mark.parametrize("path", FILES, ids=IDS)
+@pytest.mark.parametrize("path", [*FILES, *MINI], ids=[*IDS, *MINI_IDS])
 def test_header_command_runs_this_file(path):
     args = train.build_parser().parse_args(command(path))
     assert (args.trainer, args.config_file) == (path.parent.name, str(path))
@@ -375,7 +378,8 @@ def test_header_command_runs_this_file(path):
     assert cfg.TRAINER.NAME in TRAINER_REGISTRY
     assert cfg.DATASET.NUM_SHOTS == 16
     assert args.output_dir.split("/")[2:4] == [path.parent.name, path.stem]
-    assert ("bundled:tiny_clip" if path in TINY else PUBLISHED[_id(path)][0]) == cfg.MODEL.BACKBONE.NAME
+    bundled = {"tiny": "bundled:tiny_clip", "mini": "bundled:mini_clip"}.get(path.stem[:4])
+    assert cfg.MODEL.BACKBONE.NAME == (bundled or PUBLISHED[_id(path)][0])
 
 
 def _id(path):
@@ -510,7 +514,7 @@ def test_full_settings_fit_together(path):
 
 
 def test_every_base_is_one_of_a_setting():
-    named = {base.resolve() for path in [*FILES, *BASES] for base in _bases(path)}
+    named = {base.resolve() for path in [*FILES, *MINI, *BASES] for base in _bases(path)}
     assert set(BASES) <= {path.relative_to(Path.cwd()) for path in named}
 
 
