@@ -5,6 +5,7 @@ import os
 import shlex
 import statistics
 import subprocess
+from pathlib import Path
 
 import pytest
 
@@ -99,3 +100,8 @@ def test_the_script_names_its_sweeps(tmp_path):
 def test_ranks_need_runs_of_the_miniature(tmp_path, capsys):
     assert mini_ranks.main([str(tmp_path)]) == 2
     assert "no results.json" in capsys.readouterr().err
+
+
+def test_the_page_has_the_trials_on_record(capsys):
+    assert mini_tune.main(["--list"]) == 0
+    assert capsys.readouterr().out in Path("docs/miniature.md").read_text()

@@ -1,7 +1,8 @@
 """Choose every method's learning rate for the benchmark in miniature, with the same number of trials for each.
 
-    python -m tools.mini_tune                    # all methods; --list prints the ranges only
+    python -m tools.mini_tune                    # all methods
     python -m tools.mini_tune CoOp BMIP          # some
+    python -m tools.mini_tune --list             # the trials on record, as a table
 
 A trial is the method's mini config with one of `FACTORS` times its published learning rate, trained on the base classes
 of `mini_tuning` and tested on its base and new classes, over `SEEDS`. The highest mean of H wins. `mini_tuning` is made
@@ -23,6 +24,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from tabulate import tabulate
+
 import sweep
 from common.commandline import add_debug, guarded
 from common.files import atomic_write
@@ -31,7 +34,7 @@ from results.schema import RESULTS_FILE, Run
 from sweeping.plan import SETTINGS, TRAINER_CONFIGS, UNTRAINED, Plan, Variation, build_queue, setting_file
 
 DATASET, SETTING = "mini_tuning", "mini_ep10_batch32"
-FACTORS = (1 / 3, 1, 3, 10, 30)
+FACTORS = (1 / 3, 1, 3, 10, 30, 100)
 SEEDS = (1,)
 RECORD = TRAINER_CONFIGS.parent / "mini_tuning.json"
 
@@ -83,16 +86,31 @@ def write_choice(trainer: str, tried: list[dict[str, Any]]) -> None:
         file.write("\n")
 
 
+def table(record: dict[str, Any]) -> str:
+    """The trials of all methods in Markdown: mean H at each multiple of the published rate; the chosen one is bold."""
+    rows = []
+    for trainer, tuned in record["methods"].items():
+        cells = []
+        for trial in tuned["trials"]:
+            cell = f"{statistics.mean(trial['H']):.1f}" if "H" in trial else "failed"
+            cells.append(f"**{cell}**" if trial["rate"] == tuned["chosen"] else cell)
+        rows.append([trainer, f"{published_rate(trainer):g}", *cells, f"{tuned['chosen']:g}"])
+    factors = [f"x {factor:.2g}" for factor in FACTORS]
+    return tabulate(rows, ["method", "published rate", *factors, "chosen"], "github", disable_numparse=True)
+
+
 def run(args: argparse.Namespace) -> int:
     """Tune the methods one after the other."""
+    if args.list:
+        print(table(json.loads(RECORD.read_text(encoding="utf-8"))))
+        return 0
     tunable = [name for name in SETTINGS if name not in UNTRAINED]
     for name in args.methods:
         if name not in tunable:
             raise ValueError(f"no method {name!r} to tune; there are: {', '.join(tunable)}")
     for trainer in args.methods or tunable:
         print(f"{trainer}: learning rates {', '.join(f'{rate:g}' for rate in rates(trainer))}", flush=True)
-        if not args.list:
-            write_choice(trainer, trials(trainer, args.output))
+        write_choice(trainer, trials(trainer, args.output))
     return 0
 
 
@@ -103,7 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("methods", nargs="*", metavar="METHOD", help="default: all")
     parser.add_argument("--output", type=Path, default=Path("output/mini_tuning"), help="folder of the runs")
-    parser.add_argument("--list", action="store_true", help="print the learning rates only")
+    parser.add_argument("--list", action="store_true", help="print the trials on record only")
     add_debug(parser)
     return guarded(run, parser.parse_args(argv))
 
