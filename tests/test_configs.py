@@ -379,7 +379,7 @@ def test_header_command_runs_this_file(path):
     assert cfg.DATASET.NUM_SHOTS == 16
     assert args.output_dir.split("/")[2:4] == [path.parent.name, path.stem]
     bundled = {"tiny": "bundled:tiny_clip", "mini": "bundled:mini_clip"}.get(path.stem[:4])
-    assert cfg.MODEL.BACKBONE.NAME == (bundled or PUBLISHED[_id(path)][0])
+    assert (bundled or PUBLISHED[_id(path)][0]) == cfg.MODEL.BACKBONE.NAME
 
 
 def _id(path):

@@ -95,7 +95,7 @@ def table(record: dict[str, Any]) -> str:
             cell = f"{statistics.mean(trial['H']):.1f}" if "H" in trial else "failed"
             cells.append(f"**{cell}**" if trial["rate"] == tuned["chosen"] else cell)
         rows.append([trainer, f"{published_rate(trainer):g}", *cells, f"{tuned['chosen']:g}"])
-    factors = [f"x {factor:.2g}" for factor in FACTORS]
+    factors = [f"x {factor:.3g}" for factor in FACTORS]
     return tabulate(rows, ["method", "published rate", *factors, "chosen"], "github", disable_numparse=True)
 
 
