@@ -130,7 +130,11 @@ class PromptedCLIP(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits, (batch, 3, height, width) -> (batch, n_cls), float32; or from image features, (batch, embed_dim)."""
-        return self.outputs(images).logits
+        return self.predicted(self.outputs(images))
+
+    def predicted(self, output: Output) -> Tensor:
+        """The logits to predict by, (batch, n_cls): the output's, unless a method has another head beside (DePT)."""
+        return output.logits
 
     def outputs(self, images: Tensor) -> Output:
         """Logits together with the normalised features they came from."""
@@ -149,7 +153,7 @@ class PromptedCLIP(nn.Module):
                 text = self._frozen_text[self.layout] = text.detach()
         output = self.compare(image, text)
         if self._watch is not None:
-            self._watch.see(output.logits, output.image_features, output.text_features)
+            self._watch.see(self.predicted(output), output.image_features, output.text_features)
         return output
 
     def prompts(self) -> Prompts:

@@ -389,7 +389,8 @@ class FeatureCollector:
             self._texts = total if self._texts is None else self._texts + total
         elif self._texts is None:
             self._texts = texts
-        return output.logits
+        predicted = getattr(self._model, "predicted", None)
+        return predicted(output) if predicted else output.logits
 
     def arrays(self, labels: Tensor, lab2cname: Mapping[int, str]) -> dict[str, np.ndarray]:
         """What the file holds of a class split, given the labels in the order of the images, and names by label."""

@@ -50,9 +50,10 @@ def published(trainers: Sequence[str]) -> dict[str, list[float]]:
     found = {}
     for entry in load_published():
         numbers = [entry.average(metric) for metric in METRICS]
-        fits = entry.protocol == "base_to_new" and entry.trainer in trainers and entry.average_over == 11
+        name = entry.trainer or entry.method
+        fits = entry.protocol == "base_to_new" and name in trainers and entry.average_over == 11
         if fits and not entry.rerun and not entry.variant and None not in numbers:
-            found.setdefault(entry.trainer, [number.mean for number in numbers])
+            found.setdefault(name, [number.mean for number in numbers])
     return found
 
 

@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
 from tabulate import tabulate
 
 import sweep
@@ -70,8 +71,15 @@ def trials(trainer: str, output: Path) -> list[dict[str, Any]]:
 
 
 def write_choice(trainer: str, tried: list[dict[str, Any]]) -> None:
-    """Put the best rate into the method's mini config, and its trials into the record."""
-    best = max((trial for trial in tried if "H" in trial), key=lambda trial: statistics.mean(trial["H"]))
+    """Put the best rate into the method's mini config, and its trials into the record.
+
+    Raises:
+        ValueError: no trial finished.
+    """
+    finished = [trial for trial in tried if "H" in trial]
+    if not finished:
+        raise ValueError(f"{trainer}: no trial finished; see what sweep.py said above")
+    best = max(finished, key=lambda trial: statistics.mean(trial["H"]))
     path = setting_file(trainer, SETTING)
     text = re.sub(r"\nOPTIM:\n  LR: [^\n]*", "", path.read_text(encoding="utf-8"))
     base, rest = re.fullmatch(r"(.*\n_BASE_: [^\n]*\n)(.*)", text, re.DOTALL).groups()
@@ -110,7 +118,9 @@ def run(args: argparse.Namespace) -> int:
             raise ValueError(f"no method {name!r} to tune; there are: {', '.join(tunable)}")
     for trainer in args.methods or tunable:
         print(f"{trainer}: learning rates {', '.join(f'{rate:g}' for rate in rates(trainer))}", flush=True)
-        write_choice(trainer, trials(trainer, args.output))
+        tried = trials(trainer, args.output)
+        with FileLock(args.output / "record.lock"):
+            write_choice(trainer, tried)
     return 0
 
 

@@ -347,9 +347,9 @@ class PromptTrainer(Steps, TrainerX):
 
     def _no_resnet(self, cfg: CfgNode) -> str:
         return (
-            f"{type(self).__name__} puts prompts into the image tower, which {cfg.MODEL.BACKBONE.NAME} (a ResNet) does "
-            "not take: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp, ProDA or "
-            "TCP"
+            f"{type(self).__name__} changes the image tower from within, which {cfg.MODEL.BACKBONE.NAME} (a ResNet) "
+            "does not allow: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp, "
+            "ProGrad, ProDA, TCP or CoOp_DePT"
         )
 
 

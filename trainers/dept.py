@@ -11,7 +11,6 @@ A fork puts it on another host in three lines; the host classifies with :class:`
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,10 +28,9 @@ from prompting import Output, PromptedCLIP, PromptLearner
 from prompting.learner import linear_layer
 from trainers.base import PromptTrainer, add_trainer_config, check_settings, find_checkpoint
 from trainers.coop import CoOp
-from trainers.objectives import Loss, Objective
+from trainers.objectives import FUSIONS, Loss, Objective, mixed_logits
 from trainers.promptsrc import PromptSRC
-
-FUSIONS = ("probabilities", "logits")
+from trainers.step import redefines
 
 add_trainer_config(
     "DEPT",
@@ -96,7 +94,7 @@ class DecoupledCLIP(PromptedCLIP):
     the classes only could not be compared with the other.
 
     Args:
-        weight, fusion: LAMBDA and FUSION; :meth:`fuse` has the formula.
+        weight, fusion: LAMBDA and FUSION, see :func:`trainers.objectives.mixed_logits`.
     """
 
     columns: list[int] | None  # of the current classes in the second head; None: it does not know them all
@@ -117,20 +115,12 @@ class DecoupledCLIP(PromptedCLIP):
         matched = super().compare(F.normalize(image, dim=-1), F.normalize(text, dim=-1))
         return DecoupledOutput(matched.logits, matched.image_features, matched.text_features, image, text)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def predicted(self, output: DecoupledOutput) -> Tensor:
         """Logits, (batch, n_cls), float32: of both heads where the second knows all classes."""
-        output = self.outputs(images)
         if self.columns is None:
             return output.logits
         second = self.prompt_learner.head.of_images(output.raw_image)[:, self.columns]
-        return self.fuse(output.logits, second)
-
-    def fuse(self, matched: Tensor, second: Tensor) -> Tensor:
-        """Log of ``weight * softmax(second) + (1 - weight) * softmax(matched)``; or that mean of the logits."""
-        if self.fusion == "logits":
-            return self.weight * second + (1 - self.weight) * matched
-        log_first, log_second = (math.log(share) if share else -math.inf for share in (1 - self.weight, self.weight))
-        return torch.logaddexp(log_first + F.log_softmax(matched, dim=1), log_second + F.log_softmax(second, dim=1))
+        return mixed_logits(second, output.logits, self.weight, self.fusion)
 
 
 class Decoupled:
@@ -184,6 +174,15 @@ class WithDePT:
             raise ValueError(
                 f"{name}: DePT's second head joins image-text matching, and this host has its own classifier"
             )
+        if super().parameter_groups.__func__ is not PromptTrainer.parameter_groups:
+            raise ValueError(f"{name}: DePT's second head has a rate of its own, and this host has parameter groups")
+        if path := self.cfg.MODEL.INIT_WEIGHTS:
+            trained_on = read_checkpoint(path).get("classnames")
+            if trained_on and list(trained_on) != list(self.train_classnames):
+                raise CheckpointError(
+                    f"MODEL.INIT_WEIGHTS {path}: its second head is of other classes than those to be trained on: "
+                    "start from a run on the same classes, or leave MODEL.INIT_WEIGHTS empty"
+                )
         learner.head = ChannelAdjustedHead(learner.sizes.embed_dim, self.train_classnames, generator)
         return learner
 
@@ -203,6 +202,8 @@ class WithDePT:
     @property
     def image_features_follow(self) -> str:
         """As the host's, but that features keep their norms: the store that methods share has none."""
+        if redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):
+            return "batch"
         follow = self.model.prompt_learner.image_features_follow
         return "prompts" if follow == "image" else follow
 

@@ -11,7 +11,6 @@ data set; else, so also for base and new together, [CLS]'s alone. All images and
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,16 +23,15 @@ from common.unpickling import CheckpointError
 from dassl.engine import TRAINER_REGISTRY
 from prompting import Output, Precision, PromptedCLIP, PromptLearner, Prompts, TextPrompts, TowerSizes, VisionPrompts
 from prompting.learner import equal_linear_layers, normal_parameter
-from prompting.model import template_features
+from prompting.model import frozen_image_features, template_features
 from prompting.tokens import clean_name
 from prompting.towers.text import TextEncoder
 from trainers.base import WEIGHT, PromptTrainer, add_trainer_config
-from trainers.objectives import Loss, frozen_image_features
+from trainers.objectives import FUSIONS, Loss, mixed_logits
 from trainers.templates import template_of
 from trainers.zsclip import FixedPrompt
 
 LOGITS = ("auto", "plain", "fused")
-FUSIONS = ("logits", "probabilities")
 MMRL_RANGES = {
     **{"N_REP_TOKENS": (1, 1000), "REP_DIM": (1, 10**5), "ALPHA": (0.0, 1.0), "REG_WEIGHT": WEIGHT},
     **{"LOGITS": LOGITS, "FUSION": FUSIONS},
@@ -119,27 +117,22 @@ class MMRLModel(PromptedCLIP):
     ) -> None:
         super().__init__(clip_model, learner, classnames, precision, path)
         self.alpha, self.logits, self.fusion = alpha, logits, fusion
-        self.trained_on = frozenset(map(clean_name, classnames))  # empty where it was another data set's classes
+        self.trained_on = self._names  # empty where it was another data set's classes
+
+    def set_classes(self, classnames: Sequence[str]) -> None:
+        super().set_classes(classnames)
+        self._names = frozenset(map(clean_name, classnames))
 
     @property
     def fuses(self) -> bool:
         """Whether the current class list is predicted by both kinds of logits."""
-        known = self.trained_on.issuperset(map(clean_name, self.classnames))
-        return self.logits == "fused" or (self.logits == "auto" and known)
+        return self.logits == "fused" or (self.logits == "auto" and self._names <= self.trained_on)
 
     def compare(self, image: Tensor, text: Tensor) -> MMRLOutput:
         """Logits of two normalised features of each image, (batch, 2, dim), and of text features, (n_cls, dim)."""
         of_class, of_rep = (super(MMRLModel, self).compare(feature, text).logits for feature in image.unbind(1))
-        logits = self._fused(of_class, of_rep) if self.fuses else of_class
+        logits = mixed_logits(of_class, of_rep, self.alpha, self.fusion) if self.fuses else of_class
         return MMRLOutput(logits, image[:, 0], text, of_class, of_rep)
-
-    def _fused(self, of_class: Tensor, of_rep: Tensor) -> Tensor:
-        if self.fusion == "logits":
-            return self.alpha * of_class + (1 - self.alpha) * of_rep
-        # The logarithms of mixed probabilities are logits of them.
-        shares = (math.log(share) if share else -math.inf for share in (self.alpha, 1 - self.alpha))
-        of_class, of_rep = (x.log_softmax(1) + share for x, share in zip((of_class, of_rep), shares, strict=True))
-        return torch.logaddexp(of_class, of_rep)
 
 
 class MMRLLoss:
@@ -177,10 +170,14 @@ class MMRL(PromptTrainer):
     needs_vit = True
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> MMRLLearner:
+        s = self.settings
+        return MMRLLearner(clip_model, self.template, s.N_REP_TOKENS, s.REP_DIM, self.rep_layers(clip_model), generator)
+
+    def rep_layers(self, clip_model: nn.Module) -> list[int]:
+        """The layers that take tokens, counted from 0; a ValueError where the backbone lacks some."""
         s, sizes = self.settings, TowerSizes.of(clip_model)
         check_layers(f"TRAINER.{self.node}.REP_LAYERS", s.REP_LAYERS, min(sizes.text_layers, sizes.vision_layers))
-        layers = [layer - 1 for layer in s.REP_LAYERS]
-        return MMRLLearner(clip_model, self.template, s.N_REP_TOKENS, s.REP_DIM, layers, generator)
+        return [layer - 1 for layer in s.REP_LAYERS]
 
     def build_classifier(self, clip_model: nn.Module, learner: PromptLearner) -> MMRLModel:
         s = self.settings
@@ -208,7 +205,7 @@ class MMRL(PromptTrainer):
                 f"TRAINER.{self.node}.LOGITS auto chooses: set it to fused for the classes that it was trained on, to "
                 "plain for others"
             )
-        same = dataset == self.cfg.DATASET.NAME
+        same = str(dataset).lower() == self.cfg.DATASET.NAME.lower()
         self.model.trained_on = frozenset(map(clean_name, names)) if names and same else frozenset()
 
     def set_class_split(self, split: str) -> None:

@@ -17,11 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting import ComposedPrompt, Prompts, TextPrompts, TowerSizes, VisionPrompts
+from prompting import ComposedPrompt, Prompts, TextPrompts, VisionPrompts
 from prompting.learner import linear_layer, normal_parameter
 from prompting.prompts import DeepPrompt
 from trainers.base import add_trainer_config
-from trainers.mmrl import MMRL, MMRL_RANGES, check_layers
+from trainers.mmrl import MMRL, MMRL_RANGES
 from trainers.zsclip import FixedPrompt
 
 add_trainer_config(
@@ -126,8 +126,6 @@ class MMRLpp(MMRL):
     node = "MMRLPP"
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> MMRLppLearner:
-        s, sizes = self.settings, TowerSizes.of(clip_model)
-        check_layers(f"TRAINER.{self.node}.REP_LAYERS", s.REP_LAYERS, min(sizes.text_layers, sizes.vision_layers))
-        layers = [layer - 1 for layer in s.REP_LAYERS]
-        space = self.template, s.N_REP_TOKENS, s.REP_DIM, layers
+        s = self.settings
+        space = self.template, s.N_REP_TOKENS, s.REP_DIM, self.rep_layers(clip_model)
         return MMRLppLearner(clip_model, *space, s.BETA, s.RES_LORA_DIM, s.PROJ_LORA_DIM, generator)

@@ -6,6 +6,7 @@ output, so that any objective goes with any prompt learner.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -41,6 +42,20 @@ class Loss:
     def __post_init__(self) -> None:
         if (self.second is None) != (self.meet is None):
             raise ValueError("a Loss has a second loss and the rule by which gradients meet, or neither: give both")
+
+
+FUSIONS = ("probabilities", "logits")  # of mixed_logits
+
+
+def mixed_logits(first: Tensor, second: Tensor, share: float, fusion: str) -> Tensor:
+    """Two heads' logits, (batch, n_cls) each, as one: ``share`` of the first, the rest of the second.
+
+    Of ``FUSIONS``, "logits" mixes these, and "probabilities" their softmax, of which the logarithm is returned.
+    """
+    if fusion == "logits":
+        return share * first + (1 - share) * second
+    log_first, log_second = (math.log(part) if part else -math.inf for part in (share, 1 - share))
+    return torch.logaddexp(log_first + F.log_softmax(first, dim=1), log_second + F.log_softmax(second, dim=1))
 
 
 class Objective(Protocol):

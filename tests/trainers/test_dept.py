@@ -24,8 +24,8 @@ def images():
     return torch.randn(4, 3, 48, 48, generator=torch.Generator().manual_seed(4))
 
 
-def moved(case, **options):
-    trainer = build(case, **options)
+def moved(case, *output, **options):
+    trainer = build(case, *output, **options)
     stir(trainer)
     return trainer
 
@@ -199,3 +199,22 @@ def test_a_host_that_classifies_otherwise_is_refused(host, reason):
     kind = type(f"{host}_DePT", (WithDePT, TRAINER_REGISTRY.get(host)), {})
     with pytest.raises(ValueError, match=f"{host}_DePT: DePT's second head.*{reason}"):
         kind(configuration(host))
+
+
+def test_a_broken_second_head_is_noticed(images):
+    trainer = moved("CoOp_DePT")
+    with torch.no_grad():
+        trainer.model.prompt_learner.head.classifier.bias[0] = torch.nan
+    with trainer.model.evaluating() as watch, torch.no_grad():
+        trainer.model(images)
+        with pytest.raises(FloatingPointError, match="the logits of .* are infinite or NaN"):
+            watch.heed([])
+
+
+def test_initial_weights_of_other_classes_are_refused(tmp_path):
+    trained = moved("CoOp_DePT", tmp_path / "first")
+    trained.save_model(0, str(tmp_path))
+    (path,) = tmp_path.glob("prompt_learner/model.pth.tar-*")
+    build("CoOp_DePT", **{"MODEL.INIT_WEIGHTS": str(path)})
+    with pytest.raises(CheckpointError, match="second head is of other classes"):
+        build("CoOp_DePT", **{"MODEL.INIT_WEIGHTS": str(path), "DATASET.SUBSAMPLE_CLASSES": "new"})

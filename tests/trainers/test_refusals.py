@@ -94,7 +94,7 @@ def test_sentences_that_are_not_there():
 def test_a_resnet_by_name_is_refused_before_it_is_loaded(case, name, monkeypatch):
     monkeypatch.setattr("trainers.base.load_clip", None)
     with pytest.raises(
-        ValueError, match=rf"{case} puts prompts into the image tower, which {name}.*ViT-B/16, or use CoOp"
+        ValueError, match=rf"{case} changes the image tower from within, which {name}.*ViT-B/16, or use CoOp"
     ):
         build(case, **{"MODEL.BACKBONE.NAME": name})
 
@@ -110,7 +110,7 @@ def resnet_file(tmp_path_factory):
 @pytest.mark.parametrize("case", needing("needs_vit"))
 def test_a_file_that_holds_a_resnet_is_refused(case, resnet_file):
     options = {"MODEL.BACKBONE.NAME": str(resnet_file), "INPUT.SIZE": (64, 64)}
-    with pytest.raises(ValueError, match=rf"{case} puts prompts into the image tower.*resnet.pt \(a ResNet\)"):
+    with pytest.raises(ValueError, match=rf"{case} changes the image tower from within.*resnet.pt \(a ResNet\)"):
         build(case, **options)
 
 

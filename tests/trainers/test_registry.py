@@ -12,6 +12,7 @@ from yacs.config import CfgNode
 
 from common.free_options import TRAINER_NODES
 from dassl.engine import build_trainer
+from results.features import FeatureCollector
 from tests.trainers.small_runs import (
     BATCH,
     OPTIONS,
@@ -294,6 +295,14 @@ def test_an_image_does_not_depend_on_its_batch(case, built, images):
     trainer = built(case)
     alone = torch.cat([logits_of(trainer, image[None]) for image in images])
     torch.testing.assert_close(alone, logits_of(trainer, images), atol=MAX_LOGIT_DIFFERENCE, rtol=0)
+
+
+@pytest.mark.parametrize("case", METHODS + sorted(VARIANTS))
+def test_saving_features_changes_no_prediction(case, built, images):
+    trainer = built(case)
+    collector = FeatureCollector(trainer.model.eval())
+    with torch.no_grad():
+        torch.testing.assert_close(collector.infer(images), logits_of(trainer, images), atol=0, rtol=0)
 
 
 @pytest.mark.parametrize("size", [1, 3])
