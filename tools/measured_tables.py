@@ -23,14 +23,12 @@ from pathlib import Path
 
 from common.commandline import add_debug, guarded
 from common.files import atomic_write
+from sweeping.plan import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "assets" / "tiny_clip.pt"
 FEW = "ZeroshotCLIP CoOp MaPLe BMIP"
-EVERY = (
-    *("ZeroshotCLIP", "CoOp", "CoCoOp", "KgCoOp", "ProDA", "VPT", "IVLP", "MaPLe", "PromptSRC", "CoPrompt", "BMIP"),
-    *("MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
-)
+EVERY = tuple(name for name in SETTINGS if name != "ZeroshotCLIP2")
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,14 @@ from reporting.published import (
     MARKS,
     PUBLISHED_FILE,
     Entry,
+    chosen_entries,
     contradictions,
     load_published,
 )
 from reporting.stats import Summary, harmonic_mean
 from reporting.table import build_table
 from results.schema import canonical_dataset, load_runs
+from sweeping.plan import SETTINGS
 
 ELEVEN = [
     "ImageNet", "Caltech101", "OxfordPets", "StanfordCars", "OxfordFlowers", "Food101", "FGVCAircraft", "SUN397",
@@ -207,6 +209,13 @@ def test_a_published_method_is_known_by_its_name_or_by_that_of_the_trainer(runs)
     eurosat = rows(build_table(load_runs([runs.root]), published="measured"), "EuroSAT")
     assert eurosat["TCP, published"]["new"].mean == 74.73
     assert eurosat["CLIP, published"]["new"].mean == 64.05
+
+
+def test_each_host_of_dept_has_its_own_published_row():
+    chosen = [entry for entry in chosen_entries("base_to_new", SETTINGS, "measured") if entry.method == "DePT"]
+    assert [(entry.trainer, entry.variant) for entry in chosen] == [
+        ("CoOp_DePT", "on CoOp"), ("PromptSRC_DePT", "on PromptSRC"),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("datasets", [ELEVEN, ELEVEN[1:3]])
