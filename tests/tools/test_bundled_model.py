@@ -7,7 +7,7 @@ from clip.model import CLIP, build_model
 
 from prompting import weights
 from prompting.weights import BackboneError, bundled_names, load_bundled_state_dict, read_bundled, save_bundled
-from tools.pretrain_clip import TASKS, read_images
+from tools.pretrain_clip import TASKS, VOCABULARY, read_images
 
 EMBEDDING = "token_embedding.weight"
 
@@ -18,12 +18,12 @@ def tiny_clip() -> CLIP:
 
 
 def small_state_dict() -> dict[str, torch.Tensor]:
-    """Random weights of a CLIP with 64 words, of which three are in use."""
+    """Random weights of a small CLIP; three of its words are in use."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = CLIP(16, 16, 1, 64, 8, 12, 64, 64, 1, 1)
+        model = CLIP(16, 16, 1, 64, 8, 12, VOCABULARY, 64, 1, 1)
     state = {key: value.detach() for key, value in model.state_dict().items()}
-    used = torch.zeros(64, 1)
+    used = torch.zeros(VOCABULARY, 1)
     used[[0, 7, 63]] = 1
     return state | {EMBEDDING: state[EMBEDDING] * used}
 
