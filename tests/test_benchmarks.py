@@ -123,6 +123,9 @@ MAX_KERNELS = {
     "MaPLe": 805,
     "CoOp TRAINER.COOP.N_CTX 16": 545,
     "PromptSRC": 940,
+    "MMA": 930,
+    "MMRL": 915,
+    "HiCroPL": 1535,
     "BMIP TRAINER.BMIP.PREC fp16 TRAIN.CPU_HALF True": 1710,
 }
 
