@@ -21,6 +21,7 @@ import re
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from common.commandline import add_debug, guarded
 from common.files import atomic_write
 from dassl.config import read_config
 from results.schema import RESULTS_FILE, Run
-from sweeping.plan import SETTINGS, TRAINER_CONFIGS, UNTRAINED, Plan, Variation, build_queue, setting_file
+from sweeping.plan import SETTINGS, TRAINER_CONFIGS, UNTRAINED, Plan, build_queue, plans_varied, setting_file
 
 DATASET, SETTING = "mini_tuning", "mini_ep10_batch32"
 FACTORS = (1 / 3, 1, 3, 10, 30, 100)
@@ -55,11 +56,10 @@ def trials(trainer: str, output: Path) -> list[dict[str, Any]]:
     values = [str(rate) for rate in rates(trainer)]
     argv = ["--trainers", f"{trainer}={SETTING}", "--datasets", DATASET, "--seeds", *map(str, SEEDS)]
     sweep.main([*argv, "--output", str(output), "--launcher", "inline", "--vary", "OPTIM.LR", *values])
-    tried = []
-    for rate, value in zip(rates(trainer), values, strict=True):
-        variation = Variation(f"lr_{value}", ("OPTIM.LR", value))
-        plan = Plan("open_world", (f"{trainer}={SETTING}",), (DATASET,), SEEDS, output=output, variations=(variation,))
-        files = [job.folder / RESULTS_FILE for job in build_queue(plan)]
+    plan, tried = Plan("open_world", (f"{trainer}={SETTING}",), (DATASET,), SEEDS, output=output), []
+    (plan,) = plans_varied(plan, [["OPTIM.LR", *values]])
+    for rate, variation in zip(rates(trainer), plan.variations, strict=True):
+        files = [job.folder / RESULTS_FILE for job in build_queue(replace(plan, variations=(variation,)))]
         runs = [Run.read(file) for file in files if file.is_file()]
         trial: dict[str, Any] = {"rate": rate}
         if len(runs) == len(SEEDS):

@@ -170,8 +170,11 @@ class PromptTrainer(Steps, TrainerX):
         self.model = self.build_classifier(clip_model, learner).to(self.device)
         self.model.checkpoint_activations(cfg.TRAIN.CHECKPOINT_ACTIVATIONS)
         if set(cfg.TEST.get("CLASS_SPLITS", ())) - {cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")}:
-            # a name that is too long for the prompt is refused now, not after training
-            learner.layout(getattr(self.dm.dataset, "all_classnames", self.train_classnames))
+            # a name that is too long for the prompt, or has no sentence in a file, is refused now, not after training
+            names = getattr(self.dm.dataset, "all_classnames", self.train_classnames)
+            learner.layout(names)
+            if learner.sees_class_features or learner.joins_frozen_features:
+                learner.class_sentences(names)
         self.objective = self.build_objective(clip_model)
         if path := cfg.MODEL.INIT_WEIGHTS:  # all of the learner's tensors, or none and an error
             tensors, sha256 = read_initial(path, type(self).__name__), hash_file(path)

@@ -252,9 +252,6 @@ class HiCroPL(PromptTrainer):
         source = f"sentences from {Path(s.SENTENCES).name}"
         if not s.SENTENCES:
             source = f"{len(PROMPTSRC_TEMPLATES)} templates (TRAINER.HICROPL.SENTENCES is empty)"
-        elif set(self.cfg.TEST.get("CLASS_SPLITS", ())) - {self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")}:
-            # a class that the file lacks is refused now, not after training
-            learner.class_sentences(getattr(self.dm.dataset, "all_classnames", self.train_classnames))
         print(f"HiCroPL: text of the frozen model: {source}")
         self.notes = {"consistency_text": source}
         return learner
