@@ -155,6 +155,10 @@ class VisionPrompts:
     beside: Mapping[int, SideBranch] = field(default_factory=dict)
     readout: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        if self.readout is not None and self.tokens is None and not self.deep:
+            raise ValueError("a read-out of image prompts, but there are none: give tokens or deep, or leave it out")
+
 
 @dataclass(frozen=True)
 class Prompts:

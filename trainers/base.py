@@ -106,6 +106,11 @@ class PromptTrainer(Steps, TrainerX):
         return self.model.prompt_learner.image_features_follow
 
     @property
+    def logits_kind(self) -> str:
+        """Which logits predict the current class list, for log and results.json; "" for methods that have one kind."""
+        return ""
+
+    @property
     def trains_on_features(self) -> bool:
         """Whether image features may stand in for the training images."""
         redefined = redefines(self, PromptTrainer, "forward_backward", "parse_batch_train")
@@ -250,6 +255,10 @@ class PromptTrainer(Steps, TrainerX):
         """Evaluate as Dassl does, with the text features computed once."""
         self.evaluating = split or self.cfg.TEST.SPLIT
         validating = self.evaluating == "val"
+        if self.logits_kind and not validating:
+            notes = getattr(self, "notes", {})
+            self.notes = {**notes, "logits": {**notes.get("logits", {}), self._class_split: self.logits_kind}}
+            print(f"Class split *{self._class_split}*: {self.logits_kind} logits")
         advice = memory_advice(self.cfg, self.node, self.device, self.num_classes, training=False)
         with advice, self.model.evaluating() as watch:
             result = super().test(split)

@@ -200,6 +200,11 @@ class WithDePT:
         return [{"params": rest}, {"params": head, "lr": self.cfg.OPTIM.LR * self.cfg.TRAINER.DEPT.LR_MULT}]
 
     @property
+    def logits_kind(self) -> str:
+        """See :attr:`PromptTrainer.logits_kind`: "both heads" or "image-text matching"."""
+        return "image-text matching" if self.model.columns is None else "both heads"
+
+    @property
     def image_features_follow(self) -> str:
         """As the host's, but that features keep their norms: the store that methods share has none."""
         if redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):

@@ -208,13 +208,10 @@ class MMRL(PromptTrainer):
         same = str(dataset).lower() == self.cfg.DATASET.NAME.lower()
         self.model.trained_on = frozenset(map(clean_name, names)) if names and same else frozenset()
 
-    def set_class_split(self, split: str) -> None:
-        """As every method does; says in the log and in results.json which logits the split is predicted by."""
-        super().set_class_split(split)
-        kind = "fused" if self.model.fuses else "plain"
-        kinds = getattr(self, "notes", {}).get("logits", {}) | {split: kind}
-        self.notes = {**getattr(self, "notes", {}), "logits": kinds}
-        print(f"Class split *{split}*: {kind} logits (TRAINER.{self.node}.LOGITS {self.settings.LOGITS})")
+    @property
+    def logits_kind(self) -> str:
+        """See :attr:`PromptTrainer.logits_kind`: "fused" or "plain"."""
+        return "fused" if self.model.fuses else "plain"
 
 
 def check_layers(key: str, layers: Sequence[int], most: int) -> None:

@@ -555,6 +555,11 @@ def test_side_branches_beyond_the_tower_are_refused(tiny_vit, images, layer):
         VisionEncoder(tiny_vit)(images, VisionPrompts(beside={layer: torch.tanh}))
 
 
+def test_a_read_out_without_tokens_is_refused():
+    with pytest.raises(ValueError, match="a read-out of image prompts, but there are none: give tokens or deep"):
+        VisionPrompts(readout=torch.zeros(WIDTH, 64))
+
+
 def test_images_of_another_size_are_refused(tiny_vit):
     with pytest.raises(ValueError, match=r"48x48 pixels.*INPUT.SIZE to \(32, 32\)"):
         VisionEncoder(tiny_vit)(torch.zeros(1, 3, 48, 48))

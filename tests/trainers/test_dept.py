@@ -87,7 +87,9 @@ def test_new_classes_and_mixed_ones_get_the_hosts_prediction(name, images):
         for each in (trainer, host):
             each.set_class_split(split)
         torch.testing.assert_close(logits_of(trainer, images), logits_of(host, images), atol=1e-4, rtol=0)
+        assert trainer.logits_kind == "image-text matching"  # as results.json says
     trainer.set_class_split("base")
+    assert trainer.logits_kind == "both heads"
     assert not torch.allclose(logits_of(trainer, images), logits_of(host_of(trainer, HOSTS[name]), images), atol=0.1)
 
 

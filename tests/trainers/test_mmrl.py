@@ -110,6 +110,14 @@ def test_one_kind_of_logits_for_all_images_of_a_class_list(setting, kinds, monke
             assert not torch.equal(fused, output.class_logits)
 
 
+def test_only_tested_class_splits_are_named():
+    trainer = build("MMRL")
+    trainer.test("val")
+    evaluate_class_splits(trainer, trainer.cfg, ("new",))
+    assert trainer._class_split == "base"  # switched back to what it trains on
+    assert trainer.notes["logits"] == {"new": "plain"}
+
+
 def test_the_checkpoint_says_what_was_trained_on(tmp_path, some_images):
     build("MMRL", tmp_path, **{"OPTIM.MAX_EPOCH": 1}).train()
     loaded = build("MMRL", **{"DATASET.SUBSAMPLE_CLASSES": "all"})
