@@ -70,7 +70,8 @@ def encode(text: str) -> list[int]:
 
 def layout_from_texts(texts: Sequence[str], classnames: Sequence[str], context_length: int) -> PromptLayout:
     """Layout of ready sentences with nothing learned, for example "a photo of a dog."; Raises as below."""
-    return _stack([[(token, -1) for token in encode(text)] for text in texts], classnames, context_length)
+    rows = [[(token, -1) for token in encode(text)] for text in texts]
+    return _stack(rows, classnames, context_length, "shorten the template or sentence, or the class name")
 
 
 def layout_with_context(
@@ -112,19 +113,21 @@ def layout_with_context(
         row = [(token, first + j if j < n_ctx else -1) for j, token in enumerate(tokens)]
         name_end = n_words + len(encode(template.partition("{}")[0] + clean_name(name)))
         rows.append(row[:cut] + row[n_words:name_end] + row[cut:n_words] + row[name_end:])
-    return _stack(rows, classnames, context_length)
+    cure = "use fewer context tokens (N_CTX), a shorter CTX_INIT or a shorter class name"
+    return _stack(rows, classnames, context_length, cure)
 
 
-def _stack(rows: list[list[tuple[int, int]]], classnames: Sequence[str], context_length: int) -> PromptLayout:
-    """Frame rows of (token, context index) with [SOS] and [EOT] and pad them to the longest."""
+def _stack(
+    rows: list[list[tuple[int, int]]], classnames: Sequence[str], context_length: int, cure: str
+) -> PromptLayout:
+    """Frame rows of (token, context index) with [SOS] and [EOT] and pad them to the longest; ``cure``: for too long."""
     if not rows:
         raise ValueError("no class names: the class list of the data set is empty")
     rows = [[(_SOT, -1), *row, (_EOT, -1)] for row in rows]
     for row, name in zip(rows, classnames, strict=True):
         if len(row) > context_length:
             raise PromptTooLongError(
-                f"the prompt of class {name!r} has {len(row)} tokens, the text tower takes {context_length}: "
-                "use fewer context tokens (N_CTX), a shorter CTX_INIT or a shorter class name"
+                f"the prompt of class {name!r} has {len(row)} tokens, the text tower takes {context_length}: {cure}"
             )
     lengths = torch.tensor([len(row) for row in rows])
     padded = torch.tensor([row + [(0, -1)] * (int(lengths.max()) - len(row)) for row in rows])  # (n_cls, longest, 2)

@@ -398,6 +398,9 @@ def check_settings(node: str, settings: CfgNode) -> None:
             check_choice(name, value, allowed)
         elif allowed and (value is None or not allowed[0] <= value <= allowed[1]):
             raise ValueError(f"{name} is {value}: at least {allowed[0]}, at most {allowed[1]}")
+        if key == "CTX_INIT" and isinstance(value, str) and set(value) & {"{", "}"}:
+            words = value.partition("{")[0].strip()
+            raise ValueError(f"{name} {value!r}: it is words without a place for the class name: set it to {words!r}")
         depth = f"PROMPT_DEPTH_{key.removeprefix('N_CTX').strip('_')}"
         if key.startswith("N_CTX") and value < 1 and settings.get(depth) != 0:
             instead = f"; for no tokens in that tower set TRAINER.{node}.{depth} 0" if depth in settings else ""
@@ -407,7 +410,10 @@ def check_settings(node: str, settings: CfgNode) -> None:
 def check_depth(key: str, depth: int, least: int, most: int) -> None:
     """Refuse a number of prompted layers that the backbone does not have."""
     if not least <= depth <= most:
-        raise ValueError(f"{key} is {depth}, but this backbone can be prompted in {least} to {most} layers")
+        raise ValueError(
+            f"{key} is {depth}, but this backbone can be prompted in {least} to {most} layers: set it to "
+            f"{min(max(depth, least), most)}"
+        )
 
 
 def check_choice(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -113,23 +113,29 @@ def sentences_by_class(
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is no such table, or a class has no sentence; named.
+        ValueError: the file is no such table, or a class has no sentence or an empty one; named.
     """
-    file = Path(path)
+    file, cure = Path(path), f"or set {key} '' to use templates"
     if not file.is_file():
         raise FileNotFoundError(f"{key}: no file {path}; set it to '' to use templates instead")
     try:
         table = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+        raise ValueError(f"{key}: {path} is not valid JSON ({error}): mend it, {cure}") from error
     lists = table.values() if isinstance(table, dict) else [None]
     if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
-        raise ValueError(f"{path} should hold {{class name: [sentences]}}")
+        raise ValueError(f"{key}: {path} should hold {{class name: [sentences]}}: mend it, {cure}")
     by_name = {clean_name(name): sentences for name, sentences in table.items()}
     missing = [name for name in classnames if not by_name.get(clean_name(name))]
     if missing:
-        raise ValueError(f"{path} has no sentence for {len(missing)} classes, the first is {missing[0]!r}")
-    return [by_name[clean_name(name)] for name in classnames]
+        raise ValueError(
+            f"{key}: {path} has no sentence for {len(missing)} classes, the first is {missing[0]!r}: add them, {cure}"
+        )
+    by_class = [by_name[clean_name(name)] for name in classnames]
+    for name, sentences in zip(classnames, by_class, strict=True):
+        if not all(text.strip() for text in sentences):
+            raise ValueError(f"{key}: {path} has an empty sentence for class {name!r}: take it out, {cure}")
+    return by_class
 
 
 @TRAINER_REGISTRY.register()

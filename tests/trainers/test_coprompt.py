@@ -92,7 +92,14 @@ WRONG = {
     "a list": ([1, 2], r"should hold \{class name: \[sentences\]\}"),
     "a sentence alone": (dict.fromkeys(NAMES, "text"), r"should hold \{class name: \[sentences\]\}"),
     "numbers": ({name: [1, 2] for name in NAMES}, r"should hold \{class name: \[sentences\]\}"),
-    "a class missing": ({name: ["text"] for name in NAMES[1:]}, "no sentence for 1 classes, the first is 'digit zero'"),
+    "a class missing": (
+        {name: ["text"] for name in NAMES[1:]},
+        "no sentence for 1 classes, the first is 'digit zero': add them, or set TRAINER.COPROMPT.SENTENCES '' to use",
+    ),
+    "an empty sentence": (
+        {name: ["text", " "] if name == NAMES[2] else ["text"] for name in NAMES},
+        "COPROMPT.SENTENCES: .* an empty sentence for class 'digit two': take it out",
+    ),
     "a class empty": ({name: [] if name == NAMES[2] else ["a"] for name in NAMES}, "the first is 'digit two'"),
 }
 

@@ -199,6 +199,11 @@ def test_sentences_of_all_classes_are_asked_for_before_training(tmp_path):
     assert trainer.model.prompt_learner.class_sentences(["digit_one"]) == [["a digit one.", "the digit one."]]
     with pytest.raises(ValueError, match=r"sentences.json has no sentence for 5 classes, the first is 'digit_?.five'"):
         build("HiCroPL", **options, **{"TEST.CLASS_SPLITS": ("base", "new")})
+    file.write_text(json.dumps({name: ["so long a text " * 30] for name in names}), encoding="utf-8")
+    with pytest.raises(
+        ValueError, match=r"class 'digit.zero' has 122 tokens.* takes 77: shorten the template or sentence"
+    ):
+        build("HiCroPL", **options)
     with pytest.raises(FileNotFoundError, match=r"HICROPL.SENTENCES: no file nowhere.json.*use templates"):
         build("HiCroPL", **{"TRAINER.HICROPL.SENTENCES": "nowhere.json"})
 
