@@ -5,8 +5,8 @@ Zhang et al., "DePT: Decoupled Prompt Tuning", CVPR 2024, https://arxiv.org/abs/
 A fork puts it on another host in three lines; the host classifies with :class:`PromptedCLIP`:
 
     @TRAINER_REGISTRY.register()
-    class MaPLe_DePT(WithDePT, MaPLe):
-        "MaPLe's prompts and losses beside a second head."
+    class BMIP_DePT(WithDePT, BMIP):
+        "BMIP's prompts beside a second head."
 """
 
 from __future__ import annotations

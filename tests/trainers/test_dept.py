@@ -8,6 +8,7 @@ from common.unpickling import CheckpointError
 from dassl.engine import TRAINER_REGISTRY
 from results.evaluate import evaluate_class_splits
 from tests.trainers.small_runs import build, configuration, first_batch, logits_of, stir, train_on, trained_tensors
+from trainers.bmip import BMIP
 from trainers.coprompt import CoPrompt
 from trainers.dept import ChannelAdjustedHead, WithDePT
 from trainers.hicropl import HiCroPL
@@ -159,7 +160,7 @@ def test_reused_features_keep_their_norms(name):
 # Other hosts, as a fork adds them
 
 
-@pytest.mark.parametrize("host", [KgCoOp, MaPLe, CoPrompt, TCP, MMA, HiCroPL])
+@pytest.mark.parametrize("host", [KgCoOp, MaPLe, CoPrompt, TCP, MMA, HiCroPL, BMIP])
 def test_any_host_takes_a_second_head(host, images):
     name = host.__name__
     kind = type(f"{name}_DePT", (WithDePT, host), {})
