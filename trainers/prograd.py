@@ -1,6 +1,11 @@
 """ProGrad: CoOp, trained only along what does not contradict zero-shot CLIP.
 
 Zhu et al., "Prompt-aligned Gradient for Prompt Tuning", ICCV 2023, https://arxiv.org/abs/2205.14865
+
+With g the gradient of the cross-entropy and k that of KL(zero-shot predictions, ours), the prompts get
+
+    g                                    where g . k >= 0
+    g - lambda * (g . k) / |k|^2 * k     else
 """
 
 from __future__ import annotations

@@ -2,6 +2,11 @@
 
 Yao et al., "TCP: Textual-based Class-aware Prompt tuning for Visual-Language Model", CVPR 2024,
 https://arxiv.org/abs/2311.18231
+
+With w_c the frozen feature of class c and t_c its learned one, the class's tokens and the loss are
+
+    tokens_c = up(QuickGELU(down(w_c)))
+    L = CE(images) + W * (1 - mean over c of cos(t_c, w_c))
 """
 
 from __future__ import annotations
