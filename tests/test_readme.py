@@ -19,7 +19,7 @@ from tests.test_train import arguments
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DEMO_RUN = "output/demo/BMIP/tiny_c2_ep10_batch4_2ctx/digits/shots16/seed1"
+DEMO_RUN = "output/demo/BMIP/mini_ep10_batch32/mini_digits/shots16/seed1"
 FRONT = ("bash scripts/demo.sh", "bash scripts/test.sh")
 SMALL = "OPTIM.MAX_EPOCH 1 DATASET.NUM_SHOTS 1"
 
