@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import train
@@ -132,3 +133,13 @@ def test_links_and_paths_exist():
 
 def test_every_trainer_is_listed():
     assert [name for name in TRAINERS if f"`{name}`" not in README] == []
+
+
+def test_the_citation_is_the_same_everywhere():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (entries,) = blocks("bibtex")
+    (paper,) = cited["references"]
+    for text in (paper["title"], paper["doi"], *(author["family-names"] for author in paper["authors"])):
+        assert text in re.sub(r"[{}]", "", entries)
+    package = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert all(f'{key} = "{cited[key]}"' in package for key in ("version", "license"))
