@@ -1,6 +1,6 @@
 """Classify images with trained prompts, or with zero-shot CLIP.
 
-python predict.py --model-dir output/demo/BMIP/tiny_c2_ep10_batch4_2ctx/digits/shots16/seed1 assets/digits/images
+python predict.py --model-dir output/demo/BMIP/mini_ep10_batch32/mini_digits/shots16/seed1 assets/digits/images
 python predict.py --backbone ViT-B/16 --classes cat,dog photos/ --top 2 --format csv
 
 Without a run, photos are turned upright by their EXIF orientation; with one, as the run did (INPUT.EXIF_ORIENTATION).

@@ -171,7 +171,7 @@ def run(args: argparse.Namespace) -> int:
     protocol = PROTOCOLS[plans[0].protocol].name
     # a transfer's training run may be in another protocol's table
     in_table = [job.folder for job in jobs if job.protocol in ("", protocol)]
-    report = ["table", "--protocol", protocol]
+    report = ["table", "--protocol", protocol, *(TABLES[args.table].report if args.table else ())]
     if args.dry_run:
         for job in jobs:
             print(("# finished: " if runner.is_done(job) else "") + as_typed(job.command()))

@@ -36,22 +36,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_protocol(command)
     command.add_argument(
         "--group",
-        choices=("dataset", "metric"),
+        choices=("dataset", "metric", "average"),
         help="a block per data set, or per metric with the data sets as columns, as papers have it "
-        "(default: metric where there are several data sets)",
+        "(default: metric where there are several data sets), or the average over the data sets only",
     )
     _add_published(command)
-    words = "only these metrics, in this order, such as base,new,H (default: all of the protocol's)"
-    command.add_argument("--metrics", metavar="KEY,KEY", help=words)
+    _add_metrics(command)
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
     command.add_argument("--digits", type=int, default=2, help="decimals in md, latex and html (default: %(default)s)")
 
     words = "paired differences between two methods, with confidence interval and tests"
     command = commands.add_parser("compare", help=words, description=words)
     command.add_argument("first", metavar="A", help="trainer, or trainer/setting")
-    command.add_argument("second", metavar="B", help="trainer, or trainer/setting")
+    command.add_argument(
+        "second", metavar="B", help="trainer, or trainer/setting; all: every other method, a row for each"
+    )
     _add_files(command, run_compare)
     _add_protocol(command)
+    _add_metrics(command)
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
 
     words = "a plot of runs, as PNG or SVG"
@@ -93,6 +95,12 @@ def _add_protocol(
     parser.add_argument("--protocol", choices=sorted(PROTOCOLS), help=words)
 
 
+def _add_metrics(parser: argparse.ArgumentParser) -> None:
+    """`metrics` becomes a list, empty by default."""
+    words = "only these metrics, in this order, such as base,new,H (default: all of the protocol's)"
+    parser.add_argument("--metrics", type=lambda text: text.split(","), default=[], metavar="KEY,KEY", help=words)
+
+
 def _add_published(parser: argparse.ArgumentParser) -> None:
     """`published` becomes "measured" or "all", or stays None."""
     words = "add published numbers of the methods in the table, and of BMIP, from their authors"
@@ -118,8 +126,7 @@ def run_table(args: argparse.Namespace) -> None:
     _check_target(args)
     runs = of_protocol(load_runs(args.runs), args.protocol)
     group = args.group or ("metric" if len({run.dataset for run in runs}) > 1 else "dataset")
-    metrics = () if args.metrics is None else [name.strip() for name in args.metrics.split(",")]
-    built = table.build_table(runs, args.protocol, group=group, published=args.published, metrics=metrics)
+    built = table.build_table(runs, args.protocol, group=group, published=args.published, metrics=args.metrics)
     _write_document(args, table.document(built, args.digits))
 
 
@@ -127,8 +134,11 @@ def run_compare(args: argparse.Namespace) -> None:
     """Compare two methods and write the result out."""
     _check_target(args)
     runs = of_protocol(load_runs(args.runs), args.protocol)
-    comparison = compare.build_comparison(runs, args.first, args.second, args.protocol)
-    _write_document(args, compare.document(comparison))
+    if args.second == "all":
+        _write_document(args, compare.against_all(runs, args.first, args.protocol, args.metrics))
+    else:
+        comparison = compare.build_comparison(runs, args.first, args.second, args.protocol, args.metrics)
+        _write_document(args, compare.document(comparison))
 
 
 def run_plot(args: argparse.Namespace) -> None:

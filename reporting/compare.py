@@ -14,6 +14,7 @@ from reporting.methods import (
     Method,
     Metric,
     check_protocol,
+    chosen_metrics,
     comparability,
     dataset_order,
     group_methods,
@@ -29,6 +30,11 @@ _IN_WORDS = {
     "all": "over all classes",
     "open_H": "in open-world H",
 }
+
+
+# of the csv
+_FACTS = ("protocol", "first", "second")
+_COLUMNS = ("n", "mean_first", "mean_second", "difference", "low", "high", "p_t", "p_signed_rank", "claim")
 
 
 class MetricLine(NamedTuple):
@@ -52,16 +58,20 @@ class Comparison(NamedTuple):
     warnings: tuple[str, ...]
 
 
-def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name: str | None = None) -> Comparison:
+def build_comparison(
+    runs: Sequence[Run], first: str, second: str, protocol_name: str | None = None, metrics: Sequence[str] = ()
+) -> Comparison:
     """Compare two methods.
 
     Args:
         runs: of one protocol; those of other methods are left aside.
         first: a trainer, trainer/setting, or a row's name in the table; as is `second`.
         protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
+        metrics: keys or labels of the metrics to compare, in this order; none for all.
 
     Raises:
-        ResultsError: the protocols differ, a name fits no method or several, or the two share no data set and seed.
+        ResultsError: the protocols differ, a name fits no method or several, the two share no data set and seed, or an
+            unknown metric.
     """
     protocol_name = check_protocol(runs, protocol_name)
     protocol = PROTOCOLS[protocol_name]
@@ -69,26 +79,18 @@ def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name
     one, other = _method(methods, first), _method(methods, second)
     if one is other:
         raise ResultsError(f"{first!r} and {second!r} are the same method: {one.label}")
-    metrics = [metric for metric in protocol.metrics if metric.of_run is not None]
-    lines = [line for metric in metrics for line in _lines(metric, one, other)]
+    chosen = [metric for metric in chosen_metrics(protocol, metrics) if metric.of_run is not None]
+    lines = [line for metric in chosen for line in _lines(metric, one, other)]
     if not lines:
         raise ResultsError(
             f"{one.label} and {other.label} share no data set, shots and seed (the first: {_places(one)}; the second: "
             f"{_places(other)})"
         )
-    warnings = []
-    for method, counterpart in ((one, other), (other, one)):  # runs of one method only enter nothing
-        place = (lambda run: run.dataset) if counterpart.deterministic else _place
-        there = set(map(place, counterpart.runs))
-        for run in () if method.deterministic else method.runs:
-            if place(run) not in there:
-                lonely = f"{method.label} on {_place(run)}"
-                warnings.append(f"left out: {lonely} has no counterpart of {counterpart.label} ({run.path})")
-    warnings += comparability([*one.runs, *other.runs])
-    trained = [method for method in (one, other) if not method.deterministic]
-    if len({method.selection_rule for method in trained}) > 1:
-        listed = "; ".join(f"{method.label}: {method.selection_rule}" for method in trained)
-        warnings.append(f"the two choose their weights by different rules ({listed}), which is part of the difference")
+    warnings = [
+        *_left_out(one, other),
+        *comparability([*one.runs, *other.runs]),
+        *_rules([one, other], "the two choose"),
+    ]
     legend = [
         f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
         "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
@@ -103,6 +105,77 @@ def build_comparison(runs: Sequence[Run], first: str, second: str, protocol_name
     title = f"{other.label} against {one.label}: {protocol.title}"
     warnings = tuple(map(printable, warnings))
     return Comparison(protocol_name, title, one.label, other.label, tuple(lines), tuple(legend), warnings)
+
+
+def against_all(
+    runs: Sequence[Run], first: str, protocol_name: str | None = None, metrics: Sequence[str] = ()
+) -> Document:
+    """One method against every other: a row for each, with the differences (the first minus the other) by metric.
+
+    Args:
+        runs, first, protocol_name, metrics: as of `build_comparison`.
+
+    Raises:
+        ResultsError: as there; or there is no other method.
+    """
+    methods = group_methods(runs, PROTOCOLS[check_protocol(runs, protocol_name)])
+    one = _method(methods, first)
+    others = [method for method in methods if method is not one]
+    if not others:
+        raise ResultsError(f"{one.label} is the only method of these runs")
+    found = [build_comparison(runs, other.label, one.label, protocol_name, metrics) for other in others]
+    labels = list(dict.fromkeys(line.label for comparison in found for line in comparison.lines))
+    rows, records, content = [], [[*_FACTS, "metric", "label", *_COLUMNS]], []
+    for comparison in found:
+        lines = {line.label: line.result for line in comparison.lines}
+        counts = sorted({result.interval.n for result in lines.values()})
+        cells = [Number(" - ".join(map(str, counts)), counts[0])]
+        for label in labels:
+            if label not in lines:
+                cells.append(Number())
+                continue
+            interval, mark = lines[label].interval, " *" if lines[label].claim else ""
+            span = "" if interval.low is None else f" ({_points(interval.low)} to {_points(interval.high)})"
+            cells.append(Number(f"{_points(interval.mean)}{span}{mark}", interval.mean))
+        rows.append(Line([comparison.first], cells))
+        pair = document(comparison)
+        records += pair.records[1:]
+        content.append(pair.content)
+    number, chance = len(rows) * len(labels), "about one in twenty of equal methods comes below 5 % by chance"
+    notes = [
+        f"Differences: {one.label} minus the row's method in percent points, paired by data set, shots and seed; n "
+        "pairs. In brackets: Student's 95 % interval.",
+        "*: a difference is claimed: the paired t-test and Wilcoxon's signed-rank test are both below 5 %. Where none "
+        f"is, the two need not be equal. {number} comparisons are made here: {chance}.",
+    ]
+    warnings = [warning for other in others for warning in _left_out(other, one)]
+    warnings += [*comparability(runs), *_rules([one, *others], "the methods choose")]
+    title = f"{one.label} against every other method: {PROTOCOLS[found[0].protocol].title}"
+    grid = Grid(title, ["Method", "n", *labels], 1, rows)
+    warnings = tuple(map(printable, dict.fromkeys(warnings)))
+    return Document(title, [grid], notes, warnings, records, {"comparisons": content, "legend": notes})
+
+
+def _left_out(one: Method, other: Method) -> Iterable[str]:
+    """Runs that enter nothing, because the other method has none like them."""
+    for method, counterpart in ((one, other), (other, one)):
+        place = (lambda run: run.dataset) if counterpart.deterministic else _place
+        there = set(map(place, counterpart.runs))
+        for run in () if method.deterministic else method.runs:
+            if place(run) not in there:
+                lonely = f"{method.label} on {_place(run)}"
+                yield f"left out: {lonely} has no counterpart of {counterpart.label} ({run.path})"
+
+
+def _rules(methods: Sequence[Method], who: str) -> Iterable[str]:
+    """A warning where the methods choose the weights to test in different ways."""
+    by_rule: dict[str, list[str]] = defaultdict(list)
+    for method in methods:
+        if not method.deterministic:
+            by_rule[method.selection_rule].append(method.label)
+    if len(by_rule) > 1:
+        listed = "; ".join(f"{', '.join(names)}: {rule}" for rule, names in by_rule.items())
+        yield f"{who} their weights by different rules ({listed}), which is part of the difference"
 
 
 def _method(methods: Sequence[Method], name: str) -> Method:
@@ -208,11 +281,10 @@ def _places(method: Method) -> str:
 
 def document(comparison: Comparison) -> Document:
     """The comparison for the writers of `formats`."""
-    names, facts = [comparison.first, comparison.second], ["protocol", "first", "second"]
+    names = [comparison.first, comparison.second]
     headings = ["Metric", *names, "Difference", "95 % from", "to", "n", "p (t)", "p (signed rank)"]
     shown = [".2f", ".2f", "+.2f", "+.2f", "+.2f", "d", None, None]  # None: a p-value
-    columns = ["n", "mean_first", "mean_second", "difference", "low", "high", "p_t", "p_signed_rank", "claim"]
-    records = [[*facts, "metric", "label", *columns]]
+    records = [[*_FACTS, "metric", "label", *_COLUMNS]]
     rows, metrics = [], []
     for line in comparison.lines:
         result, pairs, interval = line.result, line.result.pairs, line.result.interval
@@ -234,6 +306,6 @@ def document(comparison: Comparison) -> Document:
         )
     grids, lead = [Grid(comparison.title, headings, 1, rows)], [line.sentence for line in comparison.lines]
     notes, warnings = comparison.legend, comparison.warnings
-    content = {fact: getattr(comparison, fact) for fact in facts}
+    content = {fact: getattr(comparison, fact) for fact in _FACTS}
     content |= {"metrics": metrics, "legend": notes, "warnings": warnings}
     return Document(comparison.title, grids, notes, warnings, records, content, lead)

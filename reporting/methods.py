@@ -228,6 +228,20 @@ def differing_settings(runs: Sequence[Run]) -> set[str]:
     return {key for key in known if any(run.settings[key] != runs[0].settings[key] for run in runs)}
 
 
+def chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[Metric]:
+    """The metrics that these names, keys or labels, stand for; all of them for no name.
+
+    A ResultsError for an unknown one.
+    """
+    known = {metric.label.lower(): metric for metric in protocol.metrics}
+    known |= {metric.key.lower(): metric for metric in protocol.metrics}
+    unknown = [name for name in names if name.strip().lower() not in known]
+    if unknown:
+        choices = ", ".join(metric.key for metric in protocol.metrics)
+        raise ResultsError(f"no metric {unknown[0]!r} in {protocol.title}; choose from {choices}")
+    return list(dict.fromkeys(known[name.strip().lower()] for name in names)) or list(protocol.metrics)
+
+
 def comparability(runs: Sequence[Run]) -> list[str]:
     """Warnings about what keeps runs from being compared: other images, other weights, a demonstration model."""
     facts = [(f"runs on {run.dataset} use different split files", run, "data", "split_sha256") for run in runs]

@@ -18,8 +18,8 @@ from reporting.methods import (
     PROTOCOLS,
     Method,
     Metric,
-    Protocol,
     check_protocol,
+    chosen_metrics,
     comparability,
     datasets_of,
     differing_settings,
@@ -120,16 +120,18 @@ def build_table(
         runs: finished runs.
         protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
         group: "dataset" for a block per data set, "metric" for the papers' layout: a block per metric (few-shot: per
-            number of shots) with the data sets as columns; where the data sets are columns anyway it changes nothing.
+            number of shots) with the data sets as columns, "average" for the average over the data sets alone. Where
+            the data sets are columns anyway, only "average" changes anything.
         published: which published rows to add, "measured" or "all"; None for none.
         metrics: keys or labels of the metrics to show, in this order; none for all.
 
     Raises:
-        ResultsError: runs of another protocol, two runs with nothing to tell them apart, or an unknown metric.
+        ResultsError: runs of another protocol, two runs with nothing to tell them apart, an unknown metric, or an
+            average over one data set.
     """
     protocol_name = check_protocol(runs, protocol_name)
     protocol = PROTOCOLS[protocol_name]
-    chosen = _chosen_metrics(protocol, metrics)
+    chosen = chosen_metrics(protocol, metrics)
     methods = group_methods(runs, protocol)
     by_dataset, by_shots = protocol.columns_by == "dataset", protocol.columns_by == "shots"
     sources = {run.source_dataset for run in runs} - {None}
@@ -144,6 +146,8 @@ def build_table(
     if len(targets) > 1:
         short = by_dataset and AVERAGE not in datasets
         places.append(AVERAGE if short else f"{AVERAGE} over {len(targets)} data sets")
+    elif group == "average":
+        raise ResultsError(f"no average over data sets: the runs are on {printable(', '.join(datasets))} alone")
     rows = []
     for method in methods:
         cells: dict[tuple[str, str], Summary | None] = {}
@@ -171,6 +175,8 @@ def build_table(
     def within(place: str) -> tuple[Row, ...]:
         return tuple(replace(row, cells={key: row.cells[place, key] for key in keys}) for row in rows)
 
+    if group == "average":
+        places = [place for place in places if place not in datasets]
     if by_dataset:
         labels = {place: f"{place} (source)" if place in sources else place for place in places}
         blocks = [Block(protocol.title, labels, across(key)) for key in keys]
@@ -184,17 +190,6 @@ def build_table(
     warnings = _warnings(methods, read, list(product(datasets, shots)))
     legend, warnings = tuple(map(printable, legend)), tuple(map(printable, warnings))
     return Table(protocol_name, protocol.title, tuple(blocks), legend, warnings)
-
-
-def _chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[Metric]:
-    """The metrics that these names, keys or labels, stand for; all of them for no name."""
-    known = {metric.label.lower(): metric for metric in protocol.metrics}
-    known |= {metric.key.lower(): metric for metric in protocol.metrics}
-    unknown = [name for name in names if name.lower() not in known]
-    if unknown:
-        choices = ", ".join(metric.key for metric in protocol.metrics)
-        raise ResultsError(f"no metric {unknown[0]!r} in {protocol.title}; choose from {choices}")
-    return list(dict.fromkeys(known[name.lower()] for name in names)) or list(protocol.metrics)
 
 
 def _with_published(

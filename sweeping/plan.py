@@ -160,6 +160,7 @@ class Table:
     axes: Mapping[str, tuple[str, Sequence[str], Sequence[str]]] = field(default_factory=dict)
     datasets: tuple[str, ...] = ()
     output: str = "output"
+    report: tuple[str, ...] = ()  # options of `python -m reporting table`
 
 
 _COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC", "BMIP")
@@ -189,7 +190,13 @@ TABLES: Mapping[str, Table] = {
         share_visual=("TRAINER.BMIP.SHARE_PARAMETER_VISUAL", ("True", "False"), ()),
     ),
     "compare": Table("compare", output="output/compare"),
-    "demo": Table("compare", ("ZeroshotCLIP", "CoOp", "MaPLe", "BMIP"), datasets=BUNDLED, output="output/demo"),
+    "demo": Table(
+        "compare",
+        ("ZeroshotCLIP", "CoOp", "MaPLe", "BMIP"),
+        datasets=("mini_vehicles", "mini_digits"),
+        output="output/demo",
+        report=("--group", "dataset", "--metrics", "base,new,H,average_H,openworld_auc"),
+    ),
 }
 
 # Keys that differ from run to run, with the option of sweep.py that sets them.

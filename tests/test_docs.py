@@ -12,6 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("docs/*.md"), ROOT / "README.md", ROOT / "SECURITY.md"])
 ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
+FIGURES = sorted(ROOT.glob("docs/*.svg"))
 FIGURE = (ROOT / "docs/architecture.svg").read_text(encoding="utf-8")
 # Files that a reader makes
 ELSEWHERE = ("trainers/lasp.py", "configs/trainers/LASP/tiny_c4_ep50.yaml")
@@ -30,10 +31,12 @@ def test_every_file_of_the_architecture_exists():
     assert sorted(path for path in named if not (ROOT / path).exists()) == []
 
 
-def test_the_figure_is_readable():
-    assert min(float(size) for size in re.findall(r"font-size: ([\d.]+)px", FIGURE)) >= MIN_FONT
-    assert "prefers-color-scheme: dark" in FIGURE
-    assert 'class="page"' in FIGURE  # a ground of its own, whatever the page around it has
+@pytest.mark.parametrize("path", FIGURES, ids=lambda path: path.name)
+def test_a_figure_is_readable(path):
+    figure = path.read_text(encoding="utf-8")
+    assert min(float(size) for size in re.findall(r"font-size: ([\d.]+)px", figure)) >= MIN_FONT
+    assert "prefers-color-scheme: dark" in figure
+    assert 'class="page"' in figure  # a ground of its own, whatever the page around it has
 
 
 def rooms():

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import train
@@ -19,7 +20,7 @@ from tests.test_train import arguments
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-DEMO_RUN = "output/demo/BMIP/tiny_c2_ep10_batch4_2ctx/digits/shots16/seed1"
+DEMO_RUN = "output/demo/BMIP/mini_ep10_batch32/mini_digits/shots16/seed1"
 FRONT = ("bash scripts/demo.sh", "bash scripts/test.sh")
 SMALL = "OPTIM.MAX_EPOCH 1 DATASET.NUM_SHOTS 1"
 
@@ -132,3 +133,13 @@ def test_links_and_paths_exist():
 
 def test_every_trainer_is_listed():
     assert [name for name in TRAINERS if f"`{name}`" not in README] == []
+
+
+def test_the_citation_is_the_same_everywhere():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    (entries,) = blocks("bibtex")
+    (paper,) = cited["references"]
+    for text in (paper["title"], paper["doi"], *(author["family-names"] for author in paper["authors"])):
+        assert text in re.sub(r"[{}]", "", entries)
+    package = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert all(f'{key} = "{cited[key]}"' in package for key in ("version", "license"))

@@ -92,12 +92,12 @@ def test_bundled_data_go_with_the_bundled_model(dataset):
 
 def test_demo_runs_four_methods_and_all_of_them_when_asked():
     four = runs_of(run("demo.sh", "--dry-run").stdout)
-    assert [trainer for trainer, _, seed in four if seed == 1] == ["ZeroshotCLIP", "CoOp", "MaPLe", "BMIP"]
+    assert [trainer for trainer, _, seed in four if seed == 1] == ["ZeroshotCLIP", "CoOp", "MaPLe", "BMIP"] * 2
     assert {seed for _, _, seed in four} == {1, 2, 3}
     every = runs_of(run("demo.sh", "--all", "--dry-run", SEEDS="5").stdout)
-    assert sorted(trainer for trainer, _, _ in every) == sorted(TRAINERS)
-    assert {run[1:] for run in every if run[0] == "BMIP"} == {("tiny_c2_ep10_batch4_2ctx", 5)}
-    assert all(setting.startswith("tiny") for _, setting, _ in every)
+    assert sorted(trainer for trainer, _, _ in every) == sorted([*TRAINERS] * 2)
+    assert {run[1:] for run in every if run[0] == "BMIP"} == {("mini_ep10_batch32", 5)}
+    assert all(setting.startswith("mini") for _, setting, _ in every)
 
 
 def test_settings_by_argument_and_by_environment():

@@ -1,24 +1,24 @@
 """Make the README's and docs' tables of measured numbers anew: after the bundled model, its data or a method changed.
 
     python -m tools.measured_tables                  # all of them
-    python -m tools.measured_tables "demo table"     # some, by name; --list says which there are
+    python -m tools.measured_tables miniature        # some, by name; --list says which there are, and their commands
 
-Each table stands between two marks, `<!-- NAME: begin -->` and `<!-- NAME: end -->`, and is what its script prints.
-Runs lie in a folder named after the bundled model's hash, so that a new model never finds the old one's runs; finished
-runs are skipped, so that a stopped call goes on. A file changes when its table is complete, and never otherwise. All
-runs go through one process; SWEEP="--slots 4" in the environment lets four run at a time.
+Each table stands between two marks, `<!-- NAME: begin -->` and `<!-- NAME: end -->`, and is what its last command
+prints. Runs lie in a folder named after the bundled model's hash, so that a new model never finds the old one's runs;
+finished runs are skipped, so that a stopped call goes on. A file changes when its table is complete, and never
+otherwise. All runs go through one process; the same sweep.py command beside it shares them.
 """
 
 from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import re
+import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from common.commandline import add_debug, guarded
@@ -26,9 +26,7 @@ from common.files import atomic_write
 from sweeping.plan import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "assets" / "tiny_clip.pt"
-FEW = "ZeroshotCLIP CoOp MaPLe BMIP"
-EVERY = tuple(name for name in SETTINGS if name != "ZeroshotCLIP2")
+MODEL = ROOT / "assets" / "mini_clip.pt"
 
 
 @dataclass(frozen=True)
@@ -37,25 +35,63 @@ class Section:
 
     name: str  # in its marks
     file: str  # below the repository's folder
-    command: tuple[str, ...]  # prints the table at its end; "{python}" is this Python
-    environment: Mapping[str, str] = field(default_factory=dict)  # the script's; "{output}" is the folder of the runs
+    commands: tuple[str, ...]  # the last prints the table at its end; "{output}" is the folder of the runs
     legend: bool = True  # whether the lines below the table belong to it
 
 
-def _table(script: str, legend: bool = False, **variables: str) -> Section:
-    environment = {"DATASETS": "bundled", "SEEDS": "1 2 3", "OUTPUT": "{output}"} | variables
-    return Section(script, "docs/measured.md", ("bash", f"scripts/tables/{script}.sh"), environment, legend)
+README, MEASURED = "README.md", "docs/measured.md"
+FEW, EVERY = "ZeroshotCLIP CoOp MaPLe BMIP", " ".join(name for name in SETTINGS if name != "ZeroshotCLIP2")
+THREE = "mini_vehicles mini_devices mini_arrows"
+FOUR = "--metrics base,new,average_H,openworld_auc"
+OPEN_WORLD = (
+    "python sweep.py --table open_world --trainers all --datasets mini --seeds 1 2 3 4 5 --output {output}",
+    "python -m reporting table {output}/open_world --group average",
+)
 
 
-_DEMO, _COST = {"OUTPUT": "{output}/demo"}, ("{python}", "-W", "ignore", "-m", "benchmarks.cost", "--classes", "100")
+def _transfer(table: str, **legend: bool) -> Section:
+    return Section(
+        table,
+        MEASURED,
+        (f"python sweep.py --table {table} --trainers all --datasets mini --output {{output}}",),
+        **legend,
+    )
+
+
+def _ablation(table: str) -> Section:
+    runs = f"python sweep.py --table {table} --datasets {THREE} --output {{output}}/{table}"
+    return Section(
+        table, MEASURED, (runs, f"python -m reporting table {{output}}/{table} --group average {FOUR}"), legend=False
+    )
+
+
 SECTIONS = (
-    Section("demo table", "README.md", ("bash", "scripts/demo.sh"), _DEMO),
-    Section("every method", "README.md", ("bash", "scripts/demo.sh", "--all"), _DEMO, legend=False),
-    _table("cross_dataset", legend=True, TRAINERS=FEW),
-    _table("domain_generalization", TRAINERS=FEW),
-    _table("few_shot_curve", TRAINERS=FEW),
-    *(_table(f"ablation_{what}") for what in ("aggregation", "depth", "length", "sharing")),
-    Section("cost", "docs/measured.md", (*_COST, "--trainers", *EVERY)),
+    Section("miniature", README, (OPEN_WORLD[0], f"{OPEN_WORLD[1]} {FOUR}"), legend=False),
+    Section("open_world", MEASURED, OPEN_WORLD),
+    Section(
+        "by_data_set",
+        MEASURED,
+        (OPEN_WORLD[0], "python -m reporting table {output}/open_world --metrics base,new,average_H"),
+        legend=False,
+    ),
+    Section(
+        "comparisons",
+        MEASURED,
+        (OPEN_WORLD[0], f"python -m reporting compare BMIP all {{output}}/open_world {FOUR}"),
+    ),
+    _transfer("cross_dataset"),
+    _transfer("domain_generalization", legend=False),
+    Section(
+        "few_shot_curve",
+        MEASURED,
+        (
+            f"python sweep.py --table few_shot_curve --trainers {FEW} --datasets {THREE} --output {{output}}",
+            "python -m reporting table {output}/few_shot --group average",
+        ),
+        legend=False,
+    ),
+    *(_ablation(f"ablation_{what}") for what in ("aggregation", "depth", "length", "sharing")),
+    Section("cost", MEASURED, (f"python -W ignore -m benchmarks.cost --classes 100 --trainers {EVERY}",)),
 )
 
 
@@ -83,34 +119,33 @@ def run(args: argparse.Namespace) -> None:
     output = args.output.absolute() / hashlib.sha256(MODEL.read_bytes()).hexdigest()[:12]
     for section in SECTIONS:
         if args.list and (not args.names or section.name in args.names):
-            print(f"{section.name}: {_shown(section)}")
+            print(f"{section.name}: {'; '.join(section.commands)}")
         elif not args.names or section.name in args.names:
             refresh(section, output, ROOT)
 
 
 def refresh(section: Section, output: Path, root: Path) -> None:
-    """Run a section's command, its runs in ``output``, and put what it prints in place, in a file below ``root``.
+    """Run a section's commands, their runs in ``output``, and put what the last prints into its file below ``root``.
 
     Raises:
-        ValueError: the command fails or prints no table, or the file has not both marks once.
+        ValueError: a command fails or the last prints no table, or the file has not both marks once.
     """
     path = root / section.file
     replaced(path.read_text(encoding="utf-8"), section.name, "", path)  # a missing mark is said before hours of runs
-    print(f"== {section.name}: {_shown(section)}", file=sys.stderr)
-    variables = {key: value.format(output=output) for key, value in section.environment.items()}
-    # short runs: importing torch anew for each would take as long as they do
-    environment = {"SWEEP": "--launcher inline"} | dict(os.environ) | {"VIRTUAL_ENV": sys.prefix} | variables
-    command = [word.format(python=sys.executable) for word in section.command]
-    printed = ""
-    with subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        for line in process.stdout:
-            sys.stderr.write(line)
-            printed += line
-    if process.returncode != 0:
-        raise ValueError(f"{section.name}: {_shown(section)} ended with status {process.returncode}")
+    for command in section.commands:
+        print(f"== {section.name}: {command}", file=sys.stderr)
+        words = [word.replace("{output}", str(output)) for word in shlex.split(command)]
+        words[0] = words[0].replace("python", sys.executable)
+        printed = ""
+        with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                sys.stderr.write(line)
+                printed += line
+        if process.returncode != 0:
+            raise ValueError(f"{section.name}: {command} ended with status {process.returncode}")
     table = table_in(printed, section.legend)
     if not table:
-        raise ValueError(f"{section.name}: {_shown(section)} printed no table")
+        raise ValueError(f"{section.name}: {command} printed no table")
     text = replaced(path.read_text(encoding="utf-8"), section.name, table, path)
     with atomic_write(path, "w") as file:
         file.write(text)
@@ -137,11 +172,6 @@ def table_in(printed: str, legend: bool) -> str:
     headings = [index for index, line in enumerate(lines) if line.startswith("### ")]
     first = headings[0] if len(headings) > 1 else rows[0]
     return "\n".join(lines[first:] if legend else lines[first : rows[-1] + 1]).strip() + "\n"
-
-
-def _shown(section: Section) -> str:
-    variables = [f'{key}="{value}"' for key, value in section.environment.items() if key != "OUTPUT"]
-    return " ".join([*variables, *(word.format(python="python") for word in section.command)])
 
 
 if __name__ == "__main__":

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import defaultdict
 from collections.abc import Sequence
-from statistics import fmean, harmonic_mean
 
 import numpy as np
 from scipy.stats import permutation_test, spearmanr
@@ -21,28 +19,34 @@ from tabulate import tabulate
 
 from common.commandline import add_debug, guarded
 from reporting.published import load_published
+from reporting.table import build_table
 from results.schema import load_runs
 
 METRICS = ("base", "new", "H")
 DRAWS = 10_000
+# What stands for a method whose authors published it under a further name, in base-to-new over 11 data sets.
+VARIANTS = {
+    "VPT": "MaPLe's baseline, deep vision prompting",
+    "IVLP": "MaPLe's baseline, 5 epochs",
+    "CoOp_DePT": "on CoOp",
+    "PromptSRC_DePT": "on PromptSRC",
+}
 
 
 def measured(folder: str) -> dict[str, list[float]]:
-    """Base, new and H of every method under `folder`, over the data sets that all methods have."""
-    runs = [run for run in load_runs([folder]) if run.protocol == "open_world" and run.backbone == "bundled:mini_clip"]
-    by_method: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
-    for run in runs:
-        if run.setting in ("mini", "mini_ep10_batch32"):
-            by_method[run.trainer][run.dataset].append((run.accuracy("base"), run.accuracy("new")))
-    if not by_method:
+    """Base, new and H of every method under `folder`, over the data sets that there are; all must have the same."""
+    found = [run for run in load_runs([folder]) if run.protocol == "open_world" and run.backbone == "bundled:mini_clip"]
+    runs = [run for run in found if run.setting in ("mini", "mini_ep10_batch32")]
+    if not runs:
         raise ValueError(f"{folder} has no open-world runs of the benchmark in miniature: run scripts/miniature.sh")
-    common = set.intersection(*(set(datasets) for datasets in by_method.values()))
-    print(f"Data sets: {', '.join(sorted(common))}\n")
-    averages = {}
-    for trainer, datasets in by_method.items():
-        base, new = (fmean(fmean(pair[part] for pair in datasets[name]) for name in common) for part in (0, 1))
-        averages[trainer] = [base, new, harmonic_mean([base, new])]
-    return averages
+    (block,) = build_table(runs, "open_world", group="average", metrics=METRICS).blocks
+    lacking = [row.method.label for row in block.rows if None in row.cells.values()]
+    if lacking:
+        raise ValueError(
+            f"{', '.join(lacking)}: not on every data set that others are on; run scripts/miniature.sh again"
+        )
+    print(f"{block.title}: {', '.join(sorted({run.dataset for run in runs}))}\n")
+    return {row.method.trainer: [row.cells[metric].mean for metric in METRICS] for row in block.rows}
 
 
 def published(trainers: Sequence[str]) -> dict[str, list[float]]:
@@ -52,8 +56,8 @@ def published(trainers: Sequence[str]) -> dict[str, list[float]]:
         numbers = [entry.average(metric) for metric in METRICS]
         name = entry.trainer or entry.method
         fits = entry.protocol == "base_to_new" and name in trainers and entry.average_over == 11
-        if fits and not entry.rerun and not entry.variant and None not in numbers:
-            found.setdefault(name, [number.mean for number in numbers])
+        if fits and not entry.rerun and entry.variant == VARIANTS.get(name, "") and None not in numbers:
+            found[name] = [number.mean for number in numbers]
     return found
 
 
@@ -77,7 +81,7 @@ def run(args: argparse.Namespace) -> int:
         values = [correlation(*draw.T) for draw in draws if all(len(set(side)) > 1 for side in draw.T)]
         low, high = np.quantile(values, (0.025, 0.975))
         test = permutation_test(pairs.T, correlation, permutation_type="pairings", n_resamples=DRAWS, rng=rng)
-        rows.append([metric, f"{correlation(*pairs.T):.2f}", f"{low:.2f} to {high:.2f}", f"{test.pvalue:.3f}"])
+        rows.append([metric, f"{correlation(*pairs.T):.2f}", f"{low:.2f} to {high:.2f}", p_text(test.pvalue)])
     print()
     print(tabulate(rows, [f"{len(names)} methods", "Spearman", "95 % interval", "p"], "github", disable_numparse=True))
     return 0

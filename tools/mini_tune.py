@@ -36,7 +36,7 @@ from results.schema import RESULTS_FILE, Run
 from sweeping.plan import SETTINGS, TRAINER_CONFIGS, UNTRAINED, Plan, build_queue, plans_varied, setting_file
 
 DATASET, SETTING = "mini_tuning", "mini_ep10_batch32"
-FACTORS = (1 / 3, 1, 3, 10, 30, 100)
+FACTORS = (1 / 3, 1, 3, 10, 30, 100, 300)
 SEEDS = (1,)
 RECORD = TRAINER_CONFIGS.parent / "mini_tuning.json"
 

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from reporting.__main__ import main
-from reporting.compare import build_comparison, p_text, sentence
+from reporting.compare import against_all, build_comparison, p_text, sentence
 from reporting.stats import MIN_PAIRS, Pair, compare_pairs
 from results.schema import ResultsError, load_runs
 from tests.reporting.conftest import twin
@@ -267,3 +267,29 @@ def test_a_file_is_not_replaced_unasked(runs, tmp_path, capsys):
     assert "--force" in capsys.readouterr().err
     assert main([*command, "--force"]) == 0
     assert target.read_text() == before
+
+
+def test_one_method_against_every_other_is_a_row_for_each(runs, capsys):
+    datasets = ("Caltech101", "OxfordPets", "EuroSAT")
+    runs.add_experiment(trainers=("CoOp", "MaPLe", "BMIP"), datasets=datasets)
+    assert main(["compare", "BMIP", "all", str(runs.root), "--metrics", "new,base", "--format", "json"]) == 0
+    written = json.loads(capsys.readouterr().out)
+    assert [pair["first"] for pair in written["comparisons"]] == ["ZeroshotCLIP", "CoOp", "MaPLe"]
+    for pair in written["comparisons"]:
+        assert pair["second"] == "BMIP"
+        assert [metric["metric"] for metric in pair["metrics"]] == ["new", "base"]
+        alone = compare(runs, first=pair["first"])
+        for metric in pair["metrics"]:
+            assert metric["difference"]["mean"] == line(alone, metric["metric"]).result.interval.mean
+    assert main(["compare", "BMIP", "all", str(runs.root), "--metrics", "new"]) == 0
+    shown = capsys.readouterr().out
+    result = line(compare(runs, first="MaPLe"), "new").result
+    (row,) = [text for text in shown.splitlines() if text.startswith("| MaPLe")]
+    assert result.claim
+    assert f"{result.interval.mean:+.1f} ({result.interval.low:+.1f} to {result.interval.high:+.1f}) \\* |" in row
+
+
+def test_a_method_without_rivals_cannot_be_compared_with_all(runs):
+    runs.add(trainer="BMIP")
+    with pytest.raises(ResultsError, match="BMIP is the only method of these runs"):
+        against_all(load_runs([runs.root]), "BMIP")

@@ -78,3 +78,23 @@ def test_a_zero_shot_table_has_data_sets_as_columns_and_their_average(runs, caps
 
 def test_every_protocol_that_a_sweep_runs_has_a_table():
     assert {protocol.name for protocol in SWEPT.values()} <= PROTOCOLS.keys()
+
+
+def test_the_average_over_the_data_sets_alone(runs, capsys):
+    for dataset, base in (("OxfordPets", 80.0), ("Caltech101", 90.0)):
+        runs.add(runs.open_world_metrics(base, 60.0), dataset=dataset)
+    (block,) = build_table(load_runs([runs.root]), group="average").blocks
+    assert (block.title, block.rows[0].cells["base"].mean) == ("average over 2 data sets", 85.0)
+    assert main(["table", "--group", "average", str(runs.root / "nothing")]) == 2
+    capsys.readouterr()
+    only = [str(run.path) for run in load_runs([runs.root]) if run.dataset == "OxfordPets"]
+    assert main(["table", "--group", "average", *only]) == 2
+    assert "no average over data sets: the runs are on OxfordPets alone" in capsys.readouterr().err
+
+
+def test_the_average_of_transfer_leaves_the_source_out(runs):
+    for dataset, accuracy in (("ImageNet", 70.0), ("OxfordPets", 80.0), ("Caltech101", 90.0)):
+        metrics = {"all": {"accuracy": accuracy}}
+        runs.add(metrics, protocol="cross_dataset", dataset=dataset, source_dataset="ImageNet")
+    (block,) = build_table(load_runs([runs.root]), group="average").blocks
+    assert [cell.mean for cell in block.rows[0].cells.values()] == [85.0]
