@@ -18,6 +18,7 @@ from scipy.stats import permutation_test, spearmanr
 from tabulate import tabulate
 
 from common.commandline import add_debug, guarded
+from reporting.compare import p_text
 from reporting.published import load_published
 from reporting.table import build_table
 from results.schema import load_runs
