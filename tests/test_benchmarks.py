@@ -123,8 +123,13 @@ MAX_KERNELS = {
     "MaPLe": 805,
     "CoOp TRAINER.COOP.N_CTX 16": 545,
     "PromptSRC": 940,
+    "ProGrad": 795,
+    "TCP": 605,
     "MMA": 930,
+    "CoOp_DePT": 595,
+    "PromptSRC_DePT": 995,
     "MMRL": 915,
+    "MMRLpp": 1110,
     "HiCroPL": 1535,
     "BMIP TRAINER.BMIP.PREC fp16 TRAIN.CPU_HALF True": 1710,
 }
