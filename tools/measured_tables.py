@@ -4,7 +4,7 @@
     python -m tools.measured_tables miniature        # some, by name; --list says which there are, and their commands
 
 Each table stands between two marks, `<!-- NAME: begin -->` and `<!-- NAME: end -->`, and is what its last command
-prints. Runs lie in a folder named after the bundled model's hash, so that a new model never finds the old one's runs;
+prints. Runs lie in a folder named after the bundled models' hash, so that a new model never finds the old one's runs;
 finished runs are skipped, so that a stopped call goes on. A file changes when its table is complete, and never
 otherwise. All runs go through one process; the same sweep.py command beside it shares them.
 """
@@ -26,7 +26,7 @@ from common.files import atomic_write
 from sweeping.plan import SETTINGS
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "assets" / "mini_clip.pt"
+MODELS = tuple(ROOT / "assets" / name for name in ("mini_clip.pt", "tiny_clip.pt"))
 
 
 @dataclass(frozen=True)
@@ -41,10 +41,9 @@ class Section:
 
 README, MEASURED = "README.md", "docs/measured.md"
 FEW, EVERY = "ZeroshotCLIP CoOp MaPLe BMIP", " ".join(name for name in SETTINGS if name != "ZeroshotCLIP2")
-THREE = "mini_vehicles mini_devices mini_arrows"
 FOUR = "--metrics base,new,average_H,openworld_auc"
 OPEN_WORLD = (
-    "python sweep.py --table open_world --trainers all --datasets mini --seeds 1 2 3 4 5 --output {output}",
+    "python sweep.py --table open_world --trainers all --datasets mini --output {output}",
     "python -m reporting table {output}/open_world --group average",
 )
 
@@ -53,15 +52,17 @@ def _transfer(table: str, **legend: bool) -> Section:
     return Section(
         table,
         MEASURED,
-        (f"python sweep.py --table {table} --trainers all --datasets mini --output {{output}}",),
+        (f"python sweep.py --table {table} --trainers {FEW} --datasets mini --output {{output}}",),
         **legend,
     )
 
 
-def _ablation(table: str) -> Section:
-    runs = f"python sweep.py --table {table} --datasets {THREE} --output {{output}}/{table}"
+def _digits(table: str, methods: str = "") -> Section:
     return Section(
-        table, MEASURED, (runs, f"python -m reporting table {{output}}/{table} --group average {FOUR}"), legend=False
+        table,
+        MEASURED,
+        (f"python sweep.py --table {table}{methods} --datasets bundled --output {{output}}/digits",),
+        legend=False,
     )
 
 
@@ -81,16 +82,8 @@ SECTIONS = (
     ),
     _transfer("cross_dataset"),
     _transfer("domain_generalization", legend=False),
-    Section(
-        "few_shot_curve",
-        MEASURED,
-        (
-            f"python sweep.py --table few_shot_curve --trainers {FEW} --datasets {THREE} --output {{output}}",
-            "python -m reporting table {output}/few_shot --group average",
-        ),
-        legend=False,
-    ),
-    *(_ablation(f"ablation_{what}") for what in ("aggregation", "depth", "length", "sharing")),
+    _digits("few_shot_curve", f" --trainers {FEW}"),
+    *(_digits(f"ablation_{what}") for what in ("aggregation", "depth", "length", "sharing")),
     Section("cost", MEASURED, (f"python -W ignore -m benchmarks.cost --classes 100 --trainers {EVERY}",)),
 )
 
@@ -116,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(args: argparse.Namespace) -> None:
     """Make the tables that were asked for anew, or list them."""
-    output = args.output.absolute() / hashlib.sha256(MODEL.read_bytes()).hexdigest()[:12]
+    output = args.output.absolute() / hashlib.sha256(b"".join(path.read_bytes() for path in MODELS)).hexdigest()[:12]
     for section in SECTIONS:
         if args.list and (not args.names or section.name in args.names):
             print(f"{section.name}: {'; '.join(section.commands)}")
