@@ -131,6 +131,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "cross_datasets": "vit_b16_c2_ep5_batch32_2ctx_cross_datasets",
     },
     "CLIP_LoRA": {"tiny": "tiny_ep50_batch32", "base": "vit_b16"},
+    "LayerNormTuning": {"tiny": "tiny_ep50_batch32", "base": "vit_b16"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",

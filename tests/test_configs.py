@@ -24,7 +24,7 @@ PLACEHOLDERS = {"$DATASET": "digits", "$DATA": "assets", "$SHOTS": "16"}
 
 WORDS = "a photo of a"
 SGD, ADAM, ADAMW = "sgd", "adam", "adamw"
-COUNTED = ("CLIP_LoRA",)  # trained by steps per shot
+COUNTED = ("CLIP_LoRA", "LayerNormTuning")  # trained by steps per shot
 
 
 def coop(backbone, epochs, words=""):
@@ -251,6 +251,13 @@ PUBLISHED = {
             **{"CLIP_LORA.ENCODER": "both", "CLIP_LORA.POSITION": "all"},
         },
     ),
+    "LayerNormTuning/vit_b16": (
+        *("ViT-B/16", ADAMW, 0.0002, 10, 0, 32),
+        {
+            **{"LAYERNORMTUNING.N_ITERS": 300, "LAYERNORMTUNING.CTX_INIT": WORDS, "LAYERNORMTUNING.MODALITY": "both"},
+            **{"LAYERNORMTUNING.TEXT_START": 0, "LAYERNORMTUNING.VISION_START": 0},
+        },
+    ),
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
     # nothing is trained: Dassl's defaults stand where an optimiser would be set
@@ -309,6 +316,7 @@ TINY_OF = {
         {"TRAINER.HICROPL.PROMPT_DEPTH": 4, "TRAINER.HICROPL.CROSS_LAYER": 2},
     ),
     "CLIP_LoRA/tiny_ep50_batch32": ("vit_b16", {"OPTIM.MAX_EPOCH": 50, "TRAINER.CLIP_LORA.N_ITERS": 0}),
+    "LayerNormTuning/tiny_ep50_batch32": ("vit_b16", {"OPTIM.MAX_EPOCH": 50, "TRAINER.LAYERNORMTUNING.N_ITERS": 0}),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",
@@ -437,7 +445,9 @@ def test_published_values(name):
         assert (optim.LR_SCHEDULER, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR) == ("cosine", "constant", 1e-5)
         assert (0.01 if name.startswith(COUNTED) else 5e-4, 0.9) == (optim.WEIGHT_DECAY, optim.MOMENTUM)
     node = TRAINER_REGISTRY.get(name.split("/")[0]).node
-    assert values[f"{node}.PREC"] == ("amp" if node in ("MMA", "MMRL", "MMRLPP", "CLIP_LORA") else "fp16")
+    assert values[f"{node}.PREC"] == (
+        "amp" if node in ("MMA", "MMRL", "MMRLPP") or name.startswith(COUNTED) else "fp16"
+    )
     if node.startswith("MMRL"):
         assert cfg.INPUT.RRCROP_SCALE == (0.5, 1.0)
 

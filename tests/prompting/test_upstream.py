@@ -26,6 +26,7 @@ from trainers.bmip import BMIPLearner
 from trainers.clip_lora import LoRALearner
 from trainers.coop import CoOpLearner
 from trainers.ivlp import IVLPLearner
+from trainers.layernorm_tuning import LayerNormLearner
 from trainers.maple import MaPLeLearner
 from trainers.mma import MMALearner
 from trainers.mmrl import MMRLLearner
@@ -298,8 +299,9 @@ def vit_b16():
         (lambda m: MMALearner(m, "a photo of a", 5, 12, 32, 0.001), 674_560),  # what the released code counts
         # 12 layers x (q, k, v) x rank 2 x (2 x 512 + 2 x 768), as the released code builds them
         (lambda m: LoRALearner(m, "a photo of a", 2, 1.0, 0.25, ("q", "k", "v"), range(12), range(12)), 184_320),
+        (lambda m: LayerNormLearner(m, "a photo of a", range(12), range(12)), 61_440),  # that get a gradient there
     ],
-    ids=["CoOp", "MaPLe", "IVLP", "MMRL", "MMRLpp", "BMIP official", "MMA", "CLIP_LoRA"],
+    ids=["CoOp", "MaPLe", "IVLP", "MMRL", "MMRLpp", "BMIP official", "MMA", "CLIP_LoRA", "LayerNormTuning"],
 )
 def test_published_parameter_counts(learner, published):
     assert sum(p.numel() for p in learner(vit_b16()).parameters() if p.requires_grad) == published

@@ -20,7 +20,7 @@ from dassl.engine import TRAINER_REGISTRY
 from prompting import resolve_precision
 from prompting.checkpoint import FORMATS, Format, from_published, load_trained
 from tests.reference import Reference
-from tests.reference.small_clip import prompt_tensor, small_clip, small_clip_state_dict
+from tests.reference.small_clip import named_uniform, prompt_tensor, small_clip, small_clip_state_dict
 from trainers.base import PromptTrainer
 
 NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP", "CoOp_DePT"), "COOP")
@@ -30,6 +30,7 @@ VISUAL = "visual."
 # Upstream's names, as in FORMATS, of methods whose published code saves no checkpoint that we read.
 _LORA = "transformer.resblocks.{i}.attn.(?P<p>[qkv])_proj.w_lora_(?P<m>[AB])"
 _LORA_O = "transformer.resblocks.{i}.attn.proj.w_lora_(?P<m>[AB])"
+_NORM = "transformer.resblocks.{i}.(?P<n>ln_[12]).{part}"
 UNSAVED = {
     "CLIP_LoRA": Format(
         {
@@ -38,6 +39,7 @@ UNSAVED = {
         },
         *((), ()),
     ),
+    "LayerNormTuning": Format({_NORM: "text.{i}.{n}.{part}", VISUAL + _NORM: "vision.{i}.{n}.{part}"}, (), ()),
 }
 
 
@@ -53,6 +55,8 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
     if method == "CLIP_LoRA":  # arguments of a command; dropout was switched off
         own = {key.upper(): value for key, value in given["args"].items()}
         return {"CLIP_LORA": own | {"PREC": "fp32", "DROPOUT_RATE": 0.0}}
+    if method in ("LayerNormTuning", "TwoStage"):
+        return {method.upper(): {key.upper().removeprefix("LN_"): value for key, value in given["args"].items()}}
     own = _kept(given[f"TRAINER.{NODES.get(method, method)}"])
     if method == "BMIP":
         own |= _bmip_extra(given)
@@ -113,6 +117,10 @@ def load_upstream_values(trainer: PromptTrainer, reference: Reference) -> None:
     state, method = upstream_state(reference), reference.record["method"]
     if method in UNSAVED:
         tensors = {name: state[theirs] for theirs, name in UNSAVED[method].our_names(state).items()}
+        for theirs, name in UNSAVED[method].our_names(state).items():
+            if ".ln_" in name:  # near CLIP's own: a small scale would leave nothing of the rows
+                start = 0.1 * named_uniform(f"start/{theirs}", tuple(tensors[name].shape))
+                tensors[name] = start + 1 if name.endswith("weight") else start
     else:
         tensors = from_published(state, method, reference.name)
     load_trained(trainer.model.prompt_learner, tensors, reference.name)

@@ -63,6 +63,9 @@ VARIANTS = {
     "CLIP_LoRA/all_products": {"TRAINER.CLIP_LORA.PARAMS": ("q", "k", "v", "o", "mlp")},
     "CLIP_LoRA/text": {"TRAINER.CLIP_LORA.ENCODER": "text", "TRAINER.CLIP_LORA.POSITION": "half-up"},
     "CLIP_LoRA/vision": {"TRAINER.CLIP_LORA.ENCODER": "vision", "TRAINER.CLIP_LORA.PARAMS": ("v", "o")},
+    "LayerNormTuning/upper": {"TRAINER.LAYERNORMTUNING.TEXT_START": 1, "TRAINER.LAYERNORMTUNING.VISION_START": 3},
+    "LayerNormTuning/text": {"TRAINER.LAYERNORMTUNING.MODALITY": "text"},
+    "LayerNormTuning/vision": {"TRAINER.LAYERNORMTUNING.MODALITY": "vision"},
     "BMIP/official": {"TRAINER.BMIP.GATE": "official"},
     "BMIP/per_layer": {"TRAINER.BMIP.SHARE_PARAMETER_TEXT": False, "TRAINER.BMIP.SHARE_PARAMETER_VISUAL": False},
 }

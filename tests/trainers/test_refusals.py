@@ -75,6 +75,12 @@ WRONG = [
     ("CLIP_LoRA", {"TRAINER.CLIP_LORA.PARAMS": ()}, r"CLIP_LORA.PARAMS is .*name at least one of q, k, v, o, mlp"),
     ("CLIP_LoRA", {"TRAINER.CLIP_LORA.PARAMS": ("q", "w")}, r"CLIP_LORA.PARAMS 'w': choose one of q, k, v, o, mlp"),
     ("CLIP_LoRA", {"TRAINER.CLIP_LORA.POSITION": "top"}, r"CLIP_LORA.POSITION 'top'.*all, bottom, mid, up"),
+    (
+        "LayerNormTuning",
+        {"TRAINER.LAYERNORMTUNING.TEXT_START": 4},
+        r"TEXT_START is 4.*text tower has layers 0 to 3: set it to at most 3, or MODALITY",
+    ),
+    ("LayerNormTuning", {"TRAINER.LAYERNORMTUNING.MODALITY": "image"}, r"MODALITY 'image'.*both, text, vision"),
     ("BMIP", {"TRAINER.BMIP.GATE": "soft"}, r"BMIP.GATE 'soft'.*attention, official"),
     ("PromptSRC_BMIP", {"TRAINER.BMIP.AGGREGATOR": "max"}, r"BMIP.AGGREGATOR 'max'.*gate, add"),
     ("KgCoOp", {"TRAINER.KGCOOP.PREC": "half"}, r"KGCOOP.PREC 'half'.*fp32, fp16, bf16, amp"),
