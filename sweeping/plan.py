@@ -132,6 +132,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     },
     "CLIP_LoRA": {"tiny": "tiny_ep50_batch32", "base": "vit_b16"},
     "LayerNormTuning": {"tiny": "tiny_ep50_batch32", "base": "vit_b16"},
+    "TwoStage": {"tiny": "tiny_ep50_batch32", "base": "vit_b16"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",

@@ -24,7 +24,7 @@ PLACEHOLDERS = {"$DATASET": "digits", "$DATA": "assets", "$SHOTS": "16"}
 
 WORDS = "a photo of a"
 SGD, ADAM, ADAMW = "sgd", "adam", "adamw"
-COUNTED = ("CLIP_LoRA", "LayerNormTuning")  # trained by steps per shot
+COUNTED = ("CLIP_LoRA", "LayerNormTuning", "TwoStage")  # trained by steps per shot
 
 
 def coop(backbone, epochs, words=""):
@@ -258,6 +258,13 @@ PUBLISHED = {
             **{"LAYERNORMTUNING.TEXT_START": 0, "LAYERNORMTUNING.VISION_START": 0},
         },
     ),
+    "TwoStage/vit_b16": (
+        *("ViT-B/16", ADAMW, 0.0002, 10, 0, 32),
+        {
+            **{"TWOSTAGE.N_ITERS": 300, "TWOSTAGE.N_ITERS_FRAC": 0.6, "TWOSTAGE.CTX_INIT": WORDS},
+            **{"TWOSTAGE.MODALITY": "both", "TWOSTAGE.TEXT_START": 0, "TWOSTAGE.VISION_START": 0},
+        },
+    ),
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
     # nothing is trained: Dassl's defaults stand where an optimiser would be set
@@ -317,6 +324,7 @@ TINY_OF = {
     ),
     "CLIP_LoRA/tiny_ep50_batch32": ("vit_b16", {"OPTIM.MAX_EPOCH": 50, "TRAINER.CLIP_LORA.N_ITERS": 0}),
     "LayerNormTuning/tiny_ep50_batch32": ("vit_b16", {"OPTIM.MAX_EPOCH": 50, "TRAINER.LAYERNORMTUNING.N_ITERS": 0}),
+    "TwoStage/tiny_ep50_batch32": ("vit_b16", {"OPTIM.MAX_EPOCH": 50, "TRAINER.TWOSTAGE.N_ITERS": 0}),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",

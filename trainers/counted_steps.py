@@ -16,7 +16,7 @@ class CountedSteps:
     """Mixin for a trainer with the setting ``N_ITERS``: so many steps times ``DATASET.NUM_SHOTS``, whatever the epochs.
 
     The learning rate follows a cosine from OPTIM.LR to ``MIN_LR`` over the steps. The last epoch ends with the last
-    step. With ``N_ITERS`` 0, OPTIM.MAX_EPOCH and OPTIM.LR_SCHEDULER count as for every other method.
+    step. With ``N_ITERS`` 0, OPTIM.MAX_EPOCH counts, and OPTIM.LR_SCHEDULER unless training has stages.
     """
 
     stages: tuple[int, ...] = ()  # numbers of steps after each of which the cosine starts anew; (): epochs count
@@ -26,19 +26,26 @@ class CountedSteps:
         """The steps of each stage of training; here one stage."""
         return (steps,)
 
+    def steps_of_epochs(self, batches: int) -> tuple[int, ...]:
+        """The same with ``N_ITERS`` 0, in epochs of so many batches; (): there are no stages to count."""
+        return ()
+
     def build_schedule(self) -> Any:
-        if not self.settings.N_ITERS:
+        batches = len(getattr(self, "train_loader_x", None) or ()) or 1  # nothing is trained without images
+        if self.settings.N_ITERS:
+            self.stages = self.split_steps(self.settings.N_ITERS * max(1, self.cfg.DATASET.NUM_SHOTS))
+        else:
+            self.stages = self.steps_of_epochs(batches)
+        if not self.stages:
             return super().build_schedule()
         self.lr_by_step = True
-        self.stages = self.split_steps(self.settings.N_ITERS * max(1, self.cfg.DATASET.NUM_SHOTS))
-        batches = len(getattr(self, "train_loader_x", None) or ()) or 1  # nothing is trained without images
         self.stage_epochs = tuple(math.ceil(steps / batches) for steps in self.stages)
         self.max_epoch = sum(self.stage_epochs)
         print(f"Steps: {' + '.join(map(str, self.stages))}, in {self.max_epoch} epochs")
         return LambdaLR(self.optim, lambda step: cosine(step, self.stages, MIN_LR / self.cfg.OPTIM.LR))
 
     def train(self) -> None:
-        if self.stages and self.cfg.DATASET.NUM_SHOTS < 1:
+        if self.settings.N_ITERS and self.cfg.DATASET.NUM_SHOTS < 1:
             raise ValueError(
                 f"TRAINER.{self.node}.N_ITERS is {self.settings.N_ITERS} steps per shot, but DATASET.NUM_SHOTS is "
                 f"{self.cfg.DATASET.NUM_SHOTS}: set DATASET.NUM_SHOTS to at least 1, or N_ITERS 0 for OPTIM.MAX_EPOCH"

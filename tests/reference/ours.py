@@ -31,6 +31,7 @@ VISUAL = "visual."
 _LORA = "transformer.resblocks.{i}.attn.(?P<p>[qkv])_proj.w_lora_(?P<m>[AB])"
 _LORA_O = "transformer.resblocks.{i}.attn.proj.w_lora_(?P<m>[AB])"
 _NORM = "transformer.resblocks.{i}.(?P<n>ln_[12]).{part}"
+_NORMS = {_NORM: "text.{i}.{n}.{part}", VISUAL + _NORM: "vision.{i}.{n}.{part}"}
 UNSAVED = {
     "CLIP_LoRA": Format(
         {
@@ -39,7 +40,8 @@ UNSAVED = {
         },
         *((), ()),
     ),
-    "LayerNormTuning": Format({_NORM: "text.{i}.{n}.{part}", VISUAL + _NORM: "vision.{i}.{n}.{part}"}, (), ()),
+    "LayerNormTuning": Format(_NORMS, (), ()),
+    "TwoStage": Format({**_NORMS, "classifier": "classifier.weight"}, (), ()),
 }
 
 

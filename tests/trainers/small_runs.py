@@ -42,6 +42,7 @@ OPTIONS = {
     "PromptSRC_DePT": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_BMIP": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0},
     "CLIP_LoRA": {"TRAINER.CLIP_LORA.DROPOUT_RATE": 0.0},  # tests compare steps that are to draw nothing
+    "TwoStage": {"TRAINER.TWOSTAGE.N_ITERS_FRAC": 1.0},  # the second stage is test_two_stage.py's
 }
 # Methods with a product of two trained tensors of which one starts at zero, so that the other has no first gradient.
 START_AT_ZERO = ("MMRLpp", "CLIP_LoRA")
