@@ -14,8 +14,6 @@ from torch.nn import functional as F
 # A term added to a product with a frozen matrix: from the product's input, (..., n_in), to what is added, (..., n_out).
 # It sees each row alone, so that what classes share stays shared. One with a true attribute `draws` draws at random.
 Term = Callable[[Tensor], Tensor]
-# Of a block: query, key and value, the attention's output, the MLP's first and second product.
-PRODUCTS = ("q", "k", "v", "o", "up", "down")
 
 
 @dataclass(frozen=True)
@@ -36,7 +34,7 @@ class BlockChange:
     """The change of one block, the same for all rows.
 
     Attributes:
-        terms: by name of the product, of ``PRODUCTS``.
+        terms: by name of the product: "q", "k", "v", "o" (the attention's output), "up" and "down" (the MLP's).
         norms: by name of the LayerNorm, "ln_1" or "ln_2".
     """
 

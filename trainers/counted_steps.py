@@ -41,7 +41,8 @@ class CountedSteps:
         self.lr_by_step = True
         self.stage_epochs = tuple(math.ceil(steps / batches) for steps in self.stages)
         self.max_epoch = sum(self.stage_epochs)
-        print(f"Steps: {' + '.join(map(str, self.stages))}, in {self.max_epoch} epochs")
+        if hasattr(self, "train_loader_x"):
+            print(f"Steps: {' + '.join(map(str, self.stages))}, in {self.max_epoch} epochs")
         return LambdaLR(self.optim, lambda step: cosine(step, self.stages, MIN_LR / self.cfg.OPTIM.LR))
 
     def train(self) -> None:

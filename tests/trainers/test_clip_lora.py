@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.trainers.small_runs import build, first_batch, logits_of, stir, train_on, trained_tensors
+from tests.trainers.small_runs import build, first_batch, logits_of, stir, trained_tensors
 from trainers.clip_lora import layers_at
 from trainers.counted_steps import MIN_LR, cosine
 
@@ -135,7 +135,7 @@ def test_steps_per_shot_need_shots(tmp_path):
 
 
 def test_the_start_is_clip():
-    """B starts at zero: before training, nothing is changed; one step trains B, the next A too."""
+    """B starts at zero, so that nothing is changed before training."""
     trainer = build("CLIP_LoRA")
     for name, tensor in trained_tensors(trainer).items():
         if name.endswith(".B"):
@@ -145,4 +145,3 @@ def test_the_start_is_clip():
     learner = trainer.model.prompt_learner
     learner.text, learner.vision = torch.nn.ModuleDict(), torch.nn.ModuleDict()
     torch.testing.assert_close(logits_of(trainer, images), before, atol=1e-4, rtol=0)
-    assert train_on(build("CLIP_LoRA"), first_batch(trainer))["loss"] > 0
