@@ -35,6 +35,7 @@ TRAINER_NODES = {
     name: (name.upper(),)
     for name in (
         *("BMIP", "CoCoOp", "CoOp", "CoPrompt", "HiCroPL", "IVLP", "KgCoOp", "MMA", "MMRL", "MMRLpp", "MaPLe", "ProDA"),
+        *("CLIP_LoRA", "LayerNormTuning", "TwoStage"),
         *("ProGrad", "PromptSRC", "TCP", "VPT"),
     )
 } | {

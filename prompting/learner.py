@@ -101,7 +101,7 @@ class PromptLearner(nn.Module):
         if any(isinstance(prompt, GatedPrompt) and not prompt.per_sample for prompt in vision.deep.values()):
             return "batch"
         adapted = type(self).adapt_image is not PromptLearner.adapt_image
-        trained = adapted or vision.deep or vision.beside or vision.tokens is not None
+        trained = adapted or vision.deep or vision.beside or vision.changes or vision.tokens is not None
         return "prompts" if trained else "image"
 
     def gate_values(self) -> dict[str, float]:

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from prompting.changes import BlockChange
+
 
 @dataclass(frozen=True)
 class AttentionMass:
@@ -103,6 +105,7 @@ class TextPrompts:
         deep: layer index (>= 1) -> tokens that replace positions 1..n_prompts before that layer; (n_prompts, width),
             or (groups, n_prompts, width); a :class:`ClassPrompt` where every class has its own.
         beside: layer index (>= 0) -> branch beside that layer's block.
+        changes: layer index (>= 0) -> change of the weights of that layer's block.
         inserts: whether the first of the deep layers, which may be 0 then, inserts its tokens at positions
             1..n_prompts, between [SOS] and all that follows (MMRL); later ones replace them. They get no positional
             embedding, the others keep theirs, and the text may be longer than the context length from there on.
@@ -111,6 +114,7 @@ class TextPrompts:
     context: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
     beside: Mapping[int, SideBranch] = field(default_factory=dict)
+    changes: Mapping[int, BlockChange] = field(default_factory=dict)
     inserts: bool = False
 
     def __post_init__(self) -> None:
@@ -146,6 +150,7 @@ class VisionPrompts:
         deep: layer index (>= 1) -> tokens that replace them before that layer. Without ``tokens`` the first of these
             layers, which may be 0 then, inserts its tokens (MMRL).
         beside: layer index (>= 0) -> branch beside that layer's block.
+        changes: layer index (>= 0) -> change of the weights of that layer's block.
         readout: (width, embed_dim), projects the mean of the last layer's prompt tokens after ``ln_post`` (MMRL). The
             tower then returns two features of an image, (batch, 2, embed_dim): [CLS]'s and this one.
     """
@@ -153,6 +158,7 @@ class VisionPrompts:
     tokens: Tensor | None = None
     deep: Mapping[int, DeepPrompt] = field(default_factory=dict)
     beside: Mapping[int, SideBranch] = field(default_factory=dict)
+    changes: Mapping[int, BlockChange] = field(default_factory=dict)
     readout: Tensor | None = None
 
     def __post_init__(self) -> None:

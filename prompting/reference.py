@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from prompting.changes import changed_blocks, plus, terms_of
 from prompting.prompts import (
     AttentionMass,
     ClassPrompt,
@@ -36,10 +37,32 @@ def attention_weights(block: nn.Module, x: Tensor, mask: Tensor | None) -> Tenso
 def run_block(block: nn.Module, x: Tensor, mask: Tensor | None, beside: SideBranch | None = None) -> Tensor:
     """A residual attention block as its definition reads, and the branch beside it; (n, rows, width)."""
     normed = block.ln_1(x)
-    y = normed.transpose(0, 1)
-    x = x + block.attn(y, y, y, need_weights=True, attn_mask=mask)[0].transpose(0, 1)
-    x = x + block.mlp(block.ln_2(x))
+    if terms_of(block):
+        x = x + attention_with_terms(block, normed, mask)
+        x = x + mlp_with_terms(block, block.ln_2(x))
+    else:
+        y = normed.transpose(0, 1)
+        x = x + block.attn(y, y, y, need_weights=True, attn_mask=mask)[0].transpose(0, 1)
+        x = x + block.mlp(block.ln_2(x))
     return x if beside is None else x + beside(normed).to(x.dtype)
+
+
+def attention_with_terms(block: nn.Module, y: Tensor, mask: Tensor | None) -> Tensor:
+    """A block's attention written out, with the terms beside its products; (n, rows, width)."""
+    attention, terms = block.attn, terms_of(block)
+    matrices = zip("qkv", attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True)
+    qkv = (plus(F.linear(y, weight, bias), terms.get(name), y) for name, weight, bias in matrices)
+    q, k, v = (part.unflatten(-1, (attention.num_heads, -1)).transpose(1, 2) for part in qkv)
+    scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+    out = ((scores if mask is None else scores + mask).softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+    return plus(attention.out_proj(out), terms.get("o"), out)
+
+
+def mlp_with_terms(block: nn.Module, y: Tensor) -> Tensor:
+    """A block's MLP written out, with the terms beside its products; (n, rows, width)."""
+    mlp, terms = block.mlp, terms_of(block)
+    hidden = mlp.gelu(plus(mlp.c_fc(y), terms.get("up"), y))
+    return plus(mlp.c_proj(hidden), terms.get("down"), hidden)
 
 
 def causal_mask(x: Tensor) -> Tensor:
@@ -57,7 +80,7 @@ class PlainTextEncoder(TextEncoder):
             return torch.stack([self.forward(layout, group) for group in groups])
         x = self._embed(layout, prompts.context)
         mask, eot, inserts = causal_mask(x), (layout.lengths - 1).to(x.device), prompts.inserts
-        for index, block in enumerate(self.blocks):
+        for index, block in enumerate(changed_blocks(self.blocks, prompts.changes, "text")):
             deep = prompts.deep.get(index)
             if deep is not None:
                 new = self._new_prompts(block, x, deep, mask, eot)
@@ -96,7 +119,7 @@ class PlainVisionEncoder(VisionEncoder):
     def _run_blocks(self, images: Tensor, prompts: VisionPrompts) -> Tensor:
         x = embed_patches(self.visual, images, prompts.tokens)
         n_kept = self.visual.positional_embedding.shape[0]
-        for index, block in enumerate(self.visual.transformer.resblocks):
+        for index, block in enumerate(changed_blocks(self.visual.transformer.resblocks, prompts.changes, "vision")):
             deep = prompts.deep.get(index)
             if isinstance(deep, GatedPrompt):
                 with torch.no_grad():

@@ -130,6 +130,9 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "base": "vit_b16_c2_ep50_batch32_16ctx",
         "cross_datasets": "vit_b16_c2_ep5_batch32_2ctx_cross_datasets",
     },
+    "CLIP_LoRA": {"tiny": "tiny_ep50_batch32", "base": "vit_b16"},
+    "LayerNormTuning": {"tiny": "tiny_ep50_batch32", "base": "vit_b16"},
+    "TwoStage": {"tiny": "tiny_ep50_batch32", "base": "vit_b16"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",

@@ -23,7 +23,8 @@ BASES = sorted(Path("configs/base").glob("*.yaml"))
 PLACEHOLDERS = {"$DATASET": "digits", "$DATA": "assets", "$SHOTS": "16"}
 
 WORDS = "a photo of a"
-SGD, ADAM = "sgd", "adam"
+SGD, ADAM, ADAMW = "sgd", "adam", "adamw"
+COUNTED = ("CLIP_LoRA", "LayerNormTuning", "TwoStage")  # trained by steps per shot
 
 
 def coop(backbone, epochs, words=""):
@@ -242,6 +243,28 @@ PUBLISHED = {
     "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_official": hicropl(50, 32, reading="official"),
     "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_imagenet": hicropl(40, 128),
     "HiCroPL/vit_b16_c2_ep5_batch32_2ctx_cross_datasets": hicropl(5, 32, 2, 6, 5),
+    "CLIP_LoRA/vit_b16": (
+        *("ViT-B/16", ADAMW, 0.0002, 10, 0, 32),
+        {
+            **{"CLIP_LORA.N_ITERS": 500, "CLIP_LORA.CTX_INIT": WORDS, "CLIP_LORA.R": 2, "CLIP_LORA.ALPHA": 1.0},
+            **{"CLIP_LORA.DROPOUT_RATE": 0.25, "CLIP_LORA.PARAMS": ("q", "k", "v")},
+            **{"CLIP_LORA.ENCODER": "both", "CLIP_LORA.POSITION": "all"},
+        },
+    ),
+    "LayerNormTuning/vit_b16": (
+        *("ViT-B/16", ADAMW, 0.0002, 10, 0, 32),
+        {
+            **{"LAYERNORMTUNING.N_ITERS": 300, "LAYERNORMTUNING.CTX_INIT": WORDS, "LAYERNORMTUNING.MODALITY": "both"},
+            **{"LAYERNORMTUNING.TEXT_START": 0, "LAYERNORMTUNING.VISION_START": 0},
+        },
+    ),
+    "TwoStage/vit_b16": (
+        *("ViT-B/16", ADAMW, 0.0002, 10, 0, 32),
+        {
+            **{"TWOSTAGE.N_ITERS": 300, "TWOSTAGE.N_ITERS_FRAC": 0.6, "TWOSTAGE.CTX_INIT": WORDS},
+            **{"TWOSTAGE.MODALITY": "both", "TWOSTAGE.TEXT_START": 0, "TWOSTAGE.VISION_START": 0},
+        },
+    ),
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
     # nothing is trained: Dassl's defaults stand where an optimiser would be set
@@ -299,6 +322,9 @@ TINY_OF = {
         "vit_b16_c2_ep50_batch32_16ctx",
         {"TRAINER.HICROPL.PROMPT_DEPTH": 4, "TRAINER.HICROPL.CROSS_LAYER": 2},
     ),
+    "CLIP_LoRA/tiny_ep50_batch32": ("vit_b16", {"OPTIM.MAX_EPOCH": 50, "TRAINER.CLIP_LORA.N_ITERS": 0}),
+    "LayerNormTuning/tiny_ep50_batch32": ("vit_b16", {"OPTIM.MAX_EPOCH": 50, "TRAINER.LAYERNORMTUNING.N_ITERS": 0}),
+    "TwoStage/tiny_ep50_batch32": ("vit_b16", {"OPTIM.MAX_EPOCH": 50, "TRAINER.TWOSTAGE.N_ITERS": 0}),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",
@@ -425,9 +451,11 @@ def test_published_values(name):
     assert {key: values[key] for key in settings} == settings
     if "Zeroshot" not in name:
         assert (optim.LR_SCHEDULER, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR) == ("cosine", "constant", 1e-5)
-        assert (optim.WEIGHT_DECAY, optim.MOMENTUM) == (5e-4, 0.9)
+        assert (0.01 if name.startswith(COUNTED) else 5e-4, 0.9) == (optim.WEIGHT_DECAY, optim.MOMENTUM)
     node = TRAINER_REGISTRY.get(name.split("/")[0]).node
-    assert values[f"{node}.PREC"] == ("amp" if node in ("MMA", "MMRL", "MMRLPP") else "fp16")
+    assert values[f"{node}.PREC"] == (
+        "amp" if node in ("MMA", "MMRL", "MMRLPP") or name.startswith(COUNTED) else "fp16"
+    )
     if node.startswith("MMRL"):
         assert cfg.INPUT.RRCROP_SCALE == (0.5, 1.0)
 

@@ -81,6 +81,7 @@ class PromptTrainer(Steps, TrainerX):
     needs_vit = False  # whether the method puts tokens into the image tower
     n_views = 1  # augmented views of each training image that the method compares
     needs_training = True  # whether there is anything to train
+    lr_by_step = False  # whether the learning rate changes at every step rather than at every epoch
     path = "fast"  # which implementation of the towers runs; "plain" is for tests and benchmarks
 
     @property
@@ -134,6 +135,10 @@ class PromptTrainer(Steps, TrainerX):
     def parameter_groups(self, learner: PromptLearner) -> list[dict[str, Any]] | None:
         """Groups of the learner's parameters that train at rates of their own; ``None``: all at OPTIM.LR."""
         return None
+
+    def build_schedule(self) -> Any:
+        """The schedule of the learning rate."""
+        return build_lr_scheduler(self.optim, self.cfg.OPTIM)
 
     def load_backbone(self) -> nn.Module:
         """The frozen CLIP of the configuration, on the CPU."""
@@ -189,7 +194,7 @@ class PromptTrainer(Steps, TrainerX):
             self.notes = {**getattr(self, "notes", {}), "init_weights": taken}
             print(f"Initial weights from {path} (sha256 {sha256}): {len(names)} tensors, {', '.join(names)}")
         self.optim = build_optimizer(learner, cfg.OPTIM, self.parameter_groups(learner))
-        self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
+        self.sched = self.build_schedule()
         self.register_model(MODEL_NAME, learner, self.optim, self.sched)
         self.skipped_steps = self._skipped_in_a_row = 0
         self.scaler = torch.amp.GradScaler(self.device.type) if self.precision.needs_scaler else None
@@ -209,7 +214,7 @@ class PromptTrainer(Steps, TrainerX):
     def forward_backward(self, batch: dict[str, Any]) -> dict[str, float]:
         """One optimisation step; returns loss, its terms and the training accuracy."""
         summary = (self.device_step or self.step)(*self.parse_batch_train(batch))
-        if (self.batch_idx + 1) == self.num_batches:
+        if self.lr_by_step or (self.batch_idx + 1) == self.num_batches:
             self.update_lr()
         return summary
 

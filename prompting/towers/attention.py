@@ -32,6 +32,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from common.files import atomic_write
 from common.unpickling import reason
+from prompting.changes import Term, draws, plus, terms_of
 from prompting.prompts import SideBranch
 
 # Rows of nn.MultiheadAttention's stacked input projection, in units of the width.
@@ -60,15 +61,15 @@ def as_on_a_gpu() -> Iterator[None]:
         _as_on_a_gpu = before
 
 
-def run_layer(recompute: bool, layer: Callable[..., Any], *args: Any) -> Any:
-    """``layer(*args)``, which draws no random numbers.
+def run_layer(recompute: bool, layer: Callable[..., Any], block: nn.Module, *args: Any) -> Any:
+    """``layer(block, *args)``.
 
     With ``recompute`` (``TRAIN.CHECKPOINT_ACTIVATIONS``) only its inputs are kept and the layer is computed once more
     in the backward pass: less memory, more time, the same values.
     """
     if not recompute or not torch.is_grad_enabled():
-        return layer(*args)
-    return checkpoint(layer, *args, use_reentrant=False, preserve_rng_state=False)
+        return layer(block, *args)
+    return checkpoint(layer, block, *args, use_reentrant=False, preserve_rng_state=draws(block))
 
 
 def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
@@ -76,7 +77,12 @@ def project(block: nn.Module, x: Tensor, rows: tuple[int, int] = QKV) -> Tensor:
     attention, width = block.attn, x.shape[-1]
     take = slice(rows[0] * width, rows[1] * width)
     product = attention.in_proj_weight[take], attention.in_proj_bias[take]
-    if _compiles and not x.is_meta:
+    terms = [terms_of(block).get(name) for name in "qkv"[slice(*rows)]]
+    if any(terms):
+        normed = block.ln_1(x)
+        parts = frozen_linear(normed, *product).split(width, dim=-1)
+        y = torch.cat([plus(part, term, normed) for part, term in zip(parts, terms, strict=True)], dim=-1)
+    elif _compiles and not x.is_meta:
         y = _run_compiled(norm_and_product, (x,), *_norm(block.ln_1), *map(cast_once, product))
     else:
         y = frozen_linear(block.ln_1(x), *product)
@@ -102,12 +108,12 @@ def finish(block: nn.Module, x: Tensor, attended: Tensor, beside: SideBranch | N
         return torch.cat([finish(block, *piece, beside) for piece in pieces]).view(x.shape)
     if beside is not None:
         return finish(block, x, attended) + beside(block.ln_1(x)).to(x.dtype)
-    output, mlp = block.attn.out_proj, block.mlp
-    if _compiles and not x.is_meta and isinstance(mlp.gelu, QuickGELU | nn.GELU):
+    output, mlp, terms = block.attn.out_proj, block.mlp, terms_of(block)
+    if _compiles and not x.is_meta and not terms and isinstance(mlp.gelu, QuickGELU | nn.GELU):
         layers = [cast_once(tensor) for layer in (output, mlp.c_fc, mlp.c_proj) for tensor in layer.parameters()]
         return _run_compiled(second_half, (x, attended), *_norm(block.ln_2), *layers, isinstance(mlp.gelu, QuickGELU))
-    x = x + frozen_linear(attended, output.weight, output.bias)
-    return x + run_mlp(mlp, block.ln_2(x))
+    x = x + plus(frozen_linear(attended, output.weight, output.bias), terms.get("o"), attended)
+    return x + run_mlp(mlp, block.ln_2(x), terms.get("up"), terms.get("down"))
 
 
 @torch.no_grad()
@@ -200,15 +206,16 @@ def _run_compiled(function: Callable[..., Tensor], rows: tuple[Tensor, ...], *fr
 # The MLP
 
 
-def run_mlp(mlp: nn.Module, x: Tensor) -> Tensor:
-    """A block's MLP, (..., width) -> (..., width)."""
+def run_mlp(mlp: nn.Module, x: Tensor, up: Term | None = None, down: Term | None = None) -> Tensor:
+    """A block's MLP with the terms beside its products, (..., width) -> (..., width)."""
     w_in, w_out = mlp.c_fc.weight, mlp.c_proj.weight
-    frozen = not (w_in.requires_grad or w_out.requires_grad)
+    frozen = not (w_in.requires_grad or w_out.requires_grad or up or down)
     # Autocast casts what it sees, and it does not see into an operation; tensors without values know no autocast.
     autocast = not x.is_meta and torch.is_autocast_enabled(x.device.type)
     if frozen and isinstance(mlp.gelu, QuickGELU) and not autocast:
         return FrozenMLP.apply(x, w_in, mlp.c_fc.bias, w_out, mlp.c_proj.bias)
-    return frozen_linear(mlp.gelu(frozen_linear(x, w_in, mlp.c_fc.bias)), w_out, mlp.c_proj.bias)
+    hidden = mlp.gelu(plus(frozen_linear(x, w_in, mlp.c_fc.bias), up, x))
+    return plus(frozen_linear(hidden, w_out, mlp.c_proj.bias), down, hidden)
 
 
 class FrozenMLP(torch.autograd.Function):

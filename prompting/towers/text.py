@@ -40,6 +40,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
+from prompting.changes import changed_blocks
 from prompting.prompts import (
     AttentionMass,
     ClassPrompt,
@@ -107,14 +108,15 @@ class TextEncoder(nn.Module):
         check_deep_prompts(prompts.deep, len(self.blocks), "text", first=0 if prompts.inserts else 1)
         check_side_branches(prompts.beside, len(self.blocks), "text")
         batch, later, shared_rows = self._batches_of(layout, prompts)
-        x, projected = self._first_layer_rows(batch, prompts.context)
-        for index, block in enumerate(self.blocks):
+        blocks = changed_blocks(self.blocks, prompts.changes, "text")
+        x, projected = self._first_layer_rows(blocks[0], batch, prompts.context)
+        for index, block in enumerate(blocks):
             deep, following = map(prompts.deep.get, (index, index + 1))
             changes = batch is not later and (differs(deep) or (prompts.inserts and deep is not None))
             batch = later if changes else batch
             at = At(deep, batch, shared_rows if changes else None, prompts.beside.get(index))
             projected = projected if deep is None else None  # tokens inserted before layer 0 are not in it
-            if index == len(self.blocks) - 1:
+            if index == len(blocks) - 1:
                 features = self._last_layer(block, x, at)
             else:
                 x = run_layer(self.recompute, self._layer, block, x, at, projected, following)
@@ -137,11 +139,11 @@ class TextEncoder(nn.Module):
                 made[key] = shared, batch, batch.rows_in(shared)
         return made[key]
 
-    def _first_layer_rows(self, batch: RaggedBatch, context: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _first_layer_rows(self, block: nn.Module, batch: RaggedBatch, context: Tensor | None) -> tuple[Tensor, Tensor]:
         """Layer 0's input and its Q, K, V; words and learned rows apart, so that words record no gradient."""
         x = self.token_embedding(batch.word_token) + self.positional_embedding[batch.word_position]
         x = x.to(self.dtype).unsqueeze(0)
-        qkv = project(self.blocks[0], x)
+        qkv = project(block, x)
         if len(batch.learned_context):
             if context is None:
                 raise ValueError("the layout has learned positions but no context vectors were given")
@@ -149,7 +151,7 @@ class TextEncoder(nn.Module):
             learned = context.index_select(1, batch.learned_context) + self.positional_embedding[batch.learned_position]
             learned = learned.to(self.dtype)
             x = torch.cat([x.expand(len(learned), -1, -1), learned], dim=1)
-            qkv = torch.cat([qkv.expand(len(learned), -1, -1, -1, -1), project(self.blocks[0], learned)], dim=1)
+            qkv = torch.cat([qkv.expand(len(learned), -1, -1, -1, -1), project(block, learned)], dim=1)
         if batch.row_order is not None:
             x, qkv = x.index_select(1, batch.row_order), qkv.index_select(1, batch.row_order)
         return x, qkv

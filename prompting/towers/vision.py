@@ -11,6 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from prompting.changes import changed_blocks
 from prompting.prompts import (
     AttentionMass,
     ComposedPrompt,
@@ -82,9 +83,10 @@ class VisionEncoder(nn.Module):
                 f"set INPUT.SIZE to ({self.resolution}, {self.resolution})"
             )
         if not self.takes_prompts:
-            if prompts.tokens is not None or prompts.deep or prompts.beside:
+            if prompts.tokens is not None or prompts.deep or prompts.beside or prompts.changes:
                 raise ValueError(
-                    "a ResNet image tower takes no prompt tokens and no side branches: use a ViT, for example ViT-B/16"
+                    "a ResNet image tower takes no prompt tokens, no side branches and no changes: use a ViT, for "
+                    "example ViT-B/16"
                 )
             return self.visual(images.to(self.visual.conv1.weight.dtype))
         first = 0 if prompts.tokens is None else 1
@@ -100,7 +102,7 @@ class VisionEncoder(nn.Module):
         tokens = kept[:, :0]
         if prompts.tokens is not None:
             tokens = _for_each(self.visual.ln_pre(prompts.tokens.to(kept.dtype)), kept)  # ln_pre is per row
-        blocks = self.visual.transformer.resblocks
+        blocks = changed_blocks(self.visual.transformer.resblocks, prompts.changes, "vision")
         for index, block in enumerate(blocks[:-1]):
             deep, following = prompts.deep.get(index), prompts.deep.get(index + 1)
             beside = prompts.beside.get(index)

@@ -23,8 +23,10 @@ from tests.reference import load_reference
 from tests.reference.ours import model_folder, trainer_of, upstream_state
 from tests.reference.small_clip import small_clip, small_images
 from trainers.bmip import BMIPLearner
+from trainers.clip_lora import LoRALearner
 from trainers.coop import CoOpLearner
 from trainers.ivlp import IVLPLearner
+from trainers.layernorm_tuning import LayerNormLearner
 from trainers.maple import MaPLeLearner
 from trainers.mma import MMALearner
 from trainers.mmrl import MMRLLearner
@@ -295,8 +297,11 @@ def vit_b16():
         (lambda m: MMRLppLearner(m, "a photo of a {}.", 5, 512, range(5, 12), 0.9, 4, 64), 813_312),
         (lambda m: BMIPLearner(m, 2, "a photo of a", 9, gate="official"), 1_203_223),  # those that get a gradient
         (lambda m: MMALearner(m, "a photo of a", 5, 12, 32, 0.001), 674_560),  # what the released code counts
+        # 12 layers x (q, k, v) x rank 2 x (2 x 512 + 2 x 768), as the released code builds them
+        (lambda m: LoRALearner(m, "a photo of a", 2, 1.0, 0.25, ("q", "k", "v"), range(12), range(12)), 184_320),
+        (lambda m: LayerNormLearner(m, "a photo of a", range(12), range(12)), 61_440),  # that get a gradient there
     ],
-    ids=["CoOp", "MaPLe", "IVLP", "MMRL", "MMRLpp", "BMIP official", "MMA"],
+    ids=["CoOp", "MaPLe", "IVLP", "MMRL", "MMRLpp", "BMIP official", "MMA", "CLIP_LoRA", "LayerNormTuning"],
 )
 def test_published_parameter_counts(learner, published):
     assert sum(p.numel() for p in learner(vit_b16()).parameters() if p.requires_grad) == published

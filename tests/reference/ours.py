@@ -18,15 +18,31 @@ import trainers  # noqa: F401  registers the methods
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from prompting import resolve_precision
-from prompting.checkpoint import FORMATS, from_published, load_trained
+from prompting.checkpoint import FORMATS, Format, from_published, load_trained
 from tests.reference import Reference
-from tests.reference.small_clip import prompt_tensor, small_clip, small_clip_state_dict
+from tests.reference.small_clip import named_uniform, prompt_tensor, small_clip, small_clip_state_dict
 from trainers.base import PromptTrainer
 
 NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP", "CoOp_DePT"), "COOP")
 NODES |= {"CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC", "MMA": "MMADAPTER", "HiCroPL": "HICROPL"}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
+# Upstream's names, as in FORMATS, of methods whose published code saves no checkpoint that we read.
+_LORA = "transformer.resblocks.{i}.attn.(?P<p>[qkv])_proj.w_lora_(?P<m>[AB])"
+_LORA_O = "transformer.resblocks.{i}.attn.proj.w_lora_(?P<m>[AB])"
+_NORM = "transformer.resblocks.{i}.(?P<n>ln_[12]).{part}"
+_NORMS = {_NORM: "text.{i}.{n}.{part}", VISUAL + _NORM: "vision.{i}.{n}.{part}"}
+UNSAVED = {
+    "CLIP_LoRA": Format(
+        {
+            **{_LORA: "text.{i}.{p}.{m}", _LORA_O: "text.{i}.o.{m}"},
+            **{VISUAL + _LORA: "vision.{i}.{p}.{m}", VISUAL + _LORA_O: "vision.{i}.o.{m}"},
+        },
+        *((), ()),
+    ),
+    "LayerNormTuning": Format(_NORMS, (), ()),
+    "TwoStage": Format({**_NORMS, "classifier": "classifier.weight"}, (), ()),
+}
 
 
 def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, dict[str, Any]]:
@@ -38,6 +54,11 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
         bmip = {"N_CTX": own["N_CTX_TEXT"], "CTX_INIT": own["CTX_INIT"], "PROMPT_DEPTH": own.pop("PROMPT_DEPTH")}
         del own["N_CTX"]
         return {"PROMPTSRC": own, "BMIP": bmip | _bmip_extra(given)}
+    if method == "CLIP_LoRA":  # arguments of a command; dropout was switched off
+        own = {key.upper(): value for key, value in given["args"].items()}
+        return {"CLIP_LORA": own | {"PREC": "fp32", "DROPOUT_RATE": 0.0}}
+    if method in ("LayerNormTuning", "TwoStage"):
+        return {method.upper(): {key.upper().removeprefix("LN_"): value for key, value in given["args"].items()}}
     own = _kept(given[f"TRAINER.{NODES.get(method, method)}"])
     if method == "BMIP":
         own |= _bmip_extra(given)
@@ -95,14 +116,22 @@ def trainer_of(
 
 def load_upstream_values(trainer: PromptTrainer, reference: Reference) -> None:
     """Give our learner the values that upstream's trainable tensors had."""
-    tensors = from_published(upstream_state(reference), reference.record["method"], reference.name)
+    state, method = upstream_state(reference), reference.record["method"]
+    if method in UNSAVED:
+        tensors = {name: state[theirs] for theirs, name in UNSAVED[method].our_names(state).items()}
+        for theirs, name in UNSAVED[method].our_names(state).items():
+            if ".ln_" in name:  # near CLIP's own: a small scale would leave nothing of the rows
+                start = 0.1 * named_uniform(f"start/{theirs}", tuple(tensors[name].shape))
+                tensors[name] = start + 1 if name.endswith("weight") else start
+    else:
+        tensors = from_published(state, method, reference.name)
     load_trained(trainer.model.prompt_learner, tensors, reference.name)
 
 
 def our_name(reference: Reference, name: str) -> str | None:
     """Our name of upstream's trainable tensor; `None` for one that is never used."""
     saved = _saved_name(reference, name)
-    return FORMATS[reference.record["method"]].our_names([saved])[saved]
+    return (FORMATS | UNSAVED)[reference.record["method"]].our_names([saved])[saved]
 
 
 def upstream_state(reference: Reference) -> dict[str, Tensor]:

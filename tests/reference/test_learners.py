@@ -32,10 +32,17 @@ TERM_TOLERANCE = 1e-4
 METHODS = (
     *("coop_", "cocoop_", "kgcoop_", "maple_", "ivlp_", "vpt_", "promptsrc_vision", "promptsrc_ctx"),
     *("promptsrc_bmip_", "coprompt_", "tcp_", "mma_", "dept_", "mmrl_", "mmrlpp_", "hicropl_", "proda_", "bmip_"),
-    "prograd_",
+    *("prograd_", "clip_lora_", "layernorm_"),
 )
 RUNS = [name for prefix in METHODS for name in reference_names(prefix)]
-PLAIN = ["maple_depth3", "bmip_shared", "ivlp_vision3_text2", "cocoop_batch3", "mma_all"]  # tests hold both together
+PLAIN = [
+    "maple_depth3",
+    "bmip_shared",
+    "ivlp_vision3_text2",
+    "cocoop_batch3",
+    "mma_all",
+    "clip_lora_qkvo",
+]  # tests hold both together
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +143,33 @@ def test_both_kinds_of_mmrls_logits(model, name):
         output = trainer.model.outputs(small_images(len(reference.labels)))
     for ours, kept in ((output.rep_logits, "logits_rep"), (output.logits, "logits_fusion")):
         torch.testing.assert_close(ours, torch.tensor(reference.record[kept]), atol=LOGITS_TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("path", ["fast", "plain"])
+def test_both_stages_of_2sfs(model, path):
+    reference = load_reference("two_stage")
+    record, trainer = reference.record, trainer_of(reference, model, path=path)
+    load_upstream_values(trainer, reference)
+    learner, images = trainer.model.prompt_learner, small_images(len(reference.labels))
+    theirs = learner.classifier.weight.detach().clone()
+    losses = []
+    for stage in (1, 2):
+        learner.set_stage(stage)
+        losses.append(trainer.objective(trainer.model, images, reference.labels).total)
+        losses[-1].backward()
+    assert [loss.item() for loss in losses] == pytest.approx(record["losses"], rel=TERM_TOLERANCE)
+    check_gradients(learner, reference)
+    with torch.no_grad():
+        for names, logits in ((record["class_names"], "logits"), (record["mixed_class_names"], "logits_mixed")):
+            trainer.model.set_classes(names)
+            torch.testing.assert_close(
+                trainer.model(images), torch.tensor(record[logits]), atol=LOGITS_TOLERANCE, rtol=0
+            )
+        trainer.model.set_classes(record["class_names"])
+        learner.set_stage(1)
+        first = trainer.model.text_features()
+    torch.testing.assert_close(first[:, :16], torch.tensor(record["first_classifier"]), atol=1e-5, rtol=0)
+    assert torch.equal(learner.classifier.weight, theirs)
 
 
 @pytest.mark.parametrize("name", reference_names("proda_"))

@@ -47,15 +47,18 @@ def test_published_transfer():
 
 
 @functools.cache
-def batch_and_epochs(trainer, setting):
+def batch_epochs_and_steps(trainer, setting):
+    """The batch; the epochs, or the steps per shot of a method that counts these."""
     config = read_config(setting_file(trainer, setting))
-    return config["DATALOADER"]["TRAIN_X"]["BATCH_SIZE"], config["OPTIM"]["MAX_EPOCH"]
+    per_shot = [node["N_ITERS"] for node in config["TRAINER"].values() if "N_ITERS" in node]
+    return config["DATALOADER"]["TRAIN_X"]["BATCH_SIZE"], config["OPTIM"].get("MAX_EPOCH"), sum(per_shot)
 
 
 def steps(trainer, protocol, dataset, classes, shots):
     """Optimiser steps of a run, and its batch; a last batch that is not full is left out."""
-    batch, epochs = batch_and_epochs(trainer, published_setting(trainer, PROTOCOLS[protocol], dataset, shots).file)
-    return max(1, classes * shots // batch) * epochs, batch
+    setting = published_setting(trainer, PROTOCOLS[protocol], dataset, shots).file
+    batch, epochs, per_shot = batch_epochs_and_steps(trainer, setting)
+    return per_shot * shots or max(1, classes * shots // batch) * epochs, batch
 
 
 def test_steps_are_those_of_the_configurations():

@@ -41,9 +41,11 @@ OPTIONS = {
     "PromptSRC": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_DePT": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_BMIP": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0},
+    "CLIP_LoRA": {"TRAINER.CLIP_LORA.DROPOUT_RATE": 0.0},  # tests compare steps that are to draw nothing
+    "TwoStage": {"TRAINER.TWOSTAGE.N_ITERS_FRAC": 1.0},  # the second stage is test_two_stage.py's
 }
 # Methods with a product of two trained tensors of which one starts at zero, so that the other has no first gradient.
-START_AT_ZERO = ("MMRLpp",)
+START_AT_ZERO = ("MMRLpp", "CLIP_LoRA")
 # Settings that change which tensors exist or how the towers run.
 VARIANTS = {
     "CoOp/class_specific": {"TRAINER.COOP.CSC": True},
@@ -59,6 +61,12 @@ VARIANTS = {
     "CoOp_DePT/logits": {"TRAINER.DEPT.FUSION": "logits"},
     "MMRL/first_layer": {"TRAINER.MMRL.REP_LAYERS": (1, 3)},
     "MMRL/probabilities": {"TRAINER.MMRL.FUSION": "probabilities"},
+    "CLIP_LoRA/all_products": {"TRAINER.CLIP_LORA.PARAMS": ("q", "k", "v", "o", "mlp")},
+    "CLIP_LoRA/text": {"TRAINER.CLIP_LORA.ENCODER": "text", "TRAINER.CLIP_LORA.POSITION": "half-up"},
+    "CLIP_LoRA/vision": {"TRAINER.CLIP_LORA.ENCODER": "vision", "TRAINER.CLIP_LORA.PARAMS": ("v", "o")},
+    "LayerNormTuning/upper": {"TRAINER.LAYERNORMTUNING.TEXT_START": 1, "TRAINER.LAYERNORMTUNING.VISION_START": 3},
+    "LayerNormTuning/text": {"TRAINER.LAYERNORMTUNING.MODALITY": "text"},
+    "LayerNormTuning/vision": {"TRAINER.LAYERNORMTUNING.MODALITY": "vision"},
     "BMIP/official": {"TRAINER.BMIP.GATE": "official"},
     "BMIP/per_layer": {"TRAINER.BMIP.SHARE_PARAMETER_TEXT": False, "TRAINER.BMIP.SHARE_PARAMETER_VISUAL": False},
 }
