@@ -17,7 +17,7 @@ MAX_LABEL = 60  # characters of a setting in a row's name
 TRAINER_ORDER = (
     *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "CoCoOp", "ProDA", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC"),
     "ProGrad",
-    *("CoPrompt", "TCP", "MMA", "CoOp_DePT", "PromptSRC_DePT", "MMRL", "MMRLpp", "HiCroPL"),
+    *("CoPrompt", "TCP", "MMA", "CoOp_DePT", "PromptSRC_DePT", "MMRL", "MMRLpp", "HiCroPL", "PromptKD"),
     *("BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
 )
 

@@ -9,6 +9,6 @@ and of settings takes it.
 TRAINERS = (
     *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "CoCoOp", "ProDA", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC"),
     "ProGrad",
-    *("CoPrompt", "TCP", "MMA", "CoOp_DePT", "PromptSRC_DePT", "MMRL", "MMRLpp", "HiCroPL"),
+    *("CoPrompt", "TCP", "MMA", "CoOp_DePT", "PromptSRC_DePT", "MMRL", "MMRLpp", "HiCroPL", "PromptKD"),
     *("BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
 )
