@@ -204,7 +204,7 @@ class PromptKD(PromptTrainer):
             self.teacher = load_run(folder, self.device.type, prec=self.settings.PREC, train=self.cfg.TRAIN).model
         except FileNotFoundError as error:
             raise FileNotFoundError(f"TRAINER.PROMPTKD.TEACHER {folder}: {error}") from error
-        learner, size = self.teacher.prompt_learner, self.teacher.image_encoder.visual.input_resolution
+        learner = self.teacher.prompt_learner
         if learner.varies_per_image or redefines(
             self.teacher, PromptedCLIP, "forward", "outputs", "image_features", "compare", "predicted", "finished"
         ):
@@ -212,15 +212,21 @@ class PromptKD(PromptTrainer):
                 f"TRAINER.PROMPTKD.TEACHER {folder}: it does not compare one image feature with one text feature of "
                 "each class, which the student shares: take a run of another method, for example PromptSRC"
             )
-        if tuple(self.cfg.INPUT.SIZE) != (size, size):
-            raise ValueError(
-                f"TRAINER.PROMPTKD.TEACHER {folder}: its backbone takes images of {size}x{size} pixels, this run's "
-                f"INPUT.SIZE is {tuple(self.cfg.INPUT.SIZE)}: take a teacher with images of that size"
-            )
         trained = any(True for _ in learner.parameters())
         self.teacher_sha256 = hash_file(find_checkpoint(Path(folder))) if trained else None
         self.notes = {**getattr(self, "notes", {}), "teacher": {"run": folder, "sha256": self.teacher_sha256}}
         super().build_model()
+
+    def load_checked_backbone(self) -> nn.Module:
+        """The student's backbone; refused where the teacher does not take its images."""
+        clip_model = super().load_checked_backbone()
+        theirs, own = (model.visual.input_resolution for model in (self.teacher.image_encoder, clip_model))
+        if theirs != own:
+            raise ValueError(
+                f"TRAINER.PROMPTKD.TEACHER {self.notes['teacher']['run']}: its backbone takes {theirs} pixels, "
+                f"{self.cfg.MODEL.BACKBONE.NAME} of {own}, and both see the same: take backbones of one image size"
+            )
+        return clip_model
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> PromptKDLearner:
         s, teacher = self.settings, self.teacher.prompt_learner
