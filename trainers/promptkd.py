@@ -224,7 +224,7 @@ class PromptKD(PromptTrainer):
         if theirs != own:
             raise ValueError(
                 f"TRAINER.PROMPTKD.TEACHER {self.notes['teacher']['run']}: its backbone takes {theirs} pixels, "
-                f"{self.cfg.MODEL.BACKBONE.NAME} of {own}, and both see the same: take backbones of one image size"
+                f"{self.cfg.MODEL.BACKBONE.NAME} takes {own}, and both see the same: take backbones of one image size"
             )
         return clip_model
 
