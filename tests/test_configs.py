@@ -206,6 +206,7 @@ PUBLISHED = {
     "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": promptsrc(20, 3, 6.0, 10.0),
     "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot": promptsrc(50, 9, 30.0, 30.0),
     "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45": promptsrc(50, 9, 45.0, 5.0),
+    "PromptSRC/vit_l14_c2_ep20_batch8_4+4ctx": ("ViT-L/14", SGD, 0.005, 20, 1, 8, promptsrc(20, 9, 15.0, 1.0)[-1]),
     "MMA/vit_b16_ep5": mma(5, 16, 5),
     "MMA/vit_b16_ep5_imagenet": mma(5, 128, 5),
     "MMA/vit_b16_ep1_cross_datasets": mma(1, 128, 9),

@@ -251,13 +251,14 @@ class PromptKD(PromptTrainer):
 
     def checkpoint_extra(self, name: str) -> dict[str, Any]:
         own = {"teacher_sha256": self.teacher_sha256, "transductive": self.notes["transductive"]}
-        return super().checkpoint_extra(name) | own
+        return super().checkpoint_extra(name) | own | {"dataset": self.cfg.DATASET.NAME}
 
     def take_content(self, content: Mapping[str, Any], source: str) -> None:
-        """Refuse another teacher than the checkpoint's; its images, not this run's, say whether it is transductive."""
+        """Refuse another teacher than the checkpoint's; what that was trained on says whether this is transductive."""
         if content.get("teacher_sha256", self.teacher_sha256) != self.teacher_sha256:
             raise CheckpointError(
                 f"checkpoint {source} learned from another teacher than that in {self.notes['teacher']['run']}: set "
                 "TRAINER.PROMPTKD.TEACHER to its own"
             )
-        self.notes = {**self.notes, "transductive": bool(content.get("transductive", True))}
+        same = content.get("dataset", self.cfg.DATASET.NAME) == self.cfg.DATASET.NAME
+        self.notes = {**self.notes, "transductive": same and bool(content.get("transductive", True))}
