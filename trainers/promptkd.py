@@ -140,7 +140,7 @@ def text_of(teacher: PromptedCLIP, classnames: Sequence[str]) -> Tensor:
 
 
 class Distillation:
-    """``weight * T^2 * KL(teacher, student)``, both over the same text features (eq. 6); labels are not read.
+    """``weight * T^2 * KL(teacher, student)``, both over the same text features; labels are not read.
 
     As in the released code the divergence is summed and divided by the number of logits: it is a mean over images and
     over classes, so that more classes weigh less.
