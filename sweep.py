@@ -31,6 +31,7 @@ from sweeping.plan import (
     REPOSITORY,
     SETTINGS,
     TABLES,
+    TAUGHT,
     Job,
     Plan,
     SweepError,
@@ -114,7 +115,7 @@ def plans_of(args: argparse.Namespace) -> list[Plan]:
     preset = TABLES.get(args.table)
     protocol = preset.protocol if preset else args.protocol
     trainers = tuple(args.trainers or preset.trainers)
-    trainers = tuple(SETTINGS) if trainers == ("all",) else trainers
+    trainers = tuple(name for name in SETTINGS if name not in TAUGHT) if trainers == ("all",) else trainers
     if protocol == "compare":  # CFG_<Trainer>: its setting, unless the command line has one
         trainers = tuple("=".join(filter(None, (name, os.environ.get(f"CFG_{name}")))) for name in trainers)
     datasets, source = tuple(args.datasets or (preset.datasets if preset else ())), args.source

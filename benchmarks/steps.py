@@ -223,6 +223,8 @@ def objective_to_meta(objective: Any) -> None:
     for name, value in vars(objective).items():
         if isinstance(value, torch.Tensor):
             setattr(objective, name, value.to("meta"))
+        elif isinstance(value, torch.nn.Module):  # a teacher
+            value.to("meta")
         elif name == "host":
             objective_to_meta(value)
 

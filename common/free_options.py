@@ -36,7 +36,7 @@ TRAINER_NODES = {
     for name in (
         *("BMIP", "CoCoOp", "CoOp", "CoPrompt", "HiCroPL", "IVLP", "KgCoOp", "MMA", "MMRL", "MMRLpp", "MaPLe", "ProDA"),
         *("CLIP_LoRA", "LayerNormTuning", "TwoStage"),
-        *("ProGrad", "PromptSRC", "TCP", "VPT"),
+        *("ProGrad", "PromptKD", "PromptSRC", "TCP", "VPT"),
     )
 } | {
     "CoOp_DePT": ("COOP", "DEPT"),

@@ -27,8 +27,8 @@ MAX_SHOWN = 5  # names in a message
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
 # Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA), DePT (CoOp_DePT), MMRL (MMRL, MMRLpp),
-# HiCroPL and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen, or
-# trainable by name but never used, is left out. A tensor that is neither makes the file unknown.
+# HiCroPL, PromptKD and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen,
+# or trainable by name but never used, is left out. A tensor that is neither makes the file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -137,6 +137,10 @@ _HICROPL = {
         )
     },
 }
+_PROMPTKD = _VISION_PROMPTS | {
+    "VPT_image_trans.conv1.(?P<i>[013]).{part}": "projection.{i}.{part}",
+    "VPT_image_trans.conv1.1.running_(?P<rest>mean|var)": "projection.1.running_{rest}",
+}
 _BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
     "prompt_learner.ctx_t": "ctx",
@@ -197,6 +201,11 @@ FORMATS: dict[str, Format] = {
         (*_WHOLE_CLIP, "prompt_embeddings"),
         ("representation_learner.compound_rep_tokens", "image_encoder.A"),
     ),
+    "PromptKD": Format(
+        _PROMPTKD,
+        (*_TOWERS, "VPT_image_trans.conv1.1.num_batches_tracked"),
+        ("image_encoder.VPT", "VPT_image_trans.conv1.3.weight"),
+    ),
     "BMIP": Format(_BMIP, (*_WHOLE_CLIP, *_BMIP_UNUSED), ("prompt_learner.ctx_t", _BMIP_GATE), _BMIP_GATES, _BMIP_NOTE),
     "PromptSRC_BMIP": Format(
         _BMIP,
@@ -212,7 +221,7 @@ FORMATS: dict[str, Format] = {
 def is_published(names: Iterable[str]) -> bool:
     """Whether tensor names are a published repository's: ours begin with neither a tower nor token buffers."""
     marks = ("prompt_learner.", "image_encoder.", "text_encoder.", "token_prefix", "token_suffix", "bias_vectors")
-    marks += ("text_adapter.", "visual_adapter.", "shared_adapter.")
+    marks += ("text_adapter.", "visual_adapter.", "shared_adapter.", "VPT_image_trans.")
     return any(name.startswith(marks) for name in names)
 
 
@@ -241,12 +250,14 @@ def from_published(state_dict: Mapping[str, Tensor], trainer: str, source: str |
     problems += [f"missing {pattern.format(i='N', part='weight', any='*')}" for pattern in form.lacking(state_dict)]
     if problems:
         raise CheckpointError(f"checkpoint {source} is not as {trainer}'s repository saves it: {'; '.join(problems)}")
-    # A gate's one number has no dimensions here. float32, and a copy: the file's other tensors need not stay in memory.
+    # A gate's one number has no dimensions here; a convolution over one pixel is a linear layer. float32, and a copy:
+    # the file's other tensors need not stay in memory.
     tensors = {
         ours: (state_dict[name].reshape(()) if "_gates." in ours else state_dict[name]).float().clone()
         for name, ours in names.items()
         if ours is not None
     }
+    tensors = {name: value.flatten(1) if value.dim() == 4 else value for name, value in tensors.items()}
     deep = _count_deep(tensors, "text")
 
     def in_use(name: str) -> bool:  # BMIP's gates of layers without deep prompts are never asked
@@ -386,8 +397,8 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
         ranks = {"RES_LORA_DIM": "to_text.down.0", "PROJ_LORA_DIM": "readout_up"}
         shown = {key: len(tensors[name]) for key, name in ranks.items() if name in tensors}
         return dict(zip(("N_REP_TOKENS", "REP_DIM"), tensors["space"].shape, strict=True)) | shown
-    if trainer in ("VPT", "IVLP", "PromptSRC", "PromptSRC_DePT"):
-        towers = {"VISION": tensors.get("vision_tokens")} | ({} if trainer == "VPT" else {"TEXT": ctx})
+    if trainer in ("VPT", "PromptKD", "IVLP", "PromptSRC", "PromptSRC_DePT"):
+        towers = {"VISION": tensors.get("vision_tokens")} | ({} if trainer in ("VPT", "PromptKD") else {"TEXT": ctx})
         counts = {f"N_CTX_{tower}": len(first) for tower, first in towers.items() if first is not None}
         return counts | {
             f"PROMPT_DEPTH_{tower}": 0 if first is None else 1 + deep[tower.lower()] for tower, first in towers.items()

@@ -18,7 +18,7 @@ TRAINER_ORDER = (
     *("ZeroshotCLIP", "ZeroshotCLIP2", "CoOp", "CoCoOp", "ProDA", "KgCoOp", "VPT", "IVLP", "MaPLe", "PromptSRC"),
     "ProGrad",
     *("CoPrompt", "TCP", "MMA", "CoOp_DePT", "PromptSRC_DePT", "MMRL", "MMRLpp", "HiCroPL"),
-    *("CLIP_LoRA", "LayerNormTuning", "TwoStage"),
+    *("CLIP_LoRA", "LayerNormTuning", "TwoStage", "PromptKD"),
     *("BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
 )
 
@@ -188,7 +188,8 @@ def group_methods(runs: Sequence[Run], protocol: Protocol) -> list[Method]:
         details += [backbone] if several_backbones else []
         details += [shots_text(shots)] if several_shots and key in trained else []
         for changes, same in _by_settings(groups[key]):
-            named = ", ".join([*details, *changes])
+            marks = ["transductive"] if any(run.transductive for run in same) else []
+            named = ", ".join([*details, *changes, *marks])
             label = f"{trainer} ({named})" if named else trainer
             methods.append(Method(label, trainer, setting, backbone, shots, tuple(same)))
             first: dict[tuple[str, int, int], Run] = {}

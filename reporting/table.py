@@ -188,7 +188,7 @@ def build_table(
     entering = {metric.key for metric in chosen}.union(*(metric.harmonic_of or () for metric in chosen))
     read = [metric for metric in protocol.metrics if metric.key in entering and metric.of_run]
     warnings = _warnings(methods, read, list(product(datasets, shots)))
-    legend, warnings = tuple(map(printable, legend)), tuple(map(printable, warnings))
+    legend, warnings = tuple(map(printable, dict.fromkeys(legend))), tuple(map(printable, warnings))
     return Table(protocol_name, protocol.title, tuple(blocks), legend, warnings)
 
 
@@ -241,6 +241,8 @@ def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], by_shots: bool,
     yield f"Backbone: {', '.join(sorted({run.backbone for run in runs}))}."
     if any(run.demonstration for run in runs):
         yield "A bundled backbone is a small demonstration model: not comparable with any published number."
+    if any(run.transductive for run in runs):
+        yield f"transductive: {MARKS['transductive']}"
     trained = [method for method in methods if not method.deterministic]
     if trained and not by_shots:
         yield f"Shots per class: {', '.join(map(str, sorted({method.shots for method in trained})))}."

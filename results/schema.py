@@ -62,7 +62,7 @@ _PATHS_OF = {
     Key(str, optional=True): "config.DATASET.PATH config.DATASET.LABEL",
     Key(str, optional=True, null=True): "source_dataset environment.git_revision environment.precision "
     "data.split_sha256 data.fewshot_sha256 model.backbone_sha256",
-    Key(bool, optional=True, null=True): "environment.git_dirty",
+    Key(bool, optional=True, null=True): "environment.git_dirty notes.transductive",
     Key(int): "schema_version",
     Key(int, least=-MAX_SEED - 1, most=MAX_SEED): "seed init_seed",
     Key(int, least=-1, most=10**9): "shots",
@@ -74,7 +74,7 @@ _PATHS_OF = {
     Key(float, optional=True, null=True, least=0): "timing.total",
     Key(dict): "config environment data model metrics timing memory history.* gates.per_epoch.*",
     Key(dict, null=True): "gates",
-    Key(dict, optional=True): "overrides config.DATASET metrics.*.open_world metrics.*.per_class",
+    Key(dict, optional=True): "notes overrides config.DATASET metrics.*.open_world metrics.*.per_class",
     Key(list): "history metrics.*.confusion.*",
     Key(list, optional=True, null=True): "gates.per_epoch metrics.*.confusion",
 }
@@ -220,6 +220,11 @@ class Run:
     def deterministic(self) -> bool:
         """Whether nothing was trained, so that no seed can change the numbers (zero-shot CLIP)."""
         return self.record["model"]["trainable_parameters"] == 0
+
+    @property
+    def transductive(self) -> bool:
+        """Whether it was trained on unlabelled images of the classes that it is tested on, the new ones too."""
+        return bool(self.record.get("notes", {}).get("transductive"))
 
     @cached_property
     def settings(self) -> dict[str, Any]:

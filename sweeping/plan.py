@@ -133,6 +133,11 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "CLIP_LoRA": {"tiny": "tiny_ep50_batch32", "base": "vit_b16"},
     "LayerNormTuning": {"tiny": "tiny_ep50_batch32", "base": "vit_b16"},
     "TwoStage": {"tiny": "tiny_ep50_batch32", "base": "vit_b16"},
+    "PromptKD": {
+        "tiny": "tiny_c2_ep20_batch8_4+4ctx",
+        "base": "vit_b16_c2_ep20_batch8_4+4ctx",
+        "cross_datasets": "vit_b16_c2_ep20_batch8_4+4ctx_cross_datasets",
+    },
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",
@@ -146,6 +151,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 GPA45 = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 # Trainers without anything to learn: every seed gives the same numbers, so one is run.
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
+# Trainers that learn from a finished run, which has to be named: "all" leaves them out.
+TAUGHT = ("PromptKD",)
 # The config node that sets the depth and the length of a method's prompts.
 PROMPT_NODES = {"MaPLe": "MAPLE", "CoPrompt": "COPROMPT"} | dict.fromkeys(
     ("BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"), "BMIP"
@@ -474,6 +481,8 @@ def build_queue(plan: Plan) -> list[Job]:
             setting = Setting(given, given) if given else published_setting(name, which, source or on, shots)
             config, dataset_config = _relative(setting_file(name, setting.file)), _relative(dataset_file(on))
             pairs = (*variation.options, *plan.options)
+            trained_on = dataset_file(source or on).stem  # {dataset} in a teacher's folder
+            pairs = tuple(word.replace("{dataset}", trained_on) for word in pairs)
             called = "_".join(filter(None, (setting.name, variation.name)))
             source_label, source_folder = _names_of(source, plan, pairs) if source else ("", "")
             labels = {"protocol": which.name, "trainer": name, "setting": called, "shots": shots, "seed": seed}

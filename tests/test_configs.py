@@ -16,6 +16,7 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
 from sweeping.plan import build_queue
 from tests.ours import TRAINERS
+from tests.trainers.small_runs import needed_by
 
 FOLDER = Path("configs/trainers")
 BASES = sorted(Path("configs/base").glob("*.yaml"))
@@ -121,6 +122,12 @@ def hicropl(epochs, batch, n_ctx=16, depth=12, cross=6, reading="paper"):
     return "ViT-B/16", ADAM, 0.0025, epochs, 1, batch, prompts | values
 
 
+def promptkd(weight, depth=9):
+    values = {"PROMPTKD.N_CTX_VISION": 4, "PROMPTKD.PROMPT_DEPTH_VISION": depth, "PROMPTKD.KD_WEIGHT": weight}
+    values |= {"PROMPTKD.TEMPERATURE": 1.0, "PROMPTKD.CLASSES": "all", "PROMPTKD.SHOTS": 0}
+    return "ViT-B/16", SGD, 0.005, 20, 1, 8, values
+
+
 DEPT = {"DEPT.LAMBDA": 0.7, "DEPT.LR_MULT": 6.5, "DEPT.FUSION": "probabilities"}
 # depth, prompts, weight of the consistency (and epochs, where not 8)
 COPROMPT = {
@@ -200,6 +207,7 @@ PUBLISHED = {
     "PromptSRC/vit_b16_c2_ep20_batch4_4+4ctx_cross_datasets": promptsrc(20, 3, 6.0, 10.0),
     "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot": promptsrc(50, 9, 30.0, 30.0),
     "PromptSRC/vit_b16_c2_ep50_batch4_4+4ctx_few_shot_gpa45": promptsrc(50, 9, 45.0, 5.0),
+    "PromptSRC/vit_l14_c2_ep20_batch8_4+4ctx": ("ViT-L/14", SGD, 0.005, 20, 1, 8, promptsrc(20, 9, 15.0, 1.0)[-1]),
     "MMA/vit_b16_ep5": mma(5, 16, 5),
     "MMA/vit_b16_ep5_imagenet": mma(5, 128, 5),
     "MMA/vit_b16_ep1_cross_datasets": mma(1, 128, 9),
@@ -265,6 +273,12 @@ PUBLISHED = {
             **{"TWOSTAGE.MODALITY": "both", "TWOSTAGE.TEXT_START": 0, "TWOSTAGE.VISION_START": 0},
         },
     ),
+    "PromptKD/vit_b16_c2_ep20_batch8_4+4ctx": promptkd(1000.0),
+    **{
+        f"PromptKD/vit_b16_c2_ep20_batch8_4+4ctx_{name}": promptkd(200.0)
+        for name in ("dtd", "fgvc_aircraft", "oxford_flowers")
+    },
+    "PromptKD/vit_b16_c2_ep20_batch8_4+4ctx_cross_datasets": promptkd(1000.0, 3),
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
     # nothing is trained: Dassl's defaults stand where an optimiser would be set
@@ -325,6 +339,10 @@ TINY_OF = {
     "CLIP_LoRA/tiny_ep50_batch32": ("vit_b16", {"OPTIM.MAX_EPOCH": 50, "TRAINER.CLIP_LORA.N_ITERS": 0}),
     "LayerNormTuning/tiny_ep50_batch32": ("vit_b16", {"OPTIM.MAX_EPOCH": 50, "TRAINER.LAYERNORMTUNING.N_ITERS": 0}),
     "TwoStage/tiny_ep50_batch32": ("vit_b16", {"OPTIM.MAX_EPOCH": 50, "TRAINER.TWOSTAGE.N_ITERS": 0}),
+    "PromptKD/tiny_c2_ep20_batch8_4+4ctx": (
+        "vit_b16_c2_ep20_batch8_4+4ctx",
+        {"TRAINER.PROMPTKD.PROMPT_DEPTH_VISION": 3},
+    ),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",
@@ -467,7 +485,7 @@ def test_published_augmentation_and_selection(name):
     augmentation = ("randaugment",) if coprompt_like else ("random_resized_crop", "random_flip")
     assert tuple(cfg.INPUT.TRANSFORMS) == (*augmentation, "normalize")
     assert (2 if coprompt_like else 1) == cfg.DATALOADER.K_TRANSFORMS
-    by_validation = name.startswith(("BMIP", "ProDA")) and not name.endswith("cross_datasets")
+    by_validation = name.startswith(("BMIP", "ProDA", "PromptKD")) and not name.endswith("cross_datasets")
     assert ("best_val" if by_validation else "last_step") == cfg.TEST.FINAL_MODEL
     assert (4 if by_validation and name.startswith("BMIP") else 0) == cfg.TRAIN.PATIENCE
 
@@ -494,7 +512,8 @@ def test_tiny_settings_share_input_and_precision():
 def test_tiny_settings_build_and_train(path, tmp_path):
     argv = command(path)
     argv[argv.index("--output-dir") + 1] = str(tmp_path)
-    options = ("DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False")
+    options = ["DATASET.NUM_SHOTS", "1", "OPTIM.MAX_EPOCH", "1", "USE_CUDA", "False"]
+    options += [word for pair in needed_by(path.parent.name).items() for word in pair]
     cfg = train.setup_cfg(train.build_parser().parse_args([*argv, *options]))
     set_random_seed(cfg.SEED)
     trainer = build_trainer(cfg)
@@ -503,7 +522,7 @@ def test_tiny_settings_build_and_train(path, tmp_path):
     trainer.train()
     if path.stem != "tiny":  # zero-shot CLIP trains nothing
         assert [epoch["epoch"] for epoch in trainer.history] == [1]
-        assert trainer.history[0]["loss"] < 20
+        assert trainer.history[0]["loss"] / trainer.settings.get("KD_WEIGHT", 1) < 20
 
 
 def _built_here(path):
@@ -532,6 +551,7 @@ def test_full_settings_fit_together(path):
         f"TRAINER.{trainer_class.node}.PREC": "fp32",
         **{f"TRAINER.{node}.REP_LAYERS": (2, 3, 4) for node in ("MMRL", "MMRLPP")},
         **dict.fromkeys(depths, 4),
+        **needed_by(path.parent.name),
         "TRAINER.TCP.LAYER": 3,
         "TRAINER.HICROPL.CROSS_LAYER": 2,
     }

@@ -11,13 +11,13 @@ import pytest
 
 import sweep
 import train
-from sweeping.plan import MINI, PROTOCOLS, SETTINGS, UNTRAINED, bundled_plan, default_setting, setting_file
+from sweeping.plan import MINI, PROTOCOLS, SETTINGS, TAUGHT, UNTRAINED, bundled_plan, default_setting, setting_file
 from tests.ours import TRAINERS
 from tools import mini_ranks, mini_tune
 from tools.mini_tune import FACTORS, RECORD, SEEDS, SETTING, published_rate, rates, write_choice
 
 NOT_TUNED = ("CLIP_LoRA", "LayerNormTuning", "TwoStage")  # their settings have the published rate
-TRAINED = [name for name in TRAINERS if name not in UNTRAINED + NOT_TUNED]
+TRAINED = [name for name in TRAINERS if name not in (*UNTRAINED, *TAUGHT, *NOT_TUNED)]
 
 
 @pytest.fixture(autouse=True)
@@ -94,7 +94,11 @@ def test_the_script_names_its_sweeps(tmp_path):
     quick = script("--dry-run", "--quick", "all").stdout
     (words,) = [shlex.split(line) for line in quick.splitlines() if " sweep.py " in line]
     (plan,) = sweep.plans_of(sweep.parse(words[2:]))
-    assert (plan.shots, plan.trainers, len(plan.datasets)) == ((4,), tuple(SETTINGS), 3)
+    assert (plan.shots, plan.trainers, len(plan.datasets)) == (
+        (4,),
+        tuple(name for name in SETTINGS if name not in TAUGHT),
+        3,
+    )
     assert "unknown option --quik" in script("--quik").stderr
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from common.commandline import add_debug, guarded
 from common.files import atomic_write
-from sweeping.plan import SETTINGS
+from sweeping.plan import SETTINGS, TAUGHT
 
 ROOT = Path(__file__).resolve().parent.parent
 MODELS = tuple(ROOT / "assets" / name for name in ("mini_clip.pt", "tiny_clip.pt"))
@@ -40,7 +40,10 @@ class Section:
 
 
 README, MEASURED = "README.md", "docs/measured.md"
-FEW, EVERY = "ZeroshotCLIP CoOp MaPLe BMIP", " ".join(name for name in SETTINGS if name != "ZeroshotCLIP2")
+FEW, EVERY = (
+    "ZeroshotCLIP CoOp MaPLe BMIP",
+    " ".join(name for name in SETTINGS if name not in ("ZeroshotCLIP2", *TAUGHT)),
+)
 FOUR = "--metrics base,new,average_H,openworld_auc"
 OPEN_WORLD = (
     "python sweep.py --table open_world --trainers all --datasets mini --output {output}",

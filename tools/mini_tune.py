@@ -33,7 +33,7 @@ from common.commandline import add_debug, guarded
 from common.files import atomic_write
 from dassl.config import read_config
 from results.schema import RESULTS_FILE, Run
-from sweeping.plan import SETTINGS, TRAINER_CONFIGS, UNTRAINED, Plan, build_queue, plans_varied, setting_file
+from sweeping.plan import SETTINGS, TAUGHT, TRAINER_CONFIGS, UNTRAINED, Plan, build_queue, plans_varied, setting_file
 
 DATASET, SETTING = "mini_tuning", "mini_ep10_batch32"
 FACTORS = (1 / 3, 1, 3, 10, 30, 100, 300)
@@ -112,7 +112,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print(table(json.loads(RECORD.read_text(encoding="utf-8"))))
         return 0
-    tunable = [name for name in SETTINGS if name not in UNTRAINED]
+    tunable = [name for name in SETTINGS if name not in (*UNTRAINED, *TAUGHT)]
     for name in args.methods:
         if name not in tunable:
             raise ValueError(f"no method {name!r} to tune; there are: {', '.join(tunable)}")

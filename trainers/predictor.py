@@ -130,8 +130,12 @@ def read_rgb(path: str | Path, exif_orientation: bool = True, shorter_edge: int 
         raise ValueError(str(error)) from error
 
 
-def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> Classifier:
+def load_run(
+    folder: str | Path, device: str = "", epoch: int | None = None, prec: str = "", train: CfgNode | None = None
+) -> Classifier:
     """A classifier with a finished run's prompts; of an epoch, by default the best on validation, else the last.
+
+    For a run that it takes part in, ``prec`` and ``train`` are that one's PREC and node TRAIN: it computes as they say.
 
     Raises:
         FileNotFoundError: when the folder is no run's.
@@ -148,6 +152,11 @@ def load_run(folder: str | Path, device: str = "", epoch: int | None = None) -> 
     cfg.merge_from_other_cfg(CfgNode({node: saved[node] for node in needed if node in saved}))
     check_values(CfgNode({node: cfg[node] for node in needed if node in saved}), RANGES)
     cfg.DATASET.NAME, cfg.DATASET.TEMPLATE = dataset["NAME"], dataset.get("TEMPLATE", "")
+    cfg.SEED = saved.get("SEED", cfg.SEED)  # which may be part of a teacher's folder
+    if prec:
+        cfg.TRAINER[TRAINER_REGISTRY.get(cfg.TRAINER.NAME).node].PREC = prec
+    for key in ("FROZEN_LINEAR", "COMPILE", "CPU_HALF") if train is not None else ():
+        cfg.TRAIN[key] = train[key]
     return _classifier(cfg, device, str(folder), epoch)
 
 

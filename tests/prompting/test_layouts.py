@@ -1,5 +1,7 @@
 """Published layouts of CLIP: sizes read from the weights, and which methods run on which."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -84,6 +86,9 @@ def on_backbone(case, model, name, **options):
         patch.setattr(kind, "load_backbone", lambda self: model)
         for module in ("trainers.promptsrc", "trainers.coprompt", "trainers.hicropl"):
             patch.setattr(f"{module}.PROMPTSRC_TEMPLATES", ["a photo of a {}."])
+        if case == "PromptKD":  # its teacher's backbone takes the same images
+            taught = SimpleNamespace(model=on_backbone("IVLP", model, name).model)
+            patch.setattr("trainers.promptkd.load_run", lambda *args, **options: taught)
         return build(case, **({"INPUT.SIZE": (size, size), "DATALOADER.TRAIN_X.BATCH_SIZE": 2} | depths | options))
 
 
@@ -93,6 +98,7 @@ DEPTHS = [
     ("COPROMPT", "PROMPT_DEPTH"),
     ("HICROPL", "PROMPT_DEPTH"),
     ("VPT", "PROMPT_DEPTH_VISION"),
+    ("PROMPTKD", "PROMPT_DEPTH_VISION"),
     ("MMA", "ADAPTER_END"),
     *((node, f"PROMPT_DEPTH_{tower}") for node in ("IVLP", "PROMPTSRC") for tower in ("VISION", "TEXT")),
 ]

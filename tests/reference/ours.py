@@ -17,14 +17,16 @@ from torch import Tensor, nn
 import trainers  # noqa: F401  registers the methods
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
-from prompting import resolve_precision
+from prompting import PromptedCLIP, resolve_precision
 from prompting.checkpoint import FORMATS, Format, from_published, load_trained
 from tests.reference import Reference
 from tests.reference.small_clip import named_uniform, prompt_tensor, small_clip, small_clip_state_dict
 from trainers.base import PromptTrainer
+from trainers.ivlp import IVLPLearner
 
 NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP", "CoOp_DePT"), "COOP")
 NODES |= {"CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC", "MMA": "MMADAPTER", "HiCroPL": "HICROPL"}
+NODES |= {"PromptKD": "PROMPTKD"}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
 # Upstream's names, as in FORMATS, of methods whose published code saves no checkpoint that we read.
@@ -75,6 +77,8 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
     elif method == "HiCroPL":
         del own["TEACHER_NAME"]
         own["READING"] = "official"
+    elif method == "PromptKD":
+        own = {key: own[key] for key in ("N_CTX_VISION", "PROMPT_DEPTH_VISION", "KD_WEIGHT", "TEMPERATURE", "PREC")}
     elif method == "ProDA":  # upstream takes as many prompts per step as images
         own["PROMPT_BATCH"] = given["DATALOADER.TRAIN_X.BATCH_SIZE"]
     elif method == "MMA":
@@ -107,11 +111,22 @@ def trainer_of(
     trainer.device, trainer.precision = torch.device("cpu"), resolve_precision("fp32", "cpu")
     trainer.train_classnames = list(reference.class_names)
     trainer.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=trainer.train_classnames))
+    if method == "PromptKD":
+        trainer.teacher, trainer.distilled_classnames = teacher_of(reference), trainer.train_classnames
     learner = trainer.build_learner(model, torch.Generator().manual_seed(0))
     trainer.model = trainer.build_classifier(model, learner)
     if objective:
         trainer.objective = trainer.build_objective(model)
     return trainer
+
+
+def teacher_of(reference: Reference) -> PromptedCLIP:
+    """PromptKD's teacher: prompts in every layer of both towers of a small CLIP with another feature width."""
+    model, values = small_clip(embed_dim=768), reference.record["teacher"]
+    learner = IVLPLearner(model, 4, 4, "a photo of a", 4, 4)
+    tensors = {name: prompt_tensor(f"teacher.{name}", shape) for name, shape in values.items()}
+    load_trained(learner, from_published(tensors, "IVLP", reference.name), reference.name)
+    return PromptedCLIP(model, learner, reference.class_names, resolve_precision("fp32", "cpu"))
 
 
 def load_upstream_values(trainer: PromptTrainer, reference: Reference) -> None:
@@ -137,13 +152,13 @@ def our_name(reference: Reference, name: str) -> str | None:
 def upstream_state(reference: Reference) -> dict[str, Tensor]:
     """The state dict that upstream's code writes: trained values, and zeros for buffers and frozen weights.
 
-    The zeros are views of one number, so that files of whole CLIPs stay small.
+    A variance is 1. The zeros are views of one number, so that files of whole CLIPs stay small.
     """
     (saved,) = reference.record["saved"].values()
     frozen = [name for prefix in saved["frozen_prefixes"] for name in _frozen_names(prefix)]
     assert len(frozen) == saved["frozen_tensor_count"]
     shapes = {name: tuple(shape) for name, shape in saved["keys"].items()}
-    state = {name: torch.zeros(()).expand(shape) for name, shape in shapes.items()}
+    state = {name: torch.tensor(float("running_var" in name)).expand(shape) for name, shape in shapes.items()}
     for name, shape in reference.trainable_shapes.items():
         assert shapes[_saved_name(reference, name)] == shape
         state[_saved_name(reference, name)] = prompt_tensor(name, shape)

@@ -32,7 +32,7 @@ TERM_TOLERANCE = 1e-4
 METHODS = (
     *("coop_", "cocoop_", "kgcoop_", "maple_", "ivlp_", "vpt_", "promptsrc_vision", "promptsrc_ctx"),
     *("promptsrc_bmip_", "coprompt_", "tcp_", "mma_", "dept_", "mmrl_", "mmrlpp_", "hicropl_", "proda_", "bmip_"),
-    *("prograd_", "clip_lora_", "layernorm_"),
+    *("prograd_", "clip_lora_", "layernorm_", "promptkd_"),
 )
 RUNS = [name for prefix in METHODS for name in reference_names(prefix)]
 PLAIN = [
@@ -113,7 +113,9 @@ def check_gradients(learner: torch.nn.Module, reference: Reference) -> None:
     for name, parameter in ours.items():
         if name not in covered:
             assert name in unused, f"{name} is not upstream's"
-            assert parameter.grad is None or not parameter.grad.any(), name
+            # the normalisation after it takes out what PromptKD's first bias adds
+            rounding = 1e-3 if name == "projection.0.bias" else 0
+            assert parameter.grad is None or parameter.grad.norm() <= rounding, name
 
 
 @pytest.mark.parametrize(("name", "path"), [(name, "fast") for name in RUNS] + [(name, "plain") for name in PLAIN])
@@ -122,8 +124,9 @@ def test_logits_loss_and_gradients(model, name, path, tmp_path):
     trainer = trainer_of(reference, model, tmp_path, path)
     load_upstream_values(trainer, reference)
     with torch.no_grad():
-        logits = trainer.model(small_images(len(reference.labels)))
+        logits = trainer.model.eval()(small_images(len(reference.labels)))
     torch.testing.assert_close(logits, reference.logits, atol=LOGITS_TOLERANCE, rtol=0)
+    trainer.model.train()
     settle_differences(trainer, reference)
     loss = trainer.objective(trainer.model, training_images(reference), reference.labels)
     assert loss.total.item() == pytest.approx(reference.loss, rel=TERM_TOLERANCE)

@@ -43,7 +43,10 @@ OPTIONS = {
     "PromptSRC_BMIP": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0},
     "CLIP_LoRA": {"TRAINER.CLIP_LORA.DROPOUT_RATE": 0.0},  # tests compare steps that are to draw nothing
     "TwoStage": {"TRAINER.TWOSTAGE.N_ITERS_FRAC": 1.0},  # the second stage is test_two_stage.py's
+    "PromptKD": {"TRAINER.PROMPTKD.CLASSES": "base", "TRAINER.PROMPTKD.SHOTS": 2, "TRAINER.PROMPTKD.KD_WEIGHT": 10.0},
 }
+# Methods that normalise over the images of a batch in training, of which it needs two.
+NEED_A_BATCH = ("PromptKD",)
 # Methods with a product of two trained tensors of which one starts at zero, so that the other has no first gradient.
 START_AT_ZERO = ("MMRLpp", "CLIP_LoRA")
 # Settings that change which tensors exist or how the towers run.
@@ -67,6 +70,7 @@ VARIANTS = {
     "LayerNormTuning/upper": {"TRAINER.LAYERNORMTUNING.TEXT_START": 1, "TRAINER.LAYERNORMTUNING.VISION_START": 3},
     "LayerNormTuning/text": {"TRAINER.LAYERNORMTUNING.MODALITY": "text"},
     "LayerNormTuning/vision": {"TRAINER.LAYERNORMTUNING.MODALITY": "vision"},
+    "PromptKD/temperature": {"TRAINER.PROMPTKD.TEMPERATURE": 2.0, "TRAINER.PROMPTKD.PROMPT_DEPTH_VISION": 1},
     "BMIP/official": {"TRAINER.BMIP.GATE": "official"},
     "BMIP/per_layer": {"TRAINER.BMIP.SHARE_PARAMETER_TEXT": False, "TRAINER.BMIP.SHARE_PARAMETER_VISUAL": False},
 }
@@ -102,6 +106,22 @@ def data_root() -> str:
     return folder.name
 
 
+@functools.cache
+def teacher() -> str:
+    """Folder of a small finished run of IVLP, which PromptKD learns from."""
+    folder = tempfile.TemporaryDirectory(prefix="teacher")
+    atexit.register(folder.cleanup)
+    trainer = build("IVLP", folder.name, **{"OPTIM.MAX_EPOCH": 1})
+    trainer.train()
+    Path(folder.name, "config.yaml").write_text(trainer.cfg.dump(), encoding="utf-8")
+    return folder.name
+
+
+def needed_by(name) -> dict[str, str]:
+    """Options without which a method cannot run."""
+    return {"TRAINER.PROMPTKD.TEACHER": teacher()} if name == "PromptKD" else {}
+
+
 def configuration(case, output="", **options):
     """The configuration of a method or variant, for example "BMIP/official"."""
     name = case.partition("/")[0]
@@ -109,7 +129,7 @@ def configuration(case, output="", **options):
     cfg.merge_from_file(str(setting_file(name)))
     cfg.merge_from_file(str(repository() / "configs/datasets/digits.yaml"))
     cfg.TRAINER.NAME, cfg.OUTPUT_DIR, cfg.DATASET.ROOT = name, str(output), data_root()
-    for key, value in (COMMON | OPTIONS.get(name, {}) | VARIANTS.get(case, {}) | options).items():
+    for key, value in (COMMON | needed_by(name) | OPTIONS.get(name, {}) | VARIANTS.get(case, {}) | options).items():
         cfg.merge_from_list([key, value])
     cfg.freeze()
     return cfg

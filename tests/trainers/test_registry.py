@@ -15,6 +15,7 @@ from dassl.engine import build_trainer
 from results.features import FeatureCollector
 from tests.trainers.small_runs import (
     BATCH,
+    NEED_A_BATCH,
     OPTIONS,
     VARIANTS,
     build,
@@ -310,6 +311,7 @@ def test_saving_features_changes_no_prediction(case, built, images):
 @pytest.mark.parametrize("case", TRAINED)
 def test_batches_of_any_size_train(case, size, built):
     trainer = built(case)
+    trainer.model.train(not (case in NEED_A_BATCH and size == 1))
     images, labels = trainer.parse_batch_train(first_batch(trainer))
     assert len(labels) == BATCH
     images = [view[:size] for view in images] if isinstance(images, list) else images[:size]
