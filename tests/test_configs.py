@@ -120,6 +120,15 @@ def hicropl(epochs, batch, n_ctx=16, depth=12, cross=6, reading="paper"):
     return "ViT-B/16", ADAM, 0.0025, epochs, 1, batch, prompts | values
 
 
+def taskres(epochs, rate=0.002, scale=0.5):
+    return "ViT-B/16", ADAM, rate, epochs, 1, 256, {"TASKRES.RESIDUAL_SCALE": scale, "TASKRES.VIEWS": 0}
+
+
+def clip_adapter(epochs):
+    values = {"CLIP_ADAPTER.RATIO": 0.2, "CLIP_ADAPTER.REDUCTION": 4, "CLIP_ADAPTER.VIEWS": 0}
+    return "ViT-B/16", SGD, 0.002, epochs, 1, 32, values
+
+
 DEPT = {"DEPT.LAMBDA": 0.7, "DEPT.LR_MULT": 6.5, "DEPT.FUSION": "probabilities"}
 # depth, prompts, weight of the consistency (and epochs, where not 8)
 COPROMPT = {
@@ -242,6 +251,11 @@ PUBLISHED = {
     "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_official": hicropl(50, 32, reading="official"),
     "HiCroPL/vit_b16_c2_ep50_batch32_16ctx_imagenet": hicropl(40, 128),
     "HiCroPL/vit_b16_c2_ep5_batch32_2ctx_cross_datasets": hicropl(5, 32, 2, 6, 5),
+    **{f"TaskRes/vit_b16_ep{n}": taskres(n) for n in (100, 200)},
+    **{f"TaskRes/vit_b16_ep{n}_imagenet": taskres(n, rate=0.0002) for n in (100, 200)},
+    **{f"TaskRes/vit_b16_ep{n}_oxford_flowers": taskres(n, scale=1.0) for n in (100, 200)},
+    "CLIP_Adapter/vit_b16": clip_adapter(200),
+    **{f"CLIP_Adapter/vit_b16_ep{n}": clip_adapter(n) for n in (50, 100)},
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
     # nothing is trained: Dassl's defaults stand where an optimiser would be set
@@ -299,6 +313,8 @@ TINY_OF = {
         "vit_b16_c2_ep50_batch32_16ctx",
         {"TRAINER.HICROPL.PROMPT_DEPTH": 4, "TRAINER.HICROPL.CROSS_LAYER": 2},
     ),
+    "TaskRes/tiny_ep200_batch256": ("vit_b16_ep200", {"TRAINER.TASKRES.VIEWS": 20}),
+    "CLIP_Adapter/tiny_ep200_batch32": ("vit_b16", {"TRAINER.CLIP_ADAPTER.VIEWS": 20}),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",

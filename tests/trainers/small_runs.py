@@ -44,6 +44,10 @@ OPTIONS = {
 }
 # Methods with a product of two trained tensors of which one starts at zero, so that the other has no first gradient.
 START_AT_ZERO = ("MMRLpp",)
+# Heads on features of frozen towers: no layer of a tower gets a gradient.
+HEADS = ("TaskRes", "CLIP_Adapter")
+# Methods with tensors of the trained classes only, and zero-shot predictions for others.
+ZERO_SHOT_ON_NEW = ("TaskRes",)
 # Settings that change which tensors exist or how the towers run.
 VARIANTS = {
     "CoOp/class_specific": {"TRAINER.COOP.CSC": True},

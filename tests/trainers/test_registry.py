@@ -15,8 +15,10 @@ from dassl.engine import build_trainer
 from results.features import FeatureCollector
 from tests.trainers.small_runs import (
     BATCH,
+    HEADS,
     OPTIONS,
     VARIANTS,
+    ZERO_SHOT_ON_NEW,
     build,
     configuration,
     first_batch,
@@ -108,7 +110,7 @@ def test_checkpointed_activations_change_no_gradient(case, built):
     trainer.model.checkpoint_activations(False)
     for name, reference in gradients[False].items():
         torch.testing.assert_close(gradients[True][name], reference, rtol=1e-5, atol=1e-7, msg=name)
-    assert kept[True] < 0.8 * kept[False]
+    assert kept[True] < 0.8 * kept[False] or case in HEADS
 
 
 def gradients_and_kept_elements(trainer, batch):
@@ -161,7 +163,7 @@ def test_saved_prompts_give_the_same_logits_on_new_classes(case, images, tmp_pat
     before = logits_of(trainer, images)
     accuracy = trainer.test()
     loaded = build(case, **{"DATASET.SUBSAMPLE_CLASSES": "new", "MODEL.INIT_SEED": 99})
-    assert not torch.equal(logits_of(loaded, images), before)
+    assert torch.equal(logits_of(loaded, images), before) == (case in ZERO_SHOT_ON_NEW)
     loaded.load_model(str(tmp_path), epoch=1)
     assert loaded.model.classnames == trainer.model.classnames
     assert torch.equal(logits_of(loaded, images), before)
