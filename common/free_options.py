@@ -35,10 +35,11 @@ TRAINER_NODES = {
     name: (name.upper(),)
     for name in (
         *("BMIP", "CoCoOp", "CoOp", "CoPrompt", "HiCroPL", "IVLP", "KgCoOp", "MMA", "MMRL", "MMRLpp", "MaPLe", "ProDA"),
-        *("ProGrad", "PromptSRC", "TCP", "VPT", "TaskRes", "CLIP_Adapter"),
+        *("ProGrad", "PromptSRC", "TCP", "VPT", "TaskRes", "CLIP_Adapter", "TipAdapter"),
     )
 } | {
     "CoOp_DePT": ("COOP", "DEPT"),
+    "TipAdapterF": ("TIPADAPTER",),
     "PromptSRC_DePT": ("PROMPTSRC", "DEPT"),
     "CoPrompt_BMIP": ("COPROMPT", "BMIP"),
     "MaPLe_BMIP": ("MAPLE", "BMIP"),

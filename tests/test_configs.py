@@ -129,6 +129,17 @@ def clip_adapter(epochs):
     return "ViT-B/16", SGD, 0.002, epochs, 1, 32, values
 
 
+def tip_adapter(most_alpha=3.0, most_beta=7.0, init=1.17):
+    values = {"INIT_ALPHA": init, "INIT_BETA": 1.0, "SEARCH": True, "MAX_ALPHA": most_alpha, "MAX_BETA": most_beta}
+    values |= {"ALPHA_STEPS": 20, "BETA_STEPS": 200, "CACHE_VIEWS": 10, "VIEWS": 0}
+    values = {f"TIPADAPTER.{key}": value for key, value in values.items()}
+    return "ViT-B/16", ADAM, 0.0003, 1, -1, 32, values  # Dassl's defaults stand where an optimiser would be set
+
+
+def tip_adapter_f(epochs, *search):
+    return "ViT-B/16", "adamw", 0.001, epochs, -1, 256, tip_adapter(*search)[-1]
+
+
 DEPT = {"DEPT.LAMBDA": 0.7, "DEPT.LR_MULT": 6.5, "DEPT.FUSION": "probabilities"}
 # depth, prompts, weight of the consistency (and epochs, where not 8)
 COPROMPT = {
@@ -150,6 +161,12 @@ MMRL = {
     **{"caltech101": (0.5,), "oxford_pets": (0.2,), "stanford_cars": (7.0,), "oxford_flowers": (4.0,)},
     **{"food101": (5.0,), "fgvc_aircraft": (6.0,), "sun397": (6.0,), "dtd": (6.0,), "eurosat": (0.01, 2048)},
     "ucf101": (3.0,),
+}
+# ends of the grid for alpha and for beta, and alpha of the training
+TIP_ADAPTER = {
+    **{"caltech101": (5.0, 12.0, 3.0), "dtd": (13.0, 13.0, 2.0), "eurosat": (10.0, 12.0, 2.0)},
+    **{"fgvc_aircraft": (30.0, 30.0, 5.0), "food101": (10.0, 10.0, 1.17), "oxford_flowers": (50.0, 50.0, 10.0)},
+    **{"stanford_cars": (10.0, 20.0, 3.0), "sun397": (10.0, 12.0, 1.17), "ucf101": (3.0, 7.0, 3.0)},
 }
 # share of a later layer's own tokens, weight of the distances, ImageNet apart
 MMRLPP = {
@@ -255,6 +272,13 @@ PUBLISHED = {
     **{f"TaskRes/vit_b16_ep{n}_imagenet": taskres(n, rate=0.0002) for n in (100, 200)},
     **{f"TaskRes/vit_b16_ep{n}_oxford_flowers": taskres(n, scale=1.0) for n in (100, 200)},
     "CLIP_Adapter/vit_b16": clip_adapter(200),
+    "TipAdapter/vit_b16": tip_adapter(),
+    "TipAdapterF/vit_b16": tip_adapter_f(20),
+    **{f"TipAdapter/vit_b16_{name}": tip_adapter(*values) for name, values in TIP_ADAPTER.items()},
+    **{
+        f"TipAdapterF/vit_b16_{name}": tip_adapter_f(100 if name == "eurosat" else 20, *values)
+        for name, values in TIP_ADAPTER.items()
+    },
     **{f"CLIP_Adapter/vit_b16_ep{n}": clip_adapter(n) for n in (50, 100)},
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
@@ -314,6 +338,8 @@ TINY_OF = {
         {"TRAINER.HICROPL.PROMPT_DEPTH": 4, "TRAINER.HICROPL.CROSS_LAYER": 2},
     ),
     "TaskRes/tiny_ep200_batch256": ("vit_b16_ep200", {"TRAINER.TASKRES.VIEWS": 20}),
+    "TipAdapter/tiny": ("vit_b16", {}),
+    "TipAdapterF/tiny_ep20_batch256": ("vit_b16", {"TRAINER.TIPADAPTER.VIEWS": 20}),
     "CLIP_Adapter/tiny_ep200_batch32": ("vit_b16", {"TRAINER.CLIP_ADAPTER.VIEWS": 20}),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
@@ -434,17 +460,20 @@ def test_published_values(name):
     assert backbone == cfg.MODEL.BACKBONE.NAME
     optim = cfg.OPTIM
     assert (optimiser, rate, epochs, warmup) == (optim.NAME, optim.LR, optim.MAX_EPOCH, optim.WARMUP_EPOCH)
-    assert (1e-3 if name.startswith(("TCP", "HiCroPL")) else 1e-8) == optim.EPS
+    by_epsilon = {"TCP": 1e-3, "HiCroPL": 1e-3, "TipAdapterF": 1e-4}
+    assert by_epsilon.get(name.split("/")[0], 1e-8) == optim.EPS
     assert batch == cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     assert cfg.DATALOADER.TEST.BATCH_SIZE == 100
     values = flat(cfg.TRAINER)
     assert {key: values[key] for key in settings} == settings
-    if "Zeroshot" not in name:
+    if name.startswith("TipAdapterF"):
+        assert (optim.LR_SCHEDULER, optim.WEIGHT_DECAY) == ("cosine", 0.01)
+    elif "Zeroshot" not in name and not name.startswith("TipAdapter"):
         assert (optim.LR_SCHEDULER, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR) == ("cosine", "constant", 1e-5)
         assert (optim.WEIGHT_DECAY, optim.MOMENTUM) == (5e-4, 0.9)
     node = TRAINER_REGISTRY.get(name.split("/")[0]).node
     assert values[f"{node}.PREC"] == ("amp" if node in ("MMA", "MMRL", "MMRLPP") else "fp16")
-    if node.startswith("MMRL"):
+    if node.startswith(("MMRL", "TIPADAPTER")):
         assert cfg.INPUT.RRCROP_SCALE == (0.5, 1.0)
 
 
@@ -455,7 +484,7 @@ def test_published_augmentation_and_selection(name):
     augmentation = ("randaugment",) if coprompt_like else ("random_resized_crop", "random_flip")
     assert tuple(cfg.INPUT.TRANSFORMS) == (*augmentation, "normalize")
     assert (2 if coprompt_like else 1) == cfg.DATALOADER.K_TRANSFORMS
-    by_validation = name.startswith(("BMIP", "ProDA")) and not name.endswith("cross_datasets")
+    by_validation = name.startswith(("BMIP", "ProDA", "TipAdapterF")) and not name.endswith("cross_datasets")
     assert ("best_val" if by_validation else "last_step") == cfg.TEST.FINAL_MODEL
     assert (4 if by_validation and name.startswith("BMIP") else 0) == cfg.TRAIN.PATIENCE
 
@@ -496,7 +525,9 @@ def test_tiny_settings_build_and_train(path, tmp_path):
 
 def _built_here(path):
     """Full settings that are built on the bundled model: one of those for the single data sets, all others."""
-    of_a_dataset = path.stem.startswith("coprompt_") or ("MMRL" in str(path) and path.stem.endswith(tuple(MMRL)))
+    of_a_dataset = path.stem.startswith("coprompt_") or (
+        any(method in str(path) for method in ("MMRL", "TipAdapter")) and path.stem.endswith(tuple(MMRL))
+    )
     return (path not in TINY and not of_a_dataset) or path.stem == "coprompt_imagenet"
 
 

@@ -27,6 +27,7 @@ from dassl.data.data_manager import EpochDataLoader
 from prompting import PromptedCLIP
 from prompting.model import template_features
 from trainers.base import PromptTrainer, find_checkpoint
+from trainers.step import reported
 from trainers.templates import template_of
 from trainers.zsclip import FixedPrompt
 
@@ -142,19 +143,10 @@ class ViewLoader:
         self.epoch = epoch
         self.loader.set_epoch(epoch)
 
-    def features(self) -> Tensor:
-        """Image features of all views, (views, images, embed_dim), on the CPU, in the data set's order."""
-        if not len(self._features):
-            print(f"Image features of {self.views} views of {len(self.dataset)} training images: computed once")
-            self._features = view_features(self.trainer, self.loader, self.views)
-        return self._features
-
-    def labels(self) -> Tensor:
-        """Labels in the data set's order."""
-        return torch.tensor([item.label for item in self.dataset.data_source])
-
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        features, items = self.features()[self.epoch % self.views], self.dataset.data_source
+        if not len(self._features):
+            self._features = F.normalize(view_features(self.trainer, self.views), dim=-1)
+        features, items = self._features[self.epoch % self.views], self.dataset.data_source
         for indices in self.loader.batch_sampler:
             chosen = [items[index] for index in indices]
             yield {
@@ -167,8 +159,14 @@ class ViewLoader:
 
 
 @torch.no_grad()
-def view_features(trainer: Any, loader: EpochDataLoader, views: int) -> Tensor:
-    """Image features of a loader's data set as its first epochs show it, (views, images, embed_dim), on the CPU."""
+def view_features(trainer: Any, views: int, first: int = 0) -> Tensor:
+    """Features of several augmented views of each training image, (views, images, embed_dim), on the CPU.
+
+    They are as the tower gives them, not normalised, in the data set's order; the views are those of the epochs from
+    ``first`` on.
+    """
+    loader, model = trainer.dm.train_loader_x, trainer.model
+    print(f"Image features of {views} views of {len(loader.dataset)} training images: computed once")
     in_order = EpochDataLoader(
         loader.dataset,
         batch_size=trainer.cfg.DATALOADER.TEST.BATCH_SIZE,
@@ -180,10 +178,29 @@ def view_features(trainer: Any, loader: EpochDataLoader, views: int) -> Tensor:
         on_device=loader.on_device,
     )
     features = []
-    for view in range(views):
+    for view in range(first, first + views):
         in_order.set_epoch(view)
-        features += [trainer.model.image_features(batch["img"].to(trainer.device)).cpu() for batch in in_order]
+        for batch in in_order:
+            with model.precision.autocast(model.device):
+                features.append(model.image_encoder(batch["img"].to(trainer.device)).float().cpu())
     return torch.cat(features).unflatten(0, (views, -1))
+
+
+@torch.no_grad()
+def validation_features(trainer: Any) -> tuple[Tensor, Tensor]:
+    """Normalised features and labels of the few-shot validation images, on the trainer's device.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if trainer.val_loader is None:
+        raise ValueError(
+            f"{type(trainer).__name__} chooses {trainer.searched} on validation images, and data set "
+            f"{trainer.cfg.DATASET.NAME} has none: {trainer.instead}; test images are never taken instead"
+        )
+    batches = [trainer.parse_batch_test(batch) for batch in trainer.val_loader]
+    features = torch.cat([trainer.model.image_features(images) for images, _ in batches])
+    return features, torch.cat([labels for _, labels in batches])
 
 
 class HeadTrainer(PromptTrainer):
@@ -210,9 +227,14 @@ class HeadTrainer(PromptTrainer):
     def build_classifier(self, clip_model: nn.Module, learner: HeadLearner) -> HeadCLIP:
         return self.model_class(clip_model, learner, self.train_classnames, self.precision, self.path)
 
+    @property
+    def views(self) -> int:
+        """Views of each training image whose features are computed once; 0: a new one in every epoch."""
+        return self.settings.VIEWS
+
     def train(self) -> None:
         """Train, on features that are computed once where ``VIEWS`` is above 0 or nothing is augmented."""
-        loader, views = self.train_loader_x, self.settings.VIEWS
+        loader, views = self.train_loader_x, self.views
         kept = isinstance(loader, EpochDataLoader) and views > 0  # else its batches hold features already
         with self.swapped(**({"train_loader_x": ViewLoader(loader, self, views)} if kept else {})):
             super().train()
@@ -237,3 +259,47 @@ class HeadTrainer(PromptTrainer):
             counts = getattr(self, "notes", {}).get("trained_classes", {}) | {split: f"{known} of {total}"}
             self.notes = {**getattr(self, "notes", {}), "trained_classes": counts}
             print(f"Class split *{split}*: {known} of {total} classes were trained")
+
+
+class FittedTrainer(HeadTrainer):
+    """Base of methods that are computed from the training images' features in one go: one "epoch", without steps.
+
+    ``OPTIM`` is not read. Checkpoints, results and resuming are those of a run of one epoch.
+    """
+
+    trains_on_features = False  # fit() gets all views, which the loader does not hand over
+
+    def fit(self, features: Tensor, labels: Tensor) -> None:
+        """Compute the head from features of several views, (views, images, embed_dim), not normalised, and labels."""
+        raise NotImplementedError
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        if path := cfg.MODEL.INIT_WEIGHTS:
+            raise ValueError(
+                f"MODEL.INIT_WEIGHTS is {path!r}: {type(self).__name__} is computed from the training images and "
+                "starts from nothing else, leave it out"
+            )
+
+    def train(self) -> None:
+        """Fit, then evaluate."""
+        self.max_epoch = 1
+        super().train()
+
+    def run_epoch(self) -> None:
+        """Fit the head; the loss and accuracy reported are those on the first view of the training images."""
+        self.set_model_mode("eval")
+        features = view_features(self, self.views).to(self.device)
+        labels = training_labels(self)
+        with torch.no_grad():
+            self.fit(features, labels)
+            loss = self.objective(self.model, F.normalize(features[0], dim=-1), labels)
+        self.check_weights()
+        values = {name: value.item() for name, value in reported(loss, labels).items()}
+        print(" ".join(f"{name} {value:.4f}" for name, value in values.items()))
+        self.progress.record.update(values)
+
+
+def training_labels(trainer: Any) -> Tensor:
+    """Labels of the training images in the data set's order, on the trainer's device."""
+    return torch.tensor([item.label for item in trainer.dm.dataset.train_x], device=trainer.device)

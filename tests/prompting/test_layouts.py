@@ -120,7 +120,19 @@ def test_a_step_on_every_layout(name, case, models):
 
 def test_trainers_that_take_a_resnet():
     context, zero_shot = (
-        ("CLIP_Adapter", "CoCoOp", "CoOp", "CoOp_DePT", "KgCoOp", "ProDA", "ProGrad", "TCP", "TaskRes"),
+        (
+            "CLIP_Adapter",
+            "CoCoOp",
+            "CoOp",
+            "CoOp_DePT",
+            "KgCoOp",
+            "ProDA",
+            "ProGrad",
+            "TCP",
+            "TaskRes",
+            "TipAdapter",
+            "TipAdapterF",
+        ),
         ("ZeroshotCLIP", "ZeroshotCLIP2"),
     )
     assert sorted(TEXT_ONLY) == [*context, *zero_shot]

@@ -38,6 +38,14 @@ COMMON = {
 }
 OPTIONS = {
     "ProDA": {"TRAINER.PRODA.N_CTX": 4, "TRAINER.PRODA.N_PROMPT": 4, "TRAINER.PRODA.PROMPT_BATCH": 2},
+    **{
+        name: {
+            "TRAINER.TIPADAPTER.BETA_STEPS": 5,
+            "TRAINER.TIPADAPTER.ALPHA_STEPS": 4,
+            "TRAINER.TIPADAPTER.CACHE_VIEWS": 2,
+        }
+        for name in ("TipAdapter", "TipAdapterF")
+    },
     "PromptSRC": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_DePT": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_BMIP": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0},
@@ -45,9 +53,11 @@ OPTIONS = {
 # Methods with a product of two trained tensors of which one starts at zero, so that the other has no first gradient.
 START_AT_ZERO = ("MMRLpp",)
 # Heads on features of frozen towers: no layer of a tower gets a gradient.
-HEADS = ("TaskRes", "CLIP_Adapter")
-# Methods with tensors of the trained classes only, and zero-shot predictions for others.
+HEADS = ("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF")
+# Methods that start as zero-shot CLIP and stay it on classes that are not trained.
 ZERO_SHOT_ON_NEW = ("TaskRes",)
+# Methods that are computed in one go: one epoch without steps.
+FITTED = ("TipAdapter",)
 # Settings that change which tensors exist or how the towers run.
 VARIANTS = {
     "CoOp/class_specific": {"TRAINER.COOP.CSC": True},
