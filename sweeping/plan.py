@@ -134,6 +134,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "CLIP_Adapter": {"tiny": "tiny_ep200_batch32", "base": "vit_b16"},
     "TipAdapter": {"tiny": "tiny", "base": "vit_b16"},
     "TipAdapterF": {"tiny": "tiny_ep20_batch256", "base": "vit_b16"},
+    "LinearProbe": {"tiny": "tiny", "base": "vit_b16"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",

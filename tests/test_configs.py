@@ -16,6 +16,7 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
 from sweeping.plan import build_queue
 from tests.ours import TRAINERS
+from tests.trainers.small_runs import FITTED
 
 FOLDER = Path("configs/trainers")
 BASES = sorted(Path("configs/base").glob("*.yaml"))
@@ -272,6 +273,10 @@ PUBLISHED = {
     **{f"TaskRes/vit_b16_ep{n}_imagenet": taskres(n, rate=0.0002) for n in (100, 200)},
     **{f"TaskRes/vit_b16_ep{n}_oxford_flowers": taskres(n, scale=1.0) for n in (100, 200)},
     "CLIP_Adapter/vit_b16": clip_adapter(200),
+    "LinearProbe/vit_b16": (
+        *("ViT-B/16", ADAM, 0.0003, 1, -1, 32),
+        {"LINEARPROBE.C": 0.0, "LINEARPROBE.BINARY_STEPS": 8, "LINEARPROBE.MAX_ITERATIONS": 1000},
+    ),
     "TipAdapter/vit_b16": tip_adapter(),
     "TipAdapterF/vit_b16": tip_adapter_f(20),
     **{f"TipAdapter/vit_b16_{name}": tip_adapter(*values) for name, values in TIP_ADAPTER.items()},
@@ -339,6 +344,7 @@ TINY_OF = {
     ),
     "TaskRes/tiny_ep200_batch256": ("vit_b16_ep200", {"TRAINER.TASKRES.VIEWS": 20}),
     "TipAdapter/tiny": ("vit_b16", {}),
+    "LinearProbe/tiny": ("vit_b16", {}),
     "TipAdapterF/tiny_ep20_batch256": ("vit_b16", {"TRAINER.TIPADAPTER.VIEWS": 20}),
     "CLIP_Adapter/tiny_ep200_batch32": ("vit_b16", {"TRAINER.CLIP_ADAPTER.VIEWS": 20}),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
@@ -468,7 +474,7 @@ def test_published_values(name):
     assert {key: values[key] for key in settings} == settings
     if name.startswith("TipAdapterF"):
         assert (optim.LR_SCHEDULER, optim.WEIGHT_DECAY) == ("cosine", 0.01)
-    elif "Zeroshot" not in name and not name.startswith("TipAdapter"):
+    elif not name.startswith(("Zeroshot", *FITTED)):
         assert (optim.LR_SCHEDULER, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR) == ("cosine", "constant", 1e-5)
         assert (optim.WEIGHT_DECAY, optim.MOMENTUM) == (5e-4, 0.9)
     node = TRAINER_REGISTRY.get(name.split("/")[0]).node
@@ -481,6 +487,9 @@ def test_published_values(name):
 def test_published_augmentation_and_selection(name):
     cfg = configuration(FOLDER / f"{name}.yaml")
     coprompt_like = name.startswith("CoPrompt")
+    if name.startswith("LinearProbe"):
+        assert tuple(cfg.INPUT.TRANSFORMS) == ("normalize",)
+        return
     augmentation = ("randaugment",) if coprompt_like else ("random_resized_crop", "random_flip")
     assert tuple(cfg.INPUT.TRANSFORMS) == (*augmentation, "normalize")
     assert (2 if coprompt_like else 1) == cfg.DATALOADER.K_TRANSFORMS
@@ -499,7 +508,7 @@ def test_tiny_settings_are_the_published_ones_but_for_what_is_said(name):
 
 
 def test_tiny_settings_share_input_and_precision():
-    inputs = {str(configuration(path).INPUT) for path in TINY}
+    inputs = {str(configuration(path).INPUT) for path in TINY if path.parent.name != "LinearProbe"}  # no augmentation
     assert len(inputs) == 1
     for path in TINY:
         cfg = configuration(path)

@@ -122,6 +122,21 @@ class HeadCLIP(PromptedCLIP):
         return known
 
 
+class OwnClassesOnly:
+    """Mixin for the model of a head that says nothing of classes that it was not trained on."""
+
+    def set_classes(self, classnames: Sequence[str]) -> None:
+        trained = self.head.classnames
+        places = places_of(classnames, trained)
+        if -1 in places:
+            raise ValueError(
+                f"the classifier of {len(trained)} trained classes ({trained[0]!r} ...) does not know "
+                f"{classnames[places.index(-1)]!r}: evaluate on classes that it was trained on, or use a method that "
+                "serves new ones, such as CLIP_Adapter or CoOp"
+            )
+        super().set_classes(classnames)
+
+
 # Training on views that are computed once
 
 
@@ -208,6 +223,17 @@ class HeadTrainer(PromptTrainer):
 
     model_class: type[HeadCLIP]
     unit_sentences = True  # whether each sentence's feature is normalised before their mean is taken
+    serves_new_classes = True  # whether it says something of classes that were not trained
+
+    def check_cfg(self, cfg: CfgNode) -> None:
+        super().check_cfg(cfg)
+        trained_on = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+        others = [split for split in cfg.TEST.get("CLASS_SPLITS", ()) if trained_on not in ("all", split)]
+        if others and not self.serves_new_classes:
+            raise ValueError(
+                f"TEST.CLASS_SPLITS: {type(self).__name__} predicts the classes that it is trained on ({trained_on}), "
+                f"not those of {', '.join(others)}: set TEST.CLASS_SPLITS (), or DATASET.SUBSAMPLE_CLASSES all"
+            )
 
     def build_head(self, width: int, classnames: Sequence[str], generator: torch.Generator | None) -> nn.Module:
         """What is trained, for features of a width."""

@@ -126,6 +126,7 @@ def test_trainers_that_take_a_resnet():
             "CoOp",
             "CoOp_DePT",
             "KgCoOp",
+            "LinearProbe",
             "ProDA",
             "ProGrad",
             "TCP",

@@ -46,6 +46,7 @@ OPTIONS = {
         }
         for name in ("TipAdapter", "TipAdapterF")
     },
+    "LinearProbe": {"TRAINER.LINEARPROBE.BINARY_STEPS": 2},
     "PromptSRC": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_DePT": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_BMIP": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0},
@@ -53,11 +54,13 @@ OPTIONS = {
 # Methods with a product of two trained tensors of which one starts at zero, so that the other has no first gradient.
 START_AT_ZERO = ("MMRLpp",)
 # Heads on features of frozen towers: no layer of a tower gets a gradient.
-HEADS = ("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF")
+HEADS = ("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe")
 # Methods that start as zero-shot CLIP and stay it on classes that are not trained.
 ZERO_SHOT_ON_NEW = ("TaskRes",)
 # Methods that are computed in one go: one epoch without steps.
-FITTED = ("TipAdapter",)
+FITTED = ("TipAdapter", "LinearProbe")
+# Methods that refuse classes that they were not trained on.
+OWN_CLASSES = ("LinearProbe",)
 # Settings that change which tensors exist or how the towers run.
 VARIANTS = {
     "CoOp/class_specific": {"TRAINER.COOP.CSC": True},
