@@ -35,7 +35,7 @@ TRAINER_NODES = {
     name: (name.upper(),)
     for name in (
         *("BMIP", "CoCoOp", "CoOp", "CoPrompt", "HiCroPL", "IVLP", "KgCoOp", "MMA", "MMRL", "MMRLpp", "MaPLe", "ProDA"),
-        *("ProGrad", "PromptSRC", "TCP", "VPT", "TaskRes", "CLIP_Adapter", "TipAdapter", "LinearProbe"),
+        *("ProGrad", "PromptSRC", "TCP", "VPT", "TaskRes", "CLIP_Adapter", "TipAdapter", "LinearProbe", "CLAP"),
     )
 } | {
     "CoOp_DePT": ("COOP", "DEPT"),

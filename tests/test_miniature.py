@@ -16,13 +16,8 @@ from tests.ours import TRAINERS
 from tools import mini_ranks, mini_tune
 from tools.mini_tune import FACTORS, RECORD, SEEDS, SETTING, published_rate, rates, write_choice
 
-NOT_TUNED = (
-    "TaskRes",
-    "CLIP_Adapter",
-    "TipAdapter",
-    "TipAdapterF",
-    "LinearProbe",
-)  # their rate in miniature is the published one
+# Their rate in miniature is the published one.
+NOT_TUNED = ("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLAP")
 TRAINED = [name for name in TRAINERS if name not in (*UNTRAINED, *NOT_TUNED)]
 
 

@@ -158,10 +158,14 @@ class ViewLoader:
         self.epoch = epoch
         self.loader.set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def features(self) -> Tensor:
+        """Normalised features of all views, (views, images, embed_dim), on the CPU, in the data set's order."""
         if not len(self._features):
             self._features = F.normalize(view_features(self.trainer, self.views), dim=-1)
-        features, items = self._features[self.epoch % self.views], self.dataset.data_source
+        return self._features
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        features, items = self.features()[self.epoch % self.views], self.dataset.data_source
         for indices in self.loader.batch_sampler:
             chosen = [items[index] for index in indices]
             yield {

@@ -121,6 +121,7 @@ def test_a_step_on_every_layout(name, case, models):
 def test_trainers_that_take_a_resnet():
     context, zero_shot = (
         (
+            "CLAP",
             "CLIP_Adapter",
             "CoCoOp",
             "CoOp",

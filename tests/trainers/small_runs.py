@@ -54,9 +54,9 @@ OPTIONS = {
 # Methods with a product of two trained tensors of which one starts at zero, so that the other has no first gradient.
 START_AT_ZERO = ("MMRLpp",)
 # Heads on features of frozen towers: no layer of a tower gets a gradient.
-HEADS = ("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe")
+HEADS = ("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLAP")
 # Methods that start as zero-shot CLIP and stay it on classes that are not trained.
-ZERO_SHOT_ON_NEW = ("TaskRes",)
+ZERO_SHOT_ON_NEW = ("TaskRes", "CLAP")
 # Methods that are computed in one go: one epoch without steps.
 FITTED = ("TipAdapter", "LinearProbe")
 # Methods that refuse classes that they were not trained on.
