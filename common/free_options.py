@@ -35,11 +35,12 @@ TRAINER_NODES = {
     name: (name.upper(),)
     for name in (
         *("BMIP", "CoCoOp", "CoOp", "CoPrompt", "HiCroPL", "IVLP", "KgCoOp", "MMA", "MMRL", "MMRLpp", "MaPLe", "ProDA"),
-        *("CLIP_LoRA", "LayerNormTuning", "TwoStage"),
+        *("CLIP_LoRA", "LayerNormTuning", "TwoStage", "TaskRes", "CLIP_Adapter", "TipAdapter", "LinearProbe", "CLAP"),
         *("ProGrad", "PromptKD", "PromptSRC", "TCP", "VPT"),
     )
 } | {
     "CoOp_DePT": ("COOP", "DEPT"),
+    "TipAdapterF": ("TIPADAPTER",),
     "PromptSRC_DePT": ("PROMPTSRC", "DEPT"),
     "CoPrompt_BMIP": ("COPROMPT", "BMIP"),
     "MaPLe_BMIP": ("MAPLE", "BMIP"),

@@ -27,8 +27,9 @@ MAX_SHOWN = 5  # names in a message
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
 # Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA), DePT (CoOp_DePT), MMRL (MMRL, MMRLpp),
-# HiCroPL, PromptKD and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with the prompts; what is frozen,
-# or trainable by name but never used, is left out. A tensor that is neither makes the file unknown.
+# TaskRes, CLIP-Adapter, HiCroPL, PromptKD and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with the
+# prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is neither makes the file
+# unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -191,6 +192,12 @@ FORMATS: dict[str, Format] = {
         ("text_adapter.{i}.down.0.weight", "shared_adapter.{i}.0.weight"),
     ),
     "CoOp_DePT": Format({**_CONTEXT, **_DEPT_HEAD}, _WHOLE_CLIP, ("prompt_learner.ctx", "linear_probe_proj.weight")),
+    "TaskRes": Format(
+        {"text_feature_residuals": "head.residual"}, ("base_text_features",), ("text_feature_residuals",)
+    ),
+    "CLIP_Adapter": Format(
+        {"fc.0.weight": "head.down.weight", "fc.2.weight": "head.up.weight"}, (), ("fc.0.weight", "fc.2.weight")
+    ),
     "MMRL": Format(
         _MMRL,
         (*_WHOLE_CLIP, "prompt_embeddings"),
@@ -222,6 +229,7 @@ def is_published(names: Iterable[str]) -> bool:
     """Whether tensor names are a published repository's: ours begin with neither a tower nor token buffers."""
     marks = ("prompt_learner.", "image_encoder.", "text_encoder.", "token_prefix", "token_suffix", "bias_vectors")
     marks += ("text_adapter.", "visual_adapter.", "shared_adapter.", "VPT_image_trans.")
+    marks += ("base_text_features", "text_feature_residuals", "fc.")
     return any(name.startswith(marks) for name in names)
 
 

@@ -19,6 +19,7 @@ TRAINER_ORDER = (
     "ProGrad",
     *("CoPrompt", "TCP", "MMA", "CoOp_DePT", "PromptSRC_DePT", "MMRL", "MMRLpp", "HiCroPL"),
     *("CLIP_LoRA", "LayerNormTuning", "TwoStage", "PromptKD"),
+    *("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLAP"),
     *("BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
 )
 

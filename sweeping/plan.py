@@ -138,6 +138,12 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
         "base": "vit_b16_c2_ep20_batch8_4+4ctx",
         "cross_datasets": "vit_b16_c2_ep20_batch8_4+4ctx_cross_datasets",
     },
+    "TaskRes": {"tiny": "tiny_ep200_batch256", "base": "vit_b16_ep200"},
+    "CLIP_Adapter": {"tiny": "tiny_ep200_batch32", "base": "vit_b16"},
+    "TipAdapter": {"tiny": "tiny", "base": "vit_b16"},
+    "TipAdapterF": {"tiny": "tiny_ep20_batch256", "base": "vit_b16"},
+    "LinearProbe": {"tiny": "tiny", "base": "vit_b16"},
+    "CLAP": {"tiny": "tiny_ep300_batch256", "base": "vit_b16_ep300"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",
@@ -328,11 +334,14 @@ def published_setting(trainer: str, protocol: Protocol, dataset: str, shots: int
     """The setting to run where the user names none (see `default_setting`), with the file for a data set and shots."""
     name = default_setting(trainer, protocol, dataset)
     file = f"{name}_{dataset}"
-    if trainer in ("CoOp", "ProGrad") and not is_bundled(dataset):
+    if trainer in ("CoOp", "ProGrad", "CLIP_Adapter") and not is_bundled(dataset):
         # as the setting has them; 50 on ImageNet; in few-shot curves 50 at one shot and 100 at two and four
         curve = shots if protocol.name == "few_shot" else 16
         epochs = "_ep50" if dataset == "imagenet" or curve == 1 else "_ep100" if curve <= 4 else ""
         file = re.sub(r"^vit_b16(_ep\d+)?", f"vit_b16{epochs}", name) if epochs else name
+    elif trainer == "TaskRes" and protocol.name == "few_shot" and shots <= 4 and not is_bundled(dataset):
+        fewer = name.replace("_ep200", "_ep100")
+        file = f"{fewer}_{dataset}" if f"{fewer}_{dataset}" in settings_of(trainer) else fewer
     elif trainer == "PromptSRC" and name.endswith("_few_shot") and dataset in GPA45:
         file = f"{name}_gpa45"
     return Setting(name, file if file in settings_of(trainer) else name)

@@ -16,7 +16,7 @@ from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
 from sweeping.plan import build_queue
 from tests.ours import TRAINERS
-from tests.trainers.small_runs import needed_by
+from tests.trainers.small_runs import FITTED, needed_by
 
 FOLDER = Path("configs/trainers")
 BASES = sorted(Path("configs/base").glob("*.yaml"))
@@ -128,6 +128,26 @@ def promptkd(weight, depth=9):
     return "ViT-B/16", SGD, 0.005, 20, 1, 8, values
 
 
+def taskres(epochs, rate=0.002, scale=0.5):
+    return "ViT-B/16", ADAM, rate, epochs, 1, 256, {"TASKRES.RESIDUAL_SCALE": scale, "TASKRES.VIEWS": 0}
+
+
+def clip_adapter(epochs):
+    values = {"CLIP_ADAPTER.RATIO": 0.2, "CLIP_ADAPTER.REDUCTION": 4, "CLIP_ADAPTER.VIEWS": 0}
+    return "ViT-B/16", SGD, 0.002, epochs, 1, 32, values
+
+
+def tip_adapter(most_alpha=3.0, most_beta=7.0, init=1.17):
+    values = {"INIT_ALPHA": init, "INIT_BETA": 1.0, "SEARCH": True, "MAX_ALPHA": most_alpha, "MAX_BETA": most_beta}
+    values |= {"ALPHA_STEPS": 20, "BETA_STEPS": 200, "CACHE_VIEWS": 10, "VIEWS": 0}
+    values = {f"TIPADAPTER.{key}": value for key, value in values.items()}
+    return "ViT-B/16", ADAM, 0.0003, 1, -1, 32, values  # Dassl's defaults stand where an optimiser would be set
+
+
+def tip_adapter_f(epochs, *search):
+    return "ViT-B/16", "adamw", 0.001, epochs, -1, 256, tip_adapter(*search)[-1]
+
+
 DEPT = {"DEPT.LAMBDA": 0.7, "DEPT.LR_MULT": 6.5, "DEPT.FUSION": "probabilities"}
 # depth, prompts, weight of the consistency (and epochs, where not 8)
 COPROMPT = {
@@ -149,6 +169,12 @@ MMRL = {
     **{"caltech101": (0.5,), "oxford_pets": (0.2,), "stanford_cars": (7.0,), "oxford_flowers": (4.0,)},
     **{"food101": (5.0,), "fgvc_aircraft": (6.0,), "sun397": (6.0,), "dtd": (6.0,), "eurosat": (0.01, 2048)},
     "ucf101": (3.0,),
+}
+# ends of the grid for alpha and for beta, and alpha of the training
+TIP_ADAPTER = {
+    **{"caltech101": (5.0, 12.0, 3.0), "dtd": (13.0, 13.0, 2.0), "eurosat": (10.0, 12.0, 2.0)},
+    **{"fgvc_aircraft": (30.0, 30.0, 5.0), "food101": (10.0, 10.0, 1.17), "oxford_flowers": (50.0, 50.0, 10.0)},
+    **{"stanford_cars": (10.0, 20.0, 3.0), "sun397": (10.0, 12.0, 1.17), "ucf101": (3.0, 7.0, 3.0)},
 }
 # share of a later layer's own tokens, weight of the distances, ImageNet apart
 MMRLPP = {
@@ -279,6 +305,23 @@ PUBLISHED = {
         for name in ("dtd", "fgvc_aircraft", "oxford_flowers")
     },
     "PromptKD/vit_b16_c2_ep20_batch8_4+4ctx_cross_datasets": promptkd(1000.0, 3),
+    **{f"TaskRes/vit_b16_ep{n}": taskres(n) for n in (100, 200)},
+    **{f"TaskRes/vit_b16_ep{n}_imagenet": taskres(n, rate=0.0002) for n in (100, 200)},
+    **{f"TaskRes/vit_b16_ep{n}_oxford_flowers": taskres(n, scale=1.0) for n in (100, 200)},
+    "CLIP_Adapter/vit_b16": clip_adapter(200),
+    "LinearProbe/vit_b16": (
+        *("ViT-B/16", ADAM, 0.0003, 1, -1, 32),
+        {"LINEARPROBE.C": 0.0, "LINEARPROBE.BINARY_STEPS": 8, "LINEARPROBE.MAX_ITERATIONS": 1000},
+    ),
+    "CLAP/vit_b16_ep300": ("ViT-B/16", SGD, 0.1, 300, 1, 256, {"CLAP.CONSTRAINT": True, "CLAP.VIEWS": 20}),
+    "TipAdapter/vit_b16": tip_adapter(),
+    "TipAdapterF/vit_b16": tip_adapter_f(20),
+    **{f"TipAdapter/vit_b16_{name}": tip_adapter(*values) for name, values in TIP_ADAPTER.items()},
+    **{
+        f"TipAdapterF/vit_b16_{name}": tip_adapter_f(100 if name == "eurosat" else 20, *values)
+        for name, values in TIP_ADAPTER.items()
+    },
+    **{f"CLIP_Adapter/vit_b16_ep{n}": clip_adapter(n) for n in (50, 100)},
     **{f"CoPrompt/{name}": coprompt(*values) for name, values in COPROMPT.items()},
     **{f"CoPrompt_BMIP/{name}": coprompt_bmip(*values) for name, values in COPROMPT.items()},
     # nothing is trained: Dassl's defaults stand where an optimiser would be set
@@ -343,6 +386,12 @@ TINY_OF = {
         "vit_b16_c2_ep20_batch8_4+4ctx",
         {"TRAINER.PROMPTKD.PROMPT_DEPTH_VISION": 3},
     ),
+    "TaskRes/tiny_ep200_batch256": ("vit_b16_ep200", {"TRAINER.TASKRES.VIEWS": 20}),
+    "TipAdapter/tiny": ("vit_b16", {}),
+    "CLAP/tiny_ep300_batch256": ("vit_b16_ep300", {}),
+    "LinearProbe/tiny": ("vit_b16", {}),
+    "TipAdapterF/tiny_ep20_batch256": ("vit_b16", {"TRAINER.TIPADAPTER.VIEWS": 20}),
+    "CLIP_Adapter/tiny_ep200_batch32": ("vit_b16", {"TRAINER.CLIP_ADAPTER.VIEWS": 20}),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
     "MaPLe_BMIP/tiny_c2_ep10_batch4_2ctx": (
         "vit_b16_c2_ep5_batch4_2ctx",
@@ -462,19 +511,23 @@ def test_published_values(name):
     assert backbone == cfg.MODEL.BACKBONE.NAME
     optim = cfg.OPTIM
     assert (optimiser, rate, epochs, warmup) == (optim.NAME, optim.LR, optim.MAX_EPOCH, optim.WARMUP_EPOCH)
-    assert (1e-3 if name.startswith(("TCP", "HiCroPL")) else 1e-8) == optim.EPS
+    by_epsilon = {"TCP": 1e-3, "HiCroPL": 1e-3, "TipAdapterF": 1e-4}
+    assert by_epsilon.get(name.split("/")[0], 1e-8) == optim.EPS
     assert batch == cfg.DATALOADER.TRAIN_X.BATCH_SIZE
     assert cfg.DATALOADER.TEST.BATCH_SIZE == 100
     values = flat(cfg.TRAINER)
     assert {key: values[key] for key in settings} == settings
-    if "Zeroshot" not in name:
+    if name.startswith("TipAdapterF"):
+        assert (optim.LR_SCHEDULER, optim.WEIGHT_DECAY) == ("cosine", 0.01)
+    elif not name.startswith(("Zeroshot", *FITTED)):
         assert (optim.LR_SCHEDULER, optim.WARMUP_TYPE, optim.WARMUP_CONS_LR) == ("cosine", "constant", 1e-5)
-        assert (0.01 if name.startswith(COUNTED) else 5e-4, 0.9) == (optim.WEIGHT_DECAY, optim.MOMENTUM)
+        decay = 0.0 if name.startswith("CLAP") else 0.01 if name.startswith(COUNTED) else 5e-4
+        assert (decay, 0.9) == (optim.WEIGHT_DECAY, optim.MOMENTUM)
     node = TRAINER_REGISTRY.get(name.split("/")[0]).node
     assert values[f"{node}.PREC"] == (
         "amp" if node in ("MMA", "MMRL", "MMRLPP") or name.startswith(COUNTED) else "fp16"
     )
-    if node.startswith("MMRL"):
+    if node.startswith(("MMRL", "TIPADAPTER")):
         assert cfg.INPUT.RRCROP_SCALE == (0.5, 1.0)
 
 
@@ -482,10 +535,14 @@ def test_published_values(name):
 def test_published_augmentation_and_selection(name):
     cfg = configuration(FOLDER / f"{name}.yaml")
     coprompt_like = name.startswith("CoPrompt")
+    if name.startswith("LinearProbe"):
+        assert tuple(cfg.INPUT.TRANSFORMS) == ("normalize",)
+        return
     augmentation = ("randaugment",) if coprompt_like else ("random_resized_crop", "random_flip")
     assert tuple(cfg.INPUT.TRANSFORMS) == (*augmentation, "normalize")
     assert (2 if coprompt_like else 1) == cfg.DATALOADER.K_TRANSFORMS
-    by_validation = name.startswith(("BMIP", "ProDA", "PromptKD")) and not name.endswith("cross_datasets")
+    chosen = ("BMIP", "ProDA", "PromptKD", "TipAdapterF")
+    by_validation = name.startswith(chosen) and not name.endswith("cross_datasets")
     assert ("best_val" if by_validation else "last_step") == cfg.TEST.FINAL_MODEL
     assert (4 if by_validation and name.startswith("BMIP") else 0) == cfg.TRAIN.PATIENCE
 
@@ -500,7 +557,7 @@ def test_tiny_settings_are_the_published_ones_but_for_what_is_said(name):
 
 
 def test_tiny_settings_share_input_and_precision():
-    inputs = {str(configuration(path).INPUT) for path in TINY}
+    inputs = {str(configuration(path).INPUT) for path in TINY if path.parent.name != "LinearProbe"}  # no augmentation
     assert len(inputs) == 1
     for path in TINY:
         cfg = configuration(path)
@@ -527,7 +584,9 @@ def test_tiny_settings_build_and_train(path, tmp_path):
 
 def _built_here(path):
     """Full settings that are built on the bundled model: one of those for the single data sets, all others."""
-    of_a_dataset = path.stem.startswith("coprompt_") or ("MMRL" in str(path) and path.stem.endswith(tuple(MMRL)))
+    of_a_dataset = path.stem.startswith("coprompt_") or (
+        any(method in str(path) for method in ("MMRL", "TipAdapter")) and path.stem.endswith(tuple(MMRL))
+    )
     return (path not in TINY and not of_a_dataset) or path.stem == "coprompt_imagenet"
 
 

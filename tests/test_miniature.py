@@ -16,7 +16,9 @@ from tests.ours import TRAINERS
 from tools import mini_ranks, mini_tune
 from tools.mini_tune import FACTORS, RECORD, SEEDS, SETTING, published_rate, rates, write_choice
 
-NOT_TUNED = ("CLIP_LoRA", "LayerNormTuning", "TwoStage")  # their settings have the published rate
+# Their rate in miniature is the published one.
+NOT_TUNED = ("CLIP_LoRA", "LayerNormTuning", "TwoStage", "TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF")
+NOT_TUNED += ("LinearProbe", "CLAP")
 TRAINED = [name for name in TRAINERS if name not in (*UNTRAINED, *TAUGHT, *NOT_TUNED)]
 
 

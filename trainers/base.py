@@ -32,7 +32,7 @@ MODEL_NAME = "prompt_learner"
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
 CHECKPOINT_FOLDERS = (
     *(MODEL_NAME, "PromptLearner", "MultiModalPromptLearner", "VLPromptLearner", "adapter_learner"),
-    "MultiModalRepresentationLearner",
+    *("MultiModalRepresentationLearner", "clip_adapter"),
 )
 # What keys may hold, by dotted key: (least, most) of a number, or the names to choose from.
 RANGES: dict[str, tuple[Any, ...]] = {}
@@ -366,7 +366,7 @@ class PromptTrainer(Steps, TrainerX):
         return (
             f"{type(self).__name__} changes the image tower from within, which {cfg.MODEL.BACKBONE.NAME} (a ResNet) "
             "does not allow: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp, "
-            "ProGrad, ProDA, TCP or CoOp_DePT"
+            "ProGrad, ProDA, TCP, CoOp_DePT, TaskRes, CLIP_Adapter, TipAdapter, CLAP or LinearProbe"
         )
 
 

@@ -11,7 +11,6 @@ A fork puts it on another host in three lines; the host classifies with :class:`
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
-from common.unpickling import CheckpointError, read_checkpoint
 from dassl.engine import TRAINER_REGISTRY
 from prompting import Output, PromptedCLIP, PromptLearner
 from prompting.learner import linear_layer
 from trainers.base import PromptTrainer, add_trainer_config, check_settings, find_checkpoint
 from trainers.coop import CoOp
+from trainers.heads import check_initial_classes, places_of, trained_classes
 from trainers.objectives import FUSIONS, Loss, Objective, mixed_logits
 from trainers.promptsrc import PromptSRC
 from trainers.step import redefines
@@ -67,14 +66,8 @@ class ChannelAdjustedHead(nn.Module):
 
     def columns_of(self, classnames: Sequence[str]) -> list[int] | None:
         """Column of each class in the classifier; ``None`` where one was not trained. Equal names keep their order."""
-        places, columns = defaultdict(list), []
-        for place, name in enumerate(self.classnames):
-            places[name].append(place)
-        for name in classnames:
-            if not places[name]:
-                return None
-            columns.append(places[name].pop(0))
-        return columns
+        columns = places_of(classnames, self.classnames)
+        return None if -1 in columns else columns
 
 
 @dataclass(frozen=True)
@@ -176,13 +169,7 @@ class WithDePT:
             )
         if super().parameter_groups.__func__ is not PromptTrainer.parameter_groups:
             raise ValueError(f"{name}: DePT's second head has a rate of its own, and this host has parameter groups")
-        if path := self.cfg.MODEL.INIT_WEIGHTS:
-            trained_on = read_checkpoint(path).get("classnames")
-            if trained_on and list(trained_on) != list(self.train_classnames):
-                raise CheckpointError(
-                    f"MODEL.INIT_WEIGHTS {path}: its second head is of other classes than those to be trained on: "
-                    "start from a run on the same classes, or leave MODEL.INIT_WEIGHTS empty"
-                )
+        check_initial_classes(self.cfg.MODEL.INIT_WEIGHTS, self.train_classnames)
         learner.head = ChannelAdjustedHead(learner.sizes.embed_dim, self.train_classnames, generator)
         return learner
 
@@ -218,14 +205,9 @@ class WithDePT:
         Published files do not name them: they are read as those that this run would train on, if it would on any.
         """
         if directory:
-            path, learner = find_checkpoint(Path(directory), epoch), self.model.prompt_learner
-            trained_on = read_checkpoint(path).get("classnames")
-            if not trained_on and self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") == "new":
-                raise CheckpointError(
-                    f"checkpoint {path} does not name the classes of its second head, and this run is about new ones: "
-                    "set DATASET.SUBSAMPLE_CLASSES base and TEST.CLASS_SPLITS ('base','new')"
-                )
-            if trained_on and tuple(trained_on) != learner.head.classnames:
+            learner = self.model.prompt_learner
+            trained_on = trained_classes(find_checkpoint(Path(directory), epoch), self.cfg)
+            if trained_on and trained_on != learner.head.classnames:
                 learner.head = ChannelAdjustedHead(learner.sizes.embed_dim, trained_on).to(self.device)
         super().load_model(directory, epoch)
         self.model.set_classes(self.model.classnames)

@@ -126,7 +126,21 @@ def test_a_step_on_every_layout(name, case, models):
 
 def test_trainers_that_take_a_resnet():
     context, zero_shot = (
-        ("CoCoOp", "CoOp", "CoOp_DePT", "KgCoOp", "ProDA", "ProGrad", "TCP"),
+        (
+            "CLAP",
+            "CLIP_Adapter",
+            "CoCoOp",
+            "CoOp",
+            "CoOp_DePT",
+            "KgCoOp",
+            "LinearProbe",
+            "ProDA",
+            "ProGrad",
+            "TCP",
+            "TaskRes",
+            "TipAdapter",
+            "TipAdapterF",
+        ),
         ("ZeroshotCLIP", "ZeroshotCLIP2"),
     )
     assert sorted(TEXT_ONLY) == [*context, *zero_shot]

@@ -27,6 +27,7 @@ from trainers.ivlp import IVLPLearner
 NODES = dict.fromkeys(("CoOp", "KgCoOp", "ProGrad", "TCP", "CoOp_DePT"), "COOP")
 NODES |= {"CoCoOp": "COCOOP", "MaPLe": "MAPLE", "PromptSRC": "PROMPTSRC", "MMA": "MMADAPTER", "HiCroPL": "HICROPL"}
 NODES |= {"PromptKD": "PROMPTKD"}
+NODES |= {"CLIP_Adapter": "CLIP_ADAPTER"}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
 # Upstream's names, as in FORMATS, of methods whose published code saves no checkpoint that we read.
@@ -83,6 +84,8 @@ def our_settings(reference: Reference, folder: Path | None = None) -> dict[str, 
         own["PROMPT_BATCH"] = given["DATALOADER.TRAIN_X.BATCH_SIZE"]
     elif method == "MMA":
         own["CTX_INIT"] = own.pop("TEXT_CTX_INIT")
+    elif method == "TaskRes":
+        del own["ENHANCED_BASE"]
     elif method in ("MMRL", "MMRLpp"):  # the logits on file are [CLS]'s
         own |= {"ALPHA": given[f"TRAINER.{method}"]["ALPHA"], "LOGITS": "plain"}
     elif method == "CoPrompt":
@@ -174,7 +177,9 @@ def model_folder(reference: Reference) -> str:
 def _saved_name(reference: Reference, name: str) -> str:
     """A trainable tensor's name in the checkpoint: some methods save the prompt learner alone."""
     (saved,) = reference.record["saved"].values()
-    return name if name in saved["keys"] else name.removeprefix("prompt_learner.").removeprefix("adapter_learner.")
+    if name in saved["keys"]:
+        return name
+    return name.removeprefix("prompt_learner.").removeprefix("adapter_learner.").removeprefix("adapter.")
 
 
 def _frozen_names(prefix: str) -> list[str]:

@@ -32,7 +32,7 @@ TERM_TOLERANCE = 1e-4
 METHODS = (
     *("coop_", "cocoop_", "kgcoop_", "maple_", "ivlp_", "vpt_", "promptsrc_vision", "promptsrc_ctx"),
     *("promptsrc_bmip_", "coprompt_", "tcp_", "mma_", "dept_", "mmrl_", "mmrlpp_", "hicropl_", "proda_", "bmip_"),
-    *("prograd_", "clip_lora_", "layernorm_", "promptkd_"),
+    *("prograd_", "clip_lora_", "layernorm_", "promptkd_", "taskres_", "clip_adapter_"),
 )
 RUNS = [name for prefix in METHODS for name in reference_names(prefix)]
 PLAIN = [

@@ -16,7 +16,19 @@ FINGERPRINTS = {
     "transformer.resblocks.3.mlp.c_proj.weight": "605037d112a0ea99",
     "visual.transformer.resblocks.0.ln_1.weight": "bd82974f01dcec1d",
 }
-CROSS_ENTROPY_ONLY = ("coop", "cocoop", "maple", "ivlp", "vpt", "bmip", "mma", "clip_lora", "layernorm")
+CROSS_ENTROPY_ONLY = (
+    "coop",
+    "cocoop",
+    "maple",
+    "ivlp",
+    "vpt",
+    "bmip",
+    "mma",
+    "clip_lora",
+    "layernorm",
+    "taskres",
+    "clip_adapter",
+)
 
 
 @pytest.fixture(scope="module")

@@ -63,7 +63,8 @@ def steps(trainer, protocol, dataset, classes, shots):
 
 def test_steps_are_those_of_the_configurations():
     rows = rows_under("method | batch")
-    assert {trainer for names in rows for trainer in names.split(", ")} == set(SETTINGS) - {*UNTRAINED, *TAUGHT}
+    stepped = set(SETTINGS) - {*UNTRAINED, *TAUGHT, "TipAdapter", "LinearProbe"}  # these are computed in one go
+    assert {trainer for names in rows for trainer in names.split(", ")} == stepped
     for names, (batches, *cells) in rows.items():
         for trainer in names.split(", "):
             base = [steps(trainer, "open_world", name, math.ceil(CLASSES[name] / 2), 16) for name in ELEVEN]

@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from results.evaluate import evaluate_class_splits
 from results.features import forget_all
-from tests.trainers.small_runs import build, registered
+from tests.trainers.small_runs import OWN_CLASSES, build, registered
 
 SPLITS = ("base", "new", "all")  # 20, 20 and 40 images; the last is measured as an open world
 BATCHES = {8: 3 + 3 + 5, 4: 5 + 5 + 10}  # of all splits, by their size
@@ -32,6 +32,8 @@ class Waits(TorchDispatchMode):
 def waits(case, size, **options):
     """How often the evaluation of a new trainer waits, test batches being of this size."""
     forget_all()
+    if case in OWN_CLASSES:  # of all splits' classes, then
+        options |= {"DATASET.SUBSAMPLE_CLASSES": "all"}
     trainer = build(case, **{"DATALOADER.TEST.BATCH_SIZE": size, "DATALOADER.NUM_WORKERS": 0, **options})
     asked = []
 

@@ -38,6 +38,15 @@ COMMON = {
 }
 OPTIONS = {
     "ProDA": {"TRAINER.PRODA.N_CTX": 4, "TRAINER.PRODA.N_PROMPT": 4, "TRAINER.PRODA.PROMPT_BATCH": 2},
+    **{
+        name: {
+            "TRAINER.TIPADAPTER.BETA_STEPS": 5,
+            "TRAINER.TIPADAPTER.ALPHA_STEPS": 4,
+            "TRAINER.TIPADAPTER.CACHE_VIEWS": 2,
+        }
+        for name in ("TipAdapter", "TipAdapterF")
+    },
+    "LinearProbe": {"TRAINER.LINEARPROBE.BINARY_STEPS": 2},
     "PromptSRC": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_DePT": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_BMIP": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0},
@@ -49,6 +58,14 @@ OPTIONS = {
 NEED_A_BATCH = ("PromptKD",)
 # Methods with a product of two trained tensors of which one starts at zero, so that the other has no first gradient.
 START_AT_ZERO = ("MMRLpp", "CLIP_LoRA")
+# Heads on features of frozen towers: no layer of a tower gets a gradient.
+HEADS = ("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLAP")
+# Methods that start as zero-shot CLIP and stay it on classes that are not trained.
+ZERO_SHOT_ON_NEW = ("TaskRes", "CLAP")
+# Methods that are computed in one go: one epoch without steps.
+FITTED = ("TipAdapter", "LinearProbe")
+# Methods that refuse classes that they were not trained on.
+OWN_CLASSES = ("LinearProbe",)
 # Settings that change which tensors exist or how the towers run.
 VARIANTS = {
     "CoOp/class_specific": {"TRAINER.COOP.CSC": True},

@@ -219,5 +219,5 @@ def test_initial_weights_of_other_classes_are_refused(tmp_path):
     trained.save_model(0, str(tmp_path))
     (path,) = tmp_path.glob("prompt_learner/model.pth.tar-*")
     build("CoOp_DePT", **{"MODEL.INIT_WEIGHTS": str(path)})
-    with pytest.raises(CheckpointError, match="second head is of other classes"):
+    with pytest.raises(CheckpointError, match="its head is of other classes"):
         build("CoOp_DePT", **{"MODEL.INIT_WEIGHTS": str(path), "DATASET.SUBSAMPLE_CLASSES": "new"})

@@ -15,9 +15,13 @@ from dassl.engine import build_trainer
 from results.features import FeatureCollector
 from tests.trainers.small_runs import (
     BATCH,
+    FITTED,
+    HEADS,
     NEED_A_BATCH,
     OPTIONS,
+    OWN_CLASSES,
     VARIANTS,
+    ZERO_SHOT_ON_NEW,
     build,
     configuration,
     first_batch,
@@ -37,6 +41,7 @@ METHODS = registered()
 TRAINED = needing("needs_training")
 VARIANTS_TOO = TRAINED + sorted(VARIANTS)
 # Their predictions belong to one class list, or (official BMIP) may depend on it and on the batch.
+ANY_CLASSES = [name for name in METHODS if name not in OWN_CLASSES]
 OWN_CLASSES_ONLY = ("CoOp/class_specific", "KgCoOp/class_specific", "ProGrad/class_specific")
 DEPENDS_ON_BATCH = ("BMIP/official",)
 CLASSES = ["digit seven", "digit two", "digit nine", "a fairly long name", "digit_three", "digit zero"]
@@ -109,7 +114,7 @@ def test_checkpointed_activations_change_no_gradient(case, built):
     trainer.model.checkpoint_activations(False)
     for name, reference in gradients[False].items():
         torch.testing.assert_close(gradients[True][name], reference, rtol=1e-5, atol=1e-7, msg=name)
-    assert kept[True] < 0.8 * kept[False]
+    assert kept[True] < 0.8 * kept[False] or case in HEADS
 
 
 def gradients_and_kept_elements(trainer, batch):
@@ -155,7 +160,7 @@ def test_zero_shot_trains_nothing(built):
         assert trainer.get_model_names() == []
 
 
-@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("case", [case for case in TRAINED if case in ANY_CLASSES])
 def test_saved_prompts_give_the_same_logits_on_new_classes(case, images, tmp_path):
     trainer = build(case, tmp_path, **{"OPTIM.MAX_EPOCH": 1})
     trainer.train()
@@ -163,14 +168,14 @@ def test_saved_prompts_give_the_same_logits_on_new_classes(case, images, tmp_pat
     before = logits_of(trainer, images)
     accuracy = trainer.test()
     loaded = build(case, **{"DATASET.SUBSAMPLE_CLASSES": "new", "MODEL.INIT_SEED": 99})
-    assert not torch.equal(logits_of(loaded, images), before)
+    assert torch.equal(logits_of(loaded, images), before) == (case in ZERO_SHOT_ON_NEW)
     loaded.load_model(str(tmp_path), epoch=1)
     assert loaded.model.classnames == trainer.model.classnames
     assert torch.equal(logits_of(loaded, images), before)
     assert loaded.test() == accuracy
 
 
-@pytest.mark.parametrize("case", METHODS)
+@pytest.mark.parametrize("case", ANY_CLASSES)
 def test_evaluation(case, built):
     """As Dassl does it: one number, the same each time, of whichever classes are asked for."""
     trainer = built(case)
@@ -186,7 +191,7 @@ class Interrupt(Exception):
     """Stands in for a kill between two epochs."""
 
 
-@pytest.mark.parametrize("case", TRAINED)
+@pytest.mark.parametrize("case", [case for case in TRAINED if case not in FITTED])
 def test_a_stopped_run_resumes_exactly(case, tmp_path):
     whole = build(case, tmp_path / "whole")
     whole.train()
@@ -218,8 +223,9 @@ def test_a_deep_copy_is_equal_and_independent(case, built, images):
         assert torch.equal(copied(images), before)
         for parameter in copied.parameters():
             parameter.mul_(1.5)
-        copied.set_classes(CLASSES)
-        assert copied(images).shape == (len(images), len(CLASSES))
+        classes = trainer.train_classnames[:2] if case in OWN_CLASSES else CLASSES
+        copied.set_classes(classes)
+        assert copied(images).shape == (len(images), len(classes))
     assert torch.equal(logits_of(trainer, images), before)
 
 
@@ -321,7 +327,7 @@ def test_batches_of_any_size_train(case, size, built):
     assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
-@pytest.mark.parametrize("case", METHODS + sorted(set(VARIANTS) - set(OWN_CLASSES_ONLY) - set(DEPENDS_ON_BATCH)))
+@pytest.mark.parametrize("case", ANY_CLASSES + sorted(set(VARIANTS) - set(OWN_CLASSES_ONLY) - set(DEPENDS_ON_BATCH)))
 def test_a_class_does_not_depend_on_the_others(case, built, images):
     """A class's logits are the same in every list that has it, in any order; so no split leaks into another."""
     trainer = built(case)
