@@ -263,7 +263,7 @@ class PromptTrainer(Steps, TrainerX):
         if self.logits_kind and not validating:
             notes = getattr(self, "notes", {})
             self.notes = {**notes, "logits": {**notes.get("logits", {}), self._class_split: self.logits_kind}}
-            print(f"Class split *{self._class_split}*: {self.logits_kind} logits")
+            print(f"Class split *{self._class_split}* is predicted by: {self.logits_kind}")
         advice = memory_advice(self.cfg, self.node, self.device, self.num_classes, training=False)
         with advice, self.model.evaluating() as watch:
             result = super().test(split)

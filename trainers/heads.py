@@ -280,15 +280,13 @@ class HeadTrainer(PromptTrainer):
         super().load_model(directory, epoch)
         self.model.set_classes(self.model.classnames)
 
-    def test(self, split: str | None = None) -> float:
-        """As every method does; says in the log and in results.json how many of a tested split's classes were trained."""
-        if hasattr(self.model.head, "classnames") and (split or self.cfg.TEST.SPLIT) != "val":
-            places, total, notes = self.model.places, len(self.model.classnames), getattr(self, "notes", {})
-            known = f"{total if places is None else int((places >= 0).sum())} of {total}"
-            counts = {**notes.get("trained_classes", {}), self._class_split: known}
-            self.notes = {**notes, "trained_classes": counts}
-            print(f"Class split *{self._class_split}*: {known} classes were trained")
-        return super().test(split)
+    @property
+    def logits_kind(self) -> str:
+        """See :attr:`PromptTrainer.logits_kind`: how many of the classes the head has a tensor for, if it has any."""
+        if not hasattr(self.model.head, "classnames"):
+            return ""
+        places, total = self.model.places, len(self.model.classnames)
+        return f"head of {total if places is None else int((places >= 0).sum())} of {total} classes"
 
 
 class FittedTrainer(HeadTrainer):

@@ -93,13 +93,13 @@ def test_taskres_adds_residuals_to_the_trained_classes_only(images):
     torch.testing.assert_close(
         logits, scale * model.image_features(images) @ F.normalize(expected, dim=-1).T, atol=1e-4, rtol=0
     )
-    assert trainer.notes["trained_classes"] == {"all": "5 of 10"}
+    assert trainer.logits_kind == "head of 5 of 10 classes"
 
 
 def test_results_say_how_many_classes_were_trained():
     trainer = moved("TaskRes")
     evaluate_class_splits(trainer, trainer.cfg, ("base", "new"))
-    assert trainer.notes["trained_classes"] == {"base": "5 of 5", "new": "0 of 5"}
+    assert trainer.notes["logits"] == {"base": "head of 5 of 5 classes", "new": "head of 0 of 5 classes"}
 
 
 def test_taskres_takes_the_ensemble_on_imagenet_and_its_variants():
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_more_classes_brings_its_head(images, tmp_path):
         loaded = build("TaskRes", **{"DATASET.SUBSAMPLE_CLASSES": split})
         loaded.load_model(str(tmp_path))
         loaded.set_class_split(split)
-        assert loaded.notes["trained_classes"] == {split: f"{count} of {count}"}
+        assert loaded.logits_kind == f"head of {count} of {count} classes"
         assert torch.equal(logits_of(loaded, images), logits_of(trained, images))
 
 

@@ -137,7 +137,7 @@ def test_classes_without_images_get_no_votes(case, tmp_path, images):
         logits, alone = logits_of(trainer, images), logits_of(zero_shot, images)
         torch.testing.assert_close(logits[:, places], alone[:, places], atol=1e-4, rtol=0)
     assert (logits[:, :5] > alone[:, :5]).all()
-    assert trainer.notes["trained_classes"] == {"new": "0 of 5", "all": "5 of 10"}
+    assert trainer.logits_kind == "head of 5 of 10 classes"
 
 
 @pytest.mark.parametrize("case", BOTH)
