@@ -253,17 +253,19 @@ def _one_number_of_shots(runs: Sequence[Run], protocol: Protocol, what: str) -> 
 
 def _chosen_metric(protocol: Protocol, key: str) -> Metric:
     """A metric that every run has a value of; by default the run's H, or the accuracy over all classes."""
-    metrics = {metric.key: metric for metric in protocol.metrics if metric.of_run is not None}
+    metrics = {metric.key: metric for metric in (*protocol.metrics, *protocol.on_request) if metric.of_run is not None}
     # H of the averages is no run's number: a run has its own H
     key = "average_H" if key == "H" else key or ("average_H" if "average_H" in metrics else "all")
     if key not in metrics:
-        raise PlotError(f"no metric {key!r} in {protocol.title}; choose from {', '.join(metrics)}")
+        own = ", ".join(metric.key for metric in protocol.metrics if metric.of_run is not None)
+        more = f", or {protocol.on_request[0].key} and others of docs/reporting.md"
+        raise PlotError(f"no metric {key!r} in {protocol.title}; choose from {own}{more}")
     return metrics[key]
 
 
 def _axis_label(metric: Metric) -> str:
     names = {"average_H": "H", "all": "accuracy", "base": "base accuracy", "new": "new accuracy"}
-    return f"{names.get(metric.key, metric.label)} (%)"
+    return f"{names.get(metric.key, metric.label)}{' (%)' if metric.percent else ''}"
 
 
 # Accuracy
