@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_files(command, run_plot, "ends in .png or .svg")
     command.add_argument("--metric", default="", help="which number (default: H, or accuracy over all classes)")
     command.add_argument("--baseline", default="", help="gain: over which trainer (default: ZeroshotCLIP)")
-    command.add_argument("--split", default="", help="confusion, tsne: which class split (default: all)")
+    command.add_argument("--split", default="", help="confusion, tsne, reliability: which class split (default: all)")
     command.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG (default: %(default)s)")
     _add_selection(command)
 
