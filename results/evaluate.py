@@ -29,6 +29,8 @@ OOD_METRICS = ("auroc", "fpr95", "aupr")
 MAX_CLASSES_CONFUSED = 100  # a larger confusion matrix would fill results.json, and no plot could show it
 
 cfg_default.TEST.CLASS_SPLITS = ()  # for example ("base", "new", "all"); empty: the classes trained on
+# Fit a temperature to the few-shot validation set, for the calibration at it: one pass over at most 4 images per class.
+cfg_default.TEST.FIT_TEMPERATURE = True
 # Protocol that a run belongs to, for the tables; empty: what its class splits amount to.
 cfg_default.TEST.PROTOCOL = ""
 # Registered name of the data set that the weights were trained on, in protocols that test on others; empty: this one.
@@ -131,6 +133,8 @@ def _fit_on_validation(trainer: Any, cfg: Any) -> float | str:
     Never on other classes or data sets than those trained on: their labels are the test's.
     """
     trained_on = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+    if not cfg.TEST.FIT_TEMPERATURE:
+        return "not asked for"
     if cfg.TEST.SOURCE_DATASET or trained_on == "new":
         return "the validation set is not of the classes trained on"
     if cfg.DATASET.NUM_SHOTS < 1 or getattr(trainer, "val_loader", None) is None:
