@@ -6,11 +6,16 @@ percent, the negative log-likelihood in nats, and the Brier score from 0 to 2.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import zipfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from common.files import atomic_write
+
+PREDICTIONS_FILE = "predictions.npz"
 BINS = 15
 ERRORS = ("ece", "adaptive_ece", "mce")  # in percent
 MOST_TEMPERATURE = 100.0  # and its inverse the least
@@ -121,3 +126,46 @@ def fit_temperature(logits: Any, labels: Sequence[int]) -> float | None:
     end = float(np.log(MOST_TEMPERATURE))
     found = minimize_scalar(mean_nll, bounds=(-end, end), method="bounded", options={"xatol": 1e-6}).x
     return None if abs(found) > 0.99 * end else float(np.exp(found))
+
+
+# ---- predictions.npz of a run ----
+
+
+def save_predictions(path: Path, splits: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write predictions.npz in one step: `<split>_<name>` of each class split, (images,), in the test's order.
+
+    Names are label and prediction (class numbers of the split, int16 or int32), confidence, nll and brier (float32),
+    margin (float16); and, of `all` after training on base, the scores of `results.evaluate.OOD_SCORES` (float32).
+    """
+    arrays = {}
+    for split, parts in splits.items():
+        parts = {name: np.asarray(values) for name, values in parts.items()}
+        number = "int16" if max(parts["label"].max(), parts["prediction"].max()) < 2**15 else "int32"
+        kinds = {"label": number, "prediction": number, "margin": "float16"}
+        arrays |= {f"{split}_{name}": values.astype(kinds.get(name, "float32")) for name, values in parts.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path) as file:
+        np.savez_compressed(file, **arrays)
+
+
+def read_predictions(path: Path) -> dict[str, dict[str, np.ndarray]]:
+    """The arrays of predictions.npz by class split and name.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is damaged, or lacks what calibration is computed from.
+    """
+    splits: dict[str, dict[str, np.ndarray]] = {}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            for key in file.files:
+                split, _, name = key.partition("_")
+                splits.setdefault(split, {})[name] = file[key]
+    except FileNotFoundError:
+        raise
+    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error}): run the test again") from error
+    for split, parts in splits.items():
+        if lacking := {"label", "prediction", "confidence", "nll", "brier"} - parts.keys():
+            raise ValueError(f"{path}: class split {split!r} lacks {', '.join(sorted(lacking))}: run the test again")
+    return splits

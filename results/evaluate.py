@@ -19,18 +19,21 @@ from torch import Tensor
 from dassl.config import cfg_default
 from dassl.engine import build_trainer
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
-from results.calibration import calibration, fit_temperature
+from results.calibration import PREDICTIONS_FILE, calibration, fit_temperature, save_predictions
 from results.features import FeatureCollector, loaders_on_features, save_features
 
 CLASS_SPLITS = ("base", "new", "all")
 OPEN_WORLD_METRICS = ("accuracy_all", "open_base", "open_new", "open_H", "auroc", "openworld_auc")
 OOD_SCORES = ("union", "msp", "mcm", "energy", "max_logit")  # see ood_scores
+SOFTMAX_SCORES = ("confidence", "nll", "brier", "margin")  # see softmax_scores
 OOD_METRICS = ("auroc", "fpr95", "aupr")
 MAX_CLASSES_CONFUSED = 100  # a larger confusion matrix would fill results.json, and no plot could show it
 
 cfg_default.TEST.CLASS_SPLITS = ()  # for example ("base", "new", "all"); empty: the classes trained on
 # Fit a temperature to the few-shot validation set, for the calibration at it: one pass over at most 4 images per class.
 cfg_default.TEST.FIT_TEMPERATURE = True
+# Keep every image's label, prediction, confidence and scores in predictions.npz: 18 bytes per image and class split.
+cfg_default.TEST.SAVE_PREDICTIONS = True
 # Protocol that a run belongs to, for the tables; empty: what its class splits amount to.
 cfg_default.TEST.PROTOCOL = ""
 # Registered name of the data set that the weights were trained on, in protocols that test on others; empty: this one.
@@ -89,13 +92,15 @@ def evaluate_class_splits(
         seconds; with up to `MAX_CLASSES_CONFUSED` classes confusion, counts by true class and prediction; and for `all`
         after training on `base` also open_world and ood, see :class:`OpenWorld`. calibration has what
         :func:`results.calibration.calibration` returns, and the same at the temperature of the few-shot validation set
-        (`scaled`), or a note why there is none. With `TEST.SAVE_FEATURES` the features lie in features.npz.
+        (`scaled`), or a note why there is none. With `TEST.SAVE_PREDICTIONS` every image's numbers lie in
+        predictions.npz, see :func:`results.calibration.save_predictions`. With `TEST.SAVE_FEATURES` the features lie in
+        features.npz.
 
     Raises:
         ValueError: a split name is wrong, or base-to-new open-world metrics are not defined on this data.
     """
     splits, trained_on = check_class_splits(splits), cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
-    metrics, features, current = {}, {}, trained_on
+    metrics, features, predictions, current = {}, {}, {}, trained_on
     temperature = _fit_on_validation(trainer, cfg)  # now, while the trainer has the classes it was trained on
     try:
         for split in splits:
@@ -110,12 +115,15 @@ def evaluate_class_splits(
                 tested = build_trainer(_changed(cfg, "DATASET.SUBSAMPLE_CLASSES", split))
                 tested.load_model(model_dir or cfg.OUTPUT_DIR, epoch=load_epoch)
             open_world = split == "all" and trained_on == "base"
-            metrics[split], features[split] = _evaluate(tested, cfg, split, open_world, temperature)
+            found = _evaluate(tested, cfg, split, open_world, temperature)
+            metrics[split], features[split], predictions[split] = found
     finally:
         if current != trained_on:
             trainer.set_class_split(trained_on)
     if cfg.TEST.SAVE_FEATURES:
         save_features(cfg.OUTPUT_DIR, features)
+    if cfg.TEST.SAVE_PREDICTIONS and cfg.OUTPUT_DIR:
+        save_predictions(Path(cfg.OUTPUT_DIR) / PREDICTIONS_FILE, predictions)
     return metrics
 
 
@@ -149,8 +157,8 @@ def _fit_on_validation(trainer: Any, cfg: Any) -> float | str:
 
 def _evaluate(
     trainer: Any, cfg: Any, split: str, open_world: bool, temperature: float | str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Test on one class split; returns its metrics, and its features where they are wanted."""
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Test on one class split; returns its metrics, its features where they are wanted, and its predictions."""
     names: Mapping[int, str] = trainer.lab2cname
     num_base = num_base_classes(len(names))
     cfg_split = cfg
@@ -196,10 +204,9 @@ def _evaluate(
         "per_class": per_class,
     }
     right = (labels == predictions).numpy()
-    plain, *scaled = (
-        calibration(confidence, right, nll, brier)
-        for confidence, nll, brier, _ in torch.cat(recorder.scores).cpu().numpy().transpose(1, 2, 0)
-    )
+    scores = torch.cat(recorder.scores).cpu().numpy().transpose(1, 2, 0)  # (temperatures, 4, images)
+    plain, *scaled = (calibration(confidence, right, nll, brier) for confidence, nll, brier, _ in scores)
+    kept = {"label": labels, "prediction": predictions} | dict(zip(SOFTMAX_SCORES, scores[0], strict=True))
     of_validation = {"temperature": temperature, "scaled": scaled[0]} if scaled else {"no_temperature": temperature}
     metrics["calibration"] = plain | of_validation
     if len(names) <= MAX_CLASSES_CONFUSED:  # counts by true class (row) and prediction (column)
@@ -210,7 +217,8 @@ def _evaluate(
         numbers = {name: recorder.results[name] for name in OPEN_WORLD_METRICS}
         metrics["open_world"] = numbers | {"num_base_classes": num_base}
         metrics["ood"] = evaluator.detection()
-    return metrics, collector.arrays(labels, names) if cfg.TEST.SAVE_FEATURES else {}
+        kept |= evaluator.scores
+    return metrics, collector.arrays(labels, names) if cfg.TEST.SAVE_FEATURES else {}, kept
 
 
 def _logit_scale(trainer: Any) -> Tensor | None:
@@ -222,8 +230,8 @@ def _logit_scale(trainer: Any) -> Tensor | None:
 def softmax_scores(logits: Tensor, labels: Tensor) -> Tensor:
     """What calibration is computed from, (batch, 4), double, of logits (batch, n_cls) and labels (batch,).
 
-    By image: confidence (the largest probability), negative log-likelihood of the label in nats, Brier score, and
-    margin (the largest probability less the next).
+    By image, in the order of `SOFTMAX_SCORES`: the largest probability, the label's negative log-likelihood in nats,
+    the Brier score, and the margin (the largest probability less the next).
     """
     log_probabilities = logits.double().log_softmax(dim=1)
     probabilities, own = log_probabilities.exp(), labels[:, None]

@@ -4,12 +4,14 @@ import csv
 import io
 import re
 
+import numpy as np
 import pytest
 
 from reporting.__main__ import main
 from reporting.formats import FORMATS
 from reporting.methods import PROTOCOLS
 from reporting.table import build_table, document
+from results.calibration import save_predictions
 from results.schema import load_runs
 
 
@@ -135,3 +137,46 @@ def test_comparisons_take_them_in_points(both, capsys):
         ("ECE base", -5.0),
         ("NLL base x 100", -50.0),
     ]
+
+
+def save(folder, flags=(True, False, True, True)):
+    right = np.array(flags)
+    values = {"confidence": [0.9, 0.8, 0.7, 0.95], "nll": [0.1, 1.6, 0.4, 0.05], "brier": [0.02, 1.3, 0.2, 0.01]}
+    parts = {"label": np.zeros(4, int), "prediction": (~right).astype(int), **values, "margin": values["confidence"]}
+    save_predictions(folder / "predictions.npz", {"base": parts})
+
+
+def test_recompute_takes_other_bins_from_the_predictions(runs, capsys):
+    save(runs.add().parent)
+    older = runs.add(seed=2)
+    for bins, ece in (("1", 100 * (0.8375 - 0.75)), ("10", 100 * (0.1 + 0.8 + 0.3 - 0.05 - 0.05 + 0.1) / 4)):
+        assert main(["recompute", str(runs.root), "--bins", bins, "--format", "csv"]) == 0
+        out, err = capsys.readouterr()
+        (line,) = csv.DictReader(io.StringIO(out))
+        assert (line["split"], line["images"], line["accuracy"]) == ("base", "4", "75.0")
+        assert float(line["nll"]) == pytest.approx(2.15 / 4)
+        if bins == "1":
+            assert float(line["ece"]) == pytest.approx(ece, abs=1e-4)
+        assert f"{older} has no predictions.npz" in err
+    assert main(["recompute", str(runs.root)]) == 0
+    assert "| CoOp " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "no run has its predictions.npz"),
+        (b"PK damaged", "cannot be read"),
+        ("lacking", "lacks brier, confidence"),
+    ],
+)
+def test_recompute_refuses_what_it_cannot_use_in_one_line(runs, capsys, content, message):
+    path = runs.add().with_name("predictions.npz")
+    if content == "lacking":
+        np.savez(path, base_label=np.zeros(3))
+    elif content:
+        path.write_bytes(content)
+    assert main(["recompute", str(runs.root)]) == 2
+    error = capsys.readouterr().err
+    assert message in error
+    assert len(error.splitlines()) == 1

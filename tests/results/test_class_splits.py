@@ -9,8 +9,15 @@ from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
 from results import evaluate
-from results.calibration import fit_temperature
-from results.evaluate import OPEN_WORLD_METRICS, OpenWorld, check_class_splits, class_splits_of, evaluate_class_splits
+from results.calibration import calibration, fit_temperature, read_predictions
+from results.evaluate import (
+    OPEN_WORLD_METRICS,
+    OpenWorld,
+    auroc,
+    check_class_splits,
+    class_splits_of,
+    evaluate_class_splits,
+)
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 SPLIT_LABELS = {"all": range(5), "base": range(3), "new": range(3, 5)}
@@ -199,6 +206,30 @@ def test_outputs_that_are_no_numbers_stop_the_validation_too(cfg):
     trainer.model_inference = lambda input: torch.full_like(input, float("nan"))
     with pytest.raises(FloatingPointError, match="validation set: the model output is infinite or NaN"):
         evaluate_class_splits(trainer, cfg, ("base",))
+
+
+def test_every_images_numbers_are_kept_unless_they_are_not_wanted(cfg):
+    metrics = evaluate_class_splits(trained(SwitchingTrainer, cfg), cfg, ("base", "all"))
+    splits = read_predictions(Path(cfg.OUTPUT_DIR) / "predictions.npz")
+    names = ["label", "prediction", "confidence", "nll", "brier", "margin"]
+    assert {split: list(parts) for split, parts in splits.items()} == {
+        "base": names,
+        "all": [*names, "union", "msp", "energy", "max_logit"],
+    }
+    for split, parts in splits.items():
+        right = parts["label"] == parts["prediction"]
+        found = calibration(parts["confidence"], right, parts["nll"], parts["brier"])
+        for name in ("ece", "adaptive_ece", "mce", "nll", "brier"):
+            assert found[name] == pytest.approx(metrics[split]["calibration"][name], abs=1e-4)
+    base = splits["all"]["label"] < 3
+    assert 100 * auroc(splits["all"]["msp"][base], splits["all"]["msp"][~base]) == pytest.approx(
+        metrics["all"]["ood"]["msp"]["auroc"]
+    )
+    assert sum(array.itemsize for array in splits["base"].values()) == 18
+    (Path(cfg.OUTPUT_DIR) / "predictions.npz").unlink()
+    cfg = changed(cfg, TEST__SAVE_PREDICTIONS=False)
+    evaluate_class_splits(trained(SwitchingTrainer, cfg), cfg, ("base",))
+    assert not (Path(cfg.OUTPUT_DIR) / "predictions.npz").exists()
 
 
 def test_no_confusion_matrix_of_many_classes(cfg, monkeypatch):
