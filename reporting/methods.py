@@ -133,7 +133,8 @@ def _detection() -> Iterable[Metric]:
             default, lower = score == "union", name == "fpr95"
             if default and name == "auroc":
                 continue
-            key, heading = (name, label) if default else (f"{name}_{score}", f"{label} {score.replace('_', ' ')}")
+            shown = score.upper() if score in ("msp", "mcm") else score.replace("_", " ")
+            key, heading = (name, label) if default else (f"{name}_{score}", f"{label} {shown}")
             legend = f"{heading}: {words}, by {what}; {'lower' if lower else 'higher'} is better."
             of_run = partial(Run.detection, score=score, name=name)
             yield Metric(key, heading, of_run, lower=lower, group=key if default else score, legend=legend)

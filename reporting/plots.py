@@ -691,7 +691,7 @@ def reliability(runs: Sequence[Run], options: Options) -> Figure:
         bins = [tuple(map(sum, zip(*seeds, strict=True))) for seeds in zip(*tables, strict=True)]
         width, total = 100.0 / len(bins), sum(count for count, _ in bins)
         bars = {(place + 0.5) * width: 100.0 * right / count for place, (count, right) in enumerate(bins) if count}
-        panel.bar(bars.keys(), bars.values(), width=0.9 * width, color=colour, alpha=0.6)
+        panel.bar(bars.keys(), bars.values(), width=0.9 * width, color=colour, alpha=0.4)
         edges = [place * width for place in range(len(bins) + 1)]
         shares = [100.0 * count / total for count, _ in bins]
         panel.stairs(shares, edges, color="black", linewidth=1.0, label="share of images")

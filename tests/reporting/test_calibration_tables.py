@@ -121,7 +121,7 @@ def test_a_block_for_each_metric_where_data_sets_are_columns(runs):
 
 def test_a_table_of_older_results_says_what_they_lack(runs):
     path = runs.add()
-    assert shown(runs, "ece_all", "mcm").warnings == (f"{path} holds no ECE all, AUROC mcm, FPR95 mcm, AUPR mcm",)
+    assert shown(runs, "ece_all", "mcm").warnings == (f"{path} holds no ECE all, AUROC MCM, FPR95 MCM, AUPR MCM",)
 
 
 def test_an_unknown_metric_is_told_the_groups(runs, capsys):
