@@ -148,8 +148,12 @@ def _fit_on_validation(trainer: Any, cfg: Any) -> float | str:
     if cfg.DATASET.NUM_SHOTS < 1 or getattr(trainer, "val_loader", None) is None:
         return "no few-shot validation set"
     fitted = _Temperature(cfg)
-    with trainer.swapped(evaluator=fitted, **loaders_on_features(trainer, cfg)):
-        trainer.test("val")
+    try:
+        with trainer.swapped(evaluator=fitted, **loaders_on_features(trainer, cfg)):
+            trainer.test("val")
+    except FloatingPointError as error:  # the test decides whether the run ends here, and names its images
+        print(f"No temperature is fitted: {error}")
+        return f"validation: {error}"
     if fitted.temperature is None:
         return "none fits best: every validation image is right, or no better than chance"
     return fitted.temperature
@@ -257,7 +261,7 @@ class _Temperature(EvaluatorBase):
     def evaluate(self) -> OrderedDict[str, float]:
         logits = torch.cat(self.logits).cpu()
         if not logits.amax(dim=1).isfinite().all():
-            raise FloatingPointError("validation set: the model output is infinite or NaN")
+            raise FloatingPointError("the model output is infinite or NaN")
         self.temperature = fit_temperature(logits.numpy(), torch.cat(self.labels).cpu().numpy())
         said = "none fits best" if self.temperature is None else f"{self.temperature:.3f}"
         print(f"Temperature for calibration: {said}")
