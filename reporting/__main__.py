@@ -17,7 +17,7 @@ from pathlib import Path
 
 from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
-from reporting import compare, plots, report, table
+from reporting import compare, plots, recompute, report, table
 from reporting.formats import FORMATS, Document
 from reporting.methods import PROTOCOLS, check_protocol, of_protocol, selected
 from results.schema import Run, load_runs
@@ -56,6 +56,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_metrics(command)
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
 
+    words = "calibration of every run and class split, computed anew from predictions.npz"
+    command = commands.add_parser("recompute", help=words, description=words)
+    _add_files(command, run_recompute)
+    command.add_argument("--bins", type=int, default=15, help="of the calibration errors (default: %(default)s)")
+    command.add_argument("--format", choices=sorted(FORMATS), default="md")
+
     words = "a plot of runs, as PNG or SVG"
     kinds = "kinds: " + "; ".join(f"{name}: {kind.help}" for name, kind in plots.KINDS.items())
     command = commands.add_parser("plot", help=words, description=words, epilog=kinds)
@@ -63,7 +69,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_files(command, run_plot, "ends in .png or .svg")
     command.add_argument("--metric", default="", help="which number (default: H, or accuracy over all classes)")
     command.add_argument("--baseline", default="", help="gain: over which trainer (default: ZeroshotCLIP)")
-    command.add_argument("--split", default="", help="confusion, tsne: which class split (default: all)")
+    command.add_argument("--split", default="", help="confusion, tsne, reliability: which class split (default: all)")
     command.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG (default: %(default)s)")
     _add_selection(command)
 
@@ -139,6 +145,14 @@ def run_compare(args: argparse.Namespace) -> None:
     else:
         comparison = compare.build_comparison(runs, args.first, args.second, args.protocol, args.metrics)
         _write_document(args, compare.document(comparison))
+
+
+def run_recompute(args: argparse.Namespace) -> None:
+    """Compute calibration anew and write it out."""
+    if not 1 <= args.bins <= 1000:
+        raise ValueError(f"--bins must be between 1 and 1000, got {args.bins}")
+    _check_target(args)
+    _write_document(args, recompute.recomputed(load_runs(args.runs), args.bins))
 
 
 def run_plot(args: argparse.Namespace) -> None:

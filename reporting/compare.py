@@ -67,7 +67,7 @@ def build_comparison(
         runs: of one protocol; those of other methods are left aside.
         first: a trainer, trainer/setting, or a row's name in the table; as is `second`.
         protocol_name: one of `PROTOCOLS`; None takes the one that all runs share.
-        metrics: keys or labels of the metrics to compare, in this order; none for all.
+        metrics: keys, labels or groups of the metrics to compare, in this order; none for the protocol's own.
 
     Raises:
         ResultsError: the protocols differ, a name fits no method or several, the two share no data set and seed, or an
@@ -201,7 +201,8 @@ def _lines(metric: Metric, one: Method, other: Method) -> Iterable[MetricLine]:
         if left is not None and right is not None:
             by_shots[shots or 0].append(Pair(dataset, shots or 0, seed, left, right))
     for shots, pairs in sorted(by_shots.items()):
-        label, where = metric.label, _IN_WORDS.get(metric.key, f"in {metric.label}")
+        name = metric.label if metric.percent else f"{metric.label} x 100"
+        label, where = name, _IN_WORDS.get(metric.key, f"in {name}")
         if len(by_shots) > 1:
             label, where = f"{label}, {shots_text(shots)}", f"{where} with {shots_text(shots)}"
         result = compare_pairs(pairs)
@@ -215,7 +216,7 @@ def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int |
         value = metric.of_run(run)
         if value is not None:
             key = (run.dataset, None, None) if method.deterministic else (run.dataset, run.shots, run.seed)
-            values[key] = value
+            values[key] = value if metric.percent else 100 * value  # points are hundredths of either
     return values
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 from typing import Literal
 
 from common.commandline import printable
@@ -53,6 +55,10 @@ class Metric:
     label: str  # in headings
     of_run: Callable[[Run], float | None] | None = None  # in percent; None where the run has not got it
     harmonic_of: tuple[str, str] | None = None  # instead of `of_run`: the keys of the two averaged metrics
+    lower: bool = False  # whether lower is better
+    percent: bool = True
+    group: str = ""  # a name by which it is chosen together with others
+    legend: str = ""  # what it is, where the protocol's legend does not say it
 
 
 @dataclass(frozen=True)
@@ -63,6 +69,7 @@ class Protocol:
     columns_by: Literal["metric", "shots", "dataset"]
     metrics: tuple[Metric, ...]  # a single one where columns are shots or data sets
     legend: tuple[str, ...]  # what the columns mean
+    on_request: tuple[Metric, ...] = ()  # metrics that are shown where they are asked for only
     also_reads: tuple[str, ...] = ()  # other protocols whose runs hold everything this table needs
 
 
@@ -85,6 +92,56 @@ _OPEN_WORLD = (
     Metric("auroc", "AUROC", lambda run: run.open_world("auroc")),
     Metric("openworld_auc", "OpenworldAUC", lambda run: run.open_world("openworld_auc")),
 )
+# Of results.calibration: name in results.json, label, and what it is.
+_CALIBRATION = (
+    ("ece", "ECE", "expected calibration error, 15 bins of equal width (Guo et al., ICML 2017)"),
+    ("adaptive_ece", "adaptive ECE", "expected calibration error, 15 bins of equally many images"),
+    ("mce", "MCE", "maximum calibration error, 15 bins of equal width"),
+    ("nll", "NLL", "mean negative log-likelihood in nats, not in percent"),
+    ("brier", "Brier", "Brier score, summed over the classes: from 0 to 2, not in percent"),
+)
+
+
+def _calibration(*splits: str) -> tuple[Metric, ...]:
+    """The calibration metrics on class splits, without a temperature and at the validation set's."""
+    metrics = []
+    for (name, label, words), scaled in product(_CALIBRATION, (False, True)):
+        group, shown = (f"{name}_scaled", f"{label} scaled") if scaled else (name, label)
+        words = f"{words}, at the temperature that fits the few-shot validation set best" if scaled else words
+        how = {"lower": True, "percent": name not in ("nll", "brier"), "legend": f"{shown}: {words}; lower is better."}
+        for split in splits:
+            of_run = partial(Run.calibration, split=split, name=name, scaled=scaled)
+            alone = splits == ("all",)
+            key, heading = (group, shown) if alone else (f"{group}_{split}", f"{shown} {split}")
+            metrics.append(Metric(key, heading, of_run, group=group, **how))
+    return tuple(metrics)
+
+
+# Of results.evaluate.ood_scores.
+_DETECTION = {
+    "union": "the largest base-class probability over base and new classes",
+    "msp": "the largest probability over the base classes alone",
+    "mcm": "MCM (Ming et al., NeurIPS 2022): the softmax of cosine similarities over the base classes, temperature 1",
+    "energy": "energy (Liu et al., NeurIPS 2020): log-sum-exp of the base logits",
+    "max_logit": "the largest base logit",
+}
+
+
+def _detection() -> Iterable[Metric]:
+    """How well each score tells base from new images; the union's AUROC is the open-world table's."""
+    words = "base against new images, base positive"
+    for score, what in _DETECTION.items():
+        for name, label in (("auroc", "AUROC"), ("fpr95", "FPR95"), ("aupr", "AUPR")):
+            default, lower = score == "union", name == "fpr95"
+            if default and name == "auroc":
+                continue
+            shown = score.upper() if score in ("msp", "mcm") else score.replace("_", " ")
+            key, heading = (name, label) if default else (f"{name}_{score}", f"{label} {shown}")
+            legend = f"{heading}: {words}, by {what}; {'lower' if lower else 'higher'} is better."
+            of_run = partial(Run.detection, score=score, name=name)
+            yield Metric(key, heading, of_run, lower=lower, group=key if default else score, legend=legend)
+
+
 _BASE_NEW_LEGEND = (
     "base, new: accuracy on the base (new) classes' test images among the base (new) classes; trained on base.",
     "H: harmonic mean of the average base and the average new accuracy (the literature's convention, no deviation). "
@@ -101,12 +158,23 @@ _PER_DATASET, _HAND_WRITTEN = "Accuracy over all classes of each data set", "wit
 _FEW_SHOT = "Columns: shots per class. Accuracy over all classes."
 
 PROTOCOLS: Mapping[str, Protocol] = {
-    "open_world": Protocol("Open-world generalization", "metric", _OPEN_WORLD, _OPEN_WORLD_LEGEND),
-    "base_to_new": Protocol("Base-to-new generalization", "metric", _BASE_NEW, _BASE_NEW_LEGEND, ("open_world",)),
-    "few_shot": Protocol("Few-shot classification", "shots", (_ALL,), (_FEW_SHOT,)),
-    "cross_dataset": Protocol("Cross-dataset transfer", "dataset", (_ALL,), (f"{_PER_DATASET}.",)),
-    "domain_generalization": Protocol("Domain generalization", "dataset", (_ALL,), (f"{_PER_DATASET}.",)),
-    "zero_shot": Protocol("Zero-shot classification", "dataset", (_ALL,), (f"{_PER_DATASET}, {_HAND_WRITTEN}.",)),
+    "open_world": Protocol(
+        *("Open-world generalization", "metric", _OPEN_WORLD, _OPEN_WORLD_LEGEND),
+        on_request=(*_calibration("base", "new", "all"), *_detection()),
+    ),
+    "base_to_new": Protocol(
+        *("Base-to-new generalization", "metric", _BASE_NEW, _BASE_NEW_LEGEND),
+        on_request=_calibration("base", "new"),
+        also_reads=("open_world",),
+    ),
+    "few_shot": Protocol("Few-shot classification", "shots", (_ALL,), (_FEW_SHOT,), _calibration("all")),
+    "cross_dataset": Protocol("Cross-dataset transfer", "dataset", (_ALL,), (f"{_PER_DATASET}.",), _calibration("all")),
+    "domain_generalization": Protocol(
+        "Domain generalization", "dataset", (_ALL,), (f"{_PER_DATASET}.",), _calibration("all")
+    ),
+    "zero_shot": Protocol(
+        "Zero-shot classification", "dataset", (_ALL,), (f"{_PER_DATASET}, {_HAND_WRITTEN}.",), _calibration("all")
+    ),
 }
 
 
@@ -232,17 +300,22 @@ def differing_settings(runs: Sequence[Run]) -> set[str]:
 
 
 def chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[Metric]:
-    """The metrics that these names, keys or labels, stand for; all of them for no name.
+    """The metrics that these names, keys, labels or groups, stand for; for no name, the protocol's own.
 
     A ResultsError for an unknown one.
     """
-    known = {metric.label.lower(): metric for metric in protocol.metrics}
-    known |= {metric.key.lower(): metric for metric in protocol.metrics}
+    known: dict[str, list[Metric]] = {}
+    for metric in protocol.on_request:
+        known.setdefault(metric.group, []).append(metric)
+    groups = list(known)
+    for metric in (*protocol.on_request, *protocol.metrics):
+        known |= {metric.label.lower(): [metric], metric.key.lower(): [metric]}
     unknown = [name for name in names if name.strip().lower() not in known]
     if unknown:
-        choices = ", ".join(metric.key for metric in protocol.metrics)
+        choices = ", ".join([*(metric.key for metric in protocol.metrics), *groups])
         raise ResultsError(f"no metric {unknown[0]!r} in {protocol.title}; choose from {choices}")
-    return list(dict.fromkeys(known[name.strip().lower()] for name in names)) or list(protocol.metrics)
+    chosen = (metric for name in names for metric in known[name.strip().lower()])
+    return list(dict.fromkeys(chosen)) or list(protocol.metrics)
 
 
 def comparability(runs: Sequence[Run]) -> list[str]:

@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from numpy import ndarray
 
 FEATURES_FILE = "features.npz"
-MAX_CURVE_DATASETS, MAX_GATE_ROWS = 4, 6
+MAX_CURVE_DATASETS, MAX_GATE_ROWS, MAX_RELIABILITY = 4, 6, 16
 MAX_NAMED_CLASSES, MAX_NUMBERED_CLASSES = 40, 12  # of a confusion matrix, so that names and numbers can be read
 MAX_IMAGES, MAX_LISTED_CLASSES = 2000, 30  # of t-SNE
 # Trainers that share a colour; the first has its first dash. The order is that of COLOURS.
@@ -253,17 +253,19 @@ def _one_number_of_shots(runs: Sequence[Run], protocol: Protocol, what: str) -> 
 
 def _chosen_metric(protocol: Protocol, key: str) -> Metric:
     """A metric that every run has a value of; by default the run's H, or the accuracy over all classes."""
-    metrics = {metric.key: metric for metric in protocol.metrics if metric.of_run is not None}
+    metrics = {metric.key: metric for metric in (*protocol.metrics, *protocol.on_request) if metric.of_run is not None}
     # H of the averages is no run's number: a run has its own H
     key = "average_H" if key == "H" else key or ("average_H" if "average_H" in metrics else "all")
     if key not in metrics:
-        raise PlotError(f"no metric {key!r} in {protocol.title}; choose from {', '.join(metrics)}")
+        own = ", ".join(metric.key for metric in protocol.metrics if metric.of_run is not None)
+        more = f", or {protocol.on_request[0].key} and others of docs/reporting.md"
+        raise PlotError(f"no metric {key!r} in {protocol.title}; choose from {own}{more}")
     return metrics[key]
 
 
 def _axis_label(metric: Metric) -> str:
     names = {"average_H": "H", "all": "accuracy", "base": "base accuracy", "new": "new accuracy"}
-    return f"{names.get(metric.key, metric.label)} (%)"
+    return f"{names.get(metric.key, metric.label)}{' (%)' if metric.percent else ''}"
 
 
 # Accuracy
@@ -660,6 +662,57 @@ def gates(runs: Sequence[Run], options: Options) -> Figure:
     return figure
 
 
+# Calibration
+
+
+def reliability(runs: Sequence[Run], options: Options) -> Figure:
+    """reliability diagram: accuracy by confidence, and the share of images, in bins of equal width, summed over seeds
+
+    One panel per method and data set, of one class split. ECE is the mean of the seeds' own.
+    """
+    protocol, methods = arranged(runs)
+    _one_number_of_shots(runs, protocol, "a reliability diagram")
+    splits = (options.split,) if options.split else ("all", "base", "new")
+    recorded = [name for name in splits for run in runs if _bins_of(run, name)]
+    if not recorded:
+        raise PlotError(f"no run recorded the calibration of class split {splits[0]!r}: {runs[0].path}")
+    split = recorded[0]
+    drawn = []
+    for (method, look), dataset in product(methods, datasets_of(runs)):
+        if there := [run for run in method.runs_on(dataset) if _bins_of(run, split)]:
+            drawn.append((f"{method.label}, {dataset}", look["color"], there))
+    at_most(drawn, MAX_RELIABILITY, "methods and data sets")
+    figure, axes = panels(len(drawn), size=(3.2, 3.2))
+    for panel, (title, colour, there) in zip(axes, drawn, strict=True):
+        tables = [_bins_of(run, split) for run in there]
+        if len({len(table) for table in tables}) > 1:
+            paths = ", ".join(str(run.path) for run in there)
+            raise PlotError(f"the runs' reliability diagrams have different bins: {paths}")
+        bins = [tuple(map(sum, zip(*seeds, strict=True))) for seeds in zip(*tables, strict=True)]
+        width, total = 100.0 / len(bins), sum(count for count, _ in bins)
+        bars = {(place + 0.5) * width: 100.0 * right / count for place, (count, right) in enumerate(bins) if count}
+        panel.bar(bars.keys(), bars.values(), width=0.9 * width, color=colour, alpha=0.4)
+        edges = [place * width for place in range(len(bins) + 1)]
+        shares = [100.0 * count / total for count, _ in bins]
+        panel.stairs(shares, edges, color="black", linewidth=1.0, label="share of images")
+        panel.plot([0, 100], [0, 100], color="#777777", linestyle="--", linewidth=1.0, label="accuracy = confidence")
+        errors = [error for run in there if (error := run.calibration(split, "ece")) is not None]
+        if errors:
+            seeds = f" (n={len(errors)})" if len(errors) > 1 else ""
+            panel.text(4, 94, f"ECE {fmean(errors):.1f} %{seeds}", fontsize=8, va="top")
+        panel.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="accuracy (%)")
+        panel.set_title(wrapped(panel, f"{title}, class split {split}"))
+    legend_below(figure, axes)
+    return figure
+
+
+def _bins_of(run: Run, split: str) -> list[tuple[int, int]]:
+    """Images and right predictions in each bin of a run's confidences; empty where it recorded none."""
+    bins = run.record["metrics"].get(split, {}).get("calibration", {}).get("bins", {})
+    count, correct = bins.get("count", []), bins.get("correct", [])
+    return list(zip(count, correct, strict=True)) if len(count) == len(correct) and sum(count) else []
+
+
 # One method, one run
 
 
@@ -785,5 +838,5 @@ def _features_of(run: Run, split: str) -> tuple[str, ndarray, ndarray, ndarray, 
     return split, images, content["labels"], texts, [str(name) for name in content["classnames"]]
 
 
-_DRAW = (few_shot, base_new, gain, radar, seeds, gates, tsne, confusion, curves)
+_DRAW = (few_shot, base_new, gain, radar, seeds, gates, tsne, confusion, curves, reliability)
 KINDS = {draw.__name__: Kind(" ".join(draw.__doc__.split("\n\n")[0].split()), draw) for draw in _DRAW}

@@ -42,8 +42,10 @@ from reporting.stats import Summary, average_over, harmonic_of_averages
 from results.schema import ResultsError, Run, canonical_dataset
 
 MAX_KEYS = 5  # settings that a row's columns differ in, named in the legend
+_IN_PERCENT, _MOSTLY = "All numbers in percent;", "Numbers in percent, but where this legend says otherwise;"
+_COLUMNS = "Columns: shots per class."
 _COUNTING = (
-    "All numbers in percent; mean ± sample standard deviation (n - 1) over the seeds listed; one seed (n=1): no "
+    f"{_IN_PERCENT} mean ± sample standard deviation (n - 1) over the seeds listed; one seed (n=1): no "
     "deviation. deterministic: nothing is trained, every seed gives the same number.",
     'A "-" stands where no finished run has the number; (n=k) in a cell: fewer seeds than its row lists.',
 )
@@ -80,6 +82,7 @@ class Block:
     rows: tuple[Row, ...]  # the same methods in the same order in every block of a table
     dataset: str | None = None  # that the block is about; None for averages and for blocks about several
     key: str = ""  # in the papers' layout, the column that the block has of every data set
+    lower: frozenset[str] = frozenset()  # columns of which the lowest number is the best
 
     def for_reading(self) -> Block:
         """The block without published rows that have nothing to say in it.
@@ -123,15 +126,17 @@ def build_table(
             number of shots) with the data sets as columns, "average" for the average over the data sets alone. Where
             the data sets are columns anyway, only "average" changes anything.
         published: which published rows to add, "measured" or "all"; None for none.
-        metrics: keys or labels of the metrics to show, in this order; none for all.
+        metrics: keys, labels or groups of the metrics to show, in this order; none for the protocol's own.
 
     Raises:
-        ResultsError: runs of another protocol, two runs with nothing to tell them apart, an unknown metric, or an
-            average over one data set.
+        ResultsError: runs of another protocol, two runs with nothing to tell them apart, an unknown metric, several
+            metrics where the columns are numbers of shots, or an average over one data set.
     """
     protocol_name = check_protocol(runs, protocol_name)
     protocol = PROTOCOLS[protocol_name]
     chosen = chosen_metrics(protocol, metrics)
+    requested = [metric for metric in chosen if metric not in protocol.metrics]
+    every = (*protocol.metrics, *requested)
     methods = group_methods(runs, protocol)
     by_dataset, by_shots = protocol.columns_by == "dataset", protocol.columns_by == "shots"
     sources = {run.source_dataset for run in runs} - {None}
@@ -139,9 +144,15 @@ def build_table(
     shots = sorted({run.shots for run in runs}) if by_shots else [None]
 
     # a number stands at a place, which is a data set or an average over them, under a metric or a number of shots
-    keys = {metric.key: metric.label for metric in chosen}
+    keys, title = {metric.key: metric.label for metric in chosen}, protocol.title
+    lower = frozenset(metric.key for metric in chosen if metric.lower)
     if by_shots:
+        if len(chosen) > 1:
+            raise ResultsError(f"a table by shots shows one metric: choose one of {', '.join(keys)} with --metrics")
+        every, (metric,) = chosen, chosen
+        title = f"{title}: {metric.label}" if requested else title
         keys = {str(count): shots_text(count) for count in shots}
+        lower = frozenset(keys) if metric.lower else frozenset()
     places, targets = list(datasets), [name for name in datasets if not (by_dataset and name in sources)]
     if len(targets) > 1:
         short = by_dataset and AVERAGE not in datasets
@@ -151,7 +162,7 @@ def build_table(
     rows = []
     for method in methods:
         cells: dict[tuple[str, str], Summary | None] = {}
-        for place, metric, count in product(places, protocol.metrics, shots):
+        for place, metric, count in product(places, every, shots):
             key = str(count) if by_shots else metric.key
             if metric.harmonic_of:
                 cells[place, key] = harmonic_of_averages(*(cells[place, part] for part in metric.harmonic_of))
@@ -160,11 +171,19 @@ def build_table(
             else:
                 cells[place, key] = average_over([cells[name, key] for name in targets])
         rows.append(Row(method, cells))
-    legend = [*_COUNTING, *protocol.legend, *_runs_legend(runs, methods, by_shots, sources)]
+    counting = [
+        line.replace(_IN_PERCENT, _MOSTLY) if any(not m.percent for m in chosen) else line for line in _COUNTING
+    ]
+    own = protocol.legend
+    if len(requested) == len(chosen) and protocol.columns_by != "metric":  # which is about accuracy
+        own = (_COLUMNS,) if by_shots else ()
+    asked = dict.fromkeys(metric.legend for metric in requested)
+    legend = [*counting, *own, *asked, *_runs_legend(runs, methods, by_shots, sources)]
     if published is not None:
         trainers = {method.trainer for method in methods}
-        entries = chosen_entries(protocol_name, trainers, published)
-        row_keys = list(keys) if by_shots else [metric.key for metric in protocol.metrics]
+        # published few-shot values are accuracies
+        entries = () if by_shots and requested else chosen_entries(protocol_name, trainers, published)
+        row_keys = list(keys) if by_shots else [metric.key for metric in every]
         published_shots = None if by_shots else SHOTS
         rows, places, notes = _with_published(rows, places, row_keys, targets, entries, published_shots)
         legend += notes
@@ -175,21 +194,29 @@ def build_table(
     def within(place: str) -> tuple[Row, ...]:
         return tuple(replace(row, cells={key: row.cells[place, key] for key in keys}) for row in rows)
 
+    def lowest_in(key: str, columns: Iterable[str]) -> frozenset[str]:
+        return frozenset(columns) if key in lower else frozenset()
+
     if group == "average":
         places = [place for place in places if place not in datasets]
     if by_dataset:
         labels = {place: f"{place} (source)" if place in sources else place for place in places}
-        blocks = [Block(protocol.title, labels, across(key)) for key in keys]
+        titles = {key: label if requested else title for key, label in keys.items()}
+        blocks = [Block(titles[key], labels, across(key), lower=lowest_in(key, labels)) for key in keys]
     elif group == "metric":
         labels = {place: place for place in places}
-        blocks = [Block(label, labels, across(key), key=key) for key, label in keys.items()]
+        blocks = [
+            Block(label, labels, across(key), key=key, lower=lowest_in(key, labels)) for key, label in keys.items()
+        ]
     else:
-        blocks = [Block(place, keys, within(place), place if place in datasets else None) for place in places]
+        blocks = [
+            Block(place, keys, within(place), place if place in datasets else None, lower=lower) for place in places
+        ]
     entering = {metric.key for metric in chosen}.union(*(metric.harmonic_of or () for metric in chosen))
-    read = [metric for metric in protocol.metrics if metric.key in entering and metric.of_run]
+    read = [metric for metric in every if metric.key in entering and metric.of_run]
     warnings = _warnings(methods, read, list(product(datasets, shots)))
     legend, warnings = tuple(map(printable, dict.fromkeys(legend))), tuple(map(printable, warnings))
-    return Table(protocol_name, protocol.title, tuple(blocks), legend, warnings)
+    return Table(protocol_name, title, tuple(blocks), legend, warnings)
 
 
 def _with_published(
@@ -306,11 +333,11 @@ def document(table: Table, digits: int = 2) -> Document:
     """The table for the writers of `formats`, rounded to so many decimals for reading."""
     grids = []
     for block in map(Block.for_reading, table.blocks):
-        best = {}  # each column's largest measured mean as it is shown, where two rows or more have one
+        best = {}  # each column's best measured mean as it is shown, where two rows or more have one
         for key in block.columns:
             measured = [row.cells[key] for row in block.rows if not row.source]
             means = [round(cell.mean, digits) for cell in measured if cell is not None]
-            best[key] = max(means) if len(means) > 1 else None
+            best[key] = (min if key in block.lower else max)(means) if len(means) > 1 else None
         lines = []
         for row in block.rows:
             seeds = "deterministic" if row.deterministic else ", ".join(map(str, row.seeds))

@@ -19,13 +19,21 @@ from torch import Tensor
 from dassl.config import cfg_default
 from dassl.engine import build_trainer
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
+from results.calibration import PREDICTIONS_FILE, calibration, fit_temperature, save_predictions
 from results.features import FeatureCollector, loaders_on_features, save_features
 
 CLASS_SPLITS = ("base", "new", "all")
 OPEN_WORLD_METRICS = ("accuracy_all", "open_base", "open_new", "open_H", "auroc", "openworld_auc")
+OOD_SCORES = ("union", "msp", "mcm", "energy", "max_logit")  # see ood_scores
+SOFTMAX_SCORES = ("confidence", "nll", "brier", "margin")  # see softmax_scores
+OOD_METRICS = ("auroc", "fpr95", "aupr")
 MAX_CLASSES_CONFUSED = 100  # a larger confusion matrix would fill results.json, and no plot could show it
 
 cfg_default.TEST.CLASS_SPLITS = ()  # for example ("base", "new", "all"); empty: the classes trained on
+# Fit a temperature to the few-shot validation set, for the calibration at it: one pass over at most 4 images per class.
+cfg_default.TEST.FIT_TEMPERATURE = True
+# Keep every image's label, prediction, confidence and scores in predictions.npz: 18 bytes per image and class split.
+cfg_default.TEST.SAVE_PREDICTIONS = True
 # Protocol that a run belongs to, for the tables; empty: what its class splits amount to.
 cfg_default.TEST.PROTOCOL = ""
 # Registered name of the data set that the weights were trained on, in protocols that test on others; empty: this one.
@@ -80,15 +88,20 @@ def evaluate_class_splits(
         load_epoch: with `model_dir`: which epoch to load; default the best one, as in Dassl.
 
     Returns:
-        For each split: accuracy, error_rate and macro_f1 in percent, num_images, num_classes, per_class, seconds; with
-        up to `MAX_CLASSES_CONFUSED` classes confusion, counts by true class and prediction; and for `all` after
-        training on `base` also open_world. With `TEST.SAVE_FEATURES` the features lie in features.npz.
+        For each split: accuracy, error_rate and macro_f1 in percent, num_images, num_classes, per_class, calibration,
+        seconds; with up to `MAX_CLASSES_CONFUSED` classes confusion, counts by true class and prediction; and for `all`
+        after training on `base` also open_world and ood, see :class:`OpenWorld`. calibration has what
+        :func:`results.calibration.calibration` returns, and the same at the temperature of the few-shot validation set
+        (`scaled`), or a note why there is none. With `TEST.SAVE_PREDICTIONS` every image's numbers lie in
+        predictions.npz, see :func:`results.calibration.save_predictions`. With `TEST.SAVE_FEATURES` the features lie in
+        features.npz.
 
     Raises:
         ValueError: a split name is wrong, or base-to-new open-world metrics are not defined on this data.
     """
     splits, trained_on = check_class_splits(splits), cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
-    metrics, features, current = {}, {}, trained_on
+    metrics, features, predictions, current = {}, {}, {}, trained_on
+    temperature = _fit_on_validation(trainer, cfg)  # now, while the trainer has the classes it was trained on
     try:
         for split in splits:
             tested = trainer
@@ -101,12 +114,16 @@ def evaluate_class_splits(
                     load_epoch = max(trainer.epoch + 1, trainer.start_epoch)
                 tested = build_trainer(_changed(cfg, "DATASET.SUBSAMPLE_CLASSES", split))
                 tested.load_model(model_dir or cfg.OUTPUT_DIR, epoch=load_epoch)
-            metrics[split], features[split] = _evaluate(tested, cfg, split, split == "all" and trained_on == "base")
+            open_world = split == "all" and trained_on == "base"
+            found = _evaluate(tested, cfg, split, open_world, temperature)
+            metrics[split], features[split], predictions[split] = found
     finally:
         if current != trained_on:
             trainer.set_class_split(trained_on)
     if cfg.TEST.SAVE_FEATURES:
         save_features(cfg.OUTPUT_DIR, features)
+    if cfg.TEST.SAVE_PREDICTIONS and cfg.OUTPUT_DIR:
+        save_predictions(Path(cfg.OUTPUT_DIR) / PREDICTIONS_FILE, predictions)
     return metrics
 
 
@@ -118,8 +135,34 @@ def _changed(cfg: Any, key: str, value: str) -> Any:
     return cfg
 
 
-def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Test on one class split; returns its metrics, and its features where they are wanted."""
+def _fit_on_validation(trainer: Any, cfg: Any) -> float | str:
+    """The temperature that fits the few-shot validation set of the classes trained on, or why there is none.
+
+    Never on other classes or data sets than those trained on: their labels are the test's.
+    """
+    trained_on = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
+    if not cfg.TEST.FIT_TEMPERATURE:
+        return "not asked for"
+    if cfg.TEST.SOURCE_DATASET or trained_on == "new":
+        return "the validation set is not of the classes trained on"
+    if cfg.DATASET.NUM_SHOTS < 1 or getattr(trainer, "val_loader", None) is None:
+        return "no few-shot validation set"
+    fitted = _Temperature(cfg)
+    try:
+        with trainer.swapped(evaluator=fitted, **loaders_on_features(trainer, cfg)):
+            trainer.test("val")
+    except FloatingPointError as error:  # the test decides whether the run ends here, and names its images
+        print(f"No temperature is fitted: {error}")
+        return f"validation: {error}"
+    if fitted.temperature is None:
+        return "none fits best: every validation image is right, or no better than chance"
+    return fitted.temperature
+
+
+def _evaluate(
+    trainer: Any, cfg: Any, split: str, open_world: bool, temperature: float | str
+) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Test on one class split; returns its metrics, its features where they are wanted, and its predictions."""
     names: Mapping[int, str] = trainer.lab2cname
     num_base = num_base_classes(len(names))
     cfg_split = cfg
@@ -130,7 +173,10 @@ def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> tuple[dic
         print(f"Class split *{split}* is measured by OpenWorld in place of {cfg.TEST.EVALUATOR}")
     # of the class names of this split; the trainer's evaluator knows the training classes
     evaluator = OpenWorld(cfg_split, names, num_base) if open_world else build_evaluator(cfg_split, lab2cname=names)
-    recorder = _Recorder(evaluator, split)
+    if open_world:
+        evaluator.logit_scale = _logit_scale(trainer)
+    temperatures = [1.0] if isinstance(temperature, str) else [1.0, temperature]
+    recorder = _Recorder(evaluator, split, temperatures)
     parts: dict[str, Any] = {"evaluator": recorder}
     if cfg.TEST.SAVE_FEATURES:
         collector = FeatureCollector(trainer.model)
@@ -161,6 +207,12 @@ def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> tuple[dic
         "num_images": labels.numel(),
         "per_class": per_class,
     }
+    right = (labels == predictions).numpy()
+    scores = torch.cat(recorder.scores).cpu().numpy().transpose(1, 2, 0)  # (temperatures, 4, images)
+    plain, *scaled = (calibration(confidence, right, nll, brier) for confidence, nll, brier, _ in scores)
+    kept = {"label": labels, "prediction": predictions} | dict(zip(SOFTMAX_SCORES, scores[0], strict=True))
+    of_validation = {"temperature": temperature, "scaled": scaled[0]} if scaled else {"no_temperature": temperature}
+    metrics["calibration"] = plain | of_validation
     if len(names) <= MAX_CLASSES_CONFUSED:  # counts by true class (row) and prediction (column)
         counts = torch.bincount(labels * len(names) + predictions, minlength=len(names) ** 2)
         metrics["confusion"] = counts.view(len(names), len(names)).tolist()
@@ -168,27 +220,78 @@ def _evaluate(trainer: Any, cfg: Any, split: str, open_world: bool) -> tuple[dic
     if open_world:
         numbers = {name: recorder.results[name] for name in OPEN_WORLD_METRICS}
         metrics["open_world"] = numbers | {"num_base_classes": num_base}
-    return metrics, collector.arrays(labels, names) if cfg.TEST.SAVE_FEATURES else {}
+        metrics["ood"] = evaluator.detection()
+        kept |= evaluator.scores
+    return metrics, collector.arrays(labels, names) if cfg.TEST.SAVE_FEATURES else {}, kept
+
+
+def _logit_scale(trainer: Any) -> Tensor | None:
+    """What CLIP multiplies cosine similarities by, None where the trainer's model does not show it."""
+    scale = getattr(getattr(trainer, "model", None), "logit_scale", None)
+    return scale.detach().double().exp() if isinstance(scale, Tensor) else None
+
+
+def softmax_scores(logits: Tensor, labels: Tensor) -> Tensor:
+    """What calibration is computed from, (batch, 4), double, of logits (batch, n_cls) and labels (batch,).
+
+    By image, in the order of `SOFTMAX_SCORES`: the largest probability, the label's negative log-likelihood in nats,
+    the Brier score, and the margin (the largest probability less the next).
+    """
+    log_probabilities = logits.double().log_softmax(dim=1)
+    probabilities, own = log_probabilities.exp(), labels[:, None]
+    # a single class has nothing beside it
+    top = torch.cat([probabilities, torch.zeros_like(probabilities[:, :1])], dim=1).topk(2, dim=1).values
+    brier = probabilities.square().sum(dim=1) - 2 * probabilities.gather(1, own)[:, 0] + 1
+    nll = -log_probabilities.gather(1, own)[:, 0]
+    return torch.stack([top[:, 0], nll, brier, top[:, 0] - top[:, 1]], dim=1)
+
+
+class _Temperature(EvaluatorBase):
+    """Fits a temperature to the outputs it sees."""
+
+    def reset(self) -> None:
+        self.logits: list[Tensor] = []
+        self.labels: list[Tensor] = []
+        self.temperature: float | None = None
+
+    def process(self, mo: Tensor, gt: Tensor) -> None:
+        self.logits.append(mo.detach().double())  # on the device: it is waited for at the end
+        self.labels.append(gt.detach())
+
+    def evaluate(self) -> OrderedDict[str, float]:
+        logits = torch.cat(self.logits).cpu()
+        if not logits.amax(dim=1).isfinite().all():
+            raise FloatingPointError("the model output is infinite or NaN")
+        self.temperature = fit_temperature(logits.numpy(), torch.cat(self.labels).cpu().numpy())
+        said = "none fits best" if self.temperature is None else f"{self.temperature:.3f}"
+        print(f"Temperature for calibration: {said}")
+        return OrderedDict(temperature=self.temperature or 1.0)
 
 
 class _Recorder(EvaluatorBase):
-    """Passes everything to another evaluator, keeping its results and every label and prediction."""
+    """Passes everything to another evaluator, keeping its results and what is needed of every image.
 
-    def __init__(self, evaluator: EvaluatorBase, split: str) -> None:
+    The latter are labels, predictions, and `softmax_scores` at each temperature, (batch, temperatures, 4).
+    """
+
+    def __init__(self, evaluator: EvaluatorBase, split: str, temperatures: Sequence[float]) -> None:
         super().__init__(evaluator.cfg)
-        self.evaluator, self.split = evaluator, split
+        self.evaluator, self.split, self.temperatures = evaluator, split, temperatures
         self.reset()
 
     def reset(self) -> None:
         self.evaluator.reset()
         self.labels: list[Tensor] = []
         self.predictions: list[Tensor] = []
+        self.scores: list[Tensor] = []
         self.results: Mapping[str, float] = {}
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
         self.evaluator.process(mo, gt)
-        self.labels.append(gt.detach())  # on the device: it is waited for at the end
+        logits, labels = mo.detach().double(), gt.detach()
+        self.labels.append(labels)  # on the device: it is waited for at the end
         self.predictions.append(mo.detach().argmax(dim=1))
+        self.scores.append(torch.stack([softmax_scores(logits / t, labels) for t in self.temperatures], dim=1))
 
     def evaluate(self) -> OrderedDict[str, float]:
         if not self.labels:
@@ -202,6 +305,8 @@ class _Recorder(EvaluatorBase):
 class OpenWorld(Classification):
     """`Classification` that also reports open-world generalization: one softmax over base and new classes.
 
+    Beside these results it has `detection()`: how well scores tell base images from those of new classes.
+
     Args:
         cfg: the run's configuration.
         lab2cname: label -> class name.
@@ -214,11 +319,14 @@ class OpenWorld(Classification):
     ) -> None:
         super().__init__(cfg, lab2cname=lab2cname, **kwargs)
         self.num_base = num_base
+        self.logit_scale: Tensor | None = None  # what the logits are cosine similarities times; None: no MCM
         self._batches: list[tuple[Tensor, ...]] = []
+        self.scores: dict[str, Tensor] = {}  # of OOD_SCORES, after evaluate(): (images,) each, on the CPU
+        self._base: Tensor | None = None  # whether each image is of a base class
 
     def reset(self) -> None:
         super().reset()
-        self._batches = []
+        self._batches, self.scores, self._base = [], {}, None
 
     def process(self, mo: Tensor, gt: Tensor) -> None:
         """Take one batch: logits (batch, n_cls) over base and new classes (ValueError: of one), and labels (batch,)."""
@@ -235,10 +343,10 @@ class OpenWorld(Classification):
             )
         # double, because probabilities near one tie in float32 and a tie does not count in OpenworldAUC
         logits = mo.detach().double()
-        base_probability = logits.softmax(dim=1)[:, :num_base].amax(dim=1)
+        scores = ood_scores(logits, num_base, self.logit_scale)
         within_base = logits[:, :num_base].argmax(dim=1)
         within_new = logits[:, num_base:].argmax(dim=1) + num_base
-        self._batches.append((gt.detach(), logits.argmax(dim=1), base_probability, within_base, within_new))
+        self._batches.append((gt.detach(), logits.argmax(dim=1), scores, within_base, within_new))
 
     def evaluate(self) -> OrderedDict[str, float]:
         """Print and return Dassl's results, then the open-world ones, in percent.
@@ -251,10 +359,11 @@ class OpenWorld(Classification):
             return results
         if not self._batches:
             raise ValueError("open-world evaluation saw no image since num_base was set")
-        labels, predicted, score, within_base, within_new = (
+        labels, predicted, scores, within_base, within_new = (
             torch.cat(parts).cpu() for parts in zip(*self._batches, strict=True)
         )
-        base, new = labels < self.num_base, labels >= self.num_base
+        self.scores = {name: column for name, column in zip(OOD_SCORES, scores.t(), strict=True) if self._has(name)}
+        score, base, new = self.scores["union"], labels < self.num_base, labels >= self.num_base
         if not base.any() or not new.any():
             raise ValueError(
                 "open-world evaluation needs images of base and of new classes, "
@@ -271,7 +380,46 @@ class OpenWorld(Classification):
         print("=> open-world result")
         print("\n".join(f"* {name}: {value:.1f}%" for name, value in open_world.items()))
         results.update(open_world)
+        self._base = base
         return results
+
+    def _has(self, name: str) -> bool:
+        return name != "mcm" or self.logit_scale is not None
+
+    def detection(self) -> dict[str, dict[str, float]]:
+        """AUROC, FPR95 and AUPR in percent by score of `OOD_SCORES`, base images being the positive ones.
+
+        Known after `evaluate()`.
+        """
+        found = {}
+        for name, score in self.scores.items():
+            base, new = score[self._base], score[~self._base]
+            values = auroc(base, new), fpr95(base, new), aupr(base, new)
+            found[name] = {metric: 100.0 * value for metric, value in zip(OOD_METRICS, values, strict=True)}
+        return found
+
+
+def ood_scores(logits: Tensor, num_base: int, logit_scale: Tensor | float | None) -> Tensor:
+    """Scores by which base images are told from those of new classes, (batch, 5), double; larger means more like base.
+
+    In the order of `OOD_SCORES`, of logits (batch, n_cls) over base and new classes:
+
+    - union: the largest base-class probability, softmax over all classes; r(x) of OpenworldAUC, and the open-world
+      table's AUROC. The other scores know no new class name:
+    - msp: the largest probability, softmax over the base classes (Hendrycks and Gimpel, ICLR 2017).
+    - mcm: the same of cosine similarities, temperature 1 (Ming et al., "Delving into Out-of-Distribution Detection
+      with Vision-Language Representations", NeurIPS 2022, https://arxiv.org/abs/2211.13445). Cosine similarities are
+      the logits over ``logit_scale``; where that is None, NaN.
+    - energy: log-sum-exp of the base logits, temperature 1 (Liu et al., "Energy-based Out-of-distribution Detection",
+      NeurIPS 2020, https://arxiv.org/abs/2010.03759; its negative energy).
+    - max_logit: the largest base logit (Hendrycks et al., ICML 2022, https://arxiv.org/abs/1911.11132).
+    """
+    logits = logits.double()
+    base = logits[:, :num_base]
+    union = logits.softmax(dim=1)[:, :num_base].amax(dim=1)
+    msp, energy, largest = base.softmax(dim=1).amax(dim=1), base.logsumexp(dim=1), base.amax(dim=1)
+    mcm = (base / (math.nan if logit_scale is None else logit_scale)).softmax(dim=1).amax(dim=1)
+    return torch.stack([union, msp, mcm, energy, largest], dim=1)
 
 
 # Metrics of tensors, arrays or lists, as fractions in [0, 1]; the rank statistics cost O(n log n), so that ImageNet's
@@ -301,6 +449,33 @@ def auroc(scores_pos: Any, scores_neg: Any) -> float:
     positive, negative = _scores(scores_pos, "scores_pos"), _scores(scores_neg, "scores_neg").sort().values
     wins_twice = sum(int(torch.searchsorted(negative, positive, side=side).sum()) for side in ("left", "right"))
     return wins_twice / (2 * len(positive) * len(negative))
+
+
+def fpr95(scores_pos: Any, scores_neg: Any) -> float:
+    """Share of negatives that score at least as high as the threshold which 95 % of the positives reach.
+
+    The threshold is the largest score that at least 95 % of the positives, (n_pos,), are not below; the negatives,
+    (n_neg,), that tie with it count as wrong. Hendrycks and Gimpel, ICLR 2017; Liang et al. ("ODIN"), ICLR 2018.
+    """
+    positive, negative = (
+        _scores(scores_pos, "scores_pos").sort(descending=True).values,
+        _scores(scores_neg, "scores_neg"),
+    )
+    threshold = positive[-(-95 * len(positive) // 100) - 1]
+    return int((negative >= threshold).sum()) / len(negative)
+
+
+def aupr(scores_pos: Any, scores_neg: Any) -> float:
+    """Area under the precision-recall curve as average precision, in steps: sum over thresholds of (R_n - R_n-1) P_n.
+
+    The scores have shapes (n_pos,) and (n_neg,); equal ones share a threshold, as in scikit-learn.
+    """
+    positive, negative = (_scores(side, f"scores_{name}") for side, name in ((scores_pos, "pos"), (scores_neg, "neg")))
+    thresholds, hits = positive.unique(return_counts=True)
+    # positives, then negatives, that are not below each threshold
+    found = hits.flip(0).cumsum(0).flip(0)
+    wrong = len(negative) - torch.searchsorted(negative.sort().values, thresholds, side="left")
+    return float((hits * (found / (found + wrong).double())).sum()) / len(positive)
 
 
 def openworld_auc(base_scores: Any, base_correct: Any, new_scores: Any, new_correct: Any) -> float:

@@ -31,7 +31,10 @@ DIVERGED_FILE = "diverged.json"
 CONFUSION_FILE = "cmat.pt"
 # What a run writes in its folder, and in those of its models, of TensorBoard and of class splits. A new log takes a
 # name of its own.
-RUN_FILES = (RESULTS_FILE, CONFIG_FILE, RESUME_NAME, DIVERGED_FILE, "history.csv", "features.npz", CONFUSION_FILE)
+RUN_FILES = (
+    *(RESULTS_FILE, CONFIG_FILE, RESUME_NAME, DIVERGED_FILE, "history.csv", "features.npz", "predictions.npz"),
+    CONFUSION_FILE,
+)
 MODEL_FOLDERS = ("prompt_learner", "MultiModalPromptLearner", "VLPromptLearner", "model")
 CHECKPOINTS = re.compile(r"model\.pth\.tar-[0-9]+|model-best\.pth\.tar|checkpoint")
 EVENTS = re.compile(r"events\.out\.tfevents\..+")
@@ -202,6 +205,7 @@ def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
     if "tensorboard" in settings.get("TRAIN.TRACKERS", ("tensorboard",)):
         below["tensorboard"] = EVENTS
     asked = {"features.npz": "TEST.SAVE_FEATURES", CONFUSION_FILE: "TEST.COMPUTE_CMAT"}
+    asked["predictions.npz"] = "TEST.SAVE_PREDICTIONS"  # a key that earlier versions lack: they wrote no such file
     for name, names in below.items():
         if files := _files(folder / name, names):
             for path in files:
@@ -209,7 +213,7 @@ def remove_run(folder: Path, models: Iterable[str] = MODEL_FOLDERS) -> None:
             with suppress(OSError):  # something else is in it
                 (folder / name).rmdir()
     for name in reversed(RUN_FILES):  # results.json and config.yaml last: until then the folder is seen to hold a run
-        if settings.get(asked.get(name), True) and not (folder / name).is_dir():
+        if settings.get(asked.get(name), name not in asked) and not (folder / name).is_dir():
             (folder / name).unlink(missing_ok=True)
 
 

@@ -71,10 +71,20 @@ _PATHS_OF = {
     Key(int, least=-(10**12), most=10**12): "metrics.*.confusion.*.*",
     Key(float, least=0, most=100): "metrics.*.accuracy",
     Key(float, null=True, least=0, most=100): "metrics.*.open_world.*",
-    Key(float, optional=True, null=True, least=0): "timing.total",
+    Key(float, optional=True, null=True, least=0, most=100): "metrics.*.ood.*.* metrics.*.calibration.ece "
+    "metrics.*.calibration.adaptive_ece metrics.*.calibration.mce metrics.*.calibration.scaled.ece "
+    "metrics.*.calibration.scaled.adaptive_ece metrics.*.calibration.scaled.mce",
+    Key(float, optional=True, null=True, least=0): "timing.total metrics.*.calibration.nll metrics.*.calibration.brier "
+    "metrics.*.calibration.temperature metrics.*.calibration.scaled.nll metrics.*.calibration.scaled.brier",
+    Key(float, optional=True, null=True, least=0, most=1): "metrics.*.calibration.bins.confidence.*",
+    Key(int, optional=True, least=0, most=10**12): "metrics.*.calibration.bins.count.* "
+    "metrics.*.calibration.bins.correct.*",
+    Key(list, optional=True): "metrics.*.calibration.bins.count metrics.*.calibration.bins.correct "
+    "metrics.*.calibration.bins.confidence",
     Key(dict): "config environment data model metrics timing memory history.* gates.per_epoch.*",
     Key(dict, null=True): "gates",
-    Key(dict, optional=True): "notes overrides config.DATASET metrics.*.open_world metrics.*.per_class",
+    Key(dict, optional=True): "notes overrides config.DATASET metrics.*.open_world metrics.*.per_class metrics.*.ood "
+    "metrics.*.ood.* metrics.*.calibration metrics.*.calibration.scaled metrics.*.calibration.bins",
     Key(list): "history metrics.*.confusion.*",
     Key(list, optional=True, null=True): "gates.per_epoch metrics.*.confusion",
 }
@@ -260,6 +270,17 @@ class Run:
     def open_world(self, name: str) -> float | None:
         """An open-world metric of the `all` split in percent, None where the run has none."""
         value = self.record["metrics"].get("all", {}).get("open_world", {}).get(name)
+        return None if value is None else float(value)
+
+    def calibration(self, split: str, name: str, scaled: bool = False) -> float | None:
+        """A calibration metric on a class split, at the validation set's temperature or without; None: not there."""
+        found = self.record["metrics"].get(split, {}).get("calibration", {})
+        value = (found.get("scaled", {}) if scaled else found).get(name)
+        return None if value is None else float(value)
+
+    def detection(self, score: str, name: str) -> float | None:
+        """How well a score tells base from new images, in percent, None where the run has no such number."""
+        value = self.record["metrics"].get("all", {}).get("ood", {}).get(score, {}).get(name)
         return None if value is None else float(value)
 
 

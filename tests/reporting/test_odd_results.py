@@ -63,6 +63,7 @@ def test_a_record_with_any_odd_value_is_read_or_refused_in_one_line(runs, capsys
         (["plot", "gates"], "gates"),
         (["plot", "curves"], "history"),
         (["plot", "confusion"], "metrics"),
+        (["plot", "reliability"], "metrics"),
         (["html"], "environment"),
         (["html"], "timing"),
     ],
@@ -70,6 +71,9 @@ def test_a_record_with_any_odd_value_is_read_or_refused_in_one_line(runs, capsys
 def test_a_plot_or_a_page_of_a_record_with_an_odd_value_is_drawn_or_refused(runs, command, key, capsys):
     entry = {"epoch": 1, "loss": 1.0, "text/1": 0.5}
     confusion = {"all": {"accuracy": 60.0, "confusion": [[1, 2], [3, 4]], "per_class": {"a": 1.0, "b": 2.0}}}
+    if command == ["plot", "reliability"]:
+        bins = {"count": [1, 2], "correct": [0, 2], "confidence": [0.4, 0.9]}
+        confusion = {"all": {"accuracy": 60.0, "calibration": {"ece": 3.0, "bins": bins}}}
     path = runs.add(confusion, history=[entry] if key == "history" else [], gates={"per_epoch": [entry]})
     record = json.loads(path.read_text())
     target = str(runs.root / ("page.html" if command == ["html"] else "plot.svg"))

@@ -45,6 +45,13 @@ def runs_for(runs):
                     for seed in (1, 2):
                         metrics = {"all": {"accuracy": 60.0 + shots + seed}}
                         runs.add(metrics, protocol=kind, dataset=dataset, shots=shots, seed=seed)
+        elif kind == "reliability":
+            for seed in (1, 2):
+                bins = {"count": [0, 8, 32], "correct": [0, 2, 20 + 4 * seed]}
+                calibration = {"ece": 10.0 + seed, "bins": bins}
+                for dataset in THREE[:2]:
+                    metrics = {"accuracy": 70.0, "calibration": calibration}
+                    runs.add({"base": metrics, "new": {"accuracy": 60.0}}, seed=seed, dataset=dataset)
         elif kind in ("confusion", "tsne"):
             runs.add_experiment(trainers=("BMIP",), seeds=(1, 2) if kind == "confusion" else (1,))
             (runs.root / "open_world" / "ZeroshotCLIP" / "tiny_ep10" / "Digits" / "16" / "1" / "results.json").unlink()
@@ -109,6 +116,34 @@ def test_few_shot_curves_have_mean_and_band_and_the_zero_shot_level(runs_for):
     (band,) = figure.axes[0].collections
     low, high = band.get_paths()[0].vertices[:, 1].min(), band.get_paths()[0].vertices[:, 1].max()
     assert (low, high) == pytest.approx((62.5 - 0.5**0.5, 65.5 + 0.5**0.5))
+
+
+def test_a_reliability_diagram_sums_the_seeds_bins(runs_for):
+    panels = figure_of("reliability", runs_for("reliability")).axes
+    assert [axes.get_title().replace("\n", " ") for axes in panels] == [
+        "CoOp, Caltech101, class split base",
+        "CoOp, OxfordPets, class split base",
+    ]
+    bars = [bar for bar in panels[0].patches if hasattr(bar, "get_height")]
+    assert [(bar.get_x() + bar.get_width() / 2, bar.get_height()) for bar in bars] == [
+        pytest.approx((50.0, 25.0)),
+        pytest.approx((250 / 3, 100 * 52 / 64)),
+    ]
+    (shares,) = [patch for patch in panels[0].patches if hasattr(patch, "get_data")]
+    assert shares.get_data().values.tolist() == [0.0, 20.0, 80.0]
+    assert [text.get_text() for text in panels[0].texts] == ["ECE 11.5 % (n=2)"]
+
+
+def test_a_reliability_diagram_needs_calibration_and_one_kind_of_bins(runs):
+    first = runs.add({"all": {"accuracy": 1.0}})
+    with pytest.raises(PlotError, match="no run recorded the calibration of class split 'all'"):
+        figure_of("reliability", load_runs([runs.root]))
+    first.unlink()
+    for seed, bins in ((1, [3, 4]), (2, [3, 4, 5])):
+        metrics = {"accuracy": 1.0, "calibration": {"bins": {"count": bins, "correct": bins}}}
+        runs.add({"all": metrics}, seed=seed)
+    with pytest.raises(PlotError, match="have different bins"):
+        figure_of("reliability", load_runs([runs.root]))
 
 
 def test_gain_bars_are_differences_to_the_baseline(runs):

@@ -9,7 +9,15 @@ from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, SimpleTrainer, TrainerBase
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, build_evaluator
 from results import evaluate
-from results.evaluate import OPEN_WORLD_METRICS, OpenWorld, check_class_splits, class_splits_of, evaluate_class_splits
+from results.calibration import calibration, fit_temperature, read_predictions
+from results.evaluate import (
+    OPEN_WORLD_METRICS,
+    OpenWorld,
+    auroc,
+    check_class_splits,
+    class_splits_of,
+    evaluate_class_splits,
+)
 
 NAMES = ["ant", "bee", "cat", "dog", "elk"]
 SPLIT_LABELS = {"all": range(5), "base": range(3), "new": range(3, 5)}
@@ -136,6 +144,93 @@ def test_open_world_metrics_of_a_base_trained_run_only(kind, cfg):
     assert set(metrics["all"]).isdisjoint(OPEN_WORLD_METRICS)
     cfg = changed(cfg, DATASET__SUBSAMPLE_CLASSES="all")
     assert "open_world" not in evaluate_class_splits(trained(kind, cfg), cfg, ("all",))["all"]
+
+
+def test_calibration_of_every_split_without_a_validation_set(cfg):
+    metrics = evaluate_class_splits(trained(SwitchingTrainer, cfg), cfg, ("base", "all"))
+    for split, values in metrics.items():
+        found = values["calibration"]
+        bins = found["bins"]
+        assert sum(bins["count"]) == values["num_images"]
+        assert 100 * sum(bins["correct"]) / values["num_images"] == pytest.approx(values["accuracy"])
+        kept = list(SPLIT_LABELS[split])
+        logits, labels = all_logits()
+        rows = [index for index, label in enumerate(labels.tolist()) if label in kept]
+        nll = torch.nn.functional.cross_entropy(logits[rows][:, kept].double(), labels[rows])
+        assert found["nll"] == pytest.approx(float(nll))
+        assert found["no_temperature"] == "no few-shot validation set"
+        assert "scaled" not in found
+    assert list(metrics["all"]["ood"]) == ["union", "msp", "energy", "max_logit"]  # the toy has no logit scale
+    assert metrics["all"]["ood"]["union"]["auroc"] == metrics["all"]["open_world"]["auroc"]
+    assert "ood" not in metrics["base"]
+
+
+@pytest.mark.parametrize("kind", [ToyTrainer, SwitchingTrainer])
+def test_the_temperature_is_fitted_once_on_the_classes_trained_on(kind, cfg, capsys):
+    cfg = changed(cfg, DATASET__NUM_SHOTS=4)
+    trainer = trained(kind, cfg)
+    trainer.val_loader = [{"img": 10 * batch["img"], "label": batch["label"]} for batch in trainer.test_loader]
+    metrics = evaluate_class_splits(trainer, cfg, ("base", "new"))
+    logits = torch.cat([batch["img"] for batch in trainer.val_loader])
+    labels = torch.cat([batch["label"] for batch in trainer.val_loader])
+    expected = fit_temperature(logits.numpy(), labels.numpy())
+    for values in metrics.values():
+        assert values["calibration"]["temperature"] == pytest.approx(expected)
+        assert values["calibration"]["scaled"]["nll"] != values["calibration"]["nll"]
+    scaled = torch.nn.functional.cross_entropy(logits.double() / 10 / expected, labels)
+    assert metrics["base"]["calibration"]["scaled"]["nll"] == pytest.approx(float(scaled))
+    assert capsys.readouterr().out.count("Temperature for calibration: ") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"DATASET__NUM_SHOTS": 0}, "no few-shot validation set"),
+        ({"TEST__SOURCE_DATASET": "ImageNet"}, "not of the classes trained on"),
+        ({"DATASET__SUBSAMPLE_CLASSES": "new"}, "not of the classes trained on"),
+    ],
+)
+def test_no_temperature_from_labels_that_are_the_tests(cfg, settings, reason):
+    cfg = changed(cfg, **{"DATASET__NUM_SHOTS": 4, **settings})
+    trainer = trained(SwitchingTrainer, cfg)
+    trainer.val_loader = trainer.test_loader
+    metrics = evaluate_class_splits(trainer, cfg, ("new",))
+    assert reason in metrics["new"]["calibration"]["no_temperature"]
+    assert "scaled" not in metrics["new"]["calibration"]
+
+
+def test_a_validation_set_with_outputs_that_are_no_numbers_fits_no_temperature(cfg, capsys):
+    cfg = changed(cfg, DATASET__NUM_SHOTS=4)
+    trainer = trained(SwitchingTrainer, cfg)
+    trainer.val_loader = [batch | {"img": batch["img"] * float("nan")} for batch in trainer.test_loader]
+    metrics = evaluate_class_splits(trainer, cfg, ("base",))
+    said = "the model output is infinite or NaN"
+    assert metrics["base"]["calibration"]["no_temperature"] == f"validation: {said}"
+    assert f"No temperature is fitted: {said}" in capsys.readouterr().out
+
+
+def test_every_images_numbers_are_kept_unless_they_are_not_wanted(cfg):
+    metrics = evaluate_class_splits(trained(SwitchingTrainer, cfg), cfg, ("base", "all"))
+    splits = read_predictions(Path(cfg.OUTPUT_DIR) / "predictions.npz")
+    names = ["label", "prediction", "confidence", "nll", "brier", "margin"]
+    assert {split: list(parts) for split, parts in splits.items()} == {
+        "base": names,
+        "all": [*names, "union", "msp", "energy", "max_logit"],
+    }
+    for split, parts in splits.items():
+        right = parts["label"] == parts["prediction"]
+        found = calibration(parts["confidence"], right, parts["nll"], parts["brier"])
+        for name in ("ece", "adaptive_ece", "mce", "nll", "brier"):
+            assert found[name] == pytest.approx(metrics[split]["calibration"][name], abs=1e-4)
+    base = splits["all"]["label"] < 3
+    assert 100 * auroc(splits["all"]["msp"][base], splits["all"]["msp"][~base]) == pytest.approx(
+        metrics["all"]["ood"]["msp"]["auroc"]
+    )
+    assert sum(array.itemsize for array in splits["base"].values()) == 18
+    (Path(cfg.OUTPUT_DIR) / "predictions.npz").unlink()
+    cfg = changed(cfg, TEST__SAVE_PREDICTIONS=False)
+    evaluate_class_splits(trained(SwitchingTrainer, cfg), cfg, ("base",))
+    assert not (Path(cfg.OUTPUT_DIR) / "predictions.npz").exists()
 
 
 def test_no_confusion_matrix_of_many_classes(cfg, monkeypatch):

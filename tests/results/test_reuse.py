@@ -31,7 +31,7 @@ def repository_folder(monkeypatch, request):
 
 
 def small(case, output="", **options):
-    return build(case, output, **{"DATALOADER.TEST.BATCH_SIZE": 8, **options})
+    return build(case, output, **{"DATALOADER.TEST.BATCH_SIZE": 8, "TEST.FIT_TEMPERATURE": False, **options})
 
 
 @contextlib.contextmanager
@@ -52,9 +52,10 @@ def counted(trainer):
 
 
 def metrics_of(trainer):
-    """All metrics but the time."""
+    """All metrics but the time, and those of probabilities, which differ by the rounding of other batches."""
     metrics = evaluate_class_splits(trainer, trainer.cfg, SPLITS)
-    return {split: {k: v for k, v in values.items() if k != "seconds"} for split, values in metrics.items()}
+    inexact = ("seconds", "calibration", "ood")
+    return {split: {k: v for k, v in values.items() if k not in inexact} for split, values in metrics.items()}
 
 
 def model_tensors(trainer):
@@ -92,6 +93,23 @@ def test_class_splits_share_one_pass_over_the_images(case, capsys):
         assert metrics_of(sharing) == expected
     assert sum(images) == (2 * N_TEST if case == "BMIP/official" else N_TEST)
     assert ("known" in capsys.readouterr().out) == (case != "BMIP/official")
+
+
+@pytest.mark.parametrize("case", ["CoOp", "MaPLe"])
+def test_calibration_is_that_of_separate_passes_and_its_temperature_takes_the_validation_images_once(case):
+    plain, sharing = (small(case, **{"FEATURES.REUSE": reuse, "TEST.FIT_TEMPERATURE": True}) for reuse in (False, True))
+    for trainer in (plain, sharing):
+        stir(trainer)
+    expected = evaluate_class_splits(plain, plain.cfg, SPLITS)
+    with counted(sharing) as images:
+        found = evaluate_class_splits(sharing, sharing.cfg, SPLITS)
+    assert sum(images) == N_TEST + len(sharing.dm.dataset.val)
+    for split in SPLITS:
+        ours, theirs = (metrics[split]["calibration"] for metrics in (found, expected))
+        for one, other in ((ours, theirs), (ours["scaled"], theirs["scaled"])):
+            names = ("ece", "adaptive_ece", "mce", "nll", "brier")
+            assert [one[name] for name in names] == pytest.approx([other[name] for name in names], abs=1e-3)
+        assert ours["temperature"] == pytest.approx(theirs["temperature"], rel=1e-3)
 
 
 def test_features_of_prompts_that_were_trained_since_are_not_used():

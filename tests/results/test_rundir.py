@@ -20,6 +20,7 @@ RUN = (
     "diverged.json",
     "history.csv",
     "features.npz",
+    "predictions.npz",
     "cmat.pt",
     "new/cmat.pt",
     "tensorboard/events.out.tfevents.1700000000.host.1.0",
@@ -80,17 +81,17 @@ def test_folders_that_are_empty_then_go(cfg, tmp_path):
 def test_curves_of_a_run_that_kept_none_are_somebody_elses(cfg, tmp_path):
     cfg.TRAIN.TRACKERS = ()
     begin_run(cfg, MODELS)
-    write(tmp_path, [RUN[7]])
+    write(tmp_path, [RUN[8]])
     begin_run(cfg, MODELS, overwrite=True)
-    assert files(tmp_path) == sorted(["config.yaml", RUN[7]])
+    assert files(tmp_path) == sorted(["config.yaml", RUN[8]])
 
 
 def test_files_that_a_run_was_not_asked_for_are_somebody_elses(cfg, tmp_path):
-    cfg.TEST.COMPUTE_CMAT = cfg.TEST.SAVE_FEATURES = False
+    cfg.TEST.COMPUTE_CMAT = cfg.TEST.SAVE_FEATURES = cfg.TEST.SAVE_PREDICTIONS = False
     begin_run(cfg, MODELS)
-    write(tmp_path, ["cmat.pt", "features.npz"])
+    write(tmp_path, ["cmat.pt", "features.npz", "predictions.npz"])
     begin_run(cfg, MODELS, overwrite=True)
-    assert files(tmp_path) == ["cmat.pt", "config.yaml", "features.npz"]
+    assert files(tmp_path) == ["cmat.pt", "config.yaml", "features.npz", "predictions.npz"]
 
 
 def test_testing_anew_leaves_the_checkpoints(cfg, tmp_path):
