@@ -69,6 +69,7 @@ COLUMNS = {
     **{"fast [GFLOP]": "{gflop[fast]:.4g}", "plain [GFLOP]": "{gflop[plain]:.4g}"},
     **{f"{path}: GPU utilisation": f"{{utilisation[{path}]:.0%}}" for path in ("fast", "plain")},
     **{of: f"{{kernels[{of}]}}" for of in ("forward", "backward", "report", "optimiser", "step", "test batch")},
+    **{f"plain: {of}": f"{{plain_kernels[{of}]}}" for of in ("step", "test batch")},
     "plain / fast": RATIO,
     **{f"{path}: steps by": f"{{driver[{path}]}}" for path in ("fast", "plain")},
     "max logit difference": "{max_logit_difference:.1e}",
@@ -235,19 +236,25 @@ def measure_kernels(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
     They are counted on the CPU, which goes a GPU's way (`as_on_a_gpu`), on a CLIP with ViT-B/16's layers and a small
     width: their number depends on layers, class names (ImageNet's here) and method, not on the width. An operation of
-    PyTorch counts as one kernel; some few, such as a norm of all gradients, launch two or three on a GPU.
+    PyTorch counts as one kernel; some few, such as a norm of all gradients, launch two or three on a GPU. The plain
+    path computes the text features for every test batch, as released codes do.
     """
     for row, options in cases(args):
         case = row["trainer"], row["classes"], row["batch"], options
-        counts = {phase: counted.total() for phase, counted in count_training(*case).items()}
-        total = {"step": sum(counts.values()), "test batch": count_evaluation(*case).total()}
-        yield row | {"kernels": counts | total}
+        for path in ("fast", "plain"):
+            if path in args.path and not (path == "plain" and row.pop("plain_from_classes", None)):
+                counts = {phase: counted.total() for phase, counted in count_training(*case, path).items()}
+                total = {"step": sum(counts.values()), "test batch": count_evaluation(*case, path).total()}
+                row["kernels" if path == "fast" else "plain_kernels"] = counts | total
+        yield row
 
 
 @as_on_a_gpu()
-def count_training(trainer: str, n_classes: int, batch: int, options: list[str]) -> dict[str, Counter[str]]:
+def count_training(
+    trainer: str, n_classes: int, batch: int, options: list[str], path: str = "fast"
+) -> dict[str, Counter[str]]:
     """Operations of a training step by phase and name; of the second step, since the first makes what is kept."""
-    measured = narrow_trainer(trainer, n_classes, options)
+    measured = narrow_trainer(trainer, n_classes, options, path)
     step, counter = DeviceStep(measured), KernelCounter()
     for group in measured.optim.param_groups:
         group["foreach"] = True  # as by default on CUDA
@@ -272,13 +279,13 @@ def count_training(trainer: str, n_classes: int, batch: int, options: list[str])
 
 @as_on_a_gpu()
 @torch.no_grad()
-def count_evaluation(trainer: str, n_classes: int, batch: int, options: list[str]) -> Counter[str]:
-    """Operations of a test batch by name, the text features computed before it where they do not vary per image."""
-    measured = narrow_trainer(trainer, n_classes, options)
+def count_evaluation(trainer: str, n_classes: int, batch: int, options: list[str], path: str = "fast") -> Counter[str]:
+    """Operations of a test batch by name; on the fast path the text features are known where they can be."""
+    measured = narrow_trainer(trainer, n_classes, options, path)
     images = first_view(measured, random_batch(measured, batch))
     measured.set_model_mode("eval")
     counter = KernelCounter()
-    with measured.model.evaluating():
+    with measured.model.evaluating() if path == "fast" else contextlib.nullcontext():
         measured.model(images)
         with counter:
             measured.model(images)
@@ -302,14 +309,14 @@ class KernelCounter(TorchDispatchMode):
         return operation(*args, **(kwargs or {}))
 
 
-def narrow_trainer(trainer: str, n_classes: int, options: list[str]) -> Any:
+def narrow_trainer(trainer: str, n_classes: int, options: list[str], path: str = "fast") -> Any:
     """A trainer on a narrow CLIP, with ImageNet's class names as torchvision lists them; repeated ones are numbered."""
     names = ResNet50_Weights.IMAGENET1K_V1.meta["categories"]
     if n_classes > len(names):
         raise ValueError(f"--classes {n_classes}: ImageNet has {len(names)} classes")
     numbered = [name if name not in names[:i] else f"{name} 2" for i, name in enumerate(names[:n_classes])]
     options = ["TRAIN.FROZEN_LINEAR", "native", *options]
-    return build_trainer(trainer, random_clip("narrow"), numbered, "fast", "cpu", options)
+    return build_trainer(trainer, random_clip("narrow"), numbered, path, "cpu", options)
 
 
 def measure_slopes(args: argparse.Namespace) -> Iterator[dict[str, Any]]:

@@ -151,6 +151,7 @@ def test_kernels_as_a_table(tmp_path, capsys):
     assert "test batch" in capsys.readouterr().out
     rows = json.loads(output.read_text())["rows"]
     assert all(0 < row["kernels"]["test batch"] < row["kernels"]["forward"] for row in rows)
+    assert all(row["kernels"]["step"] < row["plain_kernels"]["step"] for row in rows)
 
 
 def test_where_the_plain_path_does_not_run_a_line_is_read_and_parity_still_checked(tmp_path, capsys):
