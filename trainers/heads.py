@@ -12,6 +12,7 @@ A class that was not trained has no such tensor: each method says what it does t
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -148,15 +149,19 @@ class ViewLoader:
 
     def __init__(self, loader: EpochDataLoader, trainer: Any, views: int) -> None:
         self.loader, self.trainer, self.dataset, self.views = loader, trainer, loader.dataset, views
-        self.epoch, self._features = 0, torch.empty(0)
+        self.epoch, self._skipped, self._features = 0, 0, torch.empty(0)
 
     def __len__(self) -> int:
         return len(self.loader)
 
     def set_epoch(self, epoch: int) -> None:
         """Start an epoch."""
-        self.epoch = epoch
+        self.epoch, self._skipped = epoch, 0
         self.loader.set_epoch(epoch)
+
+    def skip_batches(self, number: int) -> None:
+        """Begin the epoch, after `set_epoch`, behind its first `number` batches."""
+        self._skipped = number
 
     def features(self) -> Tensor:
         """Normalised features of all views, (views, images, embed_dim), on the CPU, in the data set's order."""
@@ -166,7 +171,8 @@ class ViewLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         features, items = self.features()[self.epoch % self.views], self.dataset.data_source
-        for indices in self.loader.batch_sampler:
+        skipped, self._skipped = self._skipped, 0
+        for indices in itertools.islice(self.loader.batch_sampler, skipped, None):
             chosen = [items[index] for index in indices]
             yield {
                 "img": features[indices],

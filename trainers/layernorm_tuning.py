@@ -76,7 +76,9 @@ def norms_of(block: nn.Module) -> nn.ModuleDict:
     for name in ("ln_1", "ln_2"):
         norm = getattr(block, name)
         copies[name] = nn.LayerNorm(norm.weight.shape, norm.eps)
-        copies[name].load_state_dict({key: value.float() for key, value in norm.state_dict().items()})
+        copies[name].weight, copies[name].bias = (
+            nn.Parameter(tensor.detach().float().clone()) for tensor in (norm.weight, norm.bias)
+        )
     return copies
 
 

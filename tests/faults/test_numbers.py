@@ -299,7 +299,7 @@ def test_features_of_norm_zero_are_said(tmp_path, monkeypatch, capsys):
 
 
 def test_kept_features_that_are_not_finite_are_computed_anew(tmp_path, capsys):
-    keep = ("FEATURES.FOLDER", str(tmp_path / "features"))
+    keep = ("FEATURES.FOLDER", str(tmp_path / "features"), "TEST.FIT_TEMPERATURE", "False")
     forget_all()
     assert train.main(arguments(tmp_path / "first", *keep)) == 0
     (path,) = (tmp_path / "features").rglob("*.npz")

@@ -89,7 +89,7 @@ def test_the_loss(small_clip, some_images):
 )
 def test_one_kind_of_logits_for_all_images_of_a_class_list(setting, kinds, monkeypatch):
     """Base and new images in one softmax, too: what the evaluator is given is one kind for every image."""
-    trainer, seen = build("MMRL", **{"TRAINER.MMRL.LOGITS": setting}), {}
+    trainer, seen = build("MMRL", **{"TRAINER.MMRL.LOGITS": setting, "TEST.FIT_TEMPERATURE": False}), {}
     stir(trainer)
     compare = MMRLModel.compare
 
