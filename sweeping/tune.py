@@ -118,6 +118,14 @@ def _short(value: Any) -> Any:
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
+def read_how(path: Path) -> dict[str, Any] | None:
+    """How the tuning went that left a record; None where it is no such record."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))["how"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 @dataclass
 class Case:
     """What gets a setting of its own: a method on a data set, with a number of shots."""
@@ -170,10 +178,11 @@ class Tuning:
                 raise SweepError(f"{sorted(given)[0]} is tuned: leave it out of the options")
             self.cases.append(self._case(trainer, dataset, shots, space))
         for case in self.cases:  # before anything runs
-            path, how = self._record_path(case), self._how(case)
-            if path.is_file() and json.loads(path.read_text(encoding="utf-8"))["how"] != how:
+            path = self._record_path(case)
+            if path.exists() and read_how(path) != self._how(case):
                 raise SweepError(
-                    f"{path} is of another tuning (sampler, seed or ranges differ): choose another --output"
+                    f"{path} is no record of this tuning (other trials, sampler, seed, ranges or judges): "
+                    "choose another --output"
                 )
 
     def _case(self, trainer: str, dataset: str, shots: int, space: dict[str, Any]) -> Case:
