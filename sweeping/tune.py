@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from statistics import fmean
@@ -28,7 +29,7 @@ import trainers  # noqa: F401  registers them
 from common.files import atomic_write
 from dassl.config import cfg_default, read_config
 from dassl.engine import TRAINER_REGISTRY
-from results.schema import RESULTS_FILE, Run
+from results.schema import RESULTS_FILE, ResultsError, Run
 from sweeping.plan import (
     LAYOUT,
     PROTOCOLS,
@@ -41,7 +42,7 @@ from sweeping.plan import (
     setting_file,
     variation_of,
 )
-from sweeping.runner import earlier_failure
+from sweeping.runner import earlier_failure, finished_record, is_finished
 from trainers.base import Between
 from trainers.heads import FittedTrainer
 
@@ -118,12 +119,17 @@ def _short(value: Any) -> Any:
     return float(f"{value:.3g}") if isinstance(value, float) else value
 
 
-def read_how(path: Path) -> dict[str, Any] | None:
-    """How the tuning went that left a record; None where it is no such record."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))["how"]
-    except (OSError, ValueError, KeyError, TypeError):
+def score_of(job: Job, split: str) -> dict[str, float] | None:
+    """Loss and accuracy of a trial on the validation images of its classes; None where it failed."""
+    if not is_finished(job.folder):
         return None
+    try:
+        finished_record(job)
+    except ResultsError:  # a run with other settings has its folder, which the queue has said
+        return None
+    run = Run.read(job.folder / RESULTS_FILE)
+    loss = run.calibration(split, "nll")  # null where it was infinite
+    return None if loss is None else {"loss": loss, "accuracy": run.accuracy(split)}
 
 
 @dataclass
@@ -178,8 +184,10 @@ class Tuning:
                 raise SweepError(f"{sorted(given)[0]} is tuned: leave it out of the options")
             self.cases.append(self._case(trainer, dataset, shots, space))
         for case in self.cases:  # before anything runs
-            path = self._record_path(case)
-            if path.exists() and read_how(path) != self._how(case):
+            path, how = self._record_path(case), None
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                how = json.loads(path.read_text(encoding="utf-8"))["how"]
+            if path.exists() and how != self._how(case):
                 raise SweepError(
                     f"{path} is no record of this tuning (other trials, sampler, seed, ranges or judges): "
                     "choose another --output"
@@ -229,13 +237,8 @@ class Tuning:
         Raises:
             SweepError: all trials of a method failed.
         """
-        split = self.protocol.train_classes
         for case in self.cases:
-            for job in case.jobs:
-                file = job.folder / RESULTS_FILE
-                run = Run.read(file) if file.is_file() else None
-                loss = run and run.calibration(split, "nll")  # which is null where it was infinite
-                case.scores.append(None if loss is None else {"loss": loss, "accuracy": run.accuracy(split)})
+            case.scores = [score_of(job, self.protocol.train_classes) for job in case.jobs]
         for case in self.cases:
             for scores in zip(*(judge.scores for judge in self.judges(case)), strict=True):
                 case.losses.append(fmean(score["loss"] for score in scores) if all(scores) else None)
@@ -290,7 +293,7 @@ class Tuning:
         }
         judges = [judge.jobs[0].dataset for judge in self.judges(case)]
         how = {"trials": self.n, "sampler": self.sampler, "seed": self.seed, "judged_on": judges}
-        return how | {"ranges": ranges, "rate": "OPTIM.LR in multiples of the setting's"}
+        return how | {"ranges": ranges}  # OPTIM.LR in multiples of the setting's
 
     def _record_path(self, case: Case) -> Path:
         """Beside the seeds of what is run with the choice."""

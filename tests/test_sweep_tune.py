@@ -93,7 +93,7 @@ def tuned(tmp_path, monkeypatch, request):
                 if loss is None:
                     record_failure(job, "exit status 3")
                     continue
-                record = results({"DATASET": {"NUM_SHOTS": 16}})
+                record = results({"DATASET": {"NUM_SHOTS": 16}}) | {"protocol": "tuning"}
                 record["metrics"]["base"]["calibration"] = {"nll": loss}
                 (job.folder / "results.json").write_text(json.dumps(record))
         return tuning
@@ -145,6 +145,14 @@ def test_a_failed_trial_counts_and_is_shown(tuned):
     assert record["chosen"] == {"trial": 4, "values": tuning.cases[-1].trials[3]}
     with pytest.raises(SweepError, match=r"tuning\.json is no record of this tuning .*: choose another --output"):
         Tuning(tuning.plan, 4, "random", 7, "own")
+
+
+def test_a_run_with_other_settings_in_a_trials_folder_does_not_count(tuned):
+    tuning = tuned()
+    (path,) = (job.folder / "results.json" for job in tuning.cases[0].jobs[1:2])
+    path.write_text(path.read_text().replace('"NUM_SHOTS": 16', '"NUM_SHOTS": 4'))
+    tuning.choose()
+    assert (tuning.cases[0].losses[1], tuning.cases[0].best) == (None, 2)
 
 
 def test_without_a_finished_trial_there_is_no_choice(tuned):
