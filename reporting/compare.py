@@ -55,6 +55,7 @@ class Comparison(NamedTuple):
     second: str
     lines: tuple[MetricLine, ...]
     legend: tuple[str, ...]
+    left_out: tuple[str, ...]  # the first of the warnings: runs without a counterpart
     warnings: tuple[str, ...]
 
 
@@ -74,11 +75,15 @@ def build_comparison(
             unknown metric.
     """
     protocol_name = check_protocol(runs, protocol_name)
-    protocol = PROTOCOLS[protocol_name]
-    methods = group_methods(runs, protocol)
+    methods = group_methods(runs, PROTOCOLS[protocol_name])
     one, other = _method(methods, first), _method(methods, second)
     if one is other:
         raise ResultsError(f"{first!r} and {second!r} are the same method: {one.label}")
+    return _compared(one, other, protocol_name, metrics)
+
+
+def _compared(one: Method, other: Method, protocol_name: str, metrics: Sequence[str]) -> Comparison:
+    protocol = PROTOCOLS[protocol_name]
     chosen = [metric for metric in chosen_metrics(protocol, metrics) if metric.of_run is not None]
     lines = [line for metric in chosen for line in _lines(metric, one, other)]
     if not lines:
@@ -86,11 +91,8 @@ def build_comparison(
             f"{one.label} and {other.label} share no data set, shots and seed (the first: {_places(one)}; the second: "
             f"{_places(other)})"
         )
-    warnings = [
-        *_left_out(one, other),
-        *comparability([*one.runs, *other.runs]),
-        *_rules([one, other], "the two choose"),
-    ]
+    left_out = tuple(map(printable, _left_out(one, other)))
+    warnings = [*comparability([*one.runs, *other.runs]), *_rules([one, other], "the two choose")]
     legend = [
         f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
         "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
@@ -103,8 +105,8 @@ def build_comparison(
         chance = "about one in twenty of equal methods comes below the 5 % level by chance"
         legend.append(f"{len(lines)} comparisons are made here: {chance}.")
     title = f"{other.label} against {one.label}: {protocol.title}"
-    warnings = tuple(map(printable, warnings))
-    return Comparison(protocol_name, title, one.label, other.label, tuple(lines), tuple(legend), warnings)
+    warnings = (*left_out, *map(printable, warnings))
+    return Comparison(protocol_name, title, one.label, other.label, tuple(lines), tuple(legend), left_out, warnings)
 
 
 def against_all(
@@ -118,12 +120,13 @@ def against_all(
     Raises:
         ResultsError: as there; or there is no other method.
     """
-    methods = group_methods(runs, PROTOCOLS[check_protocol(runs, protocol_name)])
+    protocol_name = check_protocol(runs, protocol_name)
+    methods = group_methods(runs, PROTOCOLS[protocol_name])
     one = _method(methods, first)
     others = [method for method in methods if method is not one]
     if not others:
         raise ResultsError(f"{one.label} is the only method of these runs")
-    found = [build_comparison(runs, other.label, one.label, protocol_name, metrics) for other in others]
+    found = [_compared(other, one, protocol_name, metrics) for other in others]
     labels = list(dict.fromkeys(line.label for comparison in found for line in comparison.lines))
     rows, records, content = [], [[*_FACTS, "metric", "label", *_COLUMNS]], []
     for comparison in found:
@@ -148,11 +151,11 @@ def against_all(
         "*: a difference is claimed: the paired t-test and Wilcoxon's signed-rank test are both below 5 %. Where none "
         f"is, the two need not be equal. {number} comparisons are made here: {chance}.",
     ]
-    warnings = [warning for other in others for warning in _left_out(other, one)]
-    warnings += [*comparability(runs), *_rules([one, *others], "the methods choose")]
-    title = f"{one.label} against every other method: {PROTOCOLS[found[0].protocol].title}"
+    warnings = [warning for comparison in found for warning in comparison.left_out]
+    warnings += map(printable, [*comparability(runs), *_rules([one, *others], "the methods choose")])
+    title = f"{one.label} against every other method: {PROTOCOLS[protocol_name].title}"
     grid = Grid(title, ["Method", "n", *labels], 1, rows)
-    warnings = tuple(map(printable, dict.fromkeys(warnings)))
+    warnings = tuple(dict.fromkeys(warnings))
     return Document(title, [grid], notes, warnings, records, {"comparisons": content, "legend": notes})
 
 
