@@ -121,7 +121,24 @@ class Paired:
     interval: Interval  # of the differences
     p_t: float | None  # paired t-test
     p_signed_rank: float | None  # Wilcoxon's
-    by_dataset: Interval | None  # over the data sets' mean differences; None with one data set
+    datasets: Mapping[str, float]  # each data set's mean difference
+    # With several data sets, over their mean differences; and over the seeds' average differences, of the seeds that
+    # every data set has.
+    by_dataset: Interval | None
+    by_seed: Interval | None
+
+    @property
+    def p(self) -> float:
+        """The larger of the two p-values, below 5 % only where both are; 1 where one cannot be computed."""
+        return 1.0 if self.p_t is None or self.p_signed_rank is None else max(self.p_t, self.p_signed_rank)
+
+    def won_tied_lost(self, lower: bool = False) -> tuple[int, int, int]:
+        """Data sets on which the second method is better, equal and worse, by mean differences to one decimal.
+
+        `lower`: whether lower is better.
+        """
+        shown = [round(-mean if lower else mean, 1) for mean in self.datasets.values()]
+        return sum(mean > 0 for mean in shown), shown.count(0), sum(mean < 0 for mean in shown)
 
     @property
     def claim(self) -> bool:
@@ -136,12 +153,29 @@ def compare_pairs(pairs: Sequence[Pair]) -> Paired:
 
     differences = [pair.difference for pair in pairs]
     by_dataset: dict[str, list[float]] = {}
+    by_seed: dict[int, list[float]] = {}
     for pair in pairs:
         by_dataset.setdefault(pair.dataset, []).append(pair.difference)
-    means = [statistics.fmean(values) for values in by_dataset.values()]
-    over = t_interval(means) if len(means) > 1 else None
+        if pair.seed is not None:
+            by_seed.setdefault(pair.seed, []).append(pair.difference)
+    means = {dataset: statistics.fmean(values) for dataset, values in by_dataset.items()}
+    over_datasets = over_seeds = None
+    if len(means) > 1:
+        over_datasets = t_interval([*means.values()])
+        averages = [statistics.fmean(values) for values in by_seed.values() if len(values) == len(means)]
+        over_seeds = t_interval(averages) if averages else None
     p_t = float(stats.ttest_1samp(differences, 0.0).pvalue) if _varies(differences) else None
-    return Paired(tuple(pairs), t_interval(differences), p_t, _p_signed_rank(differences), over)
+    p_rank = _p_signed_rank(differences)
+    return Paired(tuple(pairs), t_interval(differences), p_t, p_rank, means, over_datasets, over_seeds)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (Scandinavian Journal of Statistics, 1979), in the order of `p_values`."""
+    adjusted, least = [1.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = least
+    return adjusted
 
 
 def t_interval(differences: Sequence[float]) -> Interval:
