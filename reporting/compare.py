@@ -103,7 +103,7 @@ def _compared(one: Method, other: Method, protocol_name: str, metrics: Sequence[
             f"{_places(other)})"
         )
     left_out = tuple(map(printable, _left_out(one, other)))
-    warnings = [*comparability([*one.runs, *other.runs]), *_rules([one, other], "the two choose")]
+    warnings = [*comparability([*one.runs, *other.runs]), *selection_rules([one, other], "the two choose")]
     legend = [
         f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
         "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
@@ -175,7 +175,7 @@ def against_all(
         "p-values without the correction, too.",
     ]
     warnings = [warning for comparison in found for warning in comparison.left_out]
-    warnings += map(printable, [*comparability(runs), *_rules([one, *others], "the methods choose")])
+    warnings += map(printable, [*comparability(runs), *selection_rules([one, *others], "the methods choose")])
     title = f"{one.label} against every other method: {PROTOCOLS[protocol_name].title}"
     grid, lead = Grid(title, ["Method", "n", *columns], 1, rows), [_summary(*item) for item in shown.items()]
     warnings = tuple(dict.fromkeys(warnings))
@@ -204,7 +204,7 @@ def _left_out(one: Method, other: Method) -> Iterable[str]:
                 yield f"left out: {lonely} has no counterpart of {counterpart.label} ({run.path})"
 
 
-def _rules(methods: Sequence[Method], who: str) -> Iterable[str]:
+def selection_rules(methods: Sequence[Method], who: str) -> Iterable[str]:
     """A warning where the methods choose the weights to test in different ways."""
     by_rule: dict[str, list[str]] = defaultdict(list)
     for method in methods:

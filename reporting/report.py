@@ -17,7 +17,7 @@ from reporting.plots import FEATURES_FILE, KINDS, PlotError, arranged, draw_plot
 from reporting.table import build_table, document
 from results.schema import Run
 
-OVERVIEWS = ("few_shot", "base_new", "gain", "radar", "seeds")
+OVERVIEWS = ("few_shot", "base_new", "gain", "radar", "critical_difference", "seeds")
 MAX_UNFOLDED = 6  # plots of single data sets and methods
 MAX_OF_KIND = {"confusion": 12, "tsne": 4}
 WIDE = 500  # points; from here on a phone scrolls a plot rather than shrinking it

@@ -16,6 +16,7 @@ LEVEL = 0.05
 # Two-sided, exact: the least p-value of n pairs is 2 / 2^n, which 5 pairs leave at 6.25 %.
 MIN_PAIRS = 6
 MAX_EXACT = 60
+MIN_DATASETS, MIN_METHODS = 5, 3  # of average ranks
 
 
 @dataclass(frozen=True)
@@ -213,3 +214,41 @@ def _p_signed_rank(differences: Sequence[float]) -> float | None:
         for total in range(len(ways) - 1, rank - 1, -1):
             ways[total] += ways[total - rank]
     return min(1.0, 2 * sum(ways[: statistic + 1]) / 2 ** len(doubled_ranks))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Methods ranked on every data set, 1 the best, with Friedman's test and Nemenyi's critical difference."""
+
+    ranks: tuple[tuple[float, ...], ...]  # (data sets, methods)
+    average: tuple[float, ...]  # (methods)
+    chi2: float  # Friedman's, corrected for ties
+    p: float
+    critical_difference: float  # at 5 %
+
+    @property
+    def differ(self) -> bool:
+        """Whether Friedman's test says that the methods differ, so that two of them may be compared."""
+        return self.p < LEVEL
+
+
+def rank_methods(scores: Sequence[Sequence[float]], lower: bool = False) -> Ranks:
+    """Average ranks over data sets, as Demsar has them (JMLR 7, 2006, section 3.2.2); needs scipy.
+
+    Args:
+        scores: (data sets, methods), at least `MIN_DATASETS` and `MIN_METHODS`.
+        lower: whether lower is better.
+    """
+    from scipy import stats
+
+    # rounding would break ties between equal accuracies
+    losses = [[round(score if lower else -score, 9) for score in row] for row in scores]
+    ranks = [tuple(map(float, stats.rankdata(row))) for row in losses]
+    average = tuple(map(statistics.fmean, zip(*ranks, strict=True)))
+    chi2, p = 0.0, 1.0
+    if any(len(set(row)) > 1 for row in ranks):
+        chi2, p = map(float, stats.friedmanchisquare(*zip(*losses, strict=True)))
+    methods, datasets = len(average), len(ranks)
+    quantile = stats.studentized_range.ppf(1 - LEVEL, methods, math.inf) / math.sqrt(2)
+    critical = quantile * math.sqrt(methods * (methods + 1) / (6 * datasets))
+    return Ranks(tuple(ranks), average, chi2, p, float(critical))
