@@ -29,7 +29,7 @@ def diagram(ranking: Ranking, colours: Sequence[str], what: str) -> Figure:
     count = len(average)
     names = [f"{shortened(method.label)}  {rank:.2f}" for method, rank in zip(ranking.methods, average, strict=True)]
     left = (count + 1) // 2  # names at the left, the best at the top; the others at the right, the worst at the top
-    # placed by hand, in inches from the axis down; a rank is an inch wide or less
+    # placed by hand, in inches from the axis down
     margin, top = max(map(width_of, names)) + 0.3, 1.15 if ranking.result.differ else 1.35
     bars = 0.18 * (len(groups) + 1)
     depth = bars + LINE * left
