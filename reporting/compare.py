@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from reporting.methods import (
     dataset_order,
     group_methods,
     shots_text,
+    sources_of,
 )
 from reporting.stats import LEVEL, MIN_PAIRS, Pair, Paired, compare_pairs, holm
 from results.schema import ResultsError, Run
@@ -96,7 +97,8 @@ def build_comparison(
 def _compared(one: Method, other: Method, protocol_name: str, metrics: Sequence[str]) -> Comparison:
     protocol = PROTOCOLS[protocol_name]
     chosen = [metric for metric in chosen_metrics(protocol, metrics) if metric.of_run is not None]
-    lines = [line for metric in chosen for line in _lines(metric, one, other)]
+    sources = sources_of([*one.runs, *other.runs], protocol)
+    lines = [line for metric in chosen for line in _lines(metric, one, other, sources)]
     if not lines:
         raise ResultsError(
             f"{one.label} and {other.label} share no data set, shots and seed (the first: {_places(one)}; the second: "
@@ -120,7 +122,7 @@ def _compared(one: Method, other: Method, protocol_name: str, metrics: Sequence[
             "Average over data sets: of each data set's mean difference. Its interval over seeds, of the average of "
             "each seed that all data sets have, says how far training again on these data sets would change it; its "
             f"interval over data sets, how far other data sets would. Won, tied, lost: data sets where {other.label} "
-            "is better, equal to one decimal, and worse."
+            f"is better, equal to one decimal, and worse.{' The source data set is left out.' if sources else ''}"
         )
     title = f"{other.label} against {one.label}: {protocol.title}"
     warnings = (*left_out, *map(printable, warnings))
@@ -145,13 +147,11 @@ def against_all(
     if not others:
         raise ResultsError(f"{one.label} is the only method of these runs")
     found = [_compared(other, one, protocol_name, metrics) for other in others]
-    columns: dict[str, list[str]] = defaultdict(list)  # label: the rows that have it
-    p_values: dict[str, list[float]] = defaultdict(list)
+    columns: dict[str, dict[str, float]] = defaultdict(dict)  # p-values by label and row
     for comparison in found:
         for line in comparison.lines:
-            columns[line.label].append(comparison.first)
-            p_values[line.label].append(line.result.p)
-    p_holm = {label: dict(zip(columns[label], holm(p_values[label]), strict=True)) for label in columns}
+            columns[line.label][comparison.first] = line.result.p
+    p_holm = {label: dict(zip(column, holm([*column.values()]), strict=True)) for label, column in columns.items()}
     rows, records, content = [], [[*_FACTS, "metric", "label", *_COLUMNS]], []
     shown: dict[str, dict[str, MetricLine]] = defaultdict(dict)  # by label and row
     for pair in found:
@@ -225,7 +225,7 @@ def _method(methods: Sequence[Method], name: str) -> Method:
     raise ResultsError(f"{name!r} {what}: {listed}")
 
 
-def _lines(metric: Metric, one: Method, other: Method) -> Iterable[MetricLine]:
+def _lines(metric: Metric, one: Method, other: Method, sources: Collection[str]) -> Iterable[MetricLine]:
     """One comparison for each number of shots."""
     first, second = _values(one, metric), _values(other, metric)
     keys = {*first, *second}
@@ -242,7 +242,7 @@ def _lines(metric: Metric, one: Method, other: Method) -> Iterable[MetricLine]:
         label, where = name, _IN_WORDS.get(metric.key, f"in {name}")
         if len(by_shots) > 1:
             label, where = f"{label}, {shots_text(shots)}", f"{where} with {shots_text(shots)}"
-        result = compare_pairs(pairs)
+        result = compare_pairs(pairs, sources)
         said = sentence(result, where, one.label, other.label, metric.lower)
         yield MetricLine(metric.key, label, result, said, metric.lower, p_holm=result.p)
 
@@ -282,7 +282,7 @@ def sentence(result: Paired, where: str, first: str, second: str, lower: bool = 
         f"{where}: mean {mean}, 95 % interval {_points(interval.low)} to {_points(interval.high)}, {second} higher in "
         f"{higher} of {interval.n} {unit}s{f' and equal in {equal}' if equal else ''}."
     )
-    if not one_dataset:
+    if result.by_dataset is not None:
         won, tied, lost = result.won_tied_lost(lower)
         measured += f" Data sets: {won} won, {tied} tied, {lost} lost."
     p_t, p_rank = p_text(result.p_t), p_text(result.p_signed_rank)
@@ -292,7 +292,7 @@ def sentence(result: Paired, where: str, first: str, second: str, lower: bool = 
         claim = f"{measured}: {second} is {direction} at the 5 % level by both tests."
         # how far it goes: seeds tell of the data sets that were run, only data sets tell of others
         if (over := result.by_dataset) is None:
-            return f"{claim} It is about this data set."
+            return f"{claim} It is about {'this data set' if one_dataset else 'these data sets'}."
         span = f"{_points(over.low)} to {_points(over.high)}" if over.low is not None else ""
         span = f" (95 % interval over their means {span})" if span else ""
         if over.excludes_zero:

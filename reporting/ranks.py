@@ -21,6 +21,7 @@ from reporting.methods import (
     comparability,
     datasets_of,
     group_methods,
+    sources_of,
 )
 from reporting.stats import MIN_DATASETS, MIN_METHODS, Ranks, rank_methods
 from results.schema import ResultsError, Run
@@ -66,7 +67,7 @@ def ranked(methods: Sequence[Method], protocol: Protocol, metric: Metric) -> Ran
     shots = sorted({run.shots for run in runs if not run.deterministic})
     if protocol.columns_by == "shots" and len(shots) > 1:
         raise ResultsError(f"ranks are of one number of shots: choose with --shots ({', '.join(map(str, shots))})")
-    sources = {run.source_dataset for run in runs}
+    sources = sources_of(runs, protocol)
     datasets = [name for name in datasets_of(runs) if name not in sources]
     if len(datasets) < MIN_DATASETS:
         raise ResultsError(

@@ -342,6 +342,20 @@ def test_the_average_over_data_sets_has_an_interval_over_seeds_and_one_over_data
     assert re.search(r"\| all +\| +\+0.78 \| +\S+ to \S+ \(n=3\) \| +\S+ to \S+ \(n=3\) \| +1 \| +1 \| +1 \|", row)
 
 
+def test_a_transfers_source_enters_no_average_over_data_sets(runs):
+    for dataset, gain in (("imagenet", 9.0), ("a", 1.0), ("b", 2.0)):
+        for seed in (1, 2):
+            source = {} if dataset == "imagenet" else {"source_dataset": "imagenet"}
+            changes = source | {"protocol": "cross_dataset", "dataset": dataset, "seed": seed}
+            runs.add({"all": {"accuracy": 60.0}}, **changes)
+            runs.add({"all": {"accuracy": 60.0 + gain + seed / 10}}, trainer="BMIP", **changes)
+    comparison = compare(runs)
+    result = line(comparison, "all").result
+    assert (len(result.pairs), list(result.datasets)) == (6, ["a", "b"])
+    assert result.by_dataset.mean == result.by_seed.mean == pytest.approx(1.65)
+    assert "The source data set is left out." in comparison.legend[-1]
+
+
 def test_of_an_error_the_lower_one_wins():
     result = compare_pairs(pairs_of(-1.0, -2.0, 0.5, datasets=("a", "b", "c")))
     assert (result.won_tied_lost(), result.won_tied_lost(lower=True)) == ((1, 0, 2), (2, 0, 1))

@@ -109,6 +109,13 @@ def test_a_method_that_lacks_a_data_set_is_left_out_and_named(runs):
     assert document.warnings == ("left out of all: VPT has no number on set03",)
 
 
+def test_a_transfers_source_is_not_ranked(runs):
+    write(runs, [[0.5, 0.6, 0.7, 0.8]] * 5, source_dataset="imagenet")
+    for name in NAMES:
+        runs.add({"all": {"accuracy": 50.0}}, protocol="cross_dataset", dataset="imagenet", trainer=name)
+    assert build_ranks(load_runs([runs.root])).title == "Average ranks over 5 data sets: Cross-dataset transfer"
+
+
 @pytest.mark.parametrize(
     ("datasets", "methods", "arguments", "message"),
     [
