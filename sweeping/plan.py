@@ -182,6 +182,7 @@ class Table:
 
 
 _COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC", "BMIP")
+_OPEN_WORLD = (*_COMPARED[:3], "ProDA", "KgCoOp", *_COMPARED[3:])
 _AGGREGATORS = ("gate", "add", "mean", "joint", "own", "text_to_vision", "vision_to_text")
 
 
@@ -190,7 +191,8 @@ def _ablation(**axes: tuple[str, Sequence[str], Sequence[str]]) -> Table:
 
 
 TABLES: Mapping[str, Table] = {
-    "open_world": Table("open_world", (*_COMPARED[:3], "ProDA", "KgCoOp", *_COMPARED[3:])),
+    "open_world": Table("open_world", _OPEN_WORLD),
+    "calibration": Table("open_world", _OPEN_WORLD, report=("--metrics", "ece,ece_scaled,nll")),
     "few_shot_curve": Table("few_shot", _COMPARED),
     "cross_dataset": Table("cross_dataset", _COMPARED),
     "domain_generalization": Table("domain_generalization", _COMPARED),
