@@ -83,10 +83,8 @@ _PATHS_OF = {
     "metrics.*.calibration.bins.confidence",
     Key(dict): "config environment data model metrics timing memory history.* gates.per_epoch.*",
     Key(dict, null=True): "gates",
-    Key(
-        dict, optional=True
-    ): "notes overrides config.DATASET config.TEST metrics.*.open_world metrics.*.per_class metrics.*.ood "
-    "metrics.*.ood.* metrics.*.calibration metrics.*.calibration.scaled metrics.*.calibration.bins",
+    Key(dict, optional=True): "notes overrides config.DATASET metrics.*.open_world metrics.*.per_class metrics.*.ood "
+    "config.TEST metrics.*.ood.* metrics.*.calibration metrics.*.calibration.scaled metrics.*.calibration.bins",
     Key(list): "history metrics.*.confusion.*",
     Key(list, optional=True, null=True): "gates.per_epoch metrics.*.confusion",
 }
