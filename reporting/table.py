@@ -282,6 +282,8 @@ def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], by_shots: bool,
         changed = dict.fromkeys(f"{key} {value}" for run in method.runs for key, value in run.overrides.items())
         if changed:
             yield f"{method.label}: changed: {', '.join(changed)}."
+        if tried := sorted({run.tuning_trials for run in method.runs} - {0}):
+            yield f"{method.label}: tuned: the best of {', '.join(map(str, tried))} trials on validation images."
     rules = {method.selection_rule for method in trained}
     if len(rules) == 1:
         yield f"Selection rule: {rules.pop()}."

@@ -415,11 +415,17 @@ class Variation(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+def variation_of(pairs: Sequence[tuple[str, str]]) -> Variation:
+    """The variation of some keys' values, called by them; without any, the setting itself."""
+    called = "_".join(f"{key.rpartition('.')[2].lower()}_{value}" for key, value in pairs)
+    return Variation(called, sum(pairs, ()))
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a sweep is asked for."""
 
-    protocol: str  # key of `PROTOCOLS`
+    protocol: str | Protocol  # key of `PROTOCOLS`, or one of its own
     trainers: tuple[str, ...]  # "NAME" or "NAME=SETTING"
     datasets: tuple[str, ...] = ()  # config names, or paths of config files; empty: the published table's
     seeds: tuple[int, ...] = (1, 2, 3)  # of the few-shot samples
@@ -464,8 +470,7 @@ def plans_varied(plan: Plan, axes: Sequence[Sequence[str]]) -> list[Plan]:
         variations = []
         for values in itertools.product(*(axis[1:] for axis in axes)):
             pairs = list(zip(keys, values, strict=True))
-            called = "_".join(f"{key.rpartition('.')[2].lower()}_{value}" for key, value in pairs)
-            variations.append(Variation(called, sum(pairs, ())))
+            variations.append(variation_of(pairs))
         plans.append(replace(plan, trainers=trainers, variations=tuple(variations)))
     return plans
 
@@ -476,7 +481,7 @@ def build_queue(plan: Plan) -> list[Job]:
     Raises:
         SweepError: unknown trainer, setting or data set, no data root, two runs for one folder, or no run.
     """
-    protocol = PROTOCOLS[plan.protocol]
+    protocol = PROTOCOLS[plan.protocol] if isinstance(plan.protocol, str) else plan.protocol
     source = protocol.source and (plan.source or protocol.source)
     jobs: dict[Path, Job] = {}
     shots_list, datasets = plan.shots or protocol.shots, plan.datasets or protocol.datasets

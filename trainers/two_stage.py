@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from common.unpickling import CheckpointError
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptedCLIP, Prompts, TowerSizes
-from trainers.base import add_trainer_config
+from trainers.base import Between, add_trainer_config
 from trainers.layernorm_tuning import LAYERNORM_RANGES, LayerNormLearner, LayerNormTuning, tuned_layers
 
 add_trainer_config(
@@ -114,6 +114,7 @@ class TwoStage(LayerNormTuning):
     """2SFS with LayerNorm tuning in its first stage, trained with cross-entropy."""
 
     node = "TWOSTAGE"
+    search_space = {"TRAINER.TWOSTAGE.N_ITERS_FRAC": Between(0.1, 0.9, log=False)}
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> TwoStageLearner:
         layers = tuned_layers(self.node, self.settings, TowerSizes.of(clip_model))
