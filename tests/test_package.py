@@ -11,15 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from tests.test_docs import ROOMS
+
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs/install.md").read_text(encoding="utf-8")
 COMMANDS = [shlex.split(line)[1:] for line in re.findall(r"^    (promptclip .*)$", PAGE, flags=re.MULTILINE)]
-OTHERS = ("promptclip", "tests", "tools")  # folders with code that are no room of the package's
+NOTEBOOK = json.loads((ROOT / "docs/first_steps.ipynb").read_text(encoding="utf-8"))
+CELLS = ["".join(cell["source"]) for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
 # Python code and commands in one process, which imports torch once
 DRIVER = """
 import importlib.util, json, sys
-code, commands = json.load(sys.stdin)
-exec(code)
+cells, commands = json.load(sys.stdin)
+scope = {}
+for cell in cells:
+    exec(cell, scope)
 found = [importlib.util.find_spec(name) for name in ("datasets", "results", "train")]
 print([spec.origin for spec in found if spec and "promptclip" in str(spec.origin)])
 from promptclip.__main__ import main
@@ -65,7 +70,12 @@ def user(tmp_path, installed):
     folder = tmp_path / "user"
     subprocess.run(["git", "init", "--quiet", folder], check=True)
     paths = os.pathsep.join(filter(None, (str(installed), os.environ.get("PYTHONPATH"))))
-    env = os.environ | {"PYTHONPATH": paths, "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    env = os.environ | {
+        "PYTHONPATH": paths,
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "OMP_NUM_THREADS": "1",
+        "MPLBACKEND": "agg",
+    }
 
     def run(*words, **how):
         command = [sys.executable, "-W", "ignore", *map(str, words)]
@@ -80,8 +90,8 @@ def user(tmp_path, installed):
 def test_the_wheel_holds_every_room_and_no_name_of_others(wheel):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert {name.partition("/")[0] for name in names} == {"promptclip"}
-    rooms = {path.parent for path in ROOT.glob("*/*.py")} - {ROOT / name for name in OTHERS}
-    files = [path for folder in (*rooms, ROOT / "configs") for path in folder.rglob("*") if path.is_file()]
+    folders = {*ROOMS, "benchmarks", "configs"} - {"promptclip"}
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     wanted = {path.relative_to(ROOT) for path in (*files, *ROOT.glob("*.py"), *ROOT.glob("assets/mini/*.zip"))}
     wanted = {f"promptclip/tree/{path.as_posix()}" for path in wanted if "__pycache__" not in path.parts}
     assert {name for name in names if not name.startswith("promptclip/tree/assets/")} - wanted == {
@@ -102,16 +112,25 @@ def test_the_pages_commands_and_code_in_a_users_folder(user, installed):
     record = json.loads(results.read_text(encoding="utf-8"))
     assert record["environment"]["git_revision"] is None  # not the user's repository's
     assert "| CoOp " in user(installed / "bin" / "promptclip", *table)
-    (code,) = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    blocks = re.findall(r"```python\n(.*?)```", PAGE, flags=re.DOTALL)
+    blocks += [cell for cell in CELLS if not cell.startswith("!")]  # its commands are the page's first two
     absent = ["train", "--trainer", "CoOp", "--config-file", "configs/none.yaml"]
-    out = user("-c", DRIVER, input=json.dumps([code, [*others, absent, ["trian"]]]))
+    out = user("-c", DRIVER, input=json.dumps([blocks, [*others, absent, ["trian"]]]))
     assert "digit_seven/0007.png [('digit " in out
+    assert f"base: accuracy {record['metrics']['base']['accuracy']:.2f}%\n" in out
     assert f"\n{[]}\n" in out  # before a command runs, only the rooms are to be found
     assert f"{installed}/promptclip/tree/assets/digits/images/digit_three/0003.png: digit" in out
     assert "\nDigits: ok\n" in out
     assert re.findall(r"^status (.*)", out, flags=re.MULTILINE) == ["0", "0", "2", "2"]
     assert sorted(installed.rglob("*")) == before
     assert {path.name for path in user.folder.iterdir()} == {".git", "out"}
+
+
+def test_the_notebook_has_the_pages_commands_and_no_output():
+    assert [shlex.split(cell)[1:] for cell in CELLS if cell.startswith("!")] == COMMANDS[:2]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in NOTEBOOK["cells"])
+    links = re.findall(r"\]\((.+?)\)", "".join(line for cell in NOTEBOOK["cells"] for line in cell["source"]))
+    assert [link for link in links if not (ROOT / "docs" / link).is_file()] == []
 
 
 def test_another_package_of_a_rooms_name_is_refused(user):
