@@ -31,7 +31,8 @@ def main() -> None:
     """Run the command in this process, as `python train.py` would; SystemExit with its exit status."""
     command, *words = sys.argv[1:] or ["--help"]
     if command in ("-h", "--help"):
-        sys.exit(print(__doc__))
+        print(__doc__)
+        return
     if command not in (*PROGRAMS, "datasets", *REPORTS):
         names = ", ".join((*PROGRAMS, "datasets", *REPORTS))
         print(f"error: there is no command {command!r}; choose from {names}", file=sys.stderr)
