@@ -1,20 +1,24 @@
 """Look into a finished run: its features, its errors, its attention.
 
 python look.py features RUN -o features.npz
+python look.py errors RUN --split new --html errors.html
 """
 
 from __future__ import annotations
 
 import argparse
+import base64
 import contextlib
+import csv
+import io
 import shutil
 import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from common.commandline import add_debug, guarded
+from common.commandline import add_debug, csv_cell, guarded, printable
 from common.files import atomic_write, refuse_existing
 
 
@@ -35,6 +39,12 @@ def build_parser() -> argparse.ArgumentParser:
     command = add("features", "image and text features of all images of a run, for numpy", "a .npz file", True)
     _add_root(command)
     _add_model(command)
+
+    command = add("errors", "misclassified test images as csv, most confident first", "default: the terminal", False)
+    _add_root(command)
+    command.add_argument("--split", default="", help="only this class split: base, new or all (default: each)")
+    command.add_argument("--html", type=Path, metavar="PAGE", help="also write a page with the images, whole in itself")
+    command.add_argument("--limit", type=int, default=100, help="images on the page at most (default: %(default)s)")
     return parser
 
 
@@ -56,11 +66,17 @@ from yacs.config import CfgNode
 import datasets  # noqa: F401  registers the data sets
 import trainers  # noqa: F401  registers the trainers and their settings
 from dassl.config import ConfigError, get_cfg_default
+from dassl.data.datasets import build_dataset
 from dassl.engine import build_trainer
 from extras import trackers  # noqa: F401  registers the trackers' keys
+from reporting.formats import html_page
+from results.calibration import PREDICTIONS_FILE, read_predictions
 from results.evaluate import class_splits_of, evaluate_class_splits
 from results.features import FEATURES_FILE
 from results.rundir import earlier_config
+from trainers.predictor import read_rgb
+
+THUMBNAIL = 128  # pixels of the longer edge
 
 
 def run_config(args: argparse.Namespace) -> Any:
@@ -105,7 +121,89 @@ def run_features(args: argparse.Namespace) -> None:
     print(f"Wrote {args.output}; accuracy by class split: {accuracies}")
 
 
-COMMANDS = {"features": run_features}
+class Mistake(NamedTuple):
+    """A misclassified test image; the columns of the csv."""
+
+    path: str
+    true: str
+    predicted: str
+    confidence: float  # largest probability
+    margin: float  # how far it is above the next
+    split: str  # class split: the classes to choose from
+
+
+def mistakes(folder: Path, cfg: Any, only: str = "") -> list[Mistake]:
+    """The misclassified images of a run's test, most confident first; `only`: of one class split.
+
+    predictions.npz has them in the order of the data set, which is read anew for their paths.
+
+    Raises:
+        FileNotFoundError: the run has no predictions.npz.
+        ValueError: there is no such class split, or the data set is another than at the test.
+    """
+    path, found = folder / PREDICTIONS_FILE, []
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is not there, which TEST.SAVE_PREDICTIONS True (the default) writes: test the run again with "
+            f"train.py --eval-only --model-dir {folder} and another --output-dir, and look into that"
+        )
+    splits = read_predictions(path)
+    if only and only not in splits:
+        raise ValueError(f"--split {only}: the run was tested on {', '.join(splits)}")
+    for split in [only] if only else splits:
+        cfg.DATASET.SUBSAMPLE_CLASSES, parts = split, splits[split]
+        dataset = build_dataset(cfg)
+        items, names = dataset.val if cfg.TEST.SPLIT == "val" else dataset.test, dataset.lab2cname
+        if [item.label for item in items] != parts["label"].tolist():
+            raise ValueError(
+                f"{path}: its labels of class split {split} are not those of the images under {cfg.DATASET.ROOT}: give "
+                "the data that the run was tested on as --root, or test the run again with --eval-only"
+            )
+        columns = (parts[name].tolist() for name in ("label", "prediction", "confidence", "margin"))
+        for item, label, guess, confidence, margin in zip(items, *columns, strict=True):
+            if guess != label:
+                found.append(Mistake(item.impath, names[label], names[guess], confidence, margin, split))
+    return sorted(found, key=lambda mistake: -mistake.confidence)
+
+
+def thumbnail(path: str, upright: bool) -> str:
+    """A small JPEG of an image file as a data URI, "" where it cannot be read."""
+    try:
+        image = read_rgb(path, upright)
+    except ValueError:
+        return ""
+    image.thumbnail((THUMBNAIL, THUMBNAIL))
+    image.save(buffer := io.BytesIO(), "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def run_errors(args: argparse.Namespace) -> None:
+    """List the misclassified images; draw the first of them."""
+    refuse_existing(args.html, args.force)
+    if args.limit < 1:
+        raise ValueError(f"--limit is {args.limit}: at least 1")
+    cfg = run_config(args)
+    with contextlib.redirect_stdout(sys.stderr):
+        found = mistakes(Path(args.run), cfg, args.split)
+    text = io.StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(Mistake._fields)
+    for mistake in found:
+        numbers = {"confidence": f"{mistake.confidence:.6f}", "margin": f"{mistake.margin:.4f}"}
+        table.writerow([csv_cell(printable(cell)) for cell in mistake._replace(**numbers)])
+    if args.html is not None:
+        shown = [(mistake, thumbnail(mistake.path, cfg.INPUT.EXIF_ORIENTATION)) for mistake in found[: args.limit]]
+        page = html_page(f"Errors of {args.run}", "errors.html.j2", shown=shown, total=len(found))
+        with atomic_write(args.html, replace=args.force) as file:
+            file.write(page.encode("utf-8", "backslashreplace"))
+    if args.output is None:
+        sys.stdout.write(text.getvalue())
+        return
+    with atomic_write(args.output, replace=args.force) as file:
+        file.write(text.getvalue().encode("utf-8"))
+
+
+COMMANDS = {"features": run_features, "errors": run_errors}
 
 
 def run(args: argparse.Namespace) -> None:

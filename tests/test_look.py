@@ -1,8 +1,11 @@
 """look.py: the features, errors and attention of finished runs, held to their results.json."""
 
+import csv
+import io
 import json
 import re
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -82,3 +85,50 @@ def test_what_is_no_run_and_an_output_that_exists_are_refused(runs, tmp_path, ca
     assert look.main(["features", str(runs / "BMIP"), "-o", str(tmp_path / "f.npz")]) == 2
     assert "f.npz exists already" in capsys.readouterr().err
     assert (tmp_path / "f.npz").read_text() == "mine"
+
+
+def test_errors_are_those_of_results_json(runs, tmp_path, capsys):
+    words = documented("errors", RUN=runs / "BMIP", **{"errors.html": tmp_path / "errors.html"})
+    assert look.main(words) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    confidence = [float(row["confidence"]) for row in rows]
+    assert confidence == sorted(confidence, reverse=True)
+    found = metrics(runs / "BMIP")
+    names = list(found["all"]["per_class"])
+    for split in ("base", "new", "all"):
+        own = [row for row in rows if row["split"] == split]
+        wrong = (1 - found[split]["accuracy"] / 100) * found[split]["num_images"]
+        assert len(own) == pytest.approx(wrong)
+        for true, counts in zip(found[split]["per_class"], found[split]["confusion"], strict=True):
+            own_class = [row["predicted"] for row in own if row["true"] == true]
+            for other, count in zip(found[split]["per_class"], counts, strict=True):
+                assert own_class.count(other) == (0 if other == true else count)
+    assert all(row["path"].split("/")[-2].replace("_", " ") == row["true"] for row in rows)
+    assert {row["true"] for row in rows} <= set(names)
+    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/jpeg;base64,') == min(100, len(rows))
+    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert look.main(["errors", str(runs / "BMIP"), "--split", "new", "-o", str(tmp_path / "new.csv")]) == 0
+    assert list(csv.DictReader((tmp_path / "new.csv").open())) == [row for row in rows if row["split"] == "new"]
+
+
+def test_names_are_no_formulas_and_no_markup(runs, tmp_path, monkeypatch, capsys):
+    hostile = [look.Mistake("@\x1b.png", "=1+1", "<script>", 0.5, 0.1, "base")]
+    monkeypatch.setattr(look, "mistakes", lambda *_: hostile)
+    assert look.main(["errors", str(runs / "BMIP"), "--html", str(tmp_path / "errors.html")]) == 0
+    row = list(csv.reader(io.StringIO(capsys.readouterr().out)))[1]
+    assert row[:3] == ["'@\\x1b.png", "'=1+1", "<script>"]
+    page = (tmp_path / "errors.html").read_text(encoding="utf-8")
+    assert "<script>" not in page
+    assert "&lt;script&gt;" in page
+    assert "cannot be read" in page
+
+
+def test_errors_need_the_predictions_and_the_data_of_the_run(runs, tmp_path, capsys):
+    shutil.copy(runs / "BMIP" / "config.yaml", tmp_path)
+    assert look.main(["errors", str(tmp_path)]) == 2
+    assert re.search(r"error: .*predictions.npz is not there.*--eval-only", capsys.readouterr().err)
+    assert look.main(["errors", str(runs / "BMIP"), "--root", "assets"]) == 2  # all of the test images
+    assert re.search(r"error: .*are not those of the images under assets: .*--root", capsys.readouterr().err)
+    assert look.main(["errors", str(runs / "ZeroshotCLIP"), "--split", "old"]) == 2
+    assert "--split old: the run was tested on base, new, all" in capsys.readouterr().err
