@@ -12,6 +12,7 @@ import pytest
 
 import look
 import train
+from prompting import checkpoint
 from tests.test_train import ALL_SPLITS, arguments
 from tests.trainers.small_runs import data_root
 
@@ -46,14 +47,17 @@ def page():
 
 def documented(command, **places):
     """The page's command as words, with these in place of its names."""
-    (line,) = [line.strip() for line in page().splitlines() if line.startswith(f"    python look.py {command}")]
-    return [str(places.get(word, word)) for word in shlex.split(line)[2:]]
+    (line,) = [line.strip() for line in page().splitlines() if line.startswith(f"    python {command}")]
+    return [str(places.get(word, word)) for word in shlex.split(line)[1 + len(command.split()) :]]
 
 
 @pytest.mark.parametrize("trainer", ["BMIP", "ZeroshotCLIP"])
 def test_features_classify_as_the_run_did(trainer, runs, tmp_path, capsys, monkeypatch):
     before = {path: path.stat().st_mtime_ns for path in (runs / trainer).rglob("*")}
-    words = documented("features", RUN=runs / trainer, **{"features.npz": tmp_path / "features.npz"})
+    words = [
+        "features",
+        *documented("look.py features", RUN=runs / trainer, **{"features.npz": tmp_path / "features.npz"}),
+    ]
     assert look.main(words) == 0
     assert "accuracy by class split: base" in capsys.readouterr().out
     assert {path: path.stat().st_mtime_ns for path in (runs / trainer).rglob("*")} == before
@@ -88,7 +92,7 @@ def test_what_is_no_run_and_an_output_that_exists_are_refused(runs, tmp_path, ca
 
 
 def test_errors_are_those_of_results_json(runs, tmp_path, capsys):
-    words = documented("errors", RUN=runs / "BMIP", **{"errors.html": tmp_path / "errors.html"})
+    words = ["errors", *documented("look.py errors", RUN=runs / "BMIP", **{"errors.html": tmp_path / "errors.html"})]
     assert look.main(words) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     confidence = [float(row["confidence"]) for row in rows]
@@ -132,3 +136,12 @@ def test_errors_need_the_predictions_and_the_data_of_the_run(runs, tmp_path, cap
     assert re.search(r"error: .*are not those of the images under assets: .*--root", capsys.readouterr().err)
     assert look.main(["errors", str(runs / "ZeroshotCLIP"), "--split", "old"]) == 2
     assert "--split old: the run was tested on base, new, all" in capsys.readouterr().err
+
+
+def test_words_of_a_run(runs, capsys):
+    file = {"RUN/prompt_learner/model.pth.tar-5": runs / "BMIP" / "prompt_learner" / "model.pth.tar-1"}
+    assert checkpoint.main(["words", *documented("-m prompting.checkpoint words", **file)]) == 0
+    first, second, note = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"context 1: a</w> 0\.\d{4}(  \S+ \d\.\d{4}){2}", first)
+    assert second.startswith("context 2: photo</w> ")
+    assert "2 deeper layers are left out" in note
