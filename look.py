@@ -2,6 +2,7 @@
 
 python look.py features RUN -o features.npz
 python look.py errors RUN --split new --html errors.html
+python look.py attention RUN IMAGE -o attention.png
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from common.commandline import add_debug, csv_cell, guarded, printable
@@ -45,6 +47,12 @@ def build_parser() -> argparse.ArgumentParser:
     command.add_argument("--split", default="", help="only this class split: base, new or all (default: each)")
     command.add_argument("--html", type=Path, metavar="PAGE", help="also write a page with the images, whole in itself")
     command.add_argument("--limit", type=int, default=100, help="images on the page at most (default: %(default)s)")
+
+    command = add("attention", "what [CLS] attends to in an image, drawn layer by layer", "ends in .png or .svg", True)
+    command.add_argument("image", metavar="IMAGE", help="an image file")
+    command.add_argument("--layers", type=int, nargs="+", metavar="N", help="only these, from 0 (default: all)")
+    command.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG (default: %(default)s)")
+    _add_model(command)
     return parser
 
 
@@ -61,6 +69,7 @@ if __name__ == "__main__":  # the rest takes seconds to import: a wrong option i
     build_parser().parse_args()
 
 import torch
+from torchvision.transforms import Normalize
 from yacs.config import CfgNode
 
 import datasets  # noqa: F401  registers the data sets
@@ -69,12 +78,15 @@ from dassl.config import ConfigError, get_cfg_default
 from dassl.data.datasets import build_dataset
 from dassl.engine import build_trainer
 from extras import trackers  # noqa: F401  registers the trackers' keys
+from prompting.reference import PlainVisionEncoder
+from reporting.attention import draw_attention
 from reporting.formats import html_page
+from reporting.plots import FILE_FORMATS
 from results.calibration import PREDICTIONS_FILE, read_predictions
 from results.evaluate import class_splits_of, evaluate_class_splits
 from results.features import FEATURES_FILE
 from results.rundir import earlier_config
-from trainers.predictor import read_rgb
+from trainers.predictor import load_run, read_rgb
 
 THUMBNAIL = 128  # pixels of the longer edge
 
@@ -203,7 +215,46 @@ def run_errors(args: argparse.Namespace) -> None:
         file.write(text.getvalue().encode("utf-8"))
 
 
-COMMANDS = {"features": run_features, "errors": run_errors}
+def run_attention(args: argparse.Namespace) -> None:
+    """Run the plain image tower on one image; draw what it attends to, and print the shares by layer as csv."""
+    file_format = args.output.suffix.lower().removeprefix(".")
+    if file_format not in FILE_FORMATS:
+        raise ValueError(f"{args.output}: the name must end in .{' or .'.join(FILE_FORMATS)}")
+    if not 10 <= args.dpi <= 1200:
+        raise ValueError(f"--dpi must be between 10 and 1200, got {args.dpi}")
+    with contextlib.redirect_stdout(sys.stderr):
+        classifier = load_run(args.run, args.device, args.load_epoch)
+    model, visual = classifier.model, classifier.model.image_encoder.visual
+    image = classifier.transform(read_rgb(args.image, classifier.upright, classifier.shorter_edge))
+    with torch.no_grad(), model.precision.autocast(model.device):
+        encoder = PlainVisionEncoder(SimpleNamespace(visual=visual))
+        weights, gates = encoder.attention(image[None].to(model.device), model.prompts().vision)
+    gates = {layer: float(weight.mean()) for layer, weight in gates.items()}
+    layers = range(len(weights)) if args.layers is None else args.layers
+    if wrong := [layer for layer in layers if not 0 <= layer < len(weights)]:
+        raise ValueError(f"--layers {wrong[0]}: this image tower has layers 0 to {len(weights) - 1}")
+
+    side = image.shape[1] // visual.conv1.kernel_size[0]  # patches in a row
+    of_cls = [layer[0, 0].cpu().numpy() for layer in weights]  # (1 + patches + prompts,) each
+    shares = [(row[0], row[1 : 1 + side**2].sum(), row[1 + side**2 :].sum()) for row in of_cls]
+    table = csv.writer(sys.stdout, lineterminator="\n")
+    table.writerow(["layer", "cls", "patches", "prompts", "gate"])
+    for layer, parts in enumerate(shares):
+        table.writerow([layer, *(f"{part:.6f}" for part in parts), f"{gates[layer]:.6f}" if layer in gates else ""])
+
+    for step in classifier.transform.transforms:
+        if isinstance(step, Normalize):  # seen by people as it was before it was normalised
+            image = image * torch.tensor(step.std)[:, None, None] + torch.tensor(step.mean)[:, None, None]
+    pixels = image.clamp(0, 1).permute(1, 2, 0).numpy()
+    maps = {layer: of_cls[layer][1 : 1 + side**2].reshape(side, side) for layer in layers}
+    on_prompts = [float(prompts) for _, _, prompts in shares]
+    title = printable(Path(args.image).name)
+    drawn = draw_attention(pixels, maps, on_prompts, gates, title, file_format, args.dpi)
+    with atomic_write(args.output, replace=args.force) as file:
+        file.write(drawn)
+
+
+COMMANDS = {"features": run_features, "errors": run_errors, "attention": run_attention}
 
 
 def run(args: argparse.Namespace) -> None:

@@ -9,12 +9,14 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import look
 import train
 from prompting import checkpoint
 from tests.test_train import ALL_SPLITS, arguments
 from tests.trainers.small_runs import data_root
+from trainers import load_run
 
 COMMON = (*ALL_SPLITS, "OPTIM.MAX_EPOCH", "1", "TEST.FIT_TEMPERATURE", "False")
 
@@ -145,3 +147,38 @@ def test_words_of_a_run(runs, capsys):
     assert re.fullmatch(r"context 1: a</w> 0\.\d{4}(  \S+ \d\.\d{4}){2}", first)
     assert second.startswith("context 2: photo</w> ")
     assert "2 deeper layers are left out" in note
+
+
+def test_attention_of_a_run_is_drawn(runs, tmp_path, capsys):
+    image, target = "assets/digits/images/digit_seven/0007.png", tmp_path / "attention.png"
+    places = {"RUN": runs / "BMIP", "IMAGE": image, "attention.png": target}
+    assert look.main(["attention", *documented("look.py attention", **places)]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["layer"] for row in rows] == ["0", "1", "2", "3"]
+    shares = [[float(row[part]) for part in ("cls", "patches", "prompts")] for row in rows]
+    assert [sum(parts) for parts in shares] == pytest.approx([1] * 4, abs=1e-5)
+    assert all(0 < prompts < 1 for _, _, prompts in shares)
+    assert [bool(row["gate"]) for row in rows] == [False, True, True, False]
+    with Image.open(target) as drawn:
+        assert drawn.format == "PNG"
+    # the gates are those that the fast path read on its way to the logits
+    classifier = load_run(runs / "BMIP", "cpu")
+    list(classifier.predict([image]))
+    fast = classifier.model.prompt_learner.gate_values()
+    assert [float(rows[layer]["gate"]) for layer in (1, 2)] == pytest.approx(
+        [fast["vision/1"], fast["vision/2"]], abs=1e-5
+    )
+
+
+def test_plain_clip_has_no_prompts_to_attend_to(runs, tmp_path, capsys):
+    command = ["attention", str(runs / "ZeroshotCLIP"), "assets/digits/images/digit_seven/0007.png"]
+    assert look.main([*command, "-o", str(tmp_path / "attention.svg")]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [(float(row["prompts"]), row["gate"]) for row in rows] == [(0, "")] * 4
+    svg = (tmp_path / "attention.svg").read_text(encoding="utf-8")
+    assert svg.startswith("<?xml")
+    assert look.main([*command, "-o", str(tmp_path / "b.svg"), "--layers", "4"]) == 2
+    assert "--layers 4: this image tower has layers 0 to 3" in capsys.readouterr().err
+    assert look.main([*command, "-o", str(tmp_path / "b.gif")]) == 2
+    assert "b.gif: the name must end in .png or .svg" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["attention.svg"]
