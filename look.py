@@ -86,6 +86,7 @@ from results.calibration import PREDICTIONS_FILE, read_predictions
 from results.evaluate import class_splits_of, evaluate_class_splits
 from results.features import FEATURES_FILE
 from results.rundir import earlier_config
+from train import select_device
 from trainers.predictor import load_run, read_rgb
 
 THUMBNAIL = 128  # pixels of the longer edge
@@ -108,7 +109,7 @@ def run_config(args: argparse.Namespace) -> Any:
         raise ValueError(f"{args.run}: its configuration does not fit this version ({error}): redo the run") from error
     cfg.DATASET.ROOT = args.root or cfg.DATASET.ROOT
     device = getattr(args, "device", "")
-    cfg.USE_CUDA = torch.cuda.is_available() if not device else device != "cpu"
+    cfg.USE_CUDA = select_device(device) if device else torch.cuda.is_available()
     cfg.MODEL.INIT_WEIGHTS = cfg.RESUME = ""  # what the run began with is in what it ended with
     cfg.VERBOSE = False
     return cfg

@@ -58,7 +58,7 @@ DAMAGED = (
     *(SyntaxError, tokenize.TokenError),
 )
 
-cfg_default.TEST.SAVE_FEATURES = False  # keep an evaluation's image and text features, for t-SNE plots
+cfg_default.TEST.SAVE_FEATURES = False  # keep an evaluation's image and text features, for t-SNE plots and probes
 cfg_default.FEATURES = CfgNode(
     {
         "REUSE": True,  # compute image features once where they would be the same
@@ -423,15 +423,15 @@ def training_features(trainer: Any, cfg: Any) -> dict[str, dict[str, np.ndarray]
     """
     dataset, found = trainer.dm.dataset, {}
     trainer.set_model_mode("eval")
-    with trainer.model.evaluating():
-        for split, items in {"train": dataset.train_x, "val": dataset.val}.items():
-            if not items:
-                continue
-            collector, size = FeatureCollector(trainer.model), cfg.DATALOADER.TEST.BATCH_SIZE
-            options = {"tfm": trainer.test_loader.dataset.transform, "is_train": False, "split": split}
+    for split, items in {"train": dataset.train_x, "val": dataset.val}.items():
+        if not items:
+            continue
+        collector, size = FeatureCollector(trainer.model), cfg.DATALOADER.TEST.BATCH_SIZE
+        options = {"tfm": trainer.test_loader.dataset.transform, "is_train": False, "split": split}
+        with trainer.model.evaluating():
             for batch in build_data_loader(cfg, data_source=items, batch_size=size, **options):
                 collector.infer(collector.reading(trainer.parse_batch_test)(batch)[0])
-            found[split] = collector.arrays(torch.tensor([item.label for item in items]), trainer.lab2cname)
+        found[split] = collector.arrays(torch.tensor([item.label for item in items]), trainer.lab2cname)
     return found
 
 
