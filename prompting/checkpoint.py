@@ -484,7 +484,9 @@ def print_words(trained: TrainedPrompts, source: str, backbone: str, top: int) -
     if context.dim() == 3:
         known = trained.content.get("classnames") if trained.trainer != "ProDA" else None
         what = "prompt" if trained.trainer == "ProDA" else "class"
-        names = known if known and len(known) == len(groups) else [f"{what} {i}" for i in range(1, len(groups) + 1)]
+        names = [f"{what} {number}" for number in range(1, len(groups) + 1)]
+        if isinstance(known, list) and len(known) == len(groups):
+            names = list(map(str, known))
     for name, vectors in zip(names, groups, strict=True):
         nearest = nearest_words(vectors, embedding[known_ids], top)
         for number, (distances, rows) in enumerate(zip(*nearest, strict=True), start=1):
