@@ -2,6 +2,7 @@
 
 python -m prompting.checkpoint show FILE
 python -m prompting.checkpoint convert OLD NEW [--trainer NAME]
+python -m prompting.checkpoint words FILE [--top 5] [--backbone NAME]
 """
 
 from __future__ import annotations
@@ -436,6 +437,68 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
     return settings
 
 
+def nearest_words(context: Tensor, embedding: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """The tokens of the vocabulary whose embeddings are nearest to context vectors, by Euclidean distance.
+
+    CoOp's way to interpret learned prompts (Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022,
+    https://arxiv.org/abs/2109.01134). It is of the first layer's tokens: deeper ones lie in another space than words.
+
+    Args:
+        context: (n_vectors, width); embedding: (vocabulary, width).
+
+    Returns:
+        Distances and rows of the vocabulary, (n_vectors, top) each, nearest first.
+    """
+    return torch.cdist(context.double(), embedding.double()).topk(top, largest=False)
+
+
+def print_words(trained: TrainedPrompts, source: str, backbone: str, top: int) -> None:
+    """Print the nearest words of every context vector, for each class or prompt that has its own.
+
+    Raises:
+        ValueError: the method learns no context in the text, the backbone is not known or does not fit, or `top` is
+            more words than there are.
+    """
+    from clip.clip import _tokenizer
+
+    from prompting.weights import load_clip
+
+    tensors = {name.removeprefix("prompts."): value for name, value in trained.tensors.items()}
+    if "ctx" not in tensors:
+        raise CheckpointError(f"checkpoint {source} of {trained.trainer} has no context vectors in the text (ctx)")
+    if tensors["ctx"].dim() not in (2, 3) or not tensors["ctx"].isfinite().all():
+        raise CheckpointError(f"checkpoint {source}: ctx is no finite context vectors, {tuple(tensors['ctx'].shape)}")
+    backbone = backbone or str(trained.content.get("backbone") or "")
+    if not backbone:
+        raise CheckpointError(f"checkpoint {source} does not say its backbone: give it with --backbone")
+    embedding, context = load_clip(backbone).token_embedding.weight, tensors["ctx"]
+    if context.shape[-1] != embedding.shape[1]:
+        raise CheckpointError(
+            f"checkpoint {source} has context vectors of {context.shape[-1]} numbers, the words of {backbone} have "
+            f"{embedding.shape[1]}: give its own backbone with --backbone"
+        )
+    known_ids = embedding.any(dim=1).nonzero().flatten()  # a bundled model has zeros for the others
+    if not 1 <= top <= len(known_ids):
+        raise ValueError(f"--top is {top}: at least 1, at most {len(known_ids)}, the words of {backbone}")
+    groups, names = context.unbind() if context.dim() == 3 else [context], [""]
+    if context.dim() == 3:
+        known = trained.content.get("classnames") if trained.trainer != "ProDA" else None
+        what = "prompt" if trained.trainer == "ProDA" else "class"
+        names = [f"{what} {number}" for number in range(1, len(groups) + 1)]
+        if isinstance(known, list) and len(known) == len(groups):
+            names = list(map(str, known))
+    for name, vectors in zip(names, groups, strict=True):
+        nearest = nearest_words(vectors, embedding[known_ids], top)
+        for number, (distances, rows) in enumerate(zip(*nearest, strict=True), start=1):
+            words = [_tokenizer.decoder[token] for token in known_ids[rows].tolist()]
+            found = "  ".join(f"{word} {d:.4f}" for word, d in zip(words, distances.tolist(), strict=True))
+            print(printable(f"{name and name + ', '}context {number}: {found}"))
+    if trained.trainer == "CoCoOp":
+        print("Note: an image's own shift, which CoCoOp adds to every context vector, is not in these.")
+    if deep := _count_deep(tensors, "text"):
+        print(f"Note: the text prompts of {deep} deeper layers are left out: they lie in another space than words.")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser("python -m prompting.checkpoint", description="Checkpoints of trained prompts.")
@@ -445,7 +508,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     change = commands.add_parser("convert", help="a published repository's checkpoint into this project's format")
     change.add_argument("old", metavar="OLD")
     change.add_argument("new", metavar="NEW", help="DIR/prompt_learner/model.pth.tar-EPOCH for --model-dir DIR")
-    for command in (show, change):
+    words = commands.add_parser("words", help="the words nearest to each context vector")
+    words.add_argument("file", metavar="FILE")
+    words.add_argument("--top", type=int, default=5, help="words per context vector (default: %(default)s)")
+    words.add_argument("--backbone", default="", help="whose words; default: the one that the file names")
+    for command in (show, change, words):
         command.add_argument("--trainer", metavar="NAME", help=f"the method: {', '.join(FORMATS)}")
         add_debug(command)
     return guarded(_run, parser.parse_args(arguments), status=1)
@@ -458,6 +525,9 @@ def _run(args: argparse.Namespace) -> None:
         print(printable(f"Wrote {args.new}: {what}"))
         return
     trained = read_trained(args.file, args.trainer)
+    if args.command == "words":
+        print_words(trained, args.file, args.backbone, args.top)
+        return
     content, tensors = trained.content, trained.tensors
     origin = "a published repository's file" if trained.published else "this project's format"
     print(printable(f"trainer   {trained.trainer} ({origin})"))

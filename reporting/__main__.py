@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from common.commandline import add_debug, guarded, printable
-from common.files import atomic_write
+from common.files import atomic_write, refuse_existing
 from reporting import compare, plots, ranks, recompute, report, table
 from reporting.formats import FORMATS, Document
 from reporting.methods import PROTOCOLS, check_protocol, of_protocol, selected
@@ -196,11 +196,7 @@ def _selected_runs(args: argparse.Namespace) -> list[Run]:
 
 def _check_target(args: argparse.Namespace) -> None:
     """Refuse a path that is taken, before any work is done."""
-    path: Path | None = args.output
-    if path is not None and path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file")
-    if path is not None and path.exists() and not args.force:
-        raise FileExistsError(f"{path} exists already: choose another name, or --force to replace it")
+    refuse_existing(args.output, args.force)
 
 
 def _write_document(args: argparse.Namespace, content: Document) -> None:
