@@ -144,6 +144,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "TipAdapterF": {"tiny": "tiny_ep20_batch256", "base": "vit_b16"},
     "LinearProbe": {"tiny": "tiny", "base": "vit_b16"},
     "CLAP": {"tiny": "tiny_ep300_batch256", "base": "vit_b16_ep300"},
+    "LPPlusPlus": {"tiny": "tiny", "base": "vit_b16"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",

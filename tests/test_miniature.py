@@ -18,7 +18,7 @@ from tools.mini_tune import FACTORS, RECORD, SEEDS, SETTING, published_rate, rat
 
 # Their rate in miniature is the published one.
 NOT_TUNED = ("CLIP_LoRA", "LayerNormTuning", "TwoStage", "TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF")
-NOT_TUNED += ("LinearProbe", "CLAP")
+NOT_TUNED += ("LinearProbe", "CLAP", "LPPlusPlus")
 TRAINED = [name for name in TRAINERS if name not in (*UNTRAINED, *TAUGHT, *NOT_TUNED)]
 
 

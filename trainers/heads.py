@@ -29,7 +29,7 @@ from prompting import PromptedCLIP
 from prompting.model import template_features
 from trainers.base import PromptTrainer, find_checkpoint
 from trainers.step import reported
-from trainers.templates import template_of
+from trainers.templates import IMAGENET_TEMPLATES_SELECT, template_of
 from trainers.zsclip import FixedPrompt
 
 MAX_VIEWS = 1000
@@ -234,6 +234,7 @@ class HeadTrainer(PromptTrainer):
     model_class: type[HeadCLIP]
     unit_sentences = True  # whether each sentence's feature is normalised before their mean is taken
     serves_new_classes = True  # whether it says something of classes that were not trained
+    seven_on_imagenet = False  # whether ImageNet and its variants get OpenAI's seven templates in place of their own
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
@@ -250,8 +251,10 @@ class HeadTrainer(PromptTrainer):
         raise NotImplementedError
 
     def templates(self) -> list[str]:
-        """The templates whose features are averaged; here zero-shot CLIP's."""
-        return [template_of(self.cfg, self.dm.dataset)]
+        """The templates whose features are averaged; here zero-shot CLIP's, or the seven where the method has them."""
+        named = self.cfg.DATASET.NAME.startswith("ImageNet") and not self.cfg.DATASET.get("TEMPLATE")
+        seven = self.seven_on_imagenet and named
+        return list(IMAGENET_TEMPLATES_SELECT) if seven else [template_of(self.cfg, self.dm.dataset)]
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> HeadLearner:
         width = clip_model.text_projection.shape[1]

@@ -40,7 +40,6 @@ from trainers.heads import (
     validation_features,
     view_features,
 )
-from trainers.templates import IMAGENET_TEMPLATES_SELECT
 
 STEPS = (1, 10**4)
 add_trainer_config(
@@ -94,14 +93,10 @@ class WithCache(HeadTrainer):
 
     node = "TIPADAPTER"
     model_class = TipAdapterCLIP
+    seven_on_imagenet = True
     searched = "alpha and beta"
     instead = "set TRAINER.TIPADAPTER.SEARCH False, which takes INIT_ALPHA and INIT_BETA"
     n_images: int | None = None  # in a cache that is loaded; None: this run's training images
-
-    def templates(self) -> list[str]:
-        """As published: on ImageNet and its variants OpenAI's seven."""
-        ensemble = self.cfg.DATASET.NAME.startswith("ImageNet") and not self.cfg.DATASET.get("TEMPLATE")
-        return list(IMAGENET_TEMPLATES_SELECT) if ensemble else super().templates()
 
     def build_head(self, width: int, classnames: Sequence[str], generator: torch.Generator | None) -> Cache:
         s, images = self.settings, getattr(self.dm.dataset, "train_x", classnames)
