@@ -12,9 +12,8 @@ A class that was not trained has no such tensor: each method says what it does t
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from common.unpickling import CheckpointError, read_checkpoint
+from dassl.data import StoredFeatureLoader
 from dassl.data.data_manager import EpochDataLoader
 from prompting import PromptedCLIP
 from prompting.model import template_features
@@ -141,46 +141,21 @@ class OwnClassesOnly:
 # Training on views that are computed once
 
 
-class ViewLoader:
-    """A training loader's batches with features in place of images, of one of several views by the epoch.
-
-    They are computed when the first batch is asked for.
-    """
+class ViewLoader(StoredFeatureLoader):
+    """A training loader's batches with features in place of images, of one of several views by the epoch."""
 
     def __init__(self, loader: EpochDataLoader, trainer: Any, views: int) -> None:
-        self.loader, self.trainer, self.dataset, self.views = loader, trainer, loader.dataset, views
-        self.epoch, self._skipped, self._features = 0, 0, torch.empty(0)
+        super().__init__(loader)
+        self.trainer, self.views, self._of_all_views = trainer, views, torch.empty(0)
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start an epoch."""
-        self.epoch, self._skipped = epoch, 0
-        self.loader.set_epoch(epoch)
-
-    def skip_batches(self, number: int) -> None:
-        """Begin the epoch, after `set_epoch`, behind its first `number` batches."""
-        self._skipped = number
+    def of_all_views(self) -> Tensor:
+        """Normalised features of all views, (views, images, embed_dim), on the CPU, in the data set's order."""
+        if not len(self._of_all_views):
+            self._of_all_views = F.normalize(view_features(self.trainer, self.views), dim=-1)
+        return self._of_all_views
 
     def features(self) -> Tensor:
-        """Normalised features of all views, (views, images, embed_dim), on the CPU, in the data set's order."""
-        if not len(self._features):
-            self._features = F.normalize(view_features(self.trainer, self.views), dim=-1)
-        return self._features
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        features, items = self.features()[self.epoch % self.views], self.dataset.data_source
-        skipped, self._skipped = self._skipped, 0
-        for indices in itertools.islice(self.loader.batch_sampler, skipped, None):
-            chosen = [items[index] for index in indices]
-            yield {
-                "img": features[indices],
-                "label": torch.tensor([item.label for item in chosen]),
-                "domain": torch.tensor([item.domain for item in chosen]),
-                "impath": [item.impath for item in chosen],
-                "index": torch.tensor(indices),
-            }
+        return self.of_all_views()[self.epoch % self.views]
 
 
 @torch.no_grad()

@@ -102,12 +102,13 @@ def test_results_say_how_many_classes_were_trained():
     assert trainer.notes["logits"] == {"base": "head of 5 of 5 classes", "new": "head of 0 of 5 classes"}
 
 
-def test_taskres_takes_the_ensemble_on_imagenet_and_its_variants():
-    trainer = build("TaskRes")
+@pytest.mark.parametrize(("case", "count"), [("TaskRes", 8), ("TipAdapter", 7), ("LPPlusPlus", 7)])
+def test_the_ensemble_is_taken_on_imagenet_and_its_variants(case, count):
+    trainer = build(case)
     trainer.cfg = trainer.cfg.clone()
     trainer.cfg.defrost()
     trainer.cfg.DATASET.NAME = "ImageNetSketch"
-    assert len(trainer.templates()) == 8
+    assert len(trainer.templates()) == count
     trainer.cfg.DATASET.TEMPLATE = "a sketch of a {}."
     assert trainer.templates() == ["a sketch of a {}."]
 
