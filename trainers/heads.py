@@ -209,10 +209,16 @@ class HeadTrainer(PromptTrainer):
     model_class: type[HeadCLIP]
     unit_sentences = True  # whether each sentence's feature is normalised before their mean is taken
     serves_new_classes = True  # whether it says something of classes that were not trained
+    starts_from_images = False  # whether it starts as the training images say, and from no weights of a file
     seven_on_imagenet = False  # whether ImageNet and its variants get OpenAI's seven templates in place of their own
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
+        if self.starts_from_images and (path := cfg.MODEL.INIT_WEIGHTS):
+            raise ValueError(
+                f"MODEL.INIT_WEIGHTS is {path!r}: {type(self).__name__} is computed from the training images and "
+                "starts from nothing else, leave it out"
+            )
         trained_on = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
         others = [split for split in cfg.TEST.get("CLASS_SPLITS", ()) if trained_on not in ("all", split)]
         if others and not self.serves_new_classes:
@@ -279,19 +285,12 @@ class FittedTrainer(HeadTrainer):
     ``OPTIM`` is not read. Checkpoints, results and resuming are those of a run of one epoch.
     """
 
+    starts_from_images = True
     trains_on_features = False  # fit() gets all views, which the loader does not hand over
 
     def fit(self, features: Tensor, labels: Tensor) -> None:
         """Compute the head from features of several views, (views, images, embed_dim), not normalised, and labels."""
         raise NotImplementedError
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        if path := cfg.MODEL.INIT_WEIGHTS:
-            raise ValueError(
-                f"MODEL.INIT_WEIGHTS is {path!r}: {type(self).__name__} is computed from the training images and "
-                "starts from nothing else, leave it out"
-            )
 
     def train(self) -> None:
         """Fit, then evaluate."""

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from yacs.config import CfgNode
 
 from common.unpickling import read_checkpoint
 from dassl.engine import TRAINER_REGISTRY
@@ -92,6 +91,7 @@ class WithCache(HeadTrainer):
     """What both trainers share: the cache, and the search for alpha and beta."""
 
     node = "TIPADAPTER"
+    starts_from_images = True
     model_class = TipAdapterCLIP
     seven_on_imagenet = True
     searched = "alpha and beta"
@@ -168,14 +168,6 @@ class TipAdapter(WithCache, FittedTrainer):
 @TRAINER_REGISTRY.register()
 class TipAdapterF(WithCache):
     """Tip-Adapter with keys that are trained with cross-entropy, starting as the cache."""
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        if path := cfg.MODEL.INIT_WEIGHTS:
-            raise ValueError(
-                f"MODEL.INIT_WEIGHTS is {path!r}: the keys of TipAdapterF start as features of the training images, "
-                "leave it out"
-            )
 
     def before_train(self) -> None:
         """Make the cache, unless a resumed run has one."""
