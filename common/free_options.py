@@ -36,7 +36,7 @@ TRAINER_NODES = {
     for name in (
         *("BMIP", "CoCoOp", "CoOp", "CoPrompt", "HiCroPL", "IVLP", "KgCoOp", "MMA", "MMRL", "MMRLpp", "MaPLe", "ProDA"),
         *("CLIP_LoRA", "LayerNormTuning", "TwoStage", "TaskRes", "CLIP_Adapter", "TipAdapter", "LinearProbe", "CLAP"),
-        *("ProGrad", "PromptKD", "PromptSRC", "TCP", "VPT"),
+        *("ProGrad", "PromptKD", "PromptSRC", "TCP", "VPT", "LPPlusPlus"),
     )
 } | {
     "CoOp_DePT": ("COOP", "DEPT"),

@@ -112,12 +112,16 @@ def read_content(path: str | os.PathLike[str], placeholders: bool = True) -> Any
 
 
 def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[str, Any]:
-    """Content of a checkpoint file, on the CPU, with nothing executed.
+    """Content of a checkpoint file, on the CPU, with nothing executed; see :func:`as_checkpoint`."""
+    return as_checkpoint(read_content(path), path, bare)
+
+
+def as_checkpoint(content: Any, path: str | os.PathLike[str], bare: bool = False) -> dict[str, Any]:
+    """What the file at ``path`` holds, if that is a checkpoint.
 
     It is the file's dictionary: ``"state_dict"`` maps names to tensors, and every field of :data:`FIELDS` that is there
     is of its kind; else a CheckpointError names the path. With ``bare`` the file may be the state dict itself.
     """
-    content = read_content(path)
     # dict's own methods: a file may give an OrderedDict attributes that hide them
     content = dict(dict.items(content)) if isinstance(content, dict) else {}
     if bare and content and "state_dict" not in content:
@@ -162,6 +166,7 @@ FIELDS = {
     "stopped_early": FLAG,
     "trainer": TEXT,
     "backbone": TEXT,
+    "alpha": NUMBER,
     "classnames": NAMES,
     "dataset": TEXT,
     "settings": TEXT,

@@ -21,16 +21,17 @@ from torch import Tensor, nn
 
 from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
-from common.unpickling import CheckpointError, misfits, read_checkpoint
+from common.unpickling import CheckpointError, as_checkpoint, misfits, read_content
+from prompting.changes import layers_at
 
 MAX_SHOWN = 5  # names in a message
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
 # Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA), DePT (CoOp_DePT), MMRL (MMRL, MMRLpp),
-# TaskRes, CLIP-Adapter, HiCroPL, PromptKD and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with the
-# prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is neither makes the file
-# unknown.
+# TaskRes, CLIP-Adapter, CLIP-LoRA, HiCroPL, PromptKD and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP
+# with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is neither makes the
+# file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -143,6 +144,12 @@ _PROMPTKD = _VISION_PROMPTS | {
     "VPT_image_trans.conv1.(?P<i>[013]).{part}": "projection.{i}.{part}",
     "VPT_image_trans.conv1.1.running_(?P<rest>mean|var)": "projection.1.running_{rest}",
 }
+_LORA_LAYER = "weights.(?P<tower>text|vision).{i}"  # as from_lora_file writes them
+_LORA = {
+    f"{_LORA_LAYER}.{theirs}.w_lora_{matrix}": f"{{tower}}.{{i}}.{ours}.{matrix}"
+    for theirs, ours in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("proj", "o"))
+    for matrix in "AB"
+}
 _BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
     "prompt_learner.ctx_t": "ctx",
@@ -209,6 +216,7 @@ FORMATS: dict[str, Format] = {
         (*_WHOLE_CLIP, "prompt_embeddings"),
         ("representation_learner.compound_rep_tokens", "image_encoder.A"),
     ),
+    "CLIP_LoRA": Format(_LORA, (), ("weights.(text|vision).{i}.([qkv]_)?proj.w_lora_A",)),
     "PromptKD": Format(
         _PROMPTKD,
         (*_TOWERS, "VPT_image_trans.conv1.1.num_batches_tracked"),
@@ -230,6 +238,7 @@ def is_published(names: Iterable[str]) -> bool:
     """Whether tensor names are a published repository's: ours begin with neither a tower nor token buffers."""
     marks = ("prompt_learner.", "image_encoder.", "text_encoder.", "token_prefix", "token_suffix", "bias_vectors")
     marks += ("text_adapter.", "visual_adapter.", "shared_adapter.", "VPT_image_trans.")
+    marks += ("weights.",)
     marks += ("base_text_features", "text_feature_residuals", "fc.")
     return any(name.startswith(marks) for name in names)
 
@@ -282,6 +291,36 @@ def _count_deep(names: Iterable[str], tower: str) -> int:
     return sum(re.fullmatch(rf"{tower}_prompts\.\d+", name) is not None for name in names)
 
 
+def from_lora_file(weights: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """CLIP-LoRA's released file as a checkpoint with tensors such as ``weights.text.3.q_proj.w_lora_A`` and alpha.
+
+    The file counts the changed layers of both towers through, the text's first. Where the vision's begin shows in their
+    width; which of a tower's layers they are follows from the file's position, in a tower of 12 or 24 layers.
+    """
+    layers, position = [weights[f"layer_{number}"] for number in range(len(weights))], metadata["position"]
+    widths = [next(iter(layer.values()))["w_lora_A"].shape[1] for layer in layers]
+    n_text = {"text": len(layers), "vision": 0, "both": widths.count(widths[0])}[metadata["encoder"]]
+    state_dict = {}
+    for tower, changed in (("text", layers[:n_text]), ("vision", layers[n_text:])):
+        sizes = (len(changed),) if position == "all" else (12, 24)
+        fitting = [layers_at(position, n) for n in sizes if len(layers_at(position, n)) == len(changed)]
+        for number, layer in zip(fitting[0] if changed else (), changed, strict=True):
+            for product, matrices in layer.items():
+                state_dict |= {f"weights.{tower}.{number}.{product}.{name}": t for name, t in matrices.items()}
+    return {"state_dict": state_dict, "alpha": metadata["alpha"]}
+
+
+def _read(path: str | Path, bare: bool = False) -> dict[str, Any]:
+    """A checkpoint's content, of the layouts that are known."""
+    content = read_content(path)
+    if isinstance(content, dict) and dict.keys(content) == {"weights", "metadata"}:
+        try:
+            content = from_lora_file(content["weights"], content["metadata"])
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            raise CheckpointError(f'"{path}" is not as CLIP-LoRA\'s code saves its weights ({error!r})') from error
+    return as_checkpoint(content, path, bare)
+
+
 # Trained prompts, of either
 
 
@@ -315,7 +354,7 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
         FileNotFoundError: when there is no such file.
         CheckpointError: when it cannot be read, belongs to another method, or leaves the method open.
     """
-    content = read_checkpoint(path)
+    content = _read(path)
     state_dict, named = content.pop("state_dict"), content.get("trainer")
     if named and trainer and named != trainer:
         raise CheckpointError(f"checkpoint {path} was trained with {named}, not {trainer}")
@@ -347,7 +386,7 @@ def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
         FileNotFoundError: when there is no such file.
         CheckpointError: when it cannot be read, is a published file of another method, or holds a name twice.
     """
-    state_dict = read_checkpoint(path, bare=True)["state_dict"]
+    state_dict = _read(path, bare=True)["state_dict"]
     tensors = {name.removeprefix("module."): value for name, value in state_dict.items()}
     if len(tensors) < len(state_dict):
         raise CheckpointError(f"checkpoint {path} holds a tensor twice, with and without module. before its name")
@@ -392,6 +431,7 @@ def convert(old: str | Path, new: str | Path, trainer: str | None = None) -> Tra
         raise CheckpointError(f"checkpoint {old} is in this project's format already (trainer {trained.trainer})")
     content = {"state_dict": trained.tensors, "trainer": trained.trainer, "epoch": trained.epoch}
     content |= {"val_result": None, "converted_from": Path(old).name}
+    content |= {key: trained.content[key] for key in ("alpha",) if key in trained.content}
     with atomic_write(new, replace=False) as file:
         torch.save(content, file)
     return trained
@@ -417,6 +457,14 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
         dims = {int(layer[1]): tensors[name].numel() for name, layer in found.items() if layer}
         keys = ("ADAPTER_START", "ADAPTER_END", "ADAPTER_DIM")
         return dict(zip(keys, (min(dims), max(dims), max(dims.values())), strict=True)) if dims else {}
+    if trainer == "CLIP_LoRA":
+        found = {name: re.fullmatch(r"(text|vision)\.\d{1,4}\.([qkvo]|up|down)\.A", name) for name in tensors}
+        terms = [(term[1], term[2], len(tensors[name])) for name, term in found.items() if term and tensors[name].dim()]
+        if not terms:
+            return {}
+        towers, products, ranks = map(set, zip(*terms, strict=True))
+        params = (*(name for name in "qkvo" if name in products), *(("mlp",) if "up" in products else ()))
+        return {"R": max(ranks), "ENCODER": "both" if len(towers) > 1 else towers.pop(), "PARAMS": params}
     if ctx is None or trainer is None:
         return {}
     if trainer == "ProDA":

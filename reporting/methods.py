@@ -21,7 +21,7 @@ TRAINER_ORDER = (
     "ProGrad",
     *("CoPrompt", "TCP", "MMA", "CoOp_DePT", "PromptSRC_DePT", "MMRL", "MMRLpp", "HiCroPL"),
     *("CLIP_LoRA", "LayerNormTuning", "TwoStage", "PromptKD"),
-    *("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLAP"),
+    *("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLAP", "LPPlusPlus"),
     *("BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
 )
 

@@ -24,7 +24,7 @@ import time
 import tokenize
 import zipfile
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from yacs.config import CfgNode
 
 from common.files import atomic_write
 from dassl.config import cfg_default
-from dassl.data import DatasetWrapper, build_data_loader
+from dassl.data import DatasetWrapper, StoredFeatureLoader, build_data_loader
 from prompting.checkpoint import shown
 from prompting.weights import tensors_digest
 
@@ -119,7 +119,7 @@ def _fits(loader: Any) -> bool:
     )
 
 
-class FeatureLoader:
+class FeatureLoader(StoredFeatureLoader):
     """A loader's batches in the same order, with a trainer's image features in place of images.
 
     They are looked up, and computed where they are not known yet, when the first batch is asked for. `folder` is where
@@ -127,30 +127,10 @@ class FeatureLoader:
     """
 
     def __init__(self, loader: DataLoader, trainer: Any, cfg: Any, folder: Path | None) -> None:
-        self.loader, self.trainer, self.cfg, self.folder = loader, trainer, cfg, folder
-        self.dataset = loader.dataset
+        super().__init__(loader)
+        self.trainer, self.cfg, self.folder = trainer, cfg, folder
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start an epoch."""
-        if hasattr(self.loader, "set_epoch"):
-            self.loader.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        features, items = self._features(), self.dataset.data_source
-        for indices in self.loader.batch_sampler:
-            chosen = [items[index] for index in indices]
-            yield {
-                "img": features[indices],
-                "label": torch.tensor([item.label for item in chosen]),
-                "domain": torch.tensor([item.domain for item in chosen]),
-                "impath": [item.impath for item in chosen],
-                "index": torch.tensor(indices),
-            }
-
-    def _features(self) -> Tensor:
+    def features(self) -> Tensor:
         """Features of every image of the data set, (images, embed_dim), on the CPU."""
         dataset, model = self.dataset, self.trainer.model
         learner, encoder = model.prompt_learner, model.image_encoder

@@ -144,6 +144,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "TipAdapterF": {"tiny": "tiny_ep20_batch256", "base": "vit_b16"},
     "LinearProbe": {"tiny": "tiny", "base": "vit_b16"},
     "CLAP": {"tiny": "tiny_ep300_batch256", "base": "vit_b16_ep300"},
+    "LPPlusPlus": {"tiny": "tiny", "base": "vit_b16"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",
@@ -158,7 +159,7 @@ GPA45 = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 # Trainers without anything to learn: every seed gives the same numbers, so one is run.
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
 # Trainers that are fitted without steps of an optimiser: they have no learning rate, epochs or batches.
-FITTED = ("TipAdapter", "LinearProbe")
+FITTED = ("TipAdapter", "LinearProbe", "LPPlusPlus")
 # Trainers that learn from a finished run, which has to be named: "all" leaves them out.
 TAUGHT = ("PromptKD",)
 # The config node that sets the depth and the length of a method's prompts.

@@ -376,7 +376,7 @@ class PromptTrainer(Steps, TrainerX):
         return (
             f"{type(self).__name__} changes the image tower from within, which {cfg.MODEL.BACKBONE.NAME} (a ResNet) "
             "does not allow: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp, "
-            "ProGrad, ProDA, TCP, CoOp_DePT, TaskRes, CLIP_Adapter, TipAdapter, CLAP or LinearProbe"
+            "ProGrad, ProDA, TCP, CoOp_DePT, TaskRes, CLIP_Adapter, TipAdapter, CLAP, LPPlusPlus or LinearProbe"
         )
 
 
