@@ -10,6 +10,7 @@ from typing import NamedTuple
 from common.commandline import printable
 from reporting.formats import MISSING, Document, Grid, Line, Number
 from reporting.methods import (
+    COST,
     PROTOCOLS,
     Method,
     Metric,
@@ -80,6 +81,8 @@ def build_comparison(
     if one is other:
         raise ResultsError(f"{first!r} and {second!r} are the same method: {one.label}")
     chosen = [metric for metric in chosen_metrics(protocol, metrics) if metric.of_run is not None]
+    if costs := [metric.key for metric in chosen if metric.group == COST]:
+        raise ResultsError(f"{costs[0]} is a cost, of which no difference is tested: name it to `reporting table`")
     lines = [line for metric in chosen for line in _lines(metric, one, other)]
     if not lines:
         raise ResultsError(

@@ -129,6 +129,7 @@ class FeatureLoader:
     def __init__(self, loader: DataLoader, trainer: Any, cfg: Any, folder: Path | None) -> None:
         self.loader, self.trainer, self.cfg, self.folder = loader, trainer, cfg, folder
         self.dataset = loader.dataset
+        self.num_known = 0  # images whose features were not computed here
 
     def __len__(self) -> int:
         return len(self.loader)
@@ -172,6 +173,7 @@ class FeatureLoader:
         keys, settled = image_keys([item.impath for item in dataset.data_source])
         known = store.find(keys)
         missing = [index for index, key in enumerate(keys) if key not in known]
+        self.num_known = len(keys) - len(missing)
         if missing:
             computed = self._compute(missing)
             known |= {keys[index]: row for index, row in zip(missing, computed.unbind(0), strict=True)}

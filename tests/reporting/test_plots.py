@@ -9,8 +9,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from reporting.__main__ import main
+from reporting.drawing import COLOURS, FAMILIES, Options, PlotError, look, looks, style
 from reporting.methods import selected
-from reporting.plots import COLOURS, FAMILIES, KINDS, Options, PlotError, draw_plot, look, looks, style
+from reporting.plots import KINDS, draw_plot
 from results.schema import ResultsError, load_runs
 from tests.reporting.conftest import twin
 
@@ -469,7 +470,7 @@ def test_the_radar_needs_no_colour_and_says_where_its_axis_begins(runs):
     assert axes.get_ylim() == (62, 72)
 
 
-@pytest.mark.parametrize("kind", ["few_shot", "base_new", "gain", "radar", "seeds", "curves", "gates"])
+@pytest.mark.parametrize("kind", ["few_shot", "base_new", "gain", "radar", "seeds", "cost", "curves", "gates"])
 def test_long_names_stay_inside_the_picture(runs, kind):
     names = [f"{letter * 12}_a_trainer_with_a_long_name" for letter in "WM"]
     datasets = [f"{letter}_data_set_whose_name_is_long_as_well" for letter in ("WWWWW", "B", "C")]
