@@ -322,6 +322,8 @@ def cost(runs: Sequence[Run], options: Options) -> Figure:
 
     Each seed's point is its average over the data sets, in transfer without the one trained on.
     """
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
+
     protocol, methods = arranged(runs)
     one_number_of_shots(runs, protocol, "a plot of costs")
     costs = {metric.key: metric for metric in protocol.on_request if metric.group == COST}
@@ -353,6 +355,11 @@ def cost(runs: Sequence[Run], options: Options) -> Figure:
         panel.scatter([x.mean], [y.mean], color=colour, marker=marker, s=80, edgecolors="white", **named)
     panel.set_xscale("log")
     panel.margins(0.08)
+    low, high = panel.get_xlim()
+    panel.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
+    # 20k, 5M; written plainly, for matplotlib's own labels are formulas
+    panel.xaxis.set_major_formatter(EngFormatter(sep="") if priced.whole else StrMethodFormatter("{x:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
     where = datasets[0] if len(datasets) == 1 else f"average of {len(datasets)} data sets"
     if not priced.whole:
         devices = sorted({run.device for run in runs})

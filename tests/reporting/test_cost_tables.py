@@ -101,6 +101,8 @@ def test_the_plot_has_a_point_per_method_and_a_level_for_what_costs_nothing(thre
     figure = plotted(three, cost="train_seconds", metric="base")
     (panel,) = figure.axes
     assert panel.get_xscale() == "log"
+    figure.draw_without_rendering()
+    assert {"10", "20"} <= {label.get_text() for label in panel.get_xticklabels()}
     means = [points for points in panel.collections if points.get_zorder() == 3]
     assert [points.get_offsets()[0][0] for points in means] == [15.5, 32.0]
     assert [line.get_label() for line in panel.lines] == ["ZeroshotCLIP"]
