@@ -18,8 +18,9 @@ if TYPE_CHECKING:
 
 # Trainers that share a colour; the first has its first dash. The order is that of COLOURS.
 FAMILIES = (
-    *(("BMIP",), ("MaPLe", "MaPLe_BMIP"), ("ZeroshotCLIP", "ZeroshotCLIP2"), ("CoOp", "CoCoOp")),
-    *(("PromptSRC", "PromptSRC_BMIP"), ("CoPrompt", "CoPrompt_BMIP"), ("ProDA", "KgCoOp"), ("VPT", "IVLP")),
+    *(("BMIP",), ("MaPLe", "MaPLe_BMIP"), ("ZeroshotCLIP", "ZeroshotCLIP2", "LinearProbe"), ("CoOp", "CoCoOp")),
+    *(("PromptSRC", "PromptSRC_BMIP"), ("CoPrompt", "CoPrompt_BMIP", "TipAdapterF", "TipAdapter")),
+    *(("ProDA", "KgCoOp", "CLAP", "TaskRes"), ("VPT", "IVLP", "CLIP_LoRA", "LayerNormTuning")),
 )
 # Okabe and Ito's palette without its yellow, which is too pale on white (https://jfly.uni-koeln.de/color/), and five
 # dark or vivid colours; the last four are left to trainers that no family names. No two come nearer to one another

@@ -300,12 +300,12 @@ EVERY = ("ZeroshotCLIP", "ZeroshotCLIP2", *sum(FAMILIES, ()), "Ours", "Ours2", "
 def test_a_trainer_has_its_colour_whatever_else_is_in_the_picture():
     trainers = list(dict.fromkeys(EVERY))
     together = dict(zip(trainers, looks(trainers), strict=True))
-    assert len(trainers) == 20
+    assert len(trainers) == 27
     for first in trainers:
         for second in trainers:
             pair = looks([first, second])
             assert [style["color"] for style in pair] == [together[first]["color"], together[second]["color"]]
-    assert len({(style["color"], style["linestyle"]) for style in together.values()}) == 20
+    assert len({(style["color"], style["linestyle"]) for style in together.values()}) == 27
 
 
 def test_settings_of_a_trainer_share_its_colour_and_nothing_else():
