@@ -98,7 +98,9 @@ def run(args: argparse.Namespace) -> int:
     print_table(rows, COLUMNS)
     print(
         f"{classes} classes, {TRAIN_BATCH} images per training step, random {backbone}. "
-        "A multiplication and an addition count as two operations."
+        "A multiplication and an addition count as two operations. A step on kept image features (CLAP) is without the "
+        "image tower, and what is fitted in one go (TipAdapter, LinearProbe) has none; caches are of "
+        f"{SHOTS} shots. TwoStage: its first stage's step, both stages' parameters."
     )
     return 0
 
