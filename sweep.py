@@ -5,6 +5,7 @@
     python sweep.py --protocol open_world --trainers BMIP --datasets bundled --vary TRAINER.BMIP.PROMPT_DEPTH 1 2 3
     python sweep.py --protocol cross_dataset --trainers MaPLe --root DATA --launcher slurm --time-limit 480 \\
         -- OPTIM.MAX_EPOCH 4
+    python sweep.py --tune 20 --trainers CoOp MaPLe --datasets dtd eurosat --root DATA   # then the best, on seeds 1 2 3
     python sweep.py --table ablation_depth --root DATA      # its runs, then the table; scripts/tables has one for each
 
 Each run writes to output/<protocol>/<trainer>/<setting>/<dataset>/shots16/seed1/. Finished runs (those with a
@@ -27,11 +28,13 @@ from dassl.config import MAX_SEED
 from results.schema import RESULTS_FILE, ResultsError
 from sweeping import runner, slurm
 from sweeping.plan import (
+    FITTED,
     PROTOCOLS,
     REPOSITORY,
     SETTINGS,
     TABLES,
     TAUGHT,
+    UNTRAINED,
     Job,
     Plan,
     SweepError,
@@ -41,6 +44,8 @@ from sweeping.plan import (
     check_pairs,
     plans_varied,
 )
+
+MAX_TRIALS = 10_000  # of --tune
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -66,6 +71,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for table, preset in TABLES.items():
         for axis in preset.axes:
             add(f"--{axis.replace('_', '-')}", nargs="+", default=[], metavar="VALUE", help=f"of {table}")
+    add("--tune", type=int, metavar="N", help="N trials of each method, judged on validation images; then the best")
+    add(
+        "--tune-sampler", choices=("random", "grid"), default="random", help="how the trials are drawn; random: default"
+    )
+    judged = "whose validation images choose a data set's setting: its own (default), or all other data sets'"
+    add("--tune-on", choices=("own", "other"), default="own", help=judged)
+    add("--tune-seed", type=int, default=0, metavar="N", help="of the trials, and of their draw; default: 0")
     stages = "only the runs that train, or only those that test trained weights"
     add("--stage", choices=("train", "evaluate"), default="", help=stages)
     add("--root", "--data", default="", help="folder that holds one folder per data set")
@@ -115,7 +127,9 @@ def plans_of(args: argparse.Namespace) -> list[Plan]:
     preset = TABLES.get(args.table)
     protocol = preset.protocol if preset else args.protocol
     trainers = tuple(args.trainers or preset.trainers)
-    trainers = tuple(name for name in SETTINGS if name not in TAUGHT) if trainers == ("all",) else trainers
+    if trainers == ("all",):
+        left_out = TAUGHT if args.tune is None else (*TAUGHT, *UNTRAINED, *FITTED)
+        trainers = tuple(name for name in SETTINGS if name not in left_out)
     if protocol == "compare":  # CFG_<Trainer>: its setting, unless the command line has one
         trainers = tuple("=".join(filter(None, (name, os.environ.get(f"CFG_{name}")))) for name in trainers)
     datasets, source = tuple(args.datasets or (preset.datasets if preset else ())), args.source
@@ -149,7 +163,10 @@ def plans_of(args: argparse.Namespace) -> list[Plan]:
 
 def run(args: argparse.Namespace) -> int:
     """Plan the queue and do with it what the command line asks for."""
-    for option, numbers, least, most in (("seeds", args.seeds, 0, MAX_SEED), ("shots", args.shots, -1, MAX_SHOTS)):
+    bounds = [("seeds", args.seeds, 0, MAX_SEED), ("shots", args.shots, -1, MAX_SHOTS)]
+    if args.tune is not None:
+        bounds += [("tune", [args.tune], 1, MAX_TRIALS), ("tune-seed", [args.tune_seed], 0, MAX_SEED)]
+    for option, numbers, least, most in bounds:
         given = f"--{option} {' '.join(map(str, numbers))}"
         if not all(least <= number <= most for number in numbers):
             raise SweepError(f"{given}: give numbers from {least} to {most}")
@@ -158,10 +175,14 @@ def run(args: argparse.Namespace) -> int:
     for option, values in given.items():
         if twice := sorted({str(value) for value in values or () if list(values).count(value) > 1}):
             raise SweepError(f"--{option}: {', '.join(twice)} comes twice")
+    tunes = args.tune is not None
+    if tunes and (args.table or args.vary or args.stage):
+        raise SweepError("--tune goes without --table, --vary and --stage: it decides by itself what is varied and run")
     plans = plans_of(args)
-    jobs = list({job.folder: job for plan in plans for job in build_queue(plan)}.values())
+    jobs = jobs_of(plans)
     free = args.slots is None and args.gpus is None and not args.foreground
-    launcher = args.launcher or ("inline" if args.table and plans[0].is_bundled and free else "local")
+    short = (args.table or tunes) and plans[0].is_bundled
+    launcher = args.launcher or ("inline" if short and free else "local")
     if args.overwrite and launcher == "slurm":
         raise SweepError("--overwrite is not for Slurm, where a job that is queued again would begin anew")
     slots = runner.slots_for(args.gpus, 1 if args.foreground or launcher == "inline" else args.slots)
@@ -169,17 +190,53 @@ def run(args: argparse.Namespace) -> int:
         os.environ.update(slots[0].environment())  # before torch is imported, which reads them once
     varied = [word for plan in plans for variation in plan.variations for word in variation.options]
     check_pairs((*varied, *args.opts))
-    protocol = PROTOCOLS[plans[0].protocol].name
+    report = ["table", "--protocol", PROTOCOLS[plans[0].protocol].name]
+    if args.table:
+        report += TABLES[args.table].report
+    if not tunes:
+        return work(args, jobs, launcher, slots, plans[0], report if args.table else ())[0]
+
+    from sweeping.tune import Tuning  # which imports the trainers
+
+    tuning = Tuning(plans[0], args.tune, args.tune_sampler, args.tune_seed, args.tune_on)
+    status, left = work(args, tuning.jobs, launcher, slots, plans[0])
+    if left or status >= 128:
+        if args.dry_run:
+            print(f"# then the {len(jobs)} runs of these methods with their best values")
+        return status
+    chosen = tuning.choose()
+    print(f"\n{tuning.table()}\n")
+    if not args.dry_run:
+        tuning.write()
+    return max(status, work(args, jobs_of(chosen), launcher, slots, plans[0], report)[0])
+
+
+def jobs_of(plans: Sequence[Plan]) -> list[Job]:
+    """The jobs of several plans, each folder once."""
+    return list({job.folder: job for plan in plans for job in build_queue(plan)}.values())
+
+
+def work(
+    args: argparse.Namespace,
+    jobs: list[Job],
+    launcher: str,
+    slots: list[runner.Slot],
+    plan: Plan,
+    report: Sequence[str] = (),
+) -> tuple[int, int]:
+    """Work off a queue, say what became of it and print its table if there is one; or print its commands only.
+
+    Returns the exit status, and how many jobs are neither finished nor failed.
+    """
     # a transfer's training run may be in another protocol's table
-    in_table = [job.folder for job in jobs if job.protocol in ("", protocol)]
-    report = ["table", "--protocol", protocol, *(TABLES[args.table].report if args.table else ())]
+    in_table = [job.folder for job in jobs if job.protocol in ("", PROTOCOLS[plan.protocol].name)]
     if args.dry_run:
         for job in jobs:
             print(("# finished: " if runner.is_done(job) else "") + as_typed(job.command()))
-        if args.table:
+        if report:
             print(as_typed(["python", "-m", "reporting", *report, *map(str, in_table)]))
-        return 0
-    if args.root and launcher != "slurm" and not Path(plans[0].root).is_dir():
+        return 0, sum(not runner.is_done(job) for job in jobs)
+    if args.root and launcher != "slurm" and not Path(plan.root).is_dir():
         raise SweepError(f"--root {args.root} is no folder")
 
     # the live line moves the cursor: past the stream that lets nothing of the kind through
@@ -187,7 +244,7 @@ def run(args: argparse.Namespace) -> int:
     with runner.Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)
         if launcher == "slurm":
-            executor = slurm.Slurm(args, pending, progress, plans[0].output)
+            executor = slurm.Slurm(args, pending, progress, plan.output)
         elif launcher == "inline":
             executor = runner.Inline(slots[0], stop)
         else:
@@ -206,21 +263,21 @@ def run(args: argparse.Namespace) -> int:
     counts = f"{len(jobs)} runs: {len(progress.finished)} finished, {len(progress.failures)} failed"
     print(f"{counts}, {left} to be run" + ("; stopped: the same command goes on" if stop.signal else ""))
     if stop.signal:
-        return 128 + stop.signal
+        return 128 + stop.signal, left
 
     status = 1 if progress.failures else 0
-    if not args.table:
-        return status
+    if not report:
+        return status, left
     results = [str(folder / RESULTS_FILE) for folder in in_table if folder in progress.finished]
     if not results:
         print("error: no run finished, so there is no table", file=sys.stderr)
-        return 1
+        return 1, left
     print()
-    if plans[0].is_bundled:
+    if plan.is_bundled:
         print("Demonstration on a small bundled model: not comparable with ViT-B/16 numbers.")
     from reporting.__main__ import main as make_table
 
-    return make_table([*report, *results]) or status
+    return make_table([*report, *results]) or status, left
 
 
 def sort_out(jobs: list[Job], progress: runner.Progress, retry: bool) -> list[Job]:

@@ -80,6 +80,7 @@ from common.files import LockedError, write_csv
 from dassl.config import MAX_SEED, OPTIONS, check_cfg, get_cfg_default
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import RunStopped, StopRequest, collect_env_info, set_random_seed, setup_logger
+from dassl.utils.checkpoint import BEST_NAME, latest_checkpoint
 from extras.trackers import check_trackers, track_run
 from prompting.weights import sharing_backbones
 from results.evaluate import class_splits_of, evaluate_class_splits
@@ -121,9 +122,10 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
         timing = {"build": time.perf_counter() - start}
         metrics: dict[str, Any] = {}
 
+        where = {"model_dir": args.model_dir, "load_epoch": epoch_to_load(trainer, args)}
+
         def evaluate() -> None:
             begin = time.perf_counter()
-            where = {"model_dir": args.model_dir, "load_epoch": args.load_epoch}
             metrics.update(evaluate_class_splits(trainer, cfg, splits, **where))
             timing["evaluation"] = time.perf_counter() - begin
 
@@ -131,7 +133,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
         # until results.json is written: the history is in no other file.
         trainer.configure(stop_request=stop, final_evaluation=evaluate, keeps_resume_checkpoint=True)
         if args.eval_only:  # before anything is written: the weights may be missing or not fit
-            trainer.load_model(args.model_dir, epoch=args.load_epoch)
+            trainer.load_model(args.model_dir, epoch=where["load_epoch"])
         begin_run(cfg, () if args.eval_only or args.no_train else trainer.get_model_names(), args.overwrite)
         try:
             if args.eval_only:
@@ -163,6 +165,16 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
 
 
 # The config
+
+
+def epoch_to_load(trainer: Any, args: argparse.Namespace) -> int | None:
+    """The epoch of `--load-epoch`; without it None where the best on validation was saved, which Dassl's trainers take
+    then, else the last: CoOp's and their like ask for it by number."""
+    names = trainer.get_model_names()
+    if args.load_epoch or any(os.path.exists(os.path.join(args.model_dir, name, BEST_NAME)) for name in names):
+        return args.load_epoch
+    last = latest_checkpoint(args.model_dir, names)
+    return int(last.rpartition("-")[2]) if last and last.startswith("model.pth.tar-") else None
 
 
 def files_cfg(args: argparse.Namespace) -> Any:

@@ -3,6 +3,7 @@
 python -m reporting table --protocol open_world output/open_world
 python -m reporting table --published --format latex --output table.tex output/base_to_new
 python -m reporting compare BMIP/setting_a BMIP/setting_b output/open_world --format json
+python -m reporting rank output/open_world --metrics base,new,average_H
 python -m reporting plot confusion output/open_world --trainer BMIP --dataset EuroSAT -o confusion.png
 python -m reporting html output -o report.html
 """
@@ -17,7 +18,7 @@ from pathlib import Path
 
 from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
-from reporting import compare, drawing, plots, recompute, report, table
+from reporting import compare, drawing, plots, ranks, recompute, report, table
 from reporting.formats import FORMATS, Document
 from reporting.methods import COSTS, PROTOCOLS, check_protocol, of_protocol, selected
 from results.schema import Run, load_runs
@@ -53,6 +54,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     _add_files(command, run_compare)
     _add_protocol(command)
+    _add_metrics(command)
+    command.add_argument("--format", choices=sorted(FORMATS), default="md")
+
+    words = "average ranks over five data sets or more, with Friedman's test and Nemenyi's critical difference"
+    command = commands.add_parser("rank", help=words, description=words)
+    _add_files(command, run_rank)
+    _add_selection(command)
     _add_metrics(command)
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
 
@@ -147,6 +155,12 @@ def run_compare(args: argparse.Namespace) -> None:
     else:
         comparison = compare.build_comparison(runs, args.first, args.second, args.protocol, args.metrics)
         _write_document(args, compare.document(comparison))
+
+
+def run_rank(args: argparse.Namespace) -> None:
+    """Rank the methods and write the ranks out."""
+    _check_target(args)
+    _write_document(args, ranks.build_ranks(_selected_runs(args), args.protocol, args.metrics))
 
 
 def run_recompute(args: argparse.Namespace) -> None:

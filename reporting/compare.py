@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
@@ -20,8 +20,9 @@ from reporting.methods import (
     dataset_order,
     group_methods,
     shots_text,
+    sources_of,
 )
-from reporting.stats import LEVEL, MIN_PAIRS, Pair, Paired, compare_pairs
+from reporting.stats import LEVEL, MIN_PAIRS, Pair, Paired, compare_pairs, holm
 from results.schema import ResultsError, Run
 
 _IN_WORDS = {
@@ -35,7 +36,11 @@ _IN_WORDS = {
 
 # of the csv
 _FACTS = ("protocol", "first", "second")
-_COLUMNS = ("n", "mean_first", "mean_second", "difference", "low", "high", "p_t", "p_signed_rank", "claim")
+_COLUMNS = (
+    *("n", "mean_first", "mean_second", "difference", "low", "high", "p_t", "p_signed_rank", "claim"),
+    *("p_holm", "claim_holm", "seeds", "low_over_seeds", "high_over_seeds"),
+    *("datasets", "low_over_datasets", "high_over_datasets", "won", "tied", "lost"),
+)
 
 
 class MetricLine(NamedTuple):
@@ -45,6 +50,13 @@ class MetricLine(NamedTuple):
     label: str  # for reading, with the shots where there are several
     result: Paired
     sentence: str  # the result in words
+    lower: bool  # whether lower is better
+    p_holm: float  # the larger of the two p-values, corrected over the methods that one is compared with
+
+    @property
+    def claim_holm(self) -> bool:
+        """Whether a difference can be claimed although so many methods were compared."""
+        return self.result.claim and self.p_holm < LEVEL
 
 
 class Comparison(NamedTuple):
@@ -56,6 +68,7 @@ class Comparison(NamedTuple):
     second: str
     lines: tuple[MetricLine, ...]
     legend: tuple[str, ...]
+    left_out: tuple[str, ...]  # the first of the warnings: runs without a counterpart
     warnings: tuple[str, ...]
 
 
@@ -75,25 +88,27 @@ def build_comparison(
             unknown metric.
     """
     protocol_name = check_protocol(runs, protocol_name)
-    protocol = PROTOCOLS[protocol_name]
-    methods = group_methods(runs, protocol)
+    methods = group_methods(runs, PROTOCOLS[protocol_name])
     one, other = _method(methods, first), _method(methods, second)
     if one is other:
         raise ResultsError(f"{first!r} and {second!r} are the same method: {one.label}")
+    return _compared(one, other, protocol_name, metrics)
+
+
+def _compared(one: Method, other: Method, protocol_name: str, metrics: Sequence[str]) -> Comparison:
+    protocol = PROTOCOLS[protocol_name]
     chosen = [metric for metric in chosen_metrics(protocol, metrics) if metric.of_run is not None]
     if costs := [metric.key for metric in chosen if metric.group == COST]:
         raise ResultsError(f"{costs[0]} is a cost, of which no difference is tested: name it to `reporting table`")
-    lines = [line for metric in chosen for line in _lines(metric, one, other)]
+    sources = sources_of([*one.runs, *other.runs], protocol)
+    lines = [line for metric in chosen for line in _lines(metric, one, other, sources)]
     if not lines:
         raise ResultsError(
             f"{one.label} and {other.label} share no data set, shots and seed (the first: {_places(one)}; the second: "
             f"{_places(other)})"
         )
-    warnings = [
-        *_left_out(one, other),
-        *comparability([*one.runs, *other.runs]),
-        *_rules([one, other], "the two choose"),
-    ]
+    left_out = tuple(map(printable, _left_out(one, other)))
+    warnings = [*comparability([*one.runs, *other.runs]), *selection_rules([one, other], "the two choose")]
     legend = [
         f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
         "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
@@ -105,9 +120,16 @@ def build_comparison(
     if len(lines) > 1:
         chance = "about one in twenty of equal methods comes below the 5 % level by chance"
         legend.append(f"{len(lines)} comparisons are made here: {chance}.")
+    if any(line.result.by_dataset for line in lines):
+        legend.append(
+            "Average over data sets: of each data set's mean difference. Its interval over seeds, of the average of "
+            "each seed that all data sets have, says how far training again on these data sets would change it; its "
+            f"interval over data sets, how far other data sets would. Won, tied, lost: data sets where {other.label} "
+            f"is better, equal to one decimal, and worse.{' The source data set is left out.' if sources else ''}"
+        )
     title = f"{other.label} against {one.label}: {protocol.title}"
-    warnings = tuple(map(printable, warnings))
-    return Comparison(protocol_name, title, one.label, other.label, tuple(lines), tuple(legend), warnings)
+    warnings = (*left_out, *map(printable, warnings))
+    return Comparison(protocol_name, title, one.label, other.label, tuple(lines), tuple(legend), left_out, warnings)
 
 
 def against_all(
@@ -121,42 +143,57 @@ def against_all(
     Raises:
         ResultsError: as there; or there is no other method.
     """
-    methods = group_methods(runs, PROTOCOLS[check_protocol(runs, protocol_name)])
+    protocol_name = check_protocol(runs, protocol_name)
+    methods = group_methods(runs, PROTOCOLS[protocol_name])
     one = _method(methods, first)
     others = [method for method in methods if method is not one]
     if not others:
         raise ResultsError(f"{one.label} is the only method of these runs")
-    found = [build_comparison(runs, other.label, one.label, protocol_name, metrics) for other in others]
-    labels = list(dict.fromkeys(line.label for comparison in found for line in comparison.lines))
-    rows, records, content = [], [[*_FACTS, "metric", "label", *_COLUMNS]], []
+    found = [_compared(other, one, protocol_name, metrics) for other in others]
+    columns: dict[str, dict[str, float]] = defaultdict(dict)  # p-values by label and row
     for comparison in found:
-        lines = {line.label: line.result for line in comparison.lines}
-        counts = sorted({result.interval.n for result in lines.values()})
-        cells = [Number(" - ".join(map(str, counts)), counts[0])]
-        for label in labels:
-            if label not in lines:
-                cells.append(Number())
-                continue
-            interval, mark = lines[label].interval, " *" if lines[label].claim else ""
+        for line in comparison.lines:
+            columns[line.label][comparison.first] = line.result.p
+    p_holm = {label: dict(zip(column, holm([*column.values()]), strict=True)) for label, column in columns.items()}
+    rows, records, content = [], [[*_FACTS, "metric", "label", *_COLUMNS]], []
+    shown: dict[str, dict[str, MetricLine]] = defaultdict(dict)  # by label and row
+    for pair in found:
+        lines = tuple(line._replace(p_holm=p_holm[line.label][pair.first]) for line in pair.lines)
+        counts = sorted({line.result.interval.n for line in lines})
+        cells = dict.fromkeys(columns, Number())
+        for line in lines:
+            shown[line.label][pair.first] = line
+            interval, mark = line.result.interval, " *" if line.claim_holm else ""
             span = "" if interval.low is None else f" ({_points(interval.low)} to {_points(interval.high)})"
-            cells.append(Number(f"{_points(interval.mean)}{span}{mark}", interval.mean))
-        rows.append(Line([comparison.first], cells))
-        pair = document(comparison)
-        records += pair.records[1:]
-        content.append(pair.content)
-    number, chance = len(rows) * len(labels), "about one in twenty of equal methods comes below 5 % by chance"
+            cells[line.label] = Number(f"{_points(interval.mean)}{span}{mark}", interval.mean)
+        rows.append(Line([pair.first], [Number(" - ".join(map(str, counts)), counts[0]), *cells.values()]))
+        corrected = document(pair._replace(lines=lines))
+        records += corrected.records[1:]
+        content.append(corrected.content)
     notes = [
         f"Differences: {one.label} minus the row's method in percent points, paired by data set, shots and seed; n "
         "pairs. In brackets: Student's 95 % interval.",
-        "*: a difference is claimed: the paired t-test and Wilcoxon's signed-rank test are both below 5 %. Where none "
-        f"is, the two need not be equal. {number} comparisons are made here: {chance}.",
+        "*: a difference is claimed: the paired t-test and Wilcoxon's signed-rank test are both below 5 % after Holm's "
+        "correction over the rows of a column. Where none is, the two need not be equal. csv and json have the "
+        "p-values without the correction, too.",
     ]
-    warnings = [warning for other in others for warning in _left_out(other, one)]
-    warnings += [*comparability(runs), *_rules([one, *others], "the methods choose")]
-    title = f"{one.label} against every other method: {PROTOCOLS[found[0].protocol].title}"
-    grid = Grid(title, ["Method", "n", *labels], 1, rows)
-    warnings = tuple(map(printable, dict.fromkeys(warnings)))
-    return Document(title, [grid], notes, warnings, records, {"comparisons": content, "legend": notes})
+    warnings = [warning for comparison in found for warning in comparison.left_out]
+    warnings += map(printable, [*comparability(runs), *selection_rules([one, *others], "the methods choose")])
+    title = f"{one.label} against every other method: {PROTOCOLS[protocol_name].title}"
+    grid, lead = Grid(title, ["Method", "n", *columns], 1, rows), [_summary(*item) for item in shown.items()]
+    warnings = tuple(dict.fromkeys(warnings))
+    return Document(title, [grid], notes, warnings, records, {"comparisons": content, "legend": notes}, lead)
+
+
+def _summary(label: str, lines: Mapping[str, MetricLine]) -> str:
+    """One metric against every other method: what was measured, then what can be claimed."""
+    means = [round(line.result.interval.mean, 1) for line in lines.values()]
+    above, below = sum(mean > 0 for mean in means), sum(mean < 0 for mean in means)
+    claimed = {name: line.result.interval.mean > 0 for name, line in lines.items() if line.claim_holm}
+    sides = [", ".join(name for name, higher in claimed.items() if higher == side) for side in (True, False)]
+    said = "; ".join(f"{word} than {names}" for word, names in zip(("higher", "lower"), sides, strict=True) if names)
+    measured = f"measured higher than {above} of {len(means)} methods, lower than {below}"
+    return f"{label}: {measured}. Claimed: {said or 'no difference'}."
 
 
 def _left_out(one: Method, other: Method) -> Iterable[str]:
@@ -170,7 +207,7 @@ def _left_out(one: Method, other: Method) -> Iterable[str]:
                 yield f"left out: {lonely} has no counterpart of {counterpart.label} ({run.path})"
 
 
-def _rules(methods: Sequence[Method], who: str) -> Iterable[str]:
+def selection_rules(methods: Sequence[Method], who: str) -> Iterable[str]:
     """A warning where the methods choose the weights to test in different ways."""
     by_rule: dict[str, list[str]] = defaultdict(list)
     for method in methods:
@@ -191,7 +228,7 @@ def _method(methods: Sequence[Method], name: str) -> Method:
     raise ResultsError(f"{name!r} {what}: {listed}")
 
 
-def _lines(metric: Metric, one: Method, other: Method) -> Iterable[MetricLine]:
+def _lines(metric: Metric, one: Method, other: Method, sources: Collection[str]) -> Iterable[MetricLine]:
     """One comparison for each number of shots."""
     first, second = _values(one, metric), _values(other, metric)
     keys = {*first, *second}
@@ -208,8 +245,9 @@ def _lines(metric: Metric, one: Method, other: Method) -> Iterable[MetricLine]:
         label, where = name, _IN_WORDS.get(metric.key, f"in {name}")
         if len(by_shots) > 1:
             label, where = f"{label}, {shots_text(shots)}", f"{where} with {shots_text(shots)}"
-        result = compare_pairs(pairs)
-        yield MetricLine(metric.key, label, result, sentence(result, where, one.label, other.label))
+        result = compare_pairs(pairs, sources)
+        said = sentence(result, where, one.label, other.label, metric.lower)
+        yield MetricLine(metric.key, label, result, said, metric.lower, p_holm=result.p)
 
 
 def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int | None], float]:
@@ -223,8 +261,11 @@ def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int |
     return values
 
 
-def sentence(result: Paired, where: str, first: str, second: str) -> str:
-    """What was measured, then what the pairs allow to be said, never more; of `second`, from which `first` is taken."""
+def sentence(result: Paired, where: str, first: str, second: str, lower: bool = False) -> str:
+    """What was measured, then what the pairs allow to be said, never more; of `second`, from which `first` is taken.
+
+    `lower`: whether lower is better.
+    """
     interval, differences = result.interval, [round(pair.difference, 9) for pair in result.pairs]
     one_dataset = len({pair.dataset for pair in result.pairs}) == 1
     unit = "seed" if one_dataset and result.pairs[0].seed is not None else "pair"
@@ -244,6 +285,9 @@ def sentence(result: Paired, where: str, first: str, second: str) -> str:
         f"{where}: mean {mean}, 95 % interval {_points(interval.low)} to {_points(interval.high)}, {second} higher in "
         f"{higher} of {interval.n} {unit}s{f' and equal in {equal}' if equal else ''}."
     )
+    if result.by_dataset is not None:
+        won, tied, lost = result.won_tied_lost(lower)
+        measured += f" Data sets: {won} won, {tied} tied, {lost} lost."
     p_t, p_rank = p_text(result.p_t), p_text(result.p_signed_rank)
     measured += f" Paired t-test p = {p_t}, Wilcoxon signed-rank test p = {p_rank}, n = {interval.n}"
     if result.claim:
@@ -251,7 +295,7 @@ def sentence(result: Paired, where: str, first: str, second: str) -> str:
         claim = f"{measured}: {second} is {direction} at the 5 % level by both tests."
         # how far it goes: seeds tell of the data sets that were run, only data sets tell of others
         if (over := result.by_dataset) is None:
-            return f"{claim} It is about this data set."
+            return f"{claim} It is about {'this data set' if one_dataset else 'these data sets'}."
         span = f"{_points(over.low)} to {_points(over.high)}" if over.low is not None else ""
         span = f" (95 % interval over their means {span})" if span else ""
         if over.excludes_zero:
@@ -289,7 +333,7 @@ def document(comparison: Comparison) -> Document:
     headings = ["Metric", *names, "Difference", "95 % from", "to", "n", "p (t)", "p (signed rank)"]
     shown = [".2f", ".2f", "+.2f", "+.2f", "+.2f", "d", None, None]  # None: a p-value
     records = [[*_FACTS, "metric", "label", *_COLUMNS]]
-    rows, metrics = [], []
+    rows, averages, metrics = [], [], []
     for line in comparison.lines:
         result, pairs, interval = line.result, line.result.pairs, line.result.interval
         tests = {"p_t": result.p_t, "p_signed_rank": result.p_signed_rank}
@@ -300,15 +344,31 @@ def document(comparison: Comparison) -> Document:
             for value, style in zip([*means, interval.n, *tests.values()], shown, strict=True)
         ]
         rows.append(Line([line.label], cells))
+        corrected = {"p_holm": line.p_holm, "claim_holm": line.claim_holm}
+        counts = dict(zip(("won", "tied", "lost"), result.won_tied_lost(line.lower), strict=True))
         record = [comparison.protocol, *names, line.key, line.label, interval.n, *means, *tests.values(), result.claim]
-        records.append(record)
+        record += corrected.values()
+        for over in (result.by_seed, result.by_dataset):
+            record += [None] * 3 if over is None else [over.n, over.low, over.high]
+        records.append([*record, *counts.values()])
+        if result.by_dataset is not None:
+            average = [Number(f"{result.by_dataset.mean:+.2f}", result.by_dataset.mean)]
+            for over in (result.by_seed, result.by_dataset):
+                span = MISSING if over is None or over.low is None else f"{over.low:+.2f} to {over.high:+.2f}"
+                average.append(Number(f"{span} (n={over.n})" if over else span, over and over.low))
+            averages.append(Line([line.label], [*average, *(Number(str(count), count) for count in counts.values())]))
         metrics.append(
             {"metric": line.key, "label": line.label, "sentence": line.sentence, "claim": result.claim}
             | {"difference": asdict(interval)}
+            | {"difference_over_seeds": result.by_seed and asdict(result.by_seed)}
             | {"difference_over_datasets": result.by_dataset and asdict(result.by_dataset)}
-            | {**tests, "pairs": [asdict(pair) | {"difference": pair.difference} for pair in pairs]}
+            | {**counts, **tests, **corrected}
+            | {"pairs": [asdict(pair) | {"difference": pair.difference} for pair in pairs]}
         )
     grids, lead = [Grid(comparison.title, headings, 1, rows)], [line.sentence for line in comparison.lines]
+    if averages:
+        over_headings = ["Metric", "Difference", "95 % over seeds", "95 % over data sets", "won", "tied", "lost"]
+        grids.append(Grid("Average over data sets", over_headings, 1, averages))
     notes, warnings = comparison.legend, comparison.warnings
     content = {fact: getattr(comparison, fact) for fact in _FACTS}
     content |= {"metrics": metrics, "legend": notes, "warnings": warnings}

@@ -37,6 +37,11 @@ def datasets_of(runs: Iterable[Run]) -> list[str]:
     return sorted({run.dataset for run in runs}, key=dataset_order)
 
 
+def sources_of(runs: Iterable[Run], protocol: Protocol) -> set[str]:
+    """The data sets that transfer runs were trained on, over which nothing is averaged."""
+    return {run.source_dataset for run in runs if protocol.columns_by == "dataset"} - {None}
+
+
 def trainer_order(name: str) -> tuple[int, str]:
     """Sort key: the order in which the methods appeared, then every other method by name."""
     return TRAINER_ORDER.index(name) if name in TRAINER_ORDER else len(TRAINER_ORDER), name

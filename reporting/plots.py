@@ -31,7 +31,7 @@ from reporting.drawing import (
 from reporting.methods import COST, Method, Metric, datasets_of
 from reporting.run_plots import confusion, curves, gates, reliability, tsne
 from reporting.stats import average_over
-from results.schema import Run
+from results.schema import ResultsError, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -279,6 +279,27 @@ def radar(runs: Sequence[Run], options: Options) -> Figure:
     return figure
 
 
+def critical_difference(runs: Sequence[Run], options: Options) -> Figure:
+    """critical-difference diagram: average ranks over data sets, bars over methods that Nemenyi's test cannot tell
+    apart; needs five data sets and three methods
+
+    Drawn in a file of its own.
+    """
+    from reporting.critical_difference import diagram
+    from reporting.ranks import ranked
+
+    protocol, methods = arranged(runs)
+    metric = chosen_metric(protocol, options.metric)
+    try:
+        ranking = ranked([method for method, _ in methods], protocol, metric)
+    except ResultsError as error:
+        raise PlotError(str(error)) from error
+    except ImportError as error:
+        raise PlotError("ranks need scipy: pip install scipy") from error
+    colours = {method.label: look["color"] for method, look in methods}
+    return diagram(ranking, [colours[method.label] for method in ranking.methods], axis_label(metric))
+
+
 def seeds(runs: Sequence[Run], options: Options) -> Figure:
     """spread over seeds: one point per run, a bar at the mean
 
@@ -369,5 +390,5 @@ def cost(runs: Sequence[Run], options: Options) -> Figure:
     return figure
 
 
-_DRAW = (few_shot, base_new, gain, radar, seeds, cost, gates, tsne, confusion, curves, reliability)
+_DRAW = (few_shot, base_new, gain, radar, critical_difference, seeds, cost, gates, tsne, confusion, curves, reliability)
 KINDS = {draw.__name__: Kind(" ".join(draw.__doc__.split("\n\n")[0].split()), draw) for draw in _DRAW}

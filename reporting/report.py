@@ -19,9 +19,9 @@ from reporting.run_plots import FEATURES_FILE
 from reporting.table import build_table, document
 from results.schema import Run
 
-OVERVIEWS = ("few_shot", "base_new", "gain", "radar", "seeds")
+OVERVIEWS = ("few_shot", "base_new", "gain", "radar", "critical_difference", "seeds")
 MAX_UNFOLDED = 6  # plots of single data sets and methods
-MAX_OF_KIND = {"confusion": 12, "tsne": 4}
+MAX_OF_KIND = {"reliability": 8, "confusion": 12, "tsne": 4}
 WIDE = 500  # points; from here on a phone scrolls a plot rather than shrinking it
 # What differs between the runs of one configuration, or says nothing about it.
 _NO_CONFIGURATION = ("SEED", "OUTPUT_DIR", "RESUME")
@@ -171,6 +171,15 @@ def _wanted(runs: Sequence[Run]) -> Iterable[tuple[str, str, Sequence[Run]]]:
             there = [run for run in method.runs if run.dataset == dataset]
             if any(run.record["gates"] for run in there):
                 yield "gates", f"{method.label} on {dataset}: {KINDS['gates'].help}", there
+    for method, _ in methods:
+        splits = [(run, split) for run in method.runs for split in run.record["metrics"].values()]
+        with_bins = [run for run, split in splits if "calibration" in split]
+        if with_bins:
+            most = max(run.shots for run in with_bins)
+            several = method.shots is None and not method.deterministic
+            where = f"{method.label}, {shots_text(most)}" if several else method.label
+            there = [run for run in method.runs if run.shots == most]
+            yield "reliability", f"{where}: accuracy by confidence on each data set (reliability diagram)", there
     for (method, _), dataset in itertools.product(methods, datasets_of(runs)):
         there = [run for run in method.runs if run.dataset == dataset]
         # shots are one more thing that tells few-shot runs apart: the most shots stand for the method

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 CONFIDENCE = 0.95
@@ -16,6 +16,7 @@ LEVEL = 0.05
 # Two-sided, exact: the least p-value of n pairs is 2 / 2^n, which 5 pairs leave at 6.25 %.
 MIN_PAIRS = 6
 MAX_EXACT = 60
+MIN_DATASETS, MIN_METHODS = 5, 3  # of average ranks
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,24 @@ class Paired:
     interval: Interval  # of the differences
     p_t: float | None  # paired t-test
     p_signed_rank: float | None  # Wilcoxon's
-    by_dataset: Interval | None  # over the data sets' mean differences; None with one data set
+    # Each data set's mean difference, but of no data set that transfer runs were trained on. With several, over these
+    # means, and over the average differences of the seeds that every data set has.
+    datasets: Mapping[str, float]
+    by_dataset: Interval | None
+    by_seed: Interval | None
+
+    @property
+    def p(self) -> float:
+        """The larger of the two p-values, below 5 % only where both are; 1 where one cannot be computed."""
+        return 1.0 if self.p_t is None or self.p_signed_rank is None else max(self.p_t, self.p_signed_rank)
+
+    def won_tied_lost(self, lower: bool = False) -> tuple[int, int, int]:
+        """Data sets on which the second method is better, equal and worse, by mean differences to one decimal.
+
+        `lower`: whether lower is better.
+        """
+        shown = [round(-mean if lower else mean, 1) for mean in self.datasets.values()]
+        return sum(mean > 0 for mean in shown), shown.count(0), sum(mean < 0 for mean in shown)
 
     @property
     def claim(self) -> bool:
@@ -130,18 +148,38 @@ class Paired:
         return both and self.interval.n >= MIN_PAIRS and self.interval.excludes_zero
 
 
-def compare_pairs(pairs: Sequence[Pair]) -> Paired:
-    """Interval and tests of the differences of at least one pair; needs scipy."""
+def compare_pairs(pairs: Sequence[Pair], sources: Collection[str] = ()) -> Paired:
+    """Interval and tests of the differences of at least one pair; `sources` enter no average over data sets.
+
+    Needs scipy.
+    """
     from scipy import stats
 
     differences = [pair.difference for pair in pairs]
     by_dataset: dict[str, list[float]] = {}
-    for pair in pairs:
+    by_seed: dict[int, list[float]] = {}
+    for pair in (pair for pair in pairs if pair.dataset not in sources):
         by_dataset.setdefault(pair.dataset, []).append(pair.difference)
-    means = [statistics.fmean(values) for values in by_dataset.values()]
-    over = t_interval(means) if len(means) > 1 else None
+        if pair.seed is not None:
+            by_seed.setdefault(pair.seed, []).append(pair.difference)
+    means = {dataset: statistics.fmean(values) for dataset, values in by_dataset.items()}
+    over_datasets = over_seeds = None
+    if len(means) > 1:
+        over_datasets = t_interval([*means.values()])
+        averages = [statistics.fmean(values) for values in by_seed.values() if len(values) == len(means)]
+        over_seeds = t_interval(averages) if averages else None
     p_t = float(stats.ttest_1samp(differences, 0.0).pvalue) if _varies(differences) else None
-    return Paired(tuple(pairs), t_interval(differences), p_t, _p_signed_rank(differences), over)
+    p_rank = _p_signed_rank(differences)
+    return Paired(tuple(pairs), t_interval(differences), p_t, p_rank, means, over_datasets, over_seeds)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values (Scandinavian Journal of Statistics, 1979), in the order of `p_values`."""
+    adjusted, least = [1.0] * len(p_values), 0.0
+    for place, index in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - place) * p_values[index]))
+        adjusted[index] = least
+    return adjusted
 
 
 def t_interval(differences: Sequence[float]) -> Interval:
@@ -179,3 +217,41 @@ def _p_signed_rank(differences: Sequence[float]) -> float | None:
         for total in range(len(ways) - 1, rank - 1, -1):
             ways[total] += ways[total - rank]
     return min(1.0, 2 * sum(ways[: statistic + 1]) / 2 ** len(doubled_ranks))
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Methods ranked on every data set, 1 the best, with Friedman's test and Nemenyi's critical difference."""
+
+    ranks: tuple[tuple[float, ...], ...]  # (data sets, methods)
+    average: tuple[float, ...]  # (methods)
+    chi2: float  # Friedman's, corrected for ties
+    p: float
+    critical_difference: float  # at 5 %
+
+    @property
+    def differ(self) -> bool:
+        """Whether Friedman's test says that the methods differ, so that two of them may be compared."""
+        return self.p < LEVEL
+
+
+def rank_methods(scores: Sequence[Sequence[float]], lower: bool = False) -> Ranks:
+    """Average ranks over data sets, as Demsar has them (JMLR 7, 2006, section 3.2.2); needs scipy.
+
+    Args:
+        scores: (data sets, methods), at least `MIN_DATASETS` and `MIN_METHODS`.
+        lower: whether lower is better.
+    """
+    from scipy import stats
+
+    # rounding would break ties between equal accuracies
+    losses = [[round(score if lower else -score, 9) for score in row] for row in scores]
+    ranks = [tuple(map(float, stats.rankdata(row))) for row in losses]
+    average = tuple(map(statistics.fmean, zip(*ranks, strict=True)))
+    chi2, p = 0.0, 1.0
+    if any(len(set(row)) > 1 for row in ranks):
+        chi2, p = map(float, stats.friedmanchisquare(*zip(*losses, strict=True)))
+    methods, datasets = len(average), len(ranks)
+    quantile = stats.studentized_range.ppf(1 - LEVEL, methods, math.inf) / math.sqrt(2)
+    critical = quantile * math.sqrt(methods * (methods + 1) / (6 * datasets))
+    return Ranks(tuple(ranks), average, chi2, p, float(critical))

@@ -277,7 +277,8 @@ def _with_published(
 def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], by_shots: bool, sources: set[str]) -> Iterable[str]:
     if len({run.dataset for run in runs}) > 1:
         how = "each seed's average over the data sets first, over the seeds that all of them have"
-        yield f"average: {how}{', source data sets left out' if sources else ''}."
+        left_out = ", source data sets left out" if sources else ""
+        yield f"average: {how}{left_out}; its deviation is over seeds, not over data sets (see reporting compare)."
     yield f"Backbone: {', '.join(sorted({run.backbone for run in runs}))}."
     if any(run.demonstration for run in runs):
         yield "A bundled backbone is a small demonstration model: not comparable with any published number."
@@ -294,6 +295,8 @@ def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], by_shots: bool,
         changed = dict.fromkeys(f"{key} {value}" for run in method.runs for key, value in run.overrides.items())
         if changed:
             yield f"{method.label}: changed: {', '.join(changed)}."
+        if tried := sorted({run.tuning_trials for run in method.runs} - {0}):
+            yield f"{method.label}: tuned: the best of {', '.join(map(str, tried))} trials on validation images."
     rules = {method.selection_rule for method in trained}
     if len(rules) == 1:
         yield f"Selection rule: {rules.pop()}."

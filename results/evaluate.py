@@ -40,6 +40,8 @@ cfg_default.TEST.PROTOCOL = ""
 cfg_default.TEST.SOURCE_DATASET = ""
 # Name of the setting in the tables, where it is not the config file's: an ablation's, or one with a file per data set.
 cfg_default.TEST.SETTING = ""
+# Number of trials of which the settings were the best on validation images, for the tables; 0: they were not tuned.
+cfg_default.TEST.TUNING_TRIALS = 0
 
 
 def num_base_classes(num_classes: int) -> int:

@@ -67,7 +67,7 @@ _PATHS_OF = {
     Key(int, least=-MAX_SEED - 1, most=MAX_SEED): "seed init_seed",
     Key(int, least=-1, most=10**9): "shots",
     Key(int, least=0, most=10**15): "model.trainable_parameters",
-    Key(int, optional=True, least=0, most=10**9): "history.*.epoch gates.per_epoch.*.epoch",
+    Key(int, optional=True, least=0, most=10**9): "history.*.epoch gates.per_epoch.*.epoch config.TEST.TUNING_TRIALS",
     Key(int, least=-(10**12), most=10**12): "metrics.*.confusion.*.*",
     Key(float, least=0, most=100): "metrics.*.accuracy",
     Key(float, null=True, least=0, most=100): "metrics.*.open_world.*",
@@ -87,7 +87,7 @@ _PATHS_OF = {
     Key(dict): "config environment data model metrics timing memory history.* gates.per_epoch.*",
     Key(dict, null=True): "gates",
     Key(dict, optional=True): "notes overrides config.DATASET metrics.*.open_world metrics.*.per_class metrics.*.ood "
-    "metrics.*.ood.* metrics.*.calibration metrics.*.calibration.scaled metrics.*.calibration.bins",
+    "config.TEST metrics.*.ood.* metrics.*.calibration metrics.*.calibration.scaled metrics.*.calibration.bins",
     Key(list): "history metrics.*.confusion.*",
     Key(list, optional=True, null=True): "gates.per_epoch metrics.*.confusion",
 }
@@ -250,6 +250,11 @@ class Run:
     def overrides(self) -> dict[str, Any]:
         """What was changed on the command line against the setting's and the data set's files, as far as recorded."""
         return {key: value for key, value in self.record.get("overrides", {}).items() if key in self.settings}
+
+    @property
+    def tuning_trials(self) -> int:
+        """Number of trials of which its settings were the best on validation images; 0: they were not tuned."""
+        return self.record["config"].get("TEST", {}).get("TUNING_TRIALS", 0)
 
     @property
     def same_as(self) -> str:

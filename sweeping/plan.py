@@ -96,7 +96,7 @@ PROTOCOLS: Mapping[str, Protocol] = {
 
 # Files of configs/trainers/<method>: on the bundled model, and those of the published tables on ViT-B/16. "base" stands
 # where a method has none of the protocol's, which is named here or as "base" with the protocol's word behind. In
-# miniature each has mini_ep10_batch32 (mini, where nothing is trained). In the order in which the methods appeared.
+# miniature each has the only mini_*.yaml. In the order in which the methods appeared.
 SETTINGS: Mapping[str, Mapping[str, str]] = {
     "ZeroshotCLIP": {"tiny": "tiny", "base": "vit_b16"},
     "ZeroshotCLIP2": {"tiny": "tiny", "base": "vit_b16"},
@@ -157,6 +157,8 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
 GPA45 = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 # Trainers without anything to learn: every seed gives the same numbers, so one is run.
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
+# Trainers that are fitted without steps of an optimiser: they have no learning rate, epochs or batches.
+FITTED = ("TipAdapter", "LinearProbe")
 # Trainers that learn from a finished run, which has to be named: "all" leaves them out.
 TAUGHT = ("PromptKD",)
 # The config node that sets the depth and the length of a method's prompts.
@@ -180,6 +182,7 @@ class Table:
 
 
 _COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC", "BMIP")
+_OPEN_WORLD = (*_COMPARED[:3], "ProDA", "KgCoOp", *_COMPARED[3:])
 _AGGREGATORS = ("gate", "add", "mean", "joint", "own", "text_to_vision", "vision_to_text")
 
 
@@ -188,7 +191,8 @@ def _ablation(**axes: tuple[str, Sequence[str], Sequence[str]]) -> Table:
 
 
 TABLES: Mapping[str, Table] = {
-    "open_world": Table("open_world", (*_COMPARED[:3], "ProDA", "KgCoOp", *_COMPARED[3:])),
+    "open_world": Table("open_world", _OPEN_WORLD),
+    "calibration": Table("open_world", _OPEN_WORLD, report=("--metrics", "ece,ece_scaled,nll")),
     # and those whose papers are about it: heads on features, and changes of weights
     "few_shot_curve": Table("few_shot", (*_COMPARED, "LinearProbe", "TipAdapterF", "CLAP", "CLIP_LoRA", "TwoStage")),
     "cross_dataset": Table("cross_dataset", _COMPARED),
@@ -412,11 +416,17 @@ class Variation(NamedTuple):
     options: tuple[str, ...] = ()
 
 
+def variation_of(pairs: Sequence[tuple[str, str]]) -> Variation:
+    """The variation of some keys' values, called by them; without any, the setting itself."""
+    called = "_".join(f"{key.rpartition('.')[2].lower()}_{value}" for key, value in pairs)
+    return Variation(called, sum(pairs, ()))
+
+
 @dataclass(frozen=True)
 class Plan:
     """What a sweep is asked for."""
 
-    protocol: str  # key of `PROTOCOLS`
+    protocol: str | Protocol  # key of `PROTOCOLS`, or one of its own
     trainers: tuple[str, ...]  # "NAME" or "NAME=SETTING"
     datasets: tuple[str, ...] = ()  # config names, or paths of config files; empty: the published table's
     seeds: tuple[int, ...] = (1, 2, 3)  # of the few-shot samples
@@ -461,8 +471,7 @@ def plans_varied(plan: Plan, axes: Sequence[Sequence[str]]) -> list[Plan]:
         variations = []
         for values in itertools.product(*(axis[1:] for axis in axes)):
             pairs = list(zip(keys, values, strict=True))
-            called = "_".join(f"{key.rpartition('.')[2].lower()}_{value}" for key, value in pairs)
-            variations.append(Variation(called, sum(pairs, ())))
+            variations.append(variation_of(pairs))
         plans.append(replace(plan, trainers=trainers, variations=tuple(variations)))
     return plans
 
@@ -473,7 +482,7 @@ def build_queue(plan: Plan) -> list[Job]:
     Raises:
         SweepError: unknown trainer, setting or data set, no data root, two runs for one folder, or no run.
     """
-    protocol = PROTOCOLS[plan.protocol]
+    protocol = PROTOCOLS[plan.protocol] if isinstance(plan.protocol, str) else plan.protocol
     source = protocol.source and (plan.source or protocol.source)
     jobs: dict[Path, Job] = {}
     shots_list, datasets = plan.shots or protocol.shots, plan.datasets or protocol.datasets

@@ -2,8 +2,8 @@
 
 A method that joins the repository is added here, to the tables of tests/test_configs.py, README.md, docs/methods.md and
 sweeping/plan.py, and to reporting/methods.py's TRAINER_ORDER. It also gets a file for the miniature,
-`configs/trainers/<method>/mini_ep10_batch32.yaml`, with its trials (tools/mini_tune.py). Then every test of trainers
-and of settings takes it.
+`configs/trainers/<method>/mini_*.yaml`, with its trials (tools/mini_tune.py). Then every test of trainers and of
+settings takes it.
 """
 
 TRAINERS = (

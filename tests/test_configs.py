@@ -14,9 +14,9 @@ import sweep
 import train
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import set_random_seed
-from sweeping.plan import build_queue
+from sweeping.plan import FITTED, PROTOCOLS, build_queue, default_setting
 from tests.ours import TRAINERS
-from tests.trainers.small_runs import FITTED, needed_by
+from tests.trainers.small_runs import needed_by
 
 FOLDER = Path("configs/trainers")
 BASES = sorted(Path("configs/base").glob("*.yaml"))
@@ -408,7 +408,7 @@ FILES = [FOLDER / f"{name}.yaml" for name in IDS]
 TINY_IDS = sorted(TINY_OF)
 TINY = [FOLDER / f"{name}.yaml" for name in TINY_IDS]
 # Of the benchmark in miniature, which tests/test_miniature.py tests.
-MINI_IDS = [f"{name}/{'mini' if name.startswith('Zeroshot') else 'mini_ep10_batch32'}" for name in TRAINERS]
+MINI_IDS = [f"{name}/{default_setting(name, PROTOCOLS['open_world'], 'mini_objects')}" for name in TRAINERS]
 MINI = [FOLDER / f"{name}.yaml" for name in MINI_IDS]
 ALWAYS_DIFFERENT = re.compile(r"INPUT\.|DATALOADER\.NUM_WORKERS|MODEL\.BACKBONE|TRAIN\.PRINT_FREQ|TRAINER\.\w+\.PREC")
 

@@ -15,7 +15,7 @@ ARCHITECTURE = (ROOT / "docs/architecture.md").read_text(encoding="utf-8")
 FIGURES = sorted(ROOT.glob("docs/*.svg"))
 FIGURE = (ROOT / "docs/architecture.svg").read_text(encoding="utf-8")
 # Files that a reader makes
-ELSEWHERE = ("trainers/lasp.py", "configs/trainers/LASP/tiny_c4_ep50.yaml")
+ELSEWHERE = ("trainers/lasp.py", "configs/trainers/LASP/tiny_c4_ep50.yaml", "trainers/xyz.py")
 MIN_FONT = 12
 
 

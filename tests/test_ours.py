@@ -1,5 +1,6 @@
 """A fork's own method, the one of docs/new_method.md: it gives its row, and the repository's tests still pass."""
 
+import json
 import os
 import re
 import shutil
@@ -62,3 +63,21 @@ def test_a_forks_own_method_passes(fork):
     shell(f"python -m pytest -q -p no:cacheprovider -p no:xdist -k '{NAMES}' {tests}", fork)
     check = "import train; assert 'LASP' in train.TRAINER_REGISTRY; assert 'TRAINER.LASP.W' in train.RANGES"
     shell(f'python -c "{check}"', fork)
+
+
+def test_a_trainer_written_for_dassl_drops_in(fork):
+    """docs/from_coop.md: a file with its own model, and the lines that add its keys; CoOp's two steps, base and new."""
+    (lines,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/from_coop.md").read_text(encoding="utf-8"), re.DOTALL)
+    code = (ROOT / "tests/dassl/coop_style_trainer.py").read_text(encoding="utf-8")
+    code = code.replace("CoOpStyle", "XYZ").replace("COOPSTYLE", "XYZ")
+    # CoOp's file overrides none of these hooks
+    code = re.sub(r"    def (before|after)_\w+\(self\):\n(        .*\n)+\n?", "", code)
+    code = code.replace("        self.calls = []\n", "")
+    (fork / "trainers/xyz.py").write_text(code + lines.replace("fp16", "fp32"), encoding="utf-8")
+    (fork / "configs/trainers/XYZ").mkdir()
+    config = "INPUT:\n  SIZE: (8, 8)\nOPTIM:\n  MAX_EPOCH: 1\nDATALOADER:\n  NUM_WORKERS: 0\n"
+    (fork / "configs/trainers/XYZ/tiny.yaml").write_text(config, encoding="utf-8")
+    for script in ("base2new_train.sh", "base2new_test.sh"):
+        shell(f"bash scripts/{script} XYZ digits 1", fork, SHOTS="1")
+    results = fork / "output/base2new/test_new/digits/shots_1/XYZ/tiny/seed1/results.json"
+    assert {"base", "new"} == set(json.loads(results.read_text())["metrics"])

@@ -10,7 +10,7 @@ import pytest
 
 SINGLE = ("base2new_train", "base2new_test", "open_world", "xd_train", "xd_test", "domain_gen")
 TABLES = (
-    *("open_world", "cross_dataset", "domain_generalization", "combinations", "few_shot_curve", "cost"),
+    *("open_world", "calibration", "cross_dataset", "domain_generalization", "combinations", "few_shot_curve", "cost"),
     *("ablation_aggregation", "ablation_depth", "ablation_length", "ablation_sharing"),
 )
 TINY = "tiny_c2_ep10_batch4_2ctx"
@@ -157,6 +157,9 @@ def test_open_world_and_combinations_share_runs(script):
     text = table_of(script("tables/open_world", "--trainers", "MaPLe", "BMIP", **SMALL, DATASETS="bundled"))
     assert "OpenworldAUC" in text
     assert "Digits" in text
+    text = table_of(script("tables/calibration", "--trainers", "MaPLe", "BMIP", **SMALL, DATASETS="bundled"))
+    assert "start " not in text
+    assert re.search(r"^\| MaPLe +\| 1 \(n=1\) +\|( +\d+\.\d\d \|){9}$", text, flags=re.MULTILINE)
     text = table_of(script("tables/combinations", "--trainers", "MaPLe", "MaPLe_BMIP", **SMALL, DATASETS="digits"))
     assert text.count("start ") == 1
     assert "MaPLe_BMIP" in text

@@ -22,6 +22,7 @@ from reporting.compare import p_text
 from reporting.published import load_published
 from reporting.table import build_table
 from results.schema import load_runs
+from sweeping.plan import MINI_SOURCE, PROTOCOLS, default_setting
 
 METRICS = ("base", "new", "H")
 DRAWS = 10_000
@@ -37,7 +38,7 @@ VARIANTS = {
 def measured(folder: str) -> dict[str, list[float]]:
     """Base, new and H of every method under `folder`, over the data sets that there are; all must have the same."""
     found = [run for run in load_runs([folder]) if run.protocol == "open_world" and run.backbone == "bundled:mini_clip"]
-    runs = [run for run in found if run.setting in ("mini", "mini_ep10_batch32")]
+    runs = [run for run in found if run.setting == default_setting(run.trainer, PROTOCOLS["open_world"], MINI_SOURCE)]
     if not runs:
         raise ValueError(f"{folder} has no open-world runs of the benchmark in miniature: run scripts/miniature.sh")
     (block,) = build_table(runs, "open_world", group="average", metrics=METRICS).blocks

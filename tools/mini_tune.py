@@ -9,7 +9,7 @@ of `mini_tuning` and tested on its base and new classes, over `SEEDS`. The highe
 of icon families that no other set uses, and no table reports it; so neither the images nor the drawings that a table
 reports have a part in the choice. Nothing else of a method is tuned.
 
-The choice goes into configs/trainers/<method>/mini_ep10_batch32.yaml, all trials into configs/mini_tuning.json.
+The choice goes into configs/trainers/<method>/mini_*.yaml, all trials into configs/mini_tuning.json.
 Finished runs are skipped, so that a stopped call goes on; several calls at a time share the work.
 """
 
@@ -33,12 +33,29 @@ from common.commandline import add_debug, guarded
 from common.files import atomic_write
 from dassl.config import read_config
 from results.schema import RESULTS_FILE, Run
-from sweeping.plan import SETTINGS, TAUGHT, TRAINER_CONFIGS, UNTRAINED, Plan, build_queue, plans_varied, setting_file
+from sweeping.plan import (
+    FITTED,
+    PROTOCOLS,
+    SETTINGS,
+    TAUGHT,
+    TRAINER_CONFIGS,
+    UNTRAINED,
+    Plan,
+    build_queue,
+    default_setting,
+    plans_varied,
+    setting_file,
+)
 
-DATASET, SETTING = "mini_tuning", "mini_ep10_batch32"
+DATASET = "mini_tuning"
 FACTORS = (1 / 3, 1, 3, 10, 30, 100, 300)
 SEEDS = (1,)
 RECORD = TRAINER_CONFIGS.parent / "mini_tuning.json"
+
+
+def mini_setting(trainer: str) -> str:
+    """The method's setting in miniature."""
+    return default_setting(trainer, PROTOCOLS["open_world"], DATASET)
 
 
 def published_rate(trainer: str) -> float:
@@ -54,9 +71,10 @@ def rates(trainer: str) -> list[float]:
 def trials(trainer: str, output: Path) -> list[dict[str, Any]]:
     """Run what is not finished; every rate with its accuracies in percent, without any where a run failed."""
     values = [str(rate) for rate in rates(trainer)]
-    argv = ["--trainers", f"{trainer}={SETTING}", "--datasets", DATASET, "--seeds", *map(str, SEEDS)]
+    named = f"{trainer}={mini_setting(trainer)}"
+    argv = ["--trainers", named, "--datasets", DATASET, "--seeds", *map(str, SEEDS)]
     sweep.main([*argv, "--output", str(output), "--launcher", "inline", "--vary", "OPTIM.LR", *values])
-    plan, tried = Plan("open_world", (f"{trainer}={SETTING}",), (DATASET,), SEEDS, output=output), []
+    plan, tried = Plan("open_world", (named,), (DATASET,), SEEDS, output=output), []
     (plan,) = plans_varied(plan, [["OPTIM.LR", *values]])
     for rate, variation in zip(rates(trainer), plan.variations, strict=True):
         files = [job.folder / RESULTS_FILE for job in build_queue(replace(plan, variations=(variation,)))]
@@ -80,13 +98,13 @@ def write_choice(trainer: str, tried: list[dict[str, Any]]) -> None:
     if not finished:
         raise ValueError(f"{trainer}: no trial finished; see what sweep.py said above")
     best = max(finished, key=lambda trial: statistics.mean(trial["H"]))
-    path = setting_file(trainer, SETTING)
+    path = setting_file(trainer, mini_setting(trainer))
     text = re.sub(r"\nOPTIM:\n  LR: [^\n]*", "", path.read_text(encoding="utf-8"))
     base, rest = re.fullmatch(r"(.*\n_BASE_: [^\n]*\n)(.*)", text, re.DOTALL).groups()
     with atomic_write(path, "w") as file:
         file.write(f"{base}OPTIM:\n  LR: {best['rate']:g}\n{rest}")
     record = json.loads(RECORD.read_text(encoding="utf-8")) if RECORD.is_file() else {}
-    record |= {"dataset": DATASET, "seeds": SEEDS, "setting": SETTING}
+    record |= {"dataset": DATASET, "seeds": SEEDS}
     record.setdefault("methods", {})[trainer] = {"chosen": best["rate"], "trials": tried}
     record["methods"] = {name: record["methods"][name] for name in SETTINGS if name in record["methods"]}
     with atomic_write(RECORD, "w") as file:
@@ -112,7 +130,7 @@ def run(args: argparse.Namespace) -> int:
     if args.list:
         print(table(json.loads(RECORD.read_text(encoding="utf-8"))))
         return 0
-    tunable = [name for name in SETTINGS if name not in (*UNTRAINED, *TAUGHT)]
+    tunable = [name for name in SETTINGS if name not in (*UNTRAINED, *FITTED, *TAUGHT)]
     for name in args.methods:
         if name not in tunable:
             raise ValueError(f"no method {name!r} to tune; there are: {', '.join(tunable)}")

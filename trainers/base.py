@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +41,14 @@ COMMON_RANGES = {"PREC": PRECISIONS, "N_CTX": (1, 1000)} | dict.fromkeys(
     ("N_CTX_TEXT", "N_CTX_VISION", "PROMPT_DEPTH", "PROMPT_DEPTH_TEXT", "PROMPT_DEPTH_VISION"), (0, 1000)
 )
 WEIGHT = (0, 10**6)  # of a term of a loss
+
+
+class Between(NamedTuple):
+    """Values that a search tries, from the lowest to the highest: evenly in their logarithm, or in themselves."""
+
+    low: float
+    high: float
+    log: bool = True
 
 
 def add_trainer_config(name: str, ranges: dict[str, tuple[Any, ...]] | None = None, **defaults: Any) -> None:
@@ -82,6 +90,8 @@ class PromptTrainer(Steps, TrainerX):
     n_views = 1  # augmented views of each training image that the method compares
     needs_training = True  # whether there is anything to train
     lr_by_step = False  # whether the learning rate changes at every step rather than at every epoch
+    # What a search tries beside the learning rate (sweep.py --tune): a `Between`, or a tuple of choices, by dotted key.
+    search_space: Mapping[str, Any] = {}
     path = "fast"  # which implementation of the towers runs; "plain" is for tests and benchmarks
 
     @property

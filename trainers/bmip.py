@@ -266,6 +266,7 @@ class BMIP(PromptTrainer):
     """Bi-directional modality interaction prompt learning, trained with cross-entropy."""
 
     node = "BMIP"
+    search_space = {"TRAINER.BMIP.N_CTX": (1, 2, 4)}
     needs_vit = True
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> BMIPLearner:

@@ -14,7 +14,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLearner
 from trainers.base import check_settings
-from trainers.bmip import build_bmip_learner
+from trainers.bmip import BMIP, build_bmip_learner
 from trainers.coprompt import CoPrompt
 from trainers.maple import MaPLe
 from trainers.promptsrc import PromptSRC
@@ -22,6 +22,8 @@ from trainers.promptsrc import PromptSRC
 
 class WithBMIP:
     """Mixin for a host trainer: BMIP's prompts from ``cfg.TRAINER.BMIP``; TRAINER.BMIP.PREC is not read."""
+
+    search_space = BMIP.search_space
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
@@ -40,9 +42,12 @@ class MaPLe_BMIP(WithBMIP, MaPLe):
 class PromptSRC_BMIP(WithBMIP, PromptSRC):
     """PromptSRC's losses and aggregation with BMIP's prompts."""
 
+    search_space = PromptSRC.search_space | BMIP.search_space
+
 
 @TRAINER_REGISTRY.register()
 class CoPrompt_BMIP(WithBMIP, CoPrompt):
     """CoPrompt's adapters and consistency with BMIP's prompts."""
 
+    search_space = CoPrompt.search_space | BMIP.search_space
     build_learner, build_prompts = CoPrompt.build_learner, WithBMIP.build_learner  # which are under the adapters

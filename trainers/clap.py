@@ -72,6 +72,7 @@ class CLAP(TaskRes):
     """Class-adaptive linear probe; ZS-LP without its constraint."""
 
     node = "CLAP"
+    search_space = {}  # its constraint is there to need no validation
 
     def build_classifier(self, clip_model: nn.Module, learner: nn.Module) -> TaskResCLIP:
         model = HeadTrainer.build_classifier(self, clip_model, learner)

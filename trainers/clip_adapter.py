@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 from prompting import Output
 from prompting.learner import linear_layer
-from trainers.base import add_trainer_config
+from trainers.base import Between, add_trainer_config
 from trainers.heads import MAX_VIEWS, HeadCLIP, HeadTrainer
 
 add_trainer_config(
@@ -61,6 +61,7 @@ class CLIP_Adapter(HeadTrainer):
     """CLIP-Adapter on the image feature, trained with cross-entropy."""
 
     node = "CLIP_ADAPTER"
+    search_space = {"TRAINER.CLIP_ADAPTER.RATIO": Between(0.1, 0.9, log=False)}
     model_class = AdapterCLIP
 
     def build_head(self, width: int, classnames: Sequence[str], generator: torch.Generator | None) -> FeatureAdapter:

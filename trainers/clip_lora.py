@@ -133,6 +133,7 @@ class CLIP_LoRA(CountedSteps, PromptTrainer):
     """Low-rank adaptation of CLIP, trained with cross-entropy."""
 
     node = "CLIP_LORA"
+    search_space = {"TRAINER.CLIP_LORA.R": (2, 4, 8, 16)}
     needs_vit = True
 
     def check_cfg(self, cfg: CfgNode) -> None:

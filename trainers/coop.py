@@ -85,6 +85,7 @@ class CoOp(PromptTrainer):
     """Context Optimization: learned context vectors in the text, trained with cross-entropy."""
 
     node = "COOP"
+    search_space = {"TRAINER.COOP.CLASS_TOKEN_POSITION": ("end", "middle")}
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)

@@ -21,7 +21,7 @@ from prompting.learner import linear_layer
 from prompting.model import sentence_features, template_features
 from prompting.tokens import clean_name
 from prompting.towers.text import TextEncoder
-from trainers.base import WEIGHT, add_trainer_config
+from trainers.base import WEIGHT, Between, add_trainer_config
 from trainers.maple import MaPLe
 from trainers.objectives import ConsistencyGuided
 from trainers.templates import PROMPTSRC_TEMPLATES
@@ -143,6 +143,7 @@ class CoPrompt(MaPLe):
     """Consistency-guided prompt learning. Needs two augmented views of each image: DATALOADER.K_TRANSFORMS 2."""
 
     node = "COPROMPT"
+    search_space = {"TRAINER.COPROMPT.W": Between(0.1, 10.0)}
     n_views = 2
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> AdaptedLearner:

@@ -24,7 +24,7 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from prompting import Output, PromptedCLIP, PromptLearner
 from prompting.learner import linear_layer
-from trainers.base import PromptTrainer, add_trainer_config, check_settings, find_checkpoint
+from trainers.base import Between, PromptTrainer, add_trainer_config, check_settings, find_checkpoint
 from trainers.coop import CoOp
 from trainers.heads import check_initial_classes, places_of, trained_classes
 from trainers.objectives import FUSIONS, Loss, Objective, mixed_logits
@@ -155,6 +155,8 @@ class Decoupled:
 class WithDePT:
     """Mixin for a host trainer: a second head, its loss and its part in predictions, from ``cfg.TRAINER.DEPT``."""
 
+    search_space = {"TRAINER.DEPT.LAMBDA": Between(0.1, 0.9, log=False)}
+
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
         check_settings("DEPT", cfg.TRAINER.DEPT)
@@ -221,3 +223,5 @@ class CoOp_DePT(WithDePT, CoOp):
 @TRAINER_REGISTRY.register()
 class PromptSRC_DePT(WithDePT, PromptSRC):
     """PromptSRC's prompts, losses and aggregation, which takes in the second head, beside a second head."""
+
+    search_space = PromptSRC.search_space | WithDePT.search_space

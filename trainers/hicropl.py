@@ -31,7 +31,7 @@ from prompting import PromptedCLIP, PromptLearner, Prompts, TextPrompts, TowerSi
 from prompting.learner import context_parameter, linear_layer, normal_parameter
 from prompting.model import frozen_image_features
 from prompting.tokens import clean_name
-from trainers.base import WEIGHT, PromptTrainer, add_trainer_config, check_depth
+from trainers.base import WEIGHT, Between, PromptTrainer, add_trainer_config, check_depth
 from trainers.coprompt import sentences_by_class
 from trainers.objectives import Loss
 from trainers.templates import PROMPTSRC_TEMPLATES
@@ -233,6 +233,7 @@ class HiCroPL(PromptTrainer):
     """Hierarchical cross-modal prompt learning."""
 
     node = "HICROPL"
+    search_space = {"TRAINER.HICROPL.LAMBD": Between(1.0, 50.0)}
     needs_vit = True
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> HiCroPLLearner:

@@ -73,6 +73,7 @@ class IVLP(PromptTrainer):
     """Independent vision-language prompting, trained with cross-entropy."""
 
     node = "IVLP"
+    search_space = {"TRAINER.IVLP.N_CTX_TEXT": (1, 2, 4), "TRAINER.IVLP.N_CTX_VISION": (1, 2, 4)}
     needs_vit = True
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> PromptLearner:

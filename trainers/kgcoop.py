@@ -12,7 +12,7 @@ from dassl.engine import TRAINER_REGISTRY
 from prompting.model import ensemble, template_features
 from prompting.tokens import CLASS_TOKEN_POSITIONS
 from prompting.towers.text import TextEncoder
-from trainers.base import WEIGHT, add_trainer_config
+from trainers.base import WEIGHT, Between, add_trainer_config
 from trainers.coop import CoOp
 from trainers.objectives import KnowledgeGuided
 from trainers.templates import template_of
@@ -37,6 +37,7 @@ class KgCoOp(CoOp):
     """Knowledge-guided context optimization: CoOp's prompts; cross-entropy and a distance to zero-shot CLIP."""
 
     node = "KGCOOP"
+    search_space = {"TRAINER.KGCOOP.W": Between(1.0, 32.0)}
 
     def build_objective(self, clip_model: nn.Module) -> KnowledgeGuided:
         template = TEACHER_TEMPLATES.get(self.cfg.DATASET.NAME) or template_of(self.cfg, self.dm.dataset)

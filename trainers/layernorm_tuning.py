@@ -104,6 +104,7 @@ class LayerNormTuning(CountedSteps, PromptTrainer):
     """LayerNorm tuning of CLIP, trained with cross-entropy."""
 
     node = "LAYERNORMTUNING"
+    search_space = {"TRAINER.LAYERNORMTUNING.MODALITY": MODALITIES}
     needs_vit = True
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> LayerNormLearner:

@@ -59,6 +59,7 @@ class MaPLe(PromptTrainer):
     """Multi-modal prompt learning: deep text prompts, projected into the image tower, trained with cross-entropy."""
 
     node = "MAPLE"
+    search_space = {"TRAINER.MAPLE.N_CTX": (1, 2, 4)}
     needs_vit = True
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> MaPLeLearner:

@@ -25,7 +25,7 @@ from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLearner, Prompts, TextPrompts, TowerSizes, VisionPrompts
-from trainers.base import PromptTrainer, add_trainer_config
+from trainers.base import Between, PromptTrainer, add_trainer_config
 
 add_trainer_config(
     "MMA",
@@ -134,6 +134,7 @@ class MMA(PromptTrainer):
     """Multi-modal adapters, trained with cross-entropy."""
 
     node = "MMA"
+    search_space = {"TRAINER.MMA.ADAPTER_SCALE": Between(1e-4, 1e-1)}
     needs_vit = True
 
     def check_cfg(self, cfg: CfgNode) -> None:

@@ -26,7 +26,7 @@ from prompting.learner import equal_linear_layers, normal_parameter
 from prompting.model import frozen_image_features, template_features
 from prompting.tokens import clean_name
 from prompting.towers.text import TextEncoder
-from trainers.base import WEIGHT, PromptTrainer, add_trainer_config
+from trainers.base import WEIGHT, Between, PromptTrainer, add_trainer_config
 from trainers.objectives import FUSIONS, Loss, mixed_logits
 from trainers.templates import template_of
 from trainers.zsclip import FixedPrompt
@@ -167,6 +167,7 @@ class MMRL(PromptTrainer):
     """Multi-modal representation learning."""
 
     node = "MMRL"
+    search_space = {"TRAINER.MMRL.ALPHA": Between(0.1, 1.0, log=False), "TRAINER.MMRL.REG_WEIGHT": Between(0.01, 10.0)}
     needs_vit = True
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> MMRLLearner:

@@ -20,7 +20,7 @@ from dassl.engine import TRAINER_REGISTRY
 from prompting import ComposedPrompt, Prompts, TextPrompts, VisionPrompts
 from prompting.learner import linear_layer, normal_parameter
 from prompting.prompts import DeepPrompt
-from trainers.base import add_trainer_config
+from trainers.base import Between, add_trainer_config
 from trainers.mmrl import MMRL, MMRL_RANGES
 from trainers.zsclip import FixedPrompt
 
@@ -124,6 +124,10 @@ class MMRLpp(MMRL):
     """Parameter-efficient and interaction-aware representation learning (MMRL++)."""
 
     node = "MMRLPP"
+    search_space = {
+        "TRAINER.MMRLPP.BETA": Between(0.1, 0.9, log=False),
+        "TRAINER.MMRLPP.REG_WEIGHT": Between(0.01, 10.0),
+    }
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> MMRLppLearner:
         s = self.settings

@@ -165,6 +165,7 @@ class ProDA(PromptTrainer):
     """Prompt distribution learning."""
 
     node = "PRODA"
+    search_space = {"TRAINER.PRODA.N_CTX": (4, 8, 16)}
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)

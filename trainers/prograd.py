@@ -19,7 +19,7 @@ from prompting.learner import context_parameter
 from prompting.model import ensemble, template_features
 from prompting.tokens import CLASS_TOKEN_POSITIONS
 from prompting.towers.text import TextEncoder
-from trainers.base import WEIGHT, add_trainer_config
+from trainers.base import WEIGHT, Between, add_trainer_config
 from trainers.coop import CoOp, CoOpLearner
 from trainers.objectives import PromptAligned
 from trainers.templates import template_of
@@ -78,6 +78,7 @@ class ProGrad(CoOp):
     """Prompt-aligned gradient: CoOp's prompts, and a gradient that does not conflict with zero-shot CLIP's."""
 
     node = "PROGRAD"
+    search_space = {"TRAINER.PROGRAD.LAMBDA": Between(0.0, 1.0, log=False)}
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)

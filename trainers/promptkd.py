@@ -30,7 +30,7 @@ from dassl.data import DataManager
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptedCLIP, PromptLayout, PromptLearner, Prompts, TowerSizes
 from prompting.learner import linear_layer
-from trainers.base import WEIGHT, PromptTrainer, add_trainer_config, check_depth, find_checkpoint
+from trainers.base import WEIGHT, Between, PromptTrainer, add_trainer_config, check_depth, find_checkpoint
 from trainers.ivlp import IVLPLearner
 from trainers.objectives import Loss
 from trainers.predictor import load_run
@@ -170,6 +170,10 @@ class PromptKD(PromptTrainer):
     """Prompt distillation from a finished run."""
 
     node = "PROMPTKD"
+    search_space = {
+        "TRAINER.PROMPTKD.KD_WEIGHT": Between(100.0, 2000.0),
+        "TRAINER.PROMPTKD.TEMPERATURE": Between(0.5, 4.0),
+    }
     needs_vit = True
 
     def check_cfg(self, cfg: CfgNode) -> None:

@@ -17,7 +17,7 @@ from common.unpickling import misfits
 from dassl.engine import TRAINER_REGISTRY
 from prompting.model import ensemble, template_features
 from prompting.towers.text import TextEncoder
-from trainers.base import WEIGHT, add_trainer_config
+from trainers.base import WEIGHT, Between, add_trainer_config
 from trainers.ivlp import IVLP
 from trainers.objectives import SelfRegulating
 from trainers.templates import PROMPTSRC_TEMPLATES
@@ -109,6 +109,10 @@ class PromptSRC(GaussianAggregation, IVLP):
     """Self-regulating prompts: IVLP's prompts, PromptSRC's losses and the aggregation over epochs."""
 
     node = "PROMPTSRC"
+    search_space = {
+        "TRAINER.PROMPTSRC.TEXT_LOSS_WEIGHT": Between(2.5, 100.0),
+        "TRAINER.PROMPTSRC.IMAGE_LOSS_WEIGHT": Between(1.0, 40.0),
+    }
 
     def build_objective(self, clip_model: nn.Module) -> SelfRegulating:
         features = template_features(

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import Output
-from trainers.base import WEIGHT, add_trainer_config
+from trainers.base import WEIGHT, Between, add_trainer_config
 from trainers.heads import MAX_VIEWS, HeadCLIP, HeadTrainer
 from trainers.templates import IMAGENET_TEMPLATES_SELECT
 
@@ -59,6 +59,7 @@ class TaskRes(HeadTrainer):
     """Task residual tuning, trained with cross-entropy."""
 
     node = "TASKRES"
+    search_space = {"TRAINER.TASKRES.RESIDUAL_SCALE": Between(0.1, 2.0)}
     model_class = TaskResCLIP
     unit_sentences = False
 

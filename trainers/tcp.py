@@ -23,7 +23,7 @@ from dassl.engine import TRAINER_REGISTRY
 from prompting import ClassPrompt, PromptLayout, PromptLearner, Prompts, TextPrompts, TowerSizes, layout_with_context
 from prompting.learner import context_parameter, count_context, linear_layer
 from prompting.tokens import clean_name
-from trainers.base import WEIGHT, PromptTrainer, add_trainer_config
+from trainers.base import WEIGHT, Between, PromptTrainer, add_trainer_config
 from trainers.objectives import KnowledgeGuided
 from trainers.templates import template_of
 
@@ -115,6 +115,7 @@ class TCP(PromptTrainer):
     """Textual-based class-aware prompt tuning, trained with KgCoOp's loss."""
 
     node = "TCP"
+    search_space = {"TRAINER.TCP.W": Between(1.0, 32.0)}
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)

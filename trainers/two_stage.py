@@ -21,7 +21,7 @@ from torch.nn import functional as F
 from common.unpickling import CheckpointError
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptedCLIP, Prompts, TowerSizes
-from trainers.base import add_trainer_config
+from trainers.base import Between, add_trainer_config
 from trainers.layernorm_tuning import LAYERNORM_RANGES, LayerNormLearner, LayerNormTuning, tuned_layers
 
 add_trainer_config(
@@ -115,6 +115,7 @@ class TwoStage(LayerNormTuning):
 
     node = "TWOSTAGE"
     trains_in_stages = True  # so that not all of what it trains takes gradients at the end
+    search_space = {"TRAINER.TWOSTAGE.N_ITERS_FRAC": Between(0.1, 0.9, log=False)}
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> TwoStageLearner:
         layers = tuned_layers(self.node, self.settings, TowerSizes.of(clip_model))

@@ -27,6 +27,7 @@ class VPT(PromptTrainer):
     """Visual prompt tuning, shallow or deep, trained with cross-entropy."""
 
     node = "VPT"
+    search_space = {"TRAINER.VPT.N_CTX_VISION": (2, 4, 8, 16)}
     needs_vit = True
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> IVLPLearner:

@@ -695,7 +695,7 @@ class SimpleTrainer(TrainerBase):
         """Check how the final model is chosen, resume where there is a checkpoint, and open the TensorBoard writer."""
         cfg = self.cfg
         check_selection(cfg)
-        if self._validates():
+        if self._validates() or (cfg.TEST.SPLIT == "val" and not cfg.TEST.NO_TEST):
             self._loader_of("val")
         directory = cfg.RESUME or self.output_dir
         if not os.path.isdir(directory) and os.path.abspath(directory) != os.path.abspath(self.output_dir):

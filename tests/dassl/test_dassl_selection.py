@@ -111,9 +111,9 @@ def test_validation_never_uses_test_images(cfg):
     assert trainer.val_loader is None
     with pytest.raises(ValueError, match="Tints has no images in the split val.*never uses test images"):
         trainer.test(split="val")
-    cfg.TEST.FINAL_MODEL = "best_val"
-    with pytest.raises(ValueError, match="no images in the split val"):
-        build_trainer(cfg).train()
+    for cfg.TEST.FINAL_MODEL, cfg.TEST.SPLIT in (("best_val", "test"), ("last_step", "val")):
+        with pytest.raises(ValueError, match="no images in the split val"):
+            build_trainer(cfg).train()
     assert not os.path.exists(cfg.OUTPUT_DIR)
 
 

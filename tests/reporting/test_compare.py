@@ -2,13 +2,14 @@ import csv
 import io
 import json
 import re
+from statistics import fmean
 
 import pytest
 from scipy import stats
 
 from reporting.__main__ import main
 from reporting.compare import against_all, build_comparison, p_text, sentence
-from reporting.stats import MIN_PAIRS, Pair, compare_pairs
+from reporting.stats import MIN_PAIRS, Pair, compare_pairs, holm
 from results.schema import ResultsError, load_runs
 from tests.reporting.conftest import twin
 
@@ -81,7 +82,7 @@ def test_the_sentence_of_a_claim_says_how_far_it_reaches(runs):
     assert said.startswith(
         "On new classes: mean difference (BMIP minus CoOp) +2.8 points, 95 % interval +2.5 to +3.0, "
     )
-    assert "BMIP higher in 9 of 9 pairs. Paired t-test p = " in said
+    assert "BMIP higher in 9 of 9 pairs. Data sets: 3 won, 0 tied, 0 lost. Paired t-test p = " in said
     assert "n = 9: BMIP is higher at the 5 % level by both tests. It holds over the 3 data sets' averages too" in said
     said = line(compare(runs, "BMIP", "CoOp"), "new").sentence
     assert "(CoOp minus BMIP) -2.8 points" in said
@@ -287,6 +288,77 @@ def test_one_method_against_every_other_is_a_row_for_each(runs, capsys):
     (row,) = [text for text in shown.splitlines() if text.startswith("| MaPLe")]
     assert result.claim
     assert f"{result.interval.mean:+.1f} ({result.interval.low:+.1f} to {result.interval.high:+.1f}) \\* |" in row
+
+
+def test_holms_correction_of_a_worked_example():
+    # 4 x 0.005, 3 x 0.01, 2 x 0.03, and 1 x 0.04, which may not come below the one before it
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.4, 0.9]) == [0.8, 0.9]
+    assert holm([]) == []
+
+
+def test_against_all_a_difference_is_claimed_after_holms_correction_only(runs, capsys):
+    for seed, difference in enumerate([2.0, 1.5, 0.8, 2.2, 1.0, -0.6, 1.4, 0.5, 0.9, -0.7]):
+        for number in range(12):  # the first rival is far below, the others are as the spread says
+            gain = 9.0 + difference if number == 0 else difference
+            runs.add({"all": {"accuracy": 60.0 - gain}}, protocol="cross_dataset", seed=seed, trainer=f"M{number:02}")
+        runs.add({"all": {"accuracy": 60.0}}, protocol="cross_dataset", seed=seed, trainer="BMIP")
+    alone = line(compare(runs, "M01", "BMIP"), "all")
+    assert alone.claim_holm
+    assert 0.05 / 12 < alone.result.p < 0.05
+    assert main(["compare", "BMIP", "all", str(runs.root), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [row["claim"] for row in rows] == ["True"] * 12
+    assert [row["claim_holm"] for row in rows] == ["True"] + ["False"] * 11
+    assert float(rows[0]["p_holm"]) == pytest.approx(12 * max(float(rows[0]["p_t"]), float(rows[0]["p_signed_rank"])))
+    assert main(["compare", "BMIP", "all", str(runs.root)]) == 0
+    shown = capsys.readouterr().out
+    assert "all: measured higher than 12 of 12 methods, lower than 0. Claimed: higher than M00." in shown
+    assert [text.split()[1] for text in shown.splitlines() if text.endswith("\\* |")] == ["M00"]
+
+
+def test_the_average_over_data_sets_has_an_interval_over_seeds_and_one_over_data_sets(runs, capsys):
+    gains = {"a": (2.0, 3.0, 1.0), "b": (0.06, 0.02, 0.04), "c": (-1.0, 0.0, -1.1)}
+    for dataset, differences in gains.items():
+        for seed, difference in enumerate(differences):
+            runs.add({"all": {"accuracy": 60.0}}, protocol="zero_shot", dataset=dataset, seed=seed)
+            second = {"all": {"accuracy": 60.0 + difference}}
+            runs.add(second, protocol="zero_shot", dataset=dataset, seed=seed, trainer="BMIP")
+    runs.add({"all": {"accuracy": 60.0}}, protocol="zero_shot", dataset="a", seed=9)  # a seed of one data set only
+    runs.add({"all": {"accuracy": 66.0}}, protocol="zero_shot", dataset="a", seed=9, trainer="BMIP")
+    result = line(compare(runs), "all").result
+    averages = [fmean(column) for column in zip(*gains.values(), strict=True)]
+    assert (result.by_seed.low, result.by_seed.high) == pytest.approx(
+        stats.t.interval(0.95, 2, fmean(averages), stats.sem(averages))
+    )
+    means = [3.0, 0.04, -0.7]
+    assert (result.by_dataset.low, result.by_dataset.high) == pytest.approx(
+        stats.t.interval(0.95, 2, fmean(means), stats.sem(means))
+    )
+    assert result.won_tied_lost() == (1, 1, 1)
+    assert "Data sets: 1 won, 1 tied, 1 lost." in line(compare(runs), "all").sentence
+    assert main(["compare", "CoOp", "BMIP", str(runs.root)]) == 0
+    (row,) = [text for text in capsys.readouterr().out.splitlines() if "(n=3)" in text]
+    assert re.search(r"\| all +\| +\+0.78 \| +\S+ to \S+ \(n=3\) \| +\S+ to \S+ \(n=3\) \| +1 \| +1 \| +1 \|", row)
+
+
+def test_a_transfers_source_enters_no_average_over_data_sets(runs):
+    for dataset, gain in (("imagenet", 9.0), ("a", 1.0), ("b", 2.0)):
+        for seed in (1, 2):
+            source = {} if dataset == "imagenet" else {"source_dataset": "imagenet"}
+            changes = source | {"protocol": "cross_dataset", "dataset": dataset, "seed": seed}
+            runs.add({"all": {"accuracy": 60.0}}, **changes)
+            runs.add({"all": {"accuracy": 60.0 + gain + seed / 10}}, trainer="BMIP", **changes)
+    comparison = compare(runs)
+    result = line(comparison, "all").result
+    assert (len(result.pairs), list(result.datasets)) == (6, ["a", "b"])
+    assert result.by_dataset.mean == result.by_seed.mean == pytest.approx(1.65)
+    assert "The source data set is left out." in comparison.legend[-1]
+
+
+def test_of_an_error_the_lower_one_wins():
+    result = compare_pairs(pairs_of(-1.0, -2.0, 0.5, datasets=("a", "b", "c")))
+    assert (result.won_tied_lost(), result.won_tied_lost(lower=True)) == ((1, 0, 2), (2, 0, 1))
 
 
 def test_a_method_without_rivals_cannot_be_compared_with_all(runs):

@@ -7,7 +7,7 @@ from urllib.parse import unquote
 import pytest
 
 from reporting.__main__ import main
-from reporting.report import embedded
+from reporting.report import embedded, pictures_of
 from results.schema import load_runs
 from tests.reporting.browser import Browser, find_chromium
 from tests.reporting.conftest import RunFolder, twin
@@ -78,6 +78,20 @@ def test_every_protocol_has_its_table_and_its_plots(report):
         assert words in labels
     assert labels.count("training curves") == 3
     assert labels.count("gate weights") == 3
+
+
+def test_every_method_with_calibration_has_its_reliability_diagram(runs):
+    calibration = {"ece": 10.0, "bins": {"count": [4, 4], "correct": [1, 3]}}
+    for trainer, shots in (("CoOp", 1), ("CoOp", 4), ("BMIP", 4)):
+        for dataset in ("EuroSAT", "DTD"):
+            metrics = {"all": {"accuracy": 50.0} | ({"calibration": calibration} if trainer == "CoOp" else {})}
+            runs.add(metrics, protocol="few_shot", trainer=trainer, shots=shots, dataset=dataset)
+    pictures, left_out = pictures_of(load_runs([runs.root]), "p")
+    diagrams = [picture for picture in pictures if "reliability" in picture.caption]
+    assert [(picture.caption, picture.trainers, picture.datasets) for picture in diagrams] == [
+        ("CoOp, 4 shots: accuracy by confidence on each data set (reliability diagram)", ["CoOp"], ["DTD", "EuroSAT"])
+    ]
+    assert not [line for line in left_out if line.startswith("reliability")]
 
 
 def test_inner_names_of_the_plots_do_not_clash(report):

@@ -58,6 +58,8 @@ def runs_for(runs):
             (runs.root / "open_world" / "ZeroshotCLIP" / "tiny_ep10" / "Digits" / "16" / "1" / "results.json").unlink()
             if kind == "tsne":
                 save_features(next(runs.root.rglob("results.json")).parent)
+        elif kind == "critical_difference":
+            runs.add_experiment(datasets=(*THREE, "DTD", "Food101"), seeds=(1,))
         else:
             runs.add_experiment(datasets=THREE[:1] if kind in ("curves", "gates") else THREE)
         return load_runs([runs.root])
@@ -85,7 +87,7 @@ def test_every_kind_has_labelled_axes_and_something_in_them(kind, runs_for):
         assert axes.lines or axes.collections or axes.patches or axes.images
         if axes.name != "polar":
             assert axes.get_xlabel()
-            assert axes.get_ylabel()
+            assert axes.get_ylabel() or kind == "critical_difference"
         assert axes.get_title()
 
 
@@ -105,6 +107,34 @@ def test_every_kind_is_a_valid_file_and_the_same_each_time(kind, runs_for):
     width, height = (int.from_bytes(png[start : start + 4], "big") for start in (16, 20))
     assert width > 200
     assert height > 100
+
+
+def test_a_critical_difference_diagram_joins_the_methods_that_are_not_told_apart(runs):
+    for number, dataset in enumerate((*THREE, "DTD", "Food101", "a", "b")):
+        for place, trainer in enumerate(("BMIP", "MaPLe", "CoOp", "VPT")):  # the middle two change places once
+            accuracy = 90.0 - 5 * place + (12 if trainer == "CoOp" and number == 0 else 0)
+            runs.add({"all": {"accuracy": accuracy}}, protocol="cross_dataset", dataset=dataset, trainer=trainer)
+    (axes,) = figure_of("critical_difference", load_runs([runs.root])).axes
+    average = {"BMIP": 8 / 7, "MaPLe": 15 / 7, "CoOp": 19 / 7, "VPT": 4.0}
+    critical = 2.569 * (4 * 5 / (6 * 7)) ** 0.5
+    assert texts_of(axes.figure)[:-1] == [f"{name}  {rank:.2f}" for name, rank in average.items()]
+    assert texts_of(axes.figure)[-1] == f"critical difference {critical:.2f}"
+    lines = [line.get_xdata().tolist() for line in axes.lines]
+    ends = [pytest.approx([average[first], average[last]]) for first, last in (("BMIP", "CoOp"), ("CoOp", "VPT"))]
+    assert lines[4:] == [*ends, pytest.approx([1, 1 + critical], abs=1e-3)]
+    assert axes.get_title() == "accuracy (%): 4 methods on 7 data sets"
+
+
+@pytest.mark.parametrize(
+    ("datasets", "trainers", "message"),
+    [(4, ("CoOp", "BMIP", "VPT"), "at least 5 data sets, there are 4"), (5, ("CoOp", "BMIP"), "at least 3 methods")],
+)
+def test_a_critical_difference_diagram_of_too_little_is_refused(runs, datasets, trainers, message):
+    for dataset in "abcde"[:datasets]:
+        for trainer in trainers:
+            runs.add({"all": {"accuracy": 50.0}}, protocol="cross_dataset", dataset=dataset, trainer=trainer)
+    with pytest.raises(PlotError, match=message):
+        figure_of("critical_difference", load_runs([runs.root]))
 
 
 def test_few_shot_curves_have_mean_and_band_and_the_zero_shot_level(runs_for):
@@ -470,10 +500,14 @@ def test_the_radar_needs_no_colour_and_says_where_its_axis_begins(runs):
     assert axes.get_ylim() == (62, 72)
 
 
-@pytest.mark.parametrize("kind", ["few_shot", "base_new", "gain", "radar", "seeds", "cost", "curves", "gates"])
+KINDS_OF_MANY = ("few_shot", "base_new", "gain", "radar", "critical_difference", "seeds", "cost", "curves", "gates")
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_MANY)
 def test_long_names_stay_inside_the_picture(runs, kind):
     names = [f"{letter * 12}_a_trainer_with_a_long_name" for letter in "WM"]
     datasets = [f"{letter}_data_set_whose_name_is_long_as_well" for letter in ("WWWWW", "B", "C")]
+    datasets += ["D", "E"] if kind == "critical_difference" else []
     if kind == "few_shot":
         for shots in (1, 4):
             for name in names:

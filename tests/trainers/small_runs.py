@@ -62,8 +62,6 @@ START_AT_ZERO = ("MMRLpp", "CLIP_LoRA")
 HEADS = ("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLAP")
 # Methods that start as zero-shot CLIP and stay it on classes that are not trained.
 ZERO_SHOT_ON_NEW = ("TaskRes", "CLAP")
-# Methods that are computed in one go: one epoch without steps.
-FITTED = ("TipAdapter", "LinearProbe")
 # Methods that refuse classes that they were not trained on.
 OWN_CLASSES = ("LinearProbe",)
 # Settings that change which tensors exist or how the towers run.

@@ -13,9 +13,9 @@ from yacs.config import CfgNode
 from common.free_options import TRAINER_NODES
 from dassl.engine import build_trainer
 from results.features import FeatureCollector
+from sweeping.plan import FITTED
 from tests.trainers.small_runs import (
     BATCH,
-    FITTED,
     HEADS,
     NEED_A_BATCH,
     OPTIONS,

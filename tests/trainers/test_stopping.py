@@ -8,7 +8,8 @@ import torch
 
 from dassl.utils import RunStopped, StopRequest, load_checkpoint
 from dassl.utils.checkpoint import RESUME_NAME
-from tests.trainers.small_runs import FITTED, build, needing, trained_tensors
+from sweeping.plan import FITTED
+from tests.trainers.small_runs import build, needing, trained_tensors
 from trainers.templates import PROMPTSRC_TEMPLATES
 
 # Epoch and batch, from 0: by then every sum, draw and count that a method keeps beside its prompts has begun.
