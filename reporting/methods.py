@@ -58,9 +58,7 @@ class Metric:
 
     key: str  # in csv and json
     label: str  # in headings
-    of_run: Callable[[Run], float | None] | None = (
-        None  # in percent, unless `percent` is False; None where the run has not got it
-    )
+    of_run: Callable[[Run], float | None] | None = None  # in percent if `percent`; None where the run has not got it
     harmonic_of: tuple[str, str] | None = None  # instead of `of_run`: the keys of the two averaged metrics
     lower: bool = False  # whether lower is better
     percent: bool = True
