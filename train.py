@@ -86,7 +86,7 @@ from prompting.weights import sharing_backbones
 from results.evaluate import class_splits_of, evaluate_class_splits
 from results.features import loaders_on_features
 from results.rundir import begin_run, clean_start, determinism, run_dir, write_divergence
-from results.schema import build_record, dataset_label, overrides_of, write_results
+from results.schema import begin_peak_memory, build_record, dataset_label, overrides_of, write_results
 from trainers.base import RANGES
 from trainers.step import memory_errors
 
@@ -116,6 +116,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
         stack.enter_context(determinism(cfg))
 
         overrides = overrides_of(cfg, files_cfg(args))  # now: the files may be others when it ends
+        begin_peak_memory()
         start = time.perf_counter()
         trainer = build_trainer(cfg)
         timing = {"build": time.perf_counter() - start}

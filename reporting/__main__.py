@@ -18,9 +18,9 @@ from pathlib import Path
 
 from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write, refuse_existing
-from reporting import compare, plots, ranks, recompute, report, table
+from reporting import compare, drawing, plots, ranks, recompute, report, table
 from reporting.formats import FORMATS, Document
-from reporting.methods import PROTOCOLS, check_protocol, of_protocol, selected
+from reporting.methods import COSTS, PROTOCOLS, check_protocol, of_protocol, selected
 from results.schema import Run, load_runs
 
 
@@ -77,6 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_files(command, run_plot, "ends in .png or .svg")
     command.add_argument("--metric", default="", help="which number (default: H, or accuracy over all classes)")
     command.add_argument("--baseline", default="", help="gain: over which trainer (default: ZeroshotCLIP)")
+    words = "cost: which (default: %(default)s)"
+    command.add_argument("--cost", choices=COSTS, default="params", help=words)
     command.add_argument("--split", default="", help="confusion, tsne, reliability: which class split (default: all)")
     command.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG (default: %(default)s)")
     _add_selection(command)
@@ -172,14 +174,14 @@ def run_recompute(args: argparse.Namespace) -> None:
 def run_plot(args: argparse.Namespace) -> None:
     """Draw the plot and write it."""
     file_format = args.output.suffix.lower().removeprefix(".")
-    if file_format not in plots.FILE_FORMATS:
-        raise ValueError(f"{args.output}: the name must end in .{' or .'.join(plots.FILE_FORMATS)}")
+    if file_format not in drawing.FILE_FORMATS:
+        raise ValueError(f"{args.output}: the name must end in .{' or .'.join(drawing.FILE_FORMATS)}")
     if not 10 <= args.dpi <= 1200:
         raise ValueError(f"--dpi must be between 10 and 1200, got {args.dpi}")
     _check_target(args)
     runs = _selected_runs(args)
     check_protocol(runs, None)  # before matplotlib is imported
-    options = plots.Options(args.metric, args.baseline, args.split)
+    options = drawing.Options(args.metric, args.baseline, args.split, args.cost)
     _write(args, plots.draw_plot(args.kind, runs, file_format, options, args.dpi))
 
 

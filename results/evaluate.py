@@ -98,7 +98,8 @@ def evaluate_class_splits(
 
     Returns:
         For each split: accuracy, error_rate and macro_f1 in percent, num_images, num_classes, per_class, calibration,
-        seconds; with up to `MAX_CLASSES_CONFUSED` classes confusion, counts by true class and prediction; and for `all`
+        seconds, and image_seconds by image unless features of some were known already; with up to
+        `MAX_CLASSES_CONFUSED` classes confusion, counts by true class and prediction; and for `all`
         after training on `base` also open_world and ood, see :class:`OpenWorld`. calibration has what
         :func:`results.calibration.calibration` returns, and the same at the temperature of the few-shot validation set
         (`scaled`), or a note why there is none. With `TEST.SAVE_PREDICTIONS` every image's numbers lie in
@@ -196,7 +197,8 @@ def _evaluate(
     print(f"Evaluate class split *{split}* ({len(names)} classes)")
     start = time.perf_counter()
     try:
-        with trainer.swapped(**parts, **loaders_on_features(trainer, cfg)):
+        loaders = loaders_on_features(trainer, cfg)
+        with trainer.swapped(**parts, **loaders):
             trainer.test()
     except FloatingPointError as error:
         raise FloatingPointError(f"class split {split}: {error}") from error
@@ -229,6 +231,8 @@ def _evaluate(
         counts = torch.bincount(labels * len(names) + predictions, minlength=len(names) ** 2)
         metrics["confusion"] = counts.view(len(names), len(names)).tolist()
     metrics |= {"num_classes": len(names), "seconds": seconds}
+    if not ("test_loader" in loaders and loaders["test_loader"].num_known):
+        metrics["image_seconds"] = seconds / labels.numel()
     if open_world:
         numbers = {name: recorder.results[name] for name in OPEN_WORLD_METRICS}
         metrics["open_world"] = numbers | {"num_base_classes": num_base}

@@ -129,6 +129,7 @@ class FeatureLoader(StoredFeatureLoader):
     def __init__(self, loader: DataLoader, trainer: Any, cfg: Any, folder: Path | None) -> None:
         super().__init__(loader)
         self.trainer, self.cfg, self.folder = trainer, cfg, folder
+        self.num_known = 0  # images whose features were not computed here
 
     def features(self) -> Tensor:
         """Features of every image of the data set, (images, embed_dim), on the CPU."""
@@ -152,6 +153,7 @@ class FeatureLoader(StoredFeatureLoader):
         keys, settled = image_keys([item.impath for item in dataset.data_source])
         known = store.find(keys)
         missing = [index for index, key in enumerate(keys) if key not in known]
+        self.num_known = len(keys) - len(missing)
         if missing:
             computed = self._compute(missing)
             known |= {keys[index]: row for index, row in zip(missing, computed.unbind(0), strict=True)}

@@ -194,7 +194,8 @@ def _ablation(**axes: tuple[str, Sequence[str], Sequence[str]]) -> Table:
 TABLES: Mapping[str, Table] = {
     "open_world": Table("open_world", _OPEN_WORLD),
     "calibration": Table("open_world", _OPEN_WORLD, report=("--metrics", "ece,ece_scaled,nll")),
-    "few_shot_curve": Table("few_shot", _COMPARED),
+    # and those whose papers are about it: heads on features, and changes of weights
+    "few_shot_curve": Table("few_shot", (*_COMPARED, "LinearProbe", "TipAdapterF", "CLAP", "CLIP_LoRA", "TwoStage")),
     "cross_dataset": Table("cross_dataset", _COMPARED),
     "domain_generalization": Table("domain_generalization", _COMPARED),
     "combinations": Table(
