@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch import Tensor
+from torch import Tensor, nn
 from torchvision import transforms as T
+from torchvision.transforms.functional import to_tensor
 from yacs.config import CfgNode
 
 from dassl.config import cfg_default
@@ -94,19 +95,19 @@ class Views:
         self.mixes = mixes == "on" or (mixes == "auto" and not name.startswith("imagenet"))
         self.original = build_transform(cfg, is_train=False)
         self.crop = T.Compose([T.RandomResizedCrop(cfg.INPUT.SIZE), T.RandomHorizontalFlip()])
-        normalize = [T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)]
-        self.to_tensor = T.Compose([T.ToTensor(), *(normalize if "normalize" in cfg.INPUT.TRANSFORMS else [])])
+        normalize = T.Normalize(cfg.INPUT.PIXEL_MEAN, cfg.INPUT.PIXEL_STD)
+        self.normalize = normalize if "normalize" in cfg.INPUT.TRANSFORMS else nn.Identity()
         print(f"+ {self.n_views - 1} random crops of each image{', mixed by AugMix' * self.mixes}")
 
     def __call__(self, image: Image.Image) -> Tensor:
         with seeded_random_state(derive_seed("views", self.seed, zlib.crc32(image.tobytes()))):
             crops = [self.crop(image) for _ in range(self.n_views - 1)]
-            views = [augmix(crop, self.to_tensor) if self.mixes else self.to_tensor(crop) for crop in crops]
-        return torch.stack([self.original(image), *views])
+            views = torch.stack([augmix(crop) if self.mixes else to_tensor(crop) for crop in crops])
+        return torch.cat([self.original(image)[None], self.normalize(views)])
 
 
-def augmix(image: Image.Image, to_tensor: T.Compose) -> Tensor:
-    """The image mixed with three copies, each distorted slightly one to three times, (3, height, width).
+def augmix(image: Image.Image) -> Tensor:
+    """The image mixed with three copies, each distorted slightly one to three times, (3, height, width) in [0, 1].
 
     Hendrycks et al., "AugMix", ICLR 2020, https://arxiv.org/abs/1912.02781, at severity 1.
     """
