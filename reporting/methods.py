@@ -43,8 +43,9 @@ def sources_of(runs: Iterable[Run], protocol: Protocol) -> set[str]:
 
 
 def trainer_order(name: str) -> tuple[int, str]:
-    """Sort key: the order in which the methods appeared, then every other method by name."""
-    return TRAINER_ORDER.index(name) if name in TRAINER_ORDER else len(TRAINER_ORDER), name
+    """Sort key: the order in which the methods appeared, with TPT behind the plain one; then others by name."""
+    trainer = name.removesuffix("+TPT")
+    return TRAINER_ORDER.index(trainer) if trainer in TRAINER_ORDER else len(TRAINER_ORDER), name
 
 
 def shots_text(count: int) -> str:

@@ -8,7 +8,8 @@ checkout that runs on upstream Dassl.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,7 @@ from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.checkpoint import MAX_SHOWN, CheckpointError, load_trained, read_initial, read_trained, shown
+from prompting.model import Watch
 from prompting.towers.attention import BACKENDS, CHOOSER, set_compile
 from prompting.weights import is_resnet_name
 from trainers.objectives import CrossEntropy, Objective
@@ -92,6 +94,8 @@ class PromptTrainer(Steps, TrainerX):
     lr_by_step = False  # whether the learning rate changes at every step rather than at every epoch
     # What a search tries beside the learning rate (sweep.py --tune): a `Between`, or a tuple of choices, by dotted key.
     search_space: Mapping[str, Any] = {}
+    # Gives the parts with which a test adapts the model to each image (trainers/tpt.py); None: no test does
+    adaptation: Callable[[PromptTrainer, Watch], dict[str, Any]] | None = None
     path = "fast"  # which implementation of the towers runs; "plain" is for tests and benchmarks
 
     @property
@@ -110,7 +114,7 @@ class PromptTrainer(Steps, TrainerX):
 
         A method that classifies in its own way, not from ``model.image_features``, gets "batch": nothing is reused.
         """
-        if redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):
+        if self.adaptation or redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):
             return "batch"
         if redefines(self.model, PromptedCLIP, "forward", "outputs", "image_features"):
             return "batch"
@@ -275,7 +279,7 @@ class PromptTrainer(Steps, TrainerX):
             self.notes = {**notes, "logits": {**notes.get("logits", {}), self._class_split: self.logits_kind}}
             print(f"Class split *{self._class_split}* is predicted by: {self.logits_kind}")
         advice = memory_advice(self.cfg, self.node, self.device, self.num_classes, training=False)
-        with advice, self.model.evaluating() as watch:
+        with advice, self.model.evaluating() as watch, self.adapted(watch):
             result = super().test(split)
             loader = self.val_loader if validating else self.test_loader
             items = getattr(getattr(loader, "dataset", None), "data_source", [])
@@ -288,6 +292,10 @@ class PromptTrainer(Steps, TrainerX):
                 f"{len(classes)} classes ({shown(classes) or 'none'})"
             )
         return result
+
+    def adapted(self, watch: Watch) -> AbstractContextManager[None]:
+        """Context in which test images are predicted as :attr:`adaptation` says."""
+        return self.swapped(**self.adaptation(self, watch)) if self.adaptation else nullcontext()
 
     def checkpoint_extra(self, name: str) -> dict[str, Any]:
         """What a checkpoint says about itself, beside the trained tensors."""
