@@ -24,7 +24,7 @@ from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.checkpoint import MAX_SHOWN, CheckpointError, load_trained, read_initial, read_trained, shown
 from prompting.towers.attention import BACKENDS, CHOOSER, set_compile
-from prompting.weights import is_resnet_name
+from prompting.weights import is_path, is_resnet_name
 from trainers.objectives import CrossEntropy, Objective
 from trainers.step import GRAPH_MODES, Steps, memory_advice, redefines
 
@@ -302,7 +302,7 @@ class PromptTrainer(Steps, TrainerX):
         trained = read_trained(path, type(self).__name__)
         # Prompts of another backbone are refused; a file's path says nothing about what is in it.
         name, trained_on = self.cfg.MODEL.BACKBONE.NAME, trained.content.get("backbone")
-        is_file = any(known is None or Path(str(known)).suffix == ".pt" for known in (trained_on, name))
+        is_file = any(known is None or is_path(str(known)) for known in (trained_on, name))
         if not is_file and trained_on != name:
             raise CheckpointError(
                 f"checkpoint {path} was trained on the backbone {trained_on}, this run has {name}: "
@@ -364,8 +364,8 @@ class PromptTrainer(Steps, TrainerX):
 
     def _no_resnet(self, cfg: CfgNode) -> str:
         return (
-            f"{type(self).__name__} changes the image tower from within, which {cfg.MODEL.BACKBONE.NAME} (a ResNet) "
-            "does not allow: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp, "
+            f"{type(self).__name__} changes the image tower from within, which {cfg.MODEL.BACKBONE.NAME} (not a plain "
+            "ViT) does not allow: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp, "
             "ProGrad, ProDA, TCP, CoOp_DePT, TaskRes, CLIP_Adapter, TipAdapter, CLAP or LinearProbe"
         )
 
