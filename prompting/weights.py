@@ -29,7 +29,15 @@ from torch import Tensor, nn
 
 from common.files import atomic_write, hash_file
 from common.hub import HUB_PREFIX, hub_folder
-from common.unpickling import ArchiveUnpickler, check_archive, check_tensors, misfits, read_file, reason
+from common.unpickling import (
+    ArchiveUnpickler,
+    check_archive,
+    check_tensors,
+    misfits,
+    read_file,
+    read_safetensors,
+    reason,
+)
 from prompting.checkpoint import shown
 
 BUNDLED_PREFIX, OPEN_CLIP_PREFIX = "bundled:", "open_clip:"
@@ -191,9 +199,7 @@ def load_path(path: Path, name: str) -> nn.Module:
 def read_weights(path: Path) -> Any:
     """What a file holds: safetensors, a TorchScript archive's, or what ``torch.save`` wrote. Damage raises anything."""
     if path.suffix == ".safetensors":
-        from safetensors.torch import load_file  # here, since a fork with .pt files needs no safetensors
-
-        return load_file(path)
+        return read_safetensors(path)[0]
     return torchscript_state_dict(path) if is_torchscript(path) else read_file(path, placeholders=False)
 
 

@@ -81,8 +81,8 @@ def test_prompts_run_on_it(folder):
 @pytest.fixture
 def cache(tmp_path, monkeypatch):
     """Adds a folder's files to a cache of the hub's as its client lays it out; nothing else can be reached."""
-    monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
 
     def add(name, folder, *files):
         commit = "a" * 40
