@@ -94,7 +94,7 @@ def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], d
     """Tensors of a file of safetensors, and the texts in its header; SafetensorError if it is damaged."""
     from safetensors import safe_open  # here, since a fork that reads no such file needs no safetensors
 
-    with safe_open(path, framework="pt") as file:
+    with safe_open(os.fspath(path), framework="pt") as file:
         return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  no mapping
 
 

@@ -56,7 +56,12 @@ def export(run: str | Path, out: str | Path, repository: str = "") -> Path:
     for name in ("results.json", "config.yaml"):
         if not (run / name).is_file():
             raise FileNotFoundError(f"{run} has no {name}: give the --output-dir of a finished run")
-    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    try:
+        results = dict(json.loads((run / "results.json").read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{run}/results.json is damaged ({error}): restore it, or evaluate the run anew"
+        ) from error
     config = CfgNode.load_cfg((run / "config.yaml").read_text(encoding="utf-8"))
     path = find_checkpoint(run)
     content = read_checkpoint(path)

@@ -137,6 +137,9 @@ def test_exports_that_are_refused(run, shared, tmp_path, capsys):
     (unfinished / "results.json").write_text(json.dumps(other))
     assert checkpoint.main(["export", str(unfinished), str(tmp_path / "new")]) == 1
     assert "results.json is not about" in capsys.readouterr().err
+    (unfinished / "results.json").write_text("[1")
+    assert checkpoint.main(["export", str(unfinished), str(tmp_path / "new")]) == 1
+    assert "results.json is damaged" in capsys.readouterr().err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["unfinished"]
 
 
