@@ -46,7 +46,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", type=file_name, help="the trainer's: configs/trainers/<Name>/<setting>.yaml")
     parser.add_argument("--dataset-config-file", type=file_name, help="the data set: configs/datasets/<name>.yaml")
     parser.add_argument("--trainer", default="", help="name of the method")
-    parser.add_argument("--backbone", default="", help="ViT-B/16, RN50 ..., a .pt file, or bundled:tiny_clip")
+    parser.add_argument(
+        "--backbone", default="", help="ViT-B/16, RN50 ..., a file, a folder, hf:USER/REPOSITORY, bundled:tiny_clip"
+    )
     parser.add_argument("--head", default="", help="head of Dassl's SimpleNet")
     parser.add_argument("--eval-only", action="store_true", help="load --model-dir and evaluate")
     parser.add_argument("--model-dir", default="", help="folder of the run to load")

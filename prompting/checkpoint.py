@@ -3,6 +3,7 @@
 python -m prompting.checkpoint show FILE
 python -m prompting.checkpoint convert OLD NEW [--trainer NAME]
 python -m prompting.checkpoint words FILE [--top 5] [--backbone NAME]
+python -m prompting.checkpoint export RUN OUT [--push USER/REPOSITORY]
 """
 
 from __future__ import annotations
@@ -21,10 +22,18 @@ from torch import Tensor, nn
 
 from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
-from common.unpickling import CheckpointError, as_checkpoint, misfits, read_content
+from common.hub import HUB_PREFIX, hub_folder
+from common.unpickling import CheckpointError, as_checkpoint, misfits, read_checkpoint, read_content
 from prompting.changes import layers_at
 
 MAX_SHOWN = 5  # names in a message
+MODEL_NAME = "prompt_learner"
+# Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
+CHECKPOINT_FOLDERS = (
+    *(MODEL_NAME, "PromptLearner", "MultiModalPromptLearner", "VLPromptLearner", "adapter_learner"),
+    *("MultiModalRepresentationLearner", "clip_adapter"),
+)
+SHARED = "prompts.safetensors"  # the checkpoint of a folder that `export` wrote
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
@@ -347,6 +356,38 @@ class TrainedPrompts:
         return "; ".join(filter(None, (trained_with, note)))
 
 
+def find_checkpoint(directory: str | Path, epoch: int | None = None) -> Path:
+    """A run's checkpoint of an epoch; by default the best on validation if there is one, else the last.
+
+    The folder may be one that `export` wrote, which has one epoch, or such a folder's name on the hub, "hf:USER/NAME".
+
+    Raises:
+        FileNotFoundError: naming what was looked for and which checkpoints there are.
+    """
+    if str(directory).startswith(HUB_PREFIX):
+        directory = hub_folder(str(directory).removeprefix(HUB_PREFIX), ("config.yaml",), (SHARED,))
+    directory = Path(directory)
+    shared = directory / SHARED
+    if shared.is_file():
+        only = None if epoch is None else read_checkpoint(shared).get("epoch")
+        if only != epoch:
+            raise FileNotFoundError(f"{directory} has epoch {only} alone, not {epoch}")
+        return shared
+    folders = (directory / name for name in CHECKPOINT_FOLDERS)
+    folder = next((folder for folder in folders if folder.is_dir()), directory / MODEL_NAME)
+    matches = (re.fullmatch(r"model\.pth\.tar-(\d+)", path.name) for path in folder.glob("model.pth.tar-*"))
+    found = {int(match[1]): folder / match[0] for match in matches if match}
+    best = folder / "model-best.pth.tar"
+    if epoch is None and best.exists():
+        return best
+    path = found.get(max(found, default=0) if epoch is None else epoch)
+    if path is not None:
+        return path
+    wanted = folder / (f"model.pth.tar-{epoch}" if epoch is not None else "model-best.pth.tar or model.pth.tar-*")
+    there = f"epochs there: {', '.join(map(str, sorted(found)))}" if found else "no checkpoint there"
+    raise FileNotFoundError(f'Model not found at "{wanted}" ({there}): give the OUTPUT_DIR of a finished run')
+
+
 def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts:
     """Trained prompts of this project's or a published repository's checkpoint; ``trainer`` is found out if ``None``.
 
@@ -563,6 +604,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for command in (show, change, words):
         command.add_argument("--trainer", metavar="NAME", help=f"the method: {', '.join(FORMATS)}")
         add_debug(command)
+    share = commands.add_parser("export", help="a finished run's trained prompts as a folder to share")
+    share.add_argument("run", metavar="RUN", help="the --output-dir of a finished run")
+    share.add_argument("out", metavar="OUT", help="the folder to write, which load_run and --model-dir take")
+    share.add_argument("--push", metavar="USER/REPOSITORY", default="", help="upload it as a new one of huggingface.co")
+    add_debug(share)
     return guarded(_run, parser.parse_args(arguments), status=1)
 
 
@@ -571,6 +617,14 @@ def _run(args: argparse.Namespace) -> None:
         trained = convert(args.old, args.new, args.trainer)
         what = f"{trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors"
         print(printable(f"Wrote {args.new}: {what}"))
+        return
+    if args.command == "export":
+        from prompting.sharing import export, push  # which imports this module
+
+        folder = export(args.run, args.out, args.push)
+        print(printable(f"Wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}"))
+        if args.push:
+            print(printable(f"Pushed to {push(folder, args.push)}"))
         return
     trained = read_trained(args.file, args.trainer)
     if args.command == "words":
