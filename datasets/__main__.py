@@ -7,11 +7,14 @@
     python -m datasets import-selection Caltech101 shot_16-seed_1.pkl --root DATA
     python -m datasets export-selection Caltech101 --root DATA --shots 16 --seed 1
     python -m datasets from-hf uoft-cs/cifar10 DATA/cifar10
+    python -m datasets descriptions prompt --dataset EuroSAT --root DATA
+    python -m datasets descriptions check sentences.json --classes classes.txt
 
 Exit status: 0 all is well, 1 something is missing or wrong, 2 the command is not understood, 130 interrupted.
 """
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -49,9 +52,11 @@ from datasets.splits import (
     dump_split,
     find_image_dir,
     parse_entry,
+    read_lines,
     suggest_root,
     write_new_text,
 )
+from prompting.descriptions import problems, read_descriptions, request
 
 ALL = "all"
 ISOLATED = (sys.executable, "-I")  # neither the current folder nor PYTHONPATH is on the path
@@ -123,6 +128,20 @@ def command_line() -> argparse.ArgumentParser:
     command.add_argument("--label", default="", metavar="COLUMN", help="where there are several columns of classes")
     command.set_defaults(run=run_from_hf)
     add_debug(command)
+
+    text = "sentences about the classes of a data set: ask a language model for them, check its answer"
+    actions = commands.add_parser("descriptions", help=text, description=text).add_subparsers(required=True)
+    for action, text in (("prompt", "print the instruction for a language model"), ("check", "say what is wrong")):
+        command = actions.add_parser(action, help=text, description=text)
+        if action == "check":
+            command.add_argument("file", metavar="FILE.json", help="{class name: [sentences]}")
+        source = command.add_mutually_exclusive_group(required=True)
+        source.add_argument("--dataset", default="", metavar="NAME", help="a data set as `list` shows it")
+        source.add_argument("--classes", default="", metavar="FILE", help="class names, one a line")
+        command.add_argument("--root", default="", metavar="DATA", type=os.path.expanduser, help="with --dataset")
+        command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
+        command.set_defaults(run=run_descriptions, file=None)
+        add_debug(command)
     return parser
 
 
@@ -193,6 +212,28 @@ def run_from_hf(options: argparse.Namespace) -> int:
         use = f"--root {root} --dataset-config-file configs/datasets/csv.yaml ... DATASET.PATH {path}/images.csv"
         print(f"to use it: python train.py {use} DATASET.LABEL {path}")
     return status
+
+
+def run_descriptions(options: argparse.Namespace) -> int:
+    """Print what to ask a language model for, or what is wrong with its answer; 1 if anything is."""
+    about = ""
+    if options.classes:
+        names = [line.strip() for line in read_lines(options.classes) if line.strip()]
+    else:
+        name = registered(options.dataset)
+        with contextlib.redirect_stdout(io.StringIO()):
+            names = few_shot_class(name)(config_of(name, options.root, options.path)).classnames
+        about = (few_shot_class(name).__doc__ or "").splitlines()[0] if name in known_datasets() else ""
+    if options.file is None:
+        print(request(names, about))
+        return 0
+    by_name = read_descriptions(options.file)
+    found = list(problems(by_name, names))
+    counts = sorted(len(sentences) for sentences in by_name.values()) or [0]
+    print(f"{options.file}: {len(by_name)} classes, {counts[0]} to {counts[-1]} sentences each")
+    for problem in found:
+        print(f"  WRONG: {problem}")
+    return 1 if found else 0
 
 
 def registered(name: str) -> str:

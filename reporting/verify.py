@@ -27,6 +27,7 @@ TOLERANCE_ROUNDED = 0.5  # of sources that state one decimal
 # What the published numbers were computed with, by configuration key.
 EXPECTED = {
     "TRAINER.ZEROSHOTCLIP.TEMPLATE": "",
+    "TRAINER.ZEROSHOTCLIP.SENTENCES": "",
     "DATASET.TEMPLATE": "",
     "INPUT.SIZE": [224, 224],
     "INPUT.INTERPOLATION": "bicubic",
