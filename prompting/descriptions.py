@@ -1,7 +1,7 @@
 """Sentences about classes, as a language model writes them: a JSON file {class name: [sentences]}.
 
-CoPrompt, HiCroPL and zero-shot CLIP read it. `python -m datasets descriptions` checks such a file and prints what to
-ask a language model for.
+Zero-shot CLIP, KgCoOp, PromptSRC, CoPrompt and HiCroPL read it. `python -m datasets descriptions` checks such a file
+and prints what to ask a language model for.
 """
 
 from __future__ import annotations

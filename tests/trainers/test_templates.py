@@ -59,3 +59,20 @@ def test_zero_shot_takes_sentences_in_place_of_templates(tmp_path):
     described.model.set_classes([*names, "newt"])
     with pytest.raises(ValueError, match="ZEROSHOTCLIP.SENTENCES: .* no sentence for 1 classes, the first is 'newt'"):
         described.model.text_features()
+
+
+@pytest.mark.parametrize("trainer", ["KgCoOp", "PromptSRC"])
+def test_a_teacher_takes_sentences_in_place_of_templates(trainer, tmp_path):
+    """Sentences that are one template's give the teacher of zero-shot CLIP."""
+    zero_shot, path, key = (
+        build("ZeroshotCLIP").model,
+        tmp_path / "sentences.json",
+        f"TRAINER.{trainer.upper()}.SENTENCES",
+    )
+    path.write_text(json.dumps({name: [f"a photo of the {name}."] for name in zero_shot.classnames}))
+    objective = build(trainer, **{key: str(path)}).objective
+    teacher = next(value for value in vars(objective).values() if isinstance(value, torch.Tensor))
+    torch.testing.assert_close(teacher, zero_shot.text_features(), rtol=0, atol=2e-6)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=f"{key}: .* no sentence for 5 classes"):
+        build(trainer, **{key: str(path)})
