@@ -90,14 +90,14 @@ def suspects(run: Run) -> Iterator[str]:
         known = [mirror["sha256"] for mirror in mirrors if isinstance(mirror, dict) and "sha256" in mirror]
         if known and data.get("split_sha256") not in known:
             yield (
-                f"its split file has the SHA-256 {data.get('split_sha256')}, the published copy that is known has "
-                f"{known[0]}: move yours aside and fetch it (python -m datasets download {row['name']} --root DATA)"
+                f"its split file has the SHA-256 {printable(str(data.get('split_sha256')))}, the known published copy "
+                f"{known[0]}: move yours aside and fetch that (python -m datasets download {row['name']} --root DATA)"
             )
         facts = (("num_images", "test images", row["counts"][2]), ("num_classes", "classes", row["classes"]))
         for key, words, published in facts:
             if published is not None and everything.get(key, published) != published:
                 yield (
-                    f"it has {everything[key]:,} {words}, {published:,} are published: the split or the folders are of "
+                    f"it has {everything[key]!r} {words}, {published} are published: the split or the folders are of "
                     "another version"
                 )
     config = flatten(run.record["config"])
