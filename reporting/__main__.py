@@ -18,7 +18,7 @@ from pathlib import Path
 
 from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write, refuse_existing
-from reporting import compare, drawing, plots, ranks, recompute, report, table
+from reporting import compare, drawing, plots, ranks, recompute, report, table, verify
 from reporting.formats import FORMATS, Document
 from reporting.methods import COSTS, PROTOCOLS, check_protocol, of_protocol, selected
 from results.schema import Run, load_runs
@@ -70,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--bins", type=int, default=15, help="of the calibration errors (default: %(default)s)")
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
 
+    words = "is the set-up right? zero-shot CLIP's accuracies beside published ones; exit status 1 where one differs"
+    command = commands.add_parser("verify", help=words, description=words)
+    _add_files(command, run_verify)
+    command.add_argument("--format", choices=sorted(FORMATS), default="md")
+
     words = "a plot of runs, as PNG or SVG"
     kinds = "kinds: " + "; ".join(f"{name}: {kind.help}" for name, kind in plots.KINDS.items())
     command = commands.add_parser("plot", help=words, description=words, epilog=kinds)
@@ -96,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(parsed.run, parsed)
 
 
-def _add_files(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], output: str = "") -> None:
+def _add_files(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None], output: str = ""
+) -> None:
     """`output`: what the file is, where there must be one."""
     parser.set_defaults(run=run)
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
@@ -169,6 +176,14 @@ def run_recompute(args: argparse.Namespace) -> None:
         raise ValueError(f"--bins must be between 1 and 1000, got {args.bins}")
     _check_target(args)
     _write_document(args, recompute.recomputed(load_runs(args.runs), args.bins))
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    """Compare with published numbers and write it out; 1 if one differs."""
+    _check_target(args)
+    content, agrees = verify.verified(load_runs(args.runs))
+    _write_document(args, content)
+    return 0 if agrees else 1
 
 
 def run_plot(args: argparse.Namespace) -> None:

@@ -262,6 +262,18 @@ def bundled_plan(protocol: Protocol, source: str, mini: bool = False) -> tuple[t
     return (source, *targets), source
 
 
+def present_datasets(root: str) -> tuple[str, ...]:
+    """The published data sets whose folders are under a data root; a SweepError where there is none."""
+    from datasets.sources import known_datasets
+
+    folders = {name: known_datasets()[data_section(name)["NAME"]].folder for name in (*ELEVEN, *IMAGENET_VARIANTS)}
+    there = tuple(name for name, folder in folders.items() if root and (Path(root).expanduser() / folder).is_dir())
+    if not there:
+        where = f"of the published data sets under {root}" if root else "without --root, the folder of all data sets"
+        raise SweepError(f"--datasets present: there is none {where}; docs/datasets.md says how to get them")
+    return there
+
+
 def dataset_file(dataset: str) -> Path:
     """The config file of a data set, given by its name or as a path; a SweepError names the ones there are."""
     path = Path(dataset) if dataset.endswith((".yaml", ".yml")) else DATASET_CONFIGS / f"{dataset}.yaml"
