@@ -120,7 +120,7 @@ def test_python_block(demo_run, capsys):
     (code,) = blocks("python")
     assert DEMO_RUN in code
     exec(compile(code.replace(DEMO_RUN, str(demo_run)), "README.md", "exec"), {})
-    assert "digit_seven/0007.png" in capsys.readouterr().out
+    assert "digit_three/0003.png" in capsys.readouterr().out
 
 
 def test_links_and_paths_exist():
