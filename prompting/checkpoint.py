@@ -1,8 +1,8 @@
 """Trained prompts on disk: read a run's checkpoint or a published repository's, show it, convert it, load it.
 
-python -m prompting.checkpoint show FILE
+python -m prompting.checkpoint show FILE|RUN
 python -m prompting.checkpoint convert OLD NEW [--trainer NAME]
-python -m prompting.checkpoint words FILE [--top 5] [--backbone NAME]
+python -m prompting.checkpoint words FILE|RUN [--top 5] [--backbone NAME]
 python -m prompting.checkpoint export RUN OUT [--push USER/REPOSITORY]
 """
 
@@ -593,12 +593,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser("python -m prompting.checkpoint", description="Checkpoints of trained prompts.")
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="what a checkpoint holds")
-    show.add_argument("file", metavar="FILE")
+    show.add_argument("file", metavar="FILE|RUN", help="a checkpoint, or the --output-dir of a run")
     change = commands.add_parser("convert", help="a published repository's checkpoint into this project's format")
     change.add_argument("old", metavar="OLD")
     change.add_argument("new", metavar="NEW", help="DIR/prompt_learner/model.pth.tar-EPOCH for --model-dir DIR")
     words = commands.add_parser("words", help="the words nearest to each context vector")
-    words.add_argument("file", metavar="FILE")
+    words.add_argument("file", metavar="FILE|RUN", help="a checkpoint, or the --output-dir of a run")
     words.add_argument("--top", type=int, default=5, help="words per context vector (default: %(default)s)")
     words.add_argument("--backbone", default="", help="whose words; default: the one that the file names")
     for command in (show, change, words):
@@ -626,9 +626,10 @@ def _run(args: argparse.Namespace) -> None:
         if args.push:
             print(printable(f"Pushed to {push(folder, args.push)}"))
         return
-    trained = read_trained(args.file, args.trainer)
+    file = find_checkpoint(args.file) if Path(args.file).is_dir() else args.file
+    trained = read_trained(file, args.trainer)
     if args.command == "words":
-        print_words(trained, args.file, args.backbone, args.top)
+        print_words(trained, file, args.backbone, args.top)
         return
     content, tensors = trained.content, trained.tensors
     origin = "a published repository's file" if trained.published else "this project's format"

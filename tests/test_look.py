@@ -141,8 +141,7 @@ def test_errors_need_the_predictions_and_the_data_of_the_run(runs, tmp_path, cap
 
 
 def test_words_of_a_run(runs, capsys):
-    file = {"RUN/prompt_learner/model.pth.tar-5": runs / "BMIP" / "prompt_learner" / "model.pth.tar-1"}
-    assert checkpoint.main(["words", *documented("-m prompting.checkpoint words", **file)]) == 0
+    assert checkpoint.main(["words", *documented("-m prompting.checkpoint words", RUN=runs / "BMIP")]) == 0
     first, second, note = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"context 1: a</w> 0\.\d{4}(  \S+ \d\.\d{4}){2}", first)
     assert second.startswith("context 2: photo</w> ")
