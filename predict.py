@@ -25,9 +25,11 @@ def build_parser() -> argparse.ArgumentParser:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("images", nargs="+", help="image files, or folders that are searched for them")
-    parser.add_argument("--model-dir", default="", help="output folder of a finished run; without it zero-shot CLIP")
+    parser.add_argument(
+        "--model-dir", default="", help="a finished run's folder, an exported one, or hf:USER/REPOSITORY"
+    )
     parser.add_argument("--load-epoch", type=int, help="which epoch's checkpoint; default: best, else last")
-    parser.add_argument("--backbone", default="", help="zero-shot: ViT-B/16, a .pt file, bundled:tiny_clip ...")
+    parser.add_argument("--backbone", default="", help="zero-shot: ViT-B/16, a file, a folder, hf:USER/REPOSITORY ...")
     parser.add_argument("--template", default="a photo of a {}.", help="zero-shot: prompt with one {} for the class")
     parser.add_argument("--classes", default="", help="class names with commas between; default: the run's own")
     parser.add_argument("--classes-file", default="", help="file with one class name per line")

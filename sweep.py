@@ -42,6 +42,7 @@ from sweeping.plan import (
     bundled_plan,
     check_pairs,
     plans_varied,
+    present_datasets,
 )
 
 MAX_TRIALS = 10_000  # of --tune
@@ -59,7 +60,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--table", choices=(*TABLES, "cost"), help="a table's runs, and the table; cost has options of its own")
     add("--trainers", nargs="+", default=[], metavar="NAME[=SETTING]", help="'all': every method")
     datasets = (
-        "files of configs/datasets, paths of others, 'all' (the published table's, the default), 'bundled' or 'mini'"
+        "files of configs/datasets, paths of others, 'all' (the published table's, the default), 'present' (those "
+        "published ones that are under the root), 'bundled' or 'mini'"
     )
     add("--datasets", nargs="+", default=[], metavar="NAME", help=datasets)
     add("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N", help="default: 1 2 3")
@@ -134,6 +136,7 @@ def plans_of(args: argparse.Namespace) -> list[Plan]:
     datasets, source = tuple(args.datasets or (preset.datasets if preset else ())), args.source
     if datasets in (("bundled",), ("mini",)):
         datasets, source = bundled_plan(PROTOCOLS[protocol], source, mini=datasets == ("mini",))
+    datasets = present_datasets(args.root) if datasets == ("present",) else datasets
     output = args.output or Path(preset.output if preset else "output")
     plan = Plan(
         protocol=protocol,

@@ -46,11 +46,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config-file", type=file_name, help="the trainer's: configs/trainers/<Name>/<setting>.yaml")
     parser.add_argument("--dataset-config-file", type=file_name, help="the data set: configs/datasets/<name>.yaml")
     parser.add_argument("--trainer", default="", help="name of the method")
-    parser.add_argument("--backbone", default="", help="ViT-B/16, RN50 ..., a .pt file, or bundled:tiny_clip")
+    parser.add_argument(
+        "--backbone", default="", help="ViT-B/16, RN50 ..., a file, a folder, hf:USER/REPOSITORY, bundled:tiny_clip"
+    )
     parser.add_argument("--head", default="", help="head of Dassl's SimpleNet")
     parser.add_argument("--eval-only", action="store_true", help="load --model-dir and evaluate")
     parser.add_argument("--model-dir", default="", help="folder of the run to load")
     parser.add_argument("--load-epoch", type=int, help="which epoch's checkpoint to load; default: best, else last")
+    parser.add_argument("--test-time", default="", help="tpt: tune the text prompt on each test image")
     parser.add_argument("--no-train", action="store_true", help="build everything, train nothing")
     parser.add_argument("--device", default="", help="cpu, cuda or cuda:N; default: cuda when there is one")
     parser.add_argument("--overwrite", action="store_true", help="redo a run that is finished")
@@ -86,9 +89,10 @@ from prompting.weights import sharing_backbones
 from results.evaluate import class_splits_of, evaluate_class_splits
 from results.features import loaders_on_features
 from results.rundir import begin_run, clean_start, determinism, run_dir, write_divergence
-from results.schema import build_record, dataset_label, overrides_of, write_results
+from results.schema import begin_peak_memory, build_record, dataset_label, overrides_of, write_results
 from trainers.base import RANGES
 from trainers.step import memory_errors
+from trainers.tpt import check_tpt, tpt_name, tpt_parts
 
 STATUSES = {LockedError: BUSY, FloatingPointError: DIVERGED}
 
@@ -116,6 +120,7 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
         stack.enter_context(determinism(cfg))
 
         overrides = overrides_of(cfg, files_cfg(args))  # now: the files may be others when it ends
+        begin_peak_memory()
         start = time.perf_counter()
         trainer = build_trainer(cfg)
         timing = {"build": time.perf_counter() - start}
@@ -133,6 +138,8 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
         trainer.configure(stop_request=stop, final_evaluation=evaluate, keeps_resume_checkpoint=True)
         if args.eval_only:  # before anything is written: the weights may be missing or not fit
             trainer.load_model(args.model_dir, epoch=where["load_epoch"])
+        if cfg.TEST.ADAPTATION:
+            trainer.adaptation = tpt_parts
         begin_run(cfg, () if args.eval_only or args.no_train else trainer.get_model_names(), args.overwrite)
         try:
             if args.eval_only:
@@ -151,6 +158,8 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
         timing |= trainer.timing | {"total": time.perf_counter() - start}
         how = {"config_file": args.config_file, "overrides": overrides, "eval_only": args.eval_only}
         record = build_record(trainer, cfg, metrics, timing=timing, **how)
+        if cfg.TEST.ADAPTATION:
+            record["trainer"] = tpt_name(cfg, args.model_dir)
         if record["history"]:
             write_csv(f"{cfg.OUTPUT_DIR}/history.csv", record["history"])
         if cfg.TRAIN.TRACKERS != ("tensorboard",):
@@ -224,7 +233,9 @@ def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
     dataset_label(cfg.DATASET)  # refuses one that cannot be part of a path
     if args.load_epoch is not None and args.load_epoch < 1:
         raise ValueError(f"--load-epoch is {args.load_epoch}: epochs are counted from 1")
-    if args.eval_only and not args.model_dir and needs_training:
+    if cfg.TEST.ADAPTATION:
+        check_tpt(cfg, args.eval_only, args.model_dir)
+    elif args.eval_only and not args.model_dir and needs_training:
         raise ValueError(f"--eval-only of {cfg.TRAINER.NAME} needs trained weights: give their run's --model-dir")
     if (initial := cfg.MODEL.INIT_WEIGHTS) and needs_training is False:
         raise ValueError(f"MODEL.INIT_WEIGHTS is {initial!r}: {cfg.TRAINER.NAME} has nothing to train, leave it out")

@@ -4,7 +4,9 @@
     python sweep.py --table cost     # with memory and throughput, as `python -m benchmarks` measures them
 
 Operations are counted by torch.utils.flop_counter while the trainer runs (a multiplication and an addition are two);
-what cannot be counted so, element-wise work, is left out, as is usual.
+what cannot be counted so, element-wise work, is left out, as is usual. A head that trains on image features which are
+computed beforehand has steps without the image tower; one that is fitted in one go has none. 2SFS's step is that of its
+first stage, and the caches of Tip-Adapter are of 16 shots.
 """
 
 from __future__ import annotations
@@ -14,17 +16,20 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+import trainers.tip_adapter
 from benchmarks.measure import SIZES, build_trainer, first_view, print_table, random_batch, random_clip
 from common.commandline import add_debug, guarded
 from dassl.engine import TRAINER_REGISTRY
-from sweeping.plan import REPOSITORY, UNTRAINED, as_typed, setting_options
+from sweeping.plan import REPOSITORY, TAUGHT, UNTRAINED, as_typed, setting_options
+from trainers.heads import FittedTrainer, HeadTrainer
 
-TRAIN_BATCH = 4
+TRAIN_BATCH, SHOTS = 4, 16
 TRAINERS = ("CoOp", "CoCoOp", "KgCoOp", "MaPLe", "PromptSRC", "BMIP")
 MEASURES = ("train", "eval", "memory")  # of `python -m benchmarks`
 COLUMNS = {
@@ -62,6 +67,10 @@ def run(args: argparse.Namespace) -> int:
     backbone = args.backbone or ("tiny" if bundled else "ViT-B/16")
     classes = args.classes if args.classes is not None else 3 if bundled else 100
     rounds = args.rounds if args.rounds is not None else 1 if bundled else 5
+    if taught := [name for name in args.trainers if name.partition("=")[0] in TAUGHT]:
+        raise ValueError(
+            f"--trainers: {taught[0]} learns from a finished run, and a random CLIP has none: leave it out"
+        )
     settings = [(trainer.partition("=")[0], *setting_options(trainer, bundled)) for trainer in args.trainers]
     for name, _, options in settings:
         for what in args.measures:
@@ -83,12 +92,15 @@ def run(args: argparse.Namespace) -> int:
     for name, setting, options in settings:
         print(f"counting {name}", file=sys.stderr)  # a method of many prompts takes minutes
         # oneDNN's kernels, which auto takes where they are faster, are not counted by torch
-        built = build_trainer(name, clip_model, classes, "fast", "cpu", ["TRAIN.FROZEN_LINEAR", "native", *options])
+        with mock.patch.object(trainers.tip_adapter.WithCache, "n_images", SHOTS * classes):
+            built = build_trainer(name, clip_model, classes, "fast", "cpu", ["TRAIN.FROZEN_LINEAR", "native", *options])
         rows.append({"trainer": name, "setting": setting, **cost_of(built)})
     print_table(rows, COLUMNS)
     print(
         f"{classes} classes, {TRAIN_BATCH} images per training step, random {backbone}. "
-        "A multiplication and an addition count as two operations."
+        "A multiplication and an addition count as two operations. A step on kept image features (CLAP) is without the "
+        "image tower, and what is fitted in one go (TipAdapter, LinearProbe) has none; caches are of "
+        f"{SHOTS} shots. TwoStage: its first stage's step, both stages' parameters."
     )
     return 0
 
@@ -104,10 +116,19 @@ def operations(work: Callable[[], Any]) -> int:
 def cost_of(trainer: Any) -> dict[str, float]:
     """Parameters and operations of a trainer."""
     learner, batch = trainer.model.prompt_learner, random_batch(trainer, TRAIN_BATCH)
+    taken, is_head = batch, isinstance(trainer, HeadTrainer)
+    if is_head and trainer.views:
+        taken = batch | {"img": torch.randn(TRAIN_BATCH, learner.sizes.embed_dim)}
+    if is_head:
+        trainer.model.text_features()  # computed once, by the first step
     trainer.set_model_mode("train")
-    step = operations(lambda: trainer.forward_backward(batch)) if trainer.needs_training else 0
-    parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad)
+    steps = trainer.needs_training and not isinstance(trainer, FittedTrainer)
+    step = operations(lambda: trainer.forward_backward(taken)) if steps else 0
+    stages = getattr(trainer, "trains_in_stages", False)
+    parameters = sum(p.numel() for p in learner.parameters() if p.requires_grad or stages)
     trainer.set_model_mode("eval")
+    if is_head:
+        trainer.model._frozen_text.clear()  # so that they are counted on their own
     learner.requires_grad_(False)  # the counter follows gradients, which testing has none of
     images = first_view(trainer, batch)
     with torch.no_grad():

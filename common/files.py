@@ -75,6 +75,19 @@ def atomic_write(path: StrPath, mode: str = "wb", replace: bool = True) -> Itera
             os.remove(temporary)
 
 
+def refuse_existing(path: StrPath | None, replace: bool = False) -> None:
+    """Refuse an output's path that is taken, before any work is done; ``None`` is the terminal.
+
+    Raises:
+        IsADirectoryError: it is a folder.
+        FileExistsError: there is a file, and `replace` is False.
+    """
+    if path is not None and os.path.isdir(path):
+        raise IsADirectoryError(f"{path} is a folder: name a file")
+    if path is not None and os.path.lexists(path) and not replace:
+        raise FileExistsError(f"{path} exists already: choose another name, or --force to replace it")
+
+
 def write_csv(path: StrPath, rows: Sequence[Mapping[str, Any]]) -> None:
     """Write a table with a column per key that occurs, empty where a row has none; its lines end as on Unix."""
     text = io.StringIO()

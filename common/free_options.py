@@ -36,7 +36,7 @@ TRAINER_NODES = {
     for name in (
         *("BMIP", "CoCoOp", "CoOp", "CoPrompt", "HiCroPL", "IVLP", "KgCoOp", "MMA", "MMRL", "MMRLpp", "MaPLe", "ProDA"),
         *("CLIP_LoRA", "LayerNormTuning", "TwoStage", "TaskRes", "CLIP_Adapter", "TipAdapter", "LinearProbe", "CLAP"),
-        *("ProGrad", "PromptKD", "PromptSRC", "TCP", "VPT"),
+        *("ProGrad", "PromptKD", "PromptSRC", "TCP", "VPT", "LPPlusPlus"),
     )
 } | {
     "CoOp_DePT": ("COOP", "DEPT"),
@@ -59,6 +59,8 @@ def is_free(option: str, config: Mapping[str, Any]) -> bool:
     nodes = TRAINER_NODES.get(str(config.get("TRAINER.NAME", "")).strip("'\""), (node,))
     if node and node not in nodes:
         return True
+    if option.startswith("TPT."):  # of test-time prompt tuning
+        return not str(config.get("TEST.ADAPTATION", "")).strip("'\"")
     other, value = NOT_FREE_WITH.get(option, ("", None))
     return option in FREE_OPTIONS and not (other and config.get(other) in (value, repr(value)))
 

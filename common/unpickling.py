@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import codecs
 import functools
+import json
 import math
 import os
 import pickle
@@ -89,11 +90,25 @@ def read_file(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
     return content
 
 
+def read_safetensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors of a file of safetensors, and the texts in its header; SafetensorError if it is damaged."""
+    from safetensors import safe_open  # here, since a fork that reads no such file needs no safetensors
+
+    with safe_open(os.fspath(path), framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118  no mapping
+
+
 def read_content(path: str | os.PathLike[str], placeholders: bool = True) -> Any:
-    """What a checkpoint file holds; see :func:`read_file`. A CheckpointError names the path and a cure."""
+    """What a checkpoint file holds; see :func:`read_file`. A CheckpointError names the path and a cure.
+
+    Of safetensors, as `prompting.sharing` writes them, the fields beside the tensors are JSON in the header.
+    """
     if not os.path.isfile(path):
         raise FileNotFoundError(f'no checkpoint at "{path}"')
     try:
+        if os.fspath(path).endswith(".safetensors"):
+            tensors, header = read_safetensors(path)
+            return json.loads(header.get("checkpoint", "{}")) | {"state_dict": tensors}
         return read_file(path, placeholders)
     except MemoryError:
         raise
@@ -112,12 +127,16 @@ def read_content(path: str | os.PathLike[str], placeholders: bool = True) -> Any
 
 
 def read_checkpoint(path: str | os.PathLike[str], bare: bool = False) -> dict[str, Any]:
-    """Content of a checkpoint file, on the CPU, with nothing executed.
+    """Content of a checkpoint file, on the CPU, with nothing executed; see :func:`as_checkpoint`."""
+    return as_checkpoint(read_content(path), path, bare)
+
+
+def as_checkpoint(content: Any, path: str | os.PathLike[str], bare: bool = False) -> dict[str, Any]:
+    """What the file at ``path`` holds, if that is a checkpoint.
 
     It is the file's dictionary: ``"state_dict"`` maps names to tensors, and every field of :data:`FIELDS` that is there
     is of its kind; else a CheckpointError names the path. With ``bare`` the file may be the state dict itself.
     """
-    content = read_content(path)
     # dict's own methods: a file may give an OrderedDict attributes that hide them
     content = dict(dict.items(content)) if isinstance(content, dict) else {}
     if bare and content and "state_dict" not in content:
@@ -162,6 +181,7 @@ FIELDS = {
     "stopped_early": FLAG,
     "trainer": TEXT,
     "backbone": TEXT,
+    "alpha": NUMBER,
     "classnames": NAMES,
     "dataset": TEXT,
     "settings": TEXT,

@@ -6,11 +6,15 @@
     python -m datasets make-split Caltech101 --root DATA --seed 1
     python -m datasets import-selection Caltech101 shot_16-seed_1.pkl --root DATA
     python -m datasets export-selection Caltech101 --root DATA --shots 16 --seed 1
+    python -m datasets from-hf uoft-cs/cifar10 DATA/cifar10
+    python -m datasets descriptions prompt --dataset EuroSAT --root DATA
+    python -m datasets descriptions check sentences.json --classes classes.txt
 
 Exit status: 0 all is well, 1 something is missing or wrong, 2 the command is not understood, 130 interrupted.
 """
 
 import argparse
+import contextlib
 import hashlib
 import io
 import json
@@ -18,6 +22,7 @@ import os
 import pickle
 import random
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -39,9 +44,23 @@ from datasets.fewshot import (
     select,
 )
 from datasets.sources import UnknownDatasetError, find_name, known_datasets
-from datasets.splits import Entry, Split, build_split, dump_split, find_image_dir, parse_entry, write_new_text
+from datasets.splits import (
+    DataRootError,
+    Entry,
+    Split,
+    build_split,
+    dump_split,
+    find_image_dir,
+    parse_entry,
+    read_lines,
+    suggest_root,
+    write_new_text,
+)
+from prompting.descriptions import problems, read_descriptions, request
 
 ALL = "all"
+ISOLATED = (sys.executable, "-I")  # neither the current folder nor PYTHONPATH is on the path
+FROM_HF = Path(__file__).with_name("_from_hf.py")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -100,17 +119,44 @@ def command_line() -> argparse.ArgumentParser:
     command = add("export-selection", "write down which few-shot images a seed draws", run_export, path=True, out=True)
     command.add_argument("--shots", type=int, required=True, help="images per class")
     command.add_argument("--seed", type=int, required=True, help="the run's seed")
+
+    text = "write a Hugging Face data set of images as files and a table for DATASET.NAME csv"
+    command = commands.add_parser("from-hf", help=text, description=text)
+    command.add_argument("name", metavar="NAME", help="as load_dataset takes it: uoft-cs/cifar10, or a folder")
+    command.add_argument("out", metavar="OUT", type=os.path.expanduser, help="a new folder, below the data root")
+    command.add_argument("--subset", default="", metavar="NAME", help="of a data set that has several")
+    command.add_argument("--label", default="", metavar="COLUMN", help="where there are several columns of classes")
+    command.set_defaults(run=run_from_hf)
+    add_debug(command)
+
+    text = "sentences about the classes of a data set: ask a language model for them, check its answer"
+    actions = commands.add_parser("descriptions", help=text, description=text).add_subparsers(required=True)
+    for action, text in (("prompt", "print the instruction for a language model"), ("check", "say what is wrong")):
+        command = actions.add_parser(action, help=text, description=text)
+        if action == "check":
+            command.add_argument("file", metavar="FILE.json", help="{class name: [sentences]}")
+        source = command.add_mutually_exclusive_group(required=True)
+        source.add_argument("--dataset", default="", metavar="NAME", help="a data set as `list` shows it")
+        source.add_argument("--classes", default="", metavar="FILE", help="class names, one a line")
+        command.add_argument("--root", default="", metavar="DATA", type=os.path.expanduser, help="with --dataset")
+        command.add_argument("--path", default="", help="for folder and csv: DATASET.PATH")
+        command.set_defaults(run=run_descriptions, file=None)
+        add_debug(command)
     return parser
 
 
 def run_check(options: argparse.Namespace) -> int:
-    """Check data sets; 1 if anything is wrong. With "all", those that are not there do not count, unless none is."""
+    """Check data sets; 1 if anything is wrong. With "all", those that are not there do not count, but one must be."""
     names = [] if options.name == ALL else [registered(options.name)]
     if not names:
         known = known_datasets()
         there = [name for name, info in known.items() if os.path.isdir(os.path.join(options.root, info.folder))]
+        if not there:
+            near = filter(None, (suggest_root(options.root, info.folder) for info in known.values()))
+            cure = next(near, f" Fetch one: python -m datasets download NAME --root {options.root}")
+            raise DataRootError(f"no published data set is under {options.root}.{cure}")
         print(f"not there: {', '.join(name for name in known if name not in there) or 'none'}")
-        names = there or [next(iter(known))]
+        names = there
     wrong = 0
     for name in names:
         report = check(name, options.root, options.deep, options.path)
@@ -149,6 +195,45 @@ def run_export(options: argparse.Namespace) -> None:
     name = registered(options.name)
     path = export_selection(name, options.root, options.shots, options.seed, options.path, options.out)
     print(f"{path}\nto use it: DATASET.SELECTION {path} DATASET.NUM_SHOTS {options.shots}")
+
+
+def run_from_hf(options: argparse.Namespace) -> int:
+    """Export in a process of its own, where `datasets` is the library (see _from_hf.py), and say how to use it."""
+    if os.path.lexists(options.out) and not (os.path.isdir(options.out) and not os.listdir(options.out)):
+        raise FileExistsError(f"{options.out} exists: choose another OUT, or move it away")
+    local = os.path.expanduser(options.name)
+    name = os.path.abspath(local) if os.path.isdir(local) else options.name
+    command = [*ISOLATED, os.fspath(FROM_HF), name, os.path.abspath(options.out), options.subset, options.label]
+    # no data set's own code is run, and none is asked about
+    env = os.environ | {"HF_DATASETS_TRUST_REMOTE_CODE": "0"}
+    status = subprocess.run(command, env=env, stdin=subprocess.DEVNULL, check=False).returncode
+    if status == 0:
+        root, path = os.path.split(os.path.abspath(options.out))
+        use = f"--root {root} --dataset-config-file configs/datasets/csv.yaml ... DATASET.PATH {path}/images.csv"
+        print(f"to use it: python train.py {use} DATASET.LABEL {path}")
+    return status
+
+
+def run_descriptions(options: argparse.Namespace) -> int:
+    """Print what to ask a language model for, or what is wrong with its answer; 1 if anything is."""
+    about = ""
+    if options.classes:
+        names = [line.strip() for line in read_lines(options.classes) if line.strip()]
+    else:
+        name = registered(options.dataset)
+        with contextlib.redirect_stdout(io.StringIO()):
+            names = few_shot_class(name)(config_of(name, options.root, options.path)).classnames
+        about = (few_shot_class(name).__doc__ or "").splitlines()[0] if name in known_datasets() else ""
+    if options.file is None:
+        print(request(names, about))
+        return 0
+    by_name = read_descriptions(options.file)
+    found = list(problems(by_name, names))
+    counts = sorted(len(sentences) for sentences in by_name.values()) or [0]
+    print(f"{options.file}: {len(by_name)} classes, {counts[0]} to {counts[-1]} sentences each")
+    for problem in found:
+        print(f"  WRONG: {problem}")
+    return 1 if found else 0
 
 
 def registered(name: str) -> str:

@@ -3,8 +3,9 @@
     promptclip train ...       python train.py ...
     promptclip predict ...     python predict.py ...
     promptclip sweep ...       python sweep.py ...
+    promptclip look ...        python look.py ...
     promptclip datasets ...    python -m datasets ...
-    promptclip table ...       python -m reporting table ...; compare, rank, plot, html and recompute likewise
+    promptclip table ...       python -m reporting table ...; compare, rank, plot, html, recompute, verify
 
 Everything is written below the current folder. Paths such as configs/datasets/digits.yaml and assets, as the
 documentation has them, are those of the package where the current folder has none.
@@ -17,8 +18,8 @@ from pathlib import Path
 
 from promptclip import TREE
 
-PROGRAMS = ("train", "predict", "sweep")
-REPORTS = ("table", "compare", "rank", "plot", "html", "recompute")
+PROGRAMS = ("train", "predict", "sweep", "look")
+REPORTS = ("table", "compare", "rank", "plot", "html", "recompute", "verify")
 
 
 def found(word: str) -> str:

@@ -15,6 +15,17 @@ from torch.nn import functional as F
 # It sees each row alone, so that what classes share stays shared. One with a true attribute `draws` draws at random.
 Term = Callable[[Tensor], Tensor]
 
+# Which blocks of a tower, as CLIP-LoRA names them: thirds, halves and the last three.
+POSITIONS = ("all", "bottom", "mid", "up", "half-bottom", "half-up", "top3")
+
+
+def layers_at(position: str, n_layers: int) -> range:
+    """The layers of a tower at a position of ``POSITIONS``, counted from 0."""
+    third, half = n_layers // 3, n_layers // 2
+    ends = {"bottom": (0, third), "mid": (third, 2 * third), "up": (2 * third, n_layers), "all": (0, n_layers)}
+    ends |= {"half-bottom": (0, half), "half-up": (half, n_layers), "top3": (max(0, n_layers - 3), n_layers)}
+    return range(*ends[position])
+
 
 @dataclass(frozen=True)
 class Norm:

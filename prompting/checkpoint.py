@@ -1,7 +1,9 @@
 """Trained prompts on disk: read a run's checkpoint or a published repository's, show it, convert it, load it.
 
-python -m prompting.checkpoint show FILE
+python -m prompting.checkpoint show FILE|RUN
 python -m prompting.checkpoint convert OLD NEW [--trainer NAME]
+python -m prompting.checkpoint words FILE|RUN [--top 5] [--backbone NAME]
+python -m prompting.checkpoint export RUN OUT [--push USER/REPOSITORY]
 """
 
 from __future__ import annotations
@@ -20,16 +22,25 @@ from torch import Tensor, nn
 
 from common.commandline import add_debug, guarded, printable
 from common.files import atomic_write
-from common.unpickling import CheckpointError, misfits, read_checkpoint
+from common.hub import HUB_PREFIX, hub_folder
+from common.unpickling import CheckpointError, as_checkpoint, misfits, read_checkpoint, read_content
+from prompting.changes import layers_at
 
 MAX_SHOWN = 5  # names in a message
+MODEL_NAME = "prompt_learner"
+# Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
+CHECKPOINT_FOLDERS = (
+    *(MODEL_NAME, "PromptLearner", "MultiModalPromptLearner", "VLPromptLearner", "adapter_learner"),
+    *("MultiModalRepresentationLearner", "clip_adapter"),
+)
+SHARED = "prompts.safetensors"  # the checkpoint of a folder that `export` wrote
 
 # The published repositories' tensors under our names, read from the repositories CoOp (CoOp, CoCoOp), KgCoOp,
 # Prompt-align (ProGrad), multimodal-prompt-learning (MaPLe, IVLP, VPT), PromptSRC, CoPrompt,
 # Textual-based_Class-aware_prompt_tuning (TCP), VLM-MultiModalAdapter (MMA), DePT (CoOp_DePT), MMRL (MMRL, MMRLpp),
-# TaskRes, CLIP-Adapter, HiCroPL, PromptKD and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP with the
-# prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is neither makes the file
-# unknown.
+# TaskRes, CLIP-Adapter, CLIP-LoRA, HiCroPL, PromptKD and BMIP (BMIP, ProDA, PromptSRC_BMIP). Most save the whole CLIP
+# with the prompts; what is frozen, or trainable by name but never used, is left out. A tensor that is neither makes the
+# file unknown.
 
 # Names are regular expressions in which a dot is a dot and {i}, {part} and {any} stand for these.
 PLACEHOLDERS = {"i": r"(?P<i>\d+)", "part": "(?P<part>weight|bias)", "any": ".+"}
@@ -142,6 +153,12 @@ _PROMPTKD = _VISION_PROMPTS | {
     "VPT_image_trans.conv1.(?P<i>[013]).{part}": "projection.{i}.{part}",
     "VPT_image_trans.conv1.1.running_(?P<rest>mean|var)": "projection.1.running_{rest}",
 }
+_LORA_LAYER = "weights.(?P<tower>text|vision).{i}"  # as from_lora_file writes them
+_LORA = {
+    f"{_LORA_LAYER}.{theirs}.w_lora_{matrix}": f"{{tower}}.{{i}}.{ours}.{matrix}"
+    for theirs, ours in (("q_proj", "q"), ("k_proj", "k"), ("v_proj", "v"), ("proj", "o"))
+    for matrix in "AB"
+}
 _BMIP_GATE = "image_encoder.transformer.resblocks.{i}.learnable_linear1.weight"
 _BMIP = {
     "prompt_learner.ctx_t": "ctx",
@@ -208,6 +225,7 @@ FORMATS: dict[str, Format] = {
         (*_WHOLE_CLIP, "prompt_embeddings"),
         ("representation_learner.compound_rep_tokens", "image_encoder.A"),
     ),
+    "CLIP_LoRA": Format(_LORA, (), ("weights.(text|vision).{i}.([qkv]_)?proj.w_lora_A",)),
     "PromptKD": Format(
         _PROMPTKD,
         (*_TOWERS, "VPT_image_trans.conv1.1.num_batches_tracked"),
@@ -229,6 +247,7 @@ def is_published(names: Iterable[str]) -> bool:
     """Whether tensor names are a published repository's: ours begin with neither a tower nor token buffers."""
     marks = ("prompt_learner.", "image_encoder.", "text_encoder.", "token_prefix", "token_suffix", "bias_vectors")
     marks += ("text_adapter.", "visual_adapter.", "shared_adapter.", "VPT_image_trans.")
+    marks += ("weights.",)
     marks += ("base_text_features", "text_feature_residuals", "fc.")
     return any(name.startswith(marks) for name in names)
 
@@ -281,6 +300,36 @@ def _count_deep(names: Iterable[str], tower: str) -> int:
     return sum(re.fullmatch(rf"{tower}_prompts\.\d+", name) is not None for name in names)
 
 
+def from_lora_file(weights: Mapping[str, Any], metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """CLIP-LoRA's released file as a checkpoint with tensors such as ``weights.text.3.q_proj.w_lora_A`` and alpha.
+
+    The file counts the changed layers of both towers through, the text's first. Where the vision's begin shows in their
+    width; which of a tower's layers they are follows from the file's position, in a tower of 12 or 24 layers.
+    """
+    layers, position = [weights[f"layer_{number}"] for number in range(len(weights))], metadata["position"]
+    widths = [next(iter(layer.values()))["w_lora_A"].shape[1] for layer in layers]
+    n_text = {"text": len(layers), "vision": 0, "both": widths.count(widths[0])}[metadata["encoder"]]
+    state_dict = {}
+    for tower, changed in (("text", layers[:n_text]), ("vision", layers[n_text:])):
+        sizes = (len(changed),) if position == "all" else (12, 24)
+        fitting = [layers_at(position, n) for n in sizes if len(layers_at(position, n)) == len(changed)]
+        for number, layer in zip(fitting[0] if changed else (), changed, strict=True):
+            for product, matrices in layer.items():
+                state_dict |= {f"weights.{tower}.{number}.{product}.{name}": t for name, t in matrices.items()}
+    return {"state_dict": state_dict, "alpha": metadata["alpha"]}
+
+
+def _read(path: str | Path, bare: bool = False) -> dict[str, Any]:
+    """A checkpoint's content, of the layouts that are known."""
+    content = read_content(path)
+    if isinstance(content, dict) and dict.keys(content) == {"weights", "metadata"}:
+        try:
+            content = from_lora_file(content["weights"], content["metadata"])
+        except (LookupError, TypeError, ValueError, AttributeError, StopIteration) as error:
+            raise CheckpointError(f'"{path}" is not as CLIP-LoRA\'s code saves its weights ({error!r})') from error
+    return as_checkpoint(content, path, bare)
+
+
 # Trained prompts, of either
 
 
@@ -307,6 +356,38 @@ class TrainedPrompts:
         return "; ".join(filter(None, (trained_with, note)))
 
 
+def find_checkpoint(directory: str | Path, epoch: int | None = None) -> Path:
+    """A run's checkpoint of an epoch; by default the best on validation if there is one, else the last.
+
+    The folder may be one that `export` wrote, which has one epoch, or such a folder's name on the hub, "hf:USER/NAME".
+
+    Raises:
+        FileNotFoundError: naming what was looked for and which checkpoints there are.
+    """
+    if str(directory).startswith(HUB_PREFIX):
+        directory = hub_folder(str(directory).removeprefix(HUB_PREFIX), ("config.yaml",), (SHARED,))
+    directory = Path(directory)
+    shared = directory / SHARED
+    if shared.is_file():
+        only = None if epoch is None else read_checkpoint(shared).get("epoch")
+        if only != epoch:
+            raise FileNotFoundError(f"{directory} has epoch {only} alone, not {epoch}")
+        return shared
+    folders = (directory / name for name in CHECKPOINT_FOLDERS)
+    folder = next((folder for folder in folders if folder.is_dir()), directory / MODEL_NAME)
+    matches = (re.fullmatch(r"model\.pth\.tar-(\d+)", path.name) for path in folder.glob("model.pth.tar-*"))
+    found = {int(match[1]): folder / match[0] for match in matches if match}
+    best = folder / "model-best.pth.tar"
+    if epoch is None and best.exists():
+        return best
+    path = found.get(max(found, default=0) if epoch is None else epoch)
+    if path is not None:
+        return path
+    wanted = folder / (f"model.pth.tar-{epoch}" if epoch is not None else "model-best.pth.tar or model.pth.tar-*")
+    there = f"epochs there: {', '.join(map(str, sorted(found)))}" if found else "no checkpoint there"
+    raise FileNotFoundError(f'Model not found at "{wanted}" ({there}): give the OUTPUT_DIR of a finished run')
+
+
 def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts:
     """Trained prompts of this project's or a published repository's checkpoint; ``trainer`` is found out if ``None``.
 
@@ -314,7 +395,7 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
         FileNotFoundError: when there is no such file.
         CheckpointError: when it cannot be read, belongs to another method, or leaves the method open.
     """
-    content = read_checkpoint(path)
+    content = _read(path)
     state_dict, named = content.pop("state_dict"), content.get("trainer")
     if named and trainer and named != trainer:
         raise CheckpointError(f"checkpoint {path} was trained with {named}, not {trainer}")
@@ -346,7 +427,7 @@ def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
         FileNotFoundError: when there is no such file.
         CheckpointError: when it cannot be read, is a published file of another method, or holds a name twice.
     """
-    state_dict = read_checkpoint(path, bare=True)["state_dict"]
+    state_dict = _read(path, bare=True)["state_dict"]
     tensors = {name.removeprefix("module."): value for name, value in state_dict.items()}
     if len(tensors) < len(state_dict):
         raise CheckpointError(f"checkpoint {path} holds a tensor twice, with and without module. before its name")
@@ -391,6 +472,7 @@ def convert(old: str | Path, new: str | Path, trainer: str | None = None) -> Tra
         raise CheckpointError(f"checkpoint {old} is in this project's format already (trainer {trained.trainer})")
     content = {"state_dict": trained.tensors, "trainer": trained.trainer, "epoch": trained.epoch}
     content |= {"val_result": None, "converted_from": Path(old).name}
+    content |= {key: trained.content[key] for key in ("alpha",) if key in trained.content}
     with atomic_write(new, replace=False) as file:
         torch.save(content, file)
     return trained
@@ -416,6 +498,14 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
         dims = {int(layer[1]): tensors[name].numel() for name, layer in found.items() if layer}
         keys = ("ADAPTER_START", "ADAPTER_END", "ADAPTER_DIM")
         return dict(zip(keys, (min(dims), max(dims), max(dims.values())), strict=True)) if dims else {}
+    if trainer == "CLIP_LoRA":
+        found = {name: re.fullmatch(r"(text|vision)\.\d{1,4}\.([qkvo]|up|down)\.A", name) for name in tensors}
+        terms = [(term[1], term[2], len(tensors[name])) for name, term in found.items() if term and tensors[name].dim()]
+        if not terms:
+            return {}
+        towers, products, ranks = map(set, zip(*terms, strict=True))
+        params = (*(name for name in "qkvo" if name in products), *(("mlp",) if "up" in products else ()))
+        return {"R": max(ranks), "ENCODER": "both" if len(towers) > 1 else towers.pop(), "PARAMS": params}
     if ctx is None or trainer is None:
         return {}
     if trainer == "ProDA":
@@ -436,18 +526,89 @@ def prompt_settings(tensors: Mapping[str, Tensor], trainer: str | None) -> dict[
     return settings
 
 
+def nearest_words(context: Tensor, embedding: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """The tokens of the vocabulary whose embeddings are nearest to context vectors, by Euclidean distance.
+
+    CoOp's way to interpret learned prompts (Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022,
+    https://arxiv.org/abs/2109.01134). It is of the first layer's tokens: deeper ones lie in another space than words.
+
+    Args:
+        context: (n_vectors, width); embedding: (vocabulary, width).
+
+    Returns:
+        Distances and rows of the vocabulary, (n_vectors, top) each, nearest first.
+    """
+    return torch.cdist(context.double(), embedding.double()).topk(top, largest=False)
+
+
+def print_words(trained: TrainedPrompts, source: str, backbone: str, top: int) -> None:
+    """Print the nearest words of every context vector, for each class or prompt that has its own.
+
+    Raises:
+        ValueError: the method learns no context in the text, the backbone is not known or does not fit, or `top` is
+            more words than there are.
+    """
+    from clip.clip import _tokenizer
+
+    from prompting.weights import load_clip
+
+    tensors = {name.removeprefix("prompts."): value for name, value in trained.tensors.items()}
+    if "ctx" not in tensors:
+        raise CheckpointError(f"checkpoint {source} of {trained.trainer} has no context vectors in the text (ctx)")
+    if tensors["ctx"].dim() not in (2, 3) or not tensors["ctx"].isfinite().all():
+        raise CheckpointError(f"checkpoint {source}: ctx is no finite context vectors, {tuple(tensors['ctx'].shape)}")
+    backbone = backbone or str(trained.content.get("backbone") or "")
+    if not backbone:
+        raise CheckpointError(f"checkpoint {source} does not say its backbone: give it with --backbone")
+    embedding, context = load_clip(backbone).token_embedding.weight, tensors["ctx"]
+    if context.shape[-1] != embedding.shape[1]:
+        raise CheckpointError(
+            f"checkpoint {source} has context vectors of {context.shape[-1]} numbers, the words of {backbone} have "
+            f"{embedding.shape[1]}: give its own backbone with --backbone"
+        )
+    known_ids = embedding.any(dim=1).nonzero().flatten()  # a bundled model has zeros for the others
+    if not 1 <= top <= len(known_ids):
+        raise ValueError(f"--top is {top}: at least 1, at most {len(known_ids)}, the words of {backbone}")
+    groups, names = context.unbind() if context.dim() == 3 else [context], [""]
+    if context.dim() == 3:
+        known = trained.content.get("classnames") if trained.trainer != "ProDA" else None
+        what = "prompt" if trained.trainer == "ProDA" else "class"
+        names = [f"{what} {number}" for number in range(1, len(groups) + 1)]
+        if isinstance(known, list) and len(known) == len(groups):
+            names = list(map(str, known))
+    for name, vectors in zip(names, groups, strict=True):
+        nearest = nearest_words(vectors, embedding[known_ids], top)
+        for number, (distances, rows) in enumerate(zip(*nearest, strict=True), start=1):
+            words = [_tokenizer.decoder[token] for token in known_ids[rows].tolist()]
+            found = "  ".join(f"{word} {d:.4f}" for word, d in zip(words, distances.tolist(), strict=True))
+            print(printable(f"{name and name + ', '}context {number}: {found}"))
+    if trained.trainer == "CoCoOp":
+        print("Note: an image's own shift, which CoCoOp adds to every context vector, is not in these.")
+    if deep := _count_deep(tensors, "text"):
+        print(f"Note: the text prompts of {deep} deeper layers are left out: they lie in another space than words.")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     parser = argparse.ArgumentParser("python -m prompting.checkpoint", description="Checkpoints of trained prompts.")
     commands = parser.add_subparsers(dest="command", required=True)
     show = commands.add_parser("show", help="what a checkpoint holds")
-    show.add_argument("file", metavar="FILE")
+    show.add_argument("file", metavar="FILE|RUN", help="a checkpoint, or the --output-dir of a run")
     change = commands.add_parser("convert", help="a published repository's checkpoint into this project's format")
     change.add_argument("old", metavar="OLD")
     change.add_argument("new", metavar="NEW", help="DIR/prompt_learner/model.pth.tar-EPOCH for --model-dir DIR")
-    for command in (show, change):
+    words = commands.add_parser("words", help="the words nearest to each context vector")
+    words.add_argument("file", metavar="FILE|RUN", help="a checkpoint, or the --output-dir of a run")
+    words.add_argument("--top", type=int, default=5, help="words per context vector (default: %(default)s)")
+    words.add_argument("--backbone", default="", help="whose words; default: the one that the file names")
+    for command in (show, change, words):
         command.add_argument("--trainer", metavar="NAME", help=f"the method: {', '.join(FORMATS)}")
         add_debug(command)
+    share = commands.add_parser("export", help="a finished run's trained prompts as a folder to share")
+    share.add_argument("run", metavar="RUN", help="the --output-dir of a finished run")
+    share.add_argument("out", metavar="OUT", help="the folder to write, which load_run and --model-dir take")
+    share.add_argument("--push", metavar="USER/REPOSITORY", default="", help="upload it as a new one of huggingface.co")
+    add_debug(share)
     return guarded(_run, parser.parse_args(arguments), status=1)
 
 
@@ -457,7 +618,19 @@ def _run(args: argparse.Namespace) -> None:
         what = f"{trained.trainer}, epoch {trained.epoch}, {len(trained.tensors)} tensors"
         print(printable(f"Wrote {args.new}: {what}"))
         return
-    trained = read_trained(args.file, args.trainer)
+    if args.command == "export":
+        from prompting.sharing import export, push  # which imports this module
+
+        folder = export(args.run, args.out, args.push)
+        print(printable(f"Wrote {folder}: {', '.join(sorted(path.name for path in folder.iterdir()))}"))
+        if args.push:
+            print(printable(f"Pushed to {push(folder, args.push)}"))
+        return
+    file = find_checkpoint(args.file) if Path(args.file).is_dir() else args.file
+    trained = read_trained(file, args.trainer)
+    if args.command == "words":
+        print_words(trained, file, args.backbone, args.top)
+        return
     content, tensors = trained.content, trained.tensors
     origin = "a published repository's file" if trained.published else "this project's format"
     print(printable(f"trainer   {trained.trainer} ({origin})"))

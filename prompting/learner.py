@@ -21,7 +21,7 @@ from prompting.towers.vision import is_vit
 
 @dataclass(frozen=True)
 class TowerSizes:
-    """The widths and depths a prompt learner needs, read from the model; a ResNet's are 0."""
+    """The widths and depths a prompt learner needs, read from the model; 0 for an image tower that is no plain ViT."""
 
     text_width: int
     vision_width: int

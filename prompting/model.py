@@ -170,12 +170,7 @@ class PromptedCLIP(nn.Module):
         known = self._class_features.get(self.layout)
         if known is None or known.device != self.device:
             by_class = self.prompt_learner.class_sentences(self.classnames)
-            pairs = [(text, name) for texts, name in zip(by_class, self.classnames, strict=True) for text in texts]
-            parts = [pairs[start : start + SENTENCES_AT_ONCE] for start in range(0, len(pairs), SENTENCES_AT_ONCE)]
-            encoder = self.text_encoder
-            features = [sentence_features(encoder, *zip(*part, strict=True), self.precision) for part in parts]
-            each = F.normalize(torch.cat(features), dim=-1).split([len(texts) for texts in by_class])
-            known = F.normalize(torch.stack([features.mean(0) for features in each]), dim=-1)
+            known = described_features(self.text_encoder, by_class, self.classnames, self.precision)
             self._class_features[self.layout] = known
         return known
 
@@ -309,6 +304,18 @@ def sentence_features(
     layout = layout_from_texts(sentences, classnames, encoder.context_length)
     with precision.autocast(encoder.positional_embedding.device):
         return encoder(layout).float()
+
+
+@torch.no_grad()
+def described_features(
+    encoder: TextEncoder, by_class: Sequence[Sequence[str]], classnames: Sequence[str], precision: Precision
+) -> Tensor:
+    """One feature per class: the mean of its sentences' normalised ones, normalised; (n_cls, embed_dim), float32."""
+    pairs = [(text, name) for texts, name in zip(by_class, classnames, strict=True) for text in texts]
+    parts = [pairs[start : start + SENTENCES_AT_ONCE] for start in range(0, len(pairs), SENTENCES_AT_ONCE)]
+    features = [sentence_features(encoder, *zip(*part, strict=True), precision) for part in parts]
+    each = F.normalize(torch.cat(features), dim=-1).split([len(texts) for texts in by_class])
+    return F.normalize(torch.stack([features.mean(0) for features in each]), dim=-1)
 
 
 def ensemble(features: Tensor, normalise_each: bool = True) -> Tensor:

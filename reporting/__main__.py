@@ -17,10 +17,10 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from common.commandline import add_debug, guarded, printable
-from common.files import atomic_write
-from reporting import compare, plots, ranks, recompute, report, table
+from common.files import atomic_write, refuse_existing
+from reporting import compare, drawing, plots, ranks, recompute, report, table, verify
 from reporting.formats import FORMATS, Document
-from reporting.methods import PROTOCOLS, check_protocol, of_protocol, selected
+from reporting.methods import COSTS, PROTOCOLS, check_protocol, of_protocol, selected
 from results.schema import Run, load_runs
 
 
@@ -70,6 +70,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     command.add_argument("--bins", type=int, default=15, help="of the calibration errors (default: %(default)s)")
     command.add_argument("--format", choices=sorted(FORMATS), default="md")
 
+    words = "is the set-up right? zero-shot CLIP's accuracies beside published ones; exit status 1 where one differs"
+    command = commands.add_parser("verify", help=words, description=words)
+    _add_files(command, run_verify)
+    command.add_argument("--format", choices=sorted(FORMATS), default="md")
+
     words = "a plot of runs, as PNG or SVG"
     kinds = "kinds: " + "; ".join(f"{name}: {kind.help}" for name, kind in plots.KINDS.items())
     command = commands.add_parser("plot", help=words, description=words, epilog=kinds)
@@ -77,6 +82,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _add_files(command, run_plot, "ends in .png or .svg")
     command.add_argument("--metric", default="", help="which number (default: H, or accuracy over all classes)")
     command.add_argument("--baseline", default="", help="gain: over which trainer (default: ZeroshotCLIP)")
+    words = "cost: which (default: %(default)s)"
+    command.add_argument("--cost", choices=COSTS, default="params", help=words)
     command.add_argument("--split", default="", help="confusion, tsne, reliability: which class split (default: all)")
     command.add_argument("--dpi", type=int, default=150, help="dots per inch of a PNG (default: %(default)s)")
     _add_selection(command)
@@ -94,7 +101,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return guarded(parsed.run, parsed)
 
 
-def _add_files(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None], output: str = "") -> None:
+def _add_files(
+    parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int | None], output: str = ""
+) -> None:
     """`output`: what the file is, where there must be one."""
     parser.set_defaults(run=run)
     parser.add_argument("runs", nargs="+", metavar="RUNS", help="results.json files, or folders to search for them")
@@ -169,17 +178,25 @@ def run_recompute(args: argparse.Namespace) -> None:
     _write_document(args, recompute.recomputed(load_runs(args.runs), args.bins))
 
 
+def run_verify(args: argparse.Namespace) -> int:
+    """Compare with published numbers and write it out; 1 if one differs."""
+    _check_target(args)
+    content, agrees = verify.verified(load_runs(args.runs))
+    _write_document(args, content)
+    return 0 if agrees else 1
+
+
 def run_plot(args: argparse.Namespace) -> None:
     """Draw the plot and write it."""
     file_format = args.output.suffix.lower().removeprefix(".")
-    if file_format not in plots.FILE_FORMATS:
-        raise ValueError(f"{args.output}: the name must end in .{' or .'.join(plots.FILE_FORMATS)}")
+    if file_format not in drawing.FILE_FORMATS:
+        raise ValueError(f"{args.output}: the name must end in .{' or .'.join(drawing.FILE_FORMATS)}")
     if not 10 <= args.dpi <= 1200:
         raise ValueError(f"--dpi must be between 10 and 1200, got {args.dpi}")
     _check_target(args)
     runs = _selected_runs(args)
     check_protocol(runs, None)  # before matplotlib is imported
-    options = plots.Options(args.metric, args.baseline, args.split)
+    options = drawing.Options(args.metric, args.baseline, args.split, args.cost)
     _write(args, plots.draw_plot(args.kind, runs, file_format, options, args.dpi))
 
 
@@ -196,11 +213,7 @@ def _selected_runs(args: argparse.Namespace) -> list[Run]:
 
 def _check_target(args: argparse.Namespace) -> None:
     """Refuse a path that is taken, before any work is done."""
-    path: Path | None = args.output
-    if path is not None and path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder: name a file")
-    if path is not None and path.exists() and not args.force:
-        raise FileExistsError(f"{path} exists already: choose another name, or --force to replace it")
+    refuse_existing(args.output, args.force)
 
 
 def _write_document(args: argparse.Namespace, content: Document) -> None:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from common.commandline import printable
 from reporting.formats import MISSING, Document, Grid, Line, Number
 from reporting.methods import (
+    COST,
     PROTOCOLS,
     Method,
     Metric,
@@ -97,6 +98,8 @@ def build_comparison(
 def _compared(one: Method, other: Method, protocol_name: str, metrics: Sequence[str]) -> Comparison:
     protocol = PROTOCOLS[protocol_name]
     chosen = [metric for metric in chosen_metrics(protocol, metrics) if metric.of_run is not None]
+    if costs := [metric.key for metric in chosen if metric.group == COST]:
+        raise ResultsError(f"{costs[0]} is a cost, of which no difference is tested: name it to `reporting table`")
     sources = sources_of([*one.runs, *other.runs], protocol)
     lines = [line for metric in chosen for line in _lines(metric, one, other, sources)]
     if not lines:

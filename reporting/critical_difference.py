@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reporting.plots import shortened, width_of
+from reporting.drawing import shortened, width_of
 from reporting.ranks import Ranking
 
 if TYPE_CHECKING:

@@ -152,8 +152,8 @@ def to_html(document: Document) -> str:
     return html_page(document.title, document=document, all_trainers={}, all_datasets={})
 
 
-def html_page(title: str, **content: Any) -> str:
-    """A page that needs nothing from elsewhere; foreign text in it is escaped. `content` is for page.html.j2.
+def html_page(title: str, template: str = "page.html.j2", **content: Any) -> str:
+    """A page that needs nothing from elsewhere; foreign text in it is escaped. `content` is for the template.
 
     The content security policy lets no script run but the page's own, so that nothing in a results file can.
     """
@@ -164,8 +164,9 @@ def html_page(title: str, **content: Any) -> str:
     pages = Environment(loader=FileSystemLoader(_FOLDER), **how)
     style, script = ((_FOLDER / name).read_text(encoding="utf-8") for name in ("page.css", "page.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
-    template = pages.get_template("page.html.j2")
-    return template.render(title=title, style=Markup(style), script=Markup(script), digest=digest, **content)
+    return pages.get_template(template).render(
+        title=title, style=Markup(style), script=Markup(script), digest=digest, **content
+    )
 
 
 def to_csv(document: Document) -> str:

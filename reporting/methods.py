@@ -21,7 +21,7 @@ TRAINER_ORDER = (
     "ProGrad",
     *("CoPrompt", "TCP", "MMA", "CoOp_DePT", "PromptSRC_DePT", "MMRL", "MMRLpp", "HiCroPL"),
     *("CLIP_LoRA", "LayerNormTuning", "TwoStage", "PromptKD"),
-    *("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLAP"),
+    *("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLAP", "LPPlusPlus"),
     *("BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"),
 )
 
@@ -43,8 +43,9 @@ def sources_of(runs: Iterable[Run], protocol: Protocol) -> set[str]:
 
 
 def trainer_order(name: str) -> tuple[int, str]:
-    """Sort key: the order in which the methods appeared, then every other method by name."""
-    return TRAINER_ORDER.index(name) if name in TRAINER_ORDER else len(TRAINER_ORDER), name
+    """Sort key: the order in which the methods appeared, with TPT behind the plain one; then others by name."""
+    trainer = name.removesuffix("+TPT")
+    return TRAINER_ORDER.index(trainer) if trainer in TRAINER_ORDER else len(TRAINER_ORDER), name
 
 
 def shots_text(count: int) -> str:
@@ -58,10 +59,11 @@ class Metric:
 
     key: str  # in csv and json
     label: str  # in headings
-    of_run: Callable[[Run], float | None] | None = None  # in percent; None where the run has not got it
+    of_run: Callable[[Run], float | None] | None = None  # in percent if `percent`; None where the run has not got it
     harmonic_of: tuple[str, str] | None = None  # instead of `of_run`: the keys of the two averaged metrics
     lower: bool = False  # whether lower is better
     percent: bool = True
+    whole: bool = False  # whether it is a count, shown without decimals
     group: str = ""  # a name by which it is chosen together with others
     legend: str = ""  # what it is, where the protocol's legend does not say it
 
@@ -122,6 +124,36 @@ def _calibration(*splits: str) -> tuple[Metric, ...]:
     return tuple(metrics)
 
 
+COST = "cost"  # the group of what a run took
+# Label, of a run, and what it is.
+COSTS = {
+    "params": (
+        *("trained parameters", lambda run: float(run.record["model"]["trainable_parameters"])),
+        "numbers that training sets, those of a cache or a fitted classifier included",
+    ),
+    "train_seconds": (
+        *("train s", lambda run: run.train_seconds),
+        "seconds of training, with what it prepares and without validation and tests",
+    ),
+    "ms_per_image": (
+        *("ms/image", lambda run: run.ms_per_image),
+        "milliseconds of testing an image, reading it and its share of the text features included, mean over the class "
+        "splits whose image features were not known before",
+    ),
+    "peak_memory": (
+        *("peak MiB", lambda run: run.peak_memory),
+        "most memory that tensors took of the GPU; on a CPU, most that the process took, where the run was its first",
+    ),
+}
+_COST = tuple(
+    Metric(
+        *(key, label, of_run),
+        **{"lower": True, "percent": False, "whole": key == "params", "group": COST},
+        legend=f"{label}: {words}; not in percent, lower is better.",
+    )
+    for key, (label, of_run, words) in COSTS.items()
+)
+
 # Of results.evaluate.ood_scores.
 _DETECTION = {
     "union": "the largest base-class probability over base and new classes",
@@ -161,24 +193,23 @@ _OPEN_WORLD_LEGEND = (
 )
 _PER_DATASET, _HAND_WRITTEN = "Accuracy over all classes of each data set", "with hand-written prompts"
 _FEW_SHOT = "Columns: shots per class. Accuracy over all classes."
+_ASKED = (*_calibration("all"), *_COST)
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "open_world": Protocol(
         *("Open-world generalization", "metric", _OPEN_WORLD, _OPEN_WORLD_LEGEND),
-        on_request=(*_calibration("base", "new", "all"), *_detection()),
+        on_request=(*_calibration("base", "new", "all"), *_detection(), *_COST),
     ),
     "base_to_new": Protocol(
         *("Base-to-new generalization", "metric", _BASE_NEW, _BASE_NEW_LEGEND),
-        on_request=_calibration("base", "new"),
+        on_request=(*_calibration("base", "new"), *_COST),
         also_reads=("open_world",),
     ),
-    "few_shot": Protocol("Few-shot classification", "shots", (_ALL,), (_FEW_SHOT,), _calibration("all")),
-    "cross_dataset": Protocol("Cross-dataset transfer", "dataset", (_ALL,), (f"{_PER_DATASET}.",), _calibration("all")),
-    "domain_generalization": Protocol(
-        "Domain generalization", "dataset", (_ALL,), (f"{_PER_DATASET}.",), _calibration("all")
-    ),
+    "few_shot": Protocol("Few-shot classification", "shots", (_ALL,), (_FEW_SHOT,), _ASKED),
+    "cross_dataset": Protocol("Cross-dataset transfer", "dataset", (_ALL,), (f"{_PER_DATASET}.",), _ASKED),
+    "domain_generalization": Protocol("Domain generalization", "dataset", (_ALL,), (f"{_PER_DATASET}.",), _ASKED),
     "zero_shot": Protocol(
-        "Zero-shot classification", "dataset", (_ALL,), (f"{_PER_DATASET}, {_HAND_WRITTEN}.",), _calibration("all")
+        "Zero-shot classification", "dataset", (_ALL,), (f"{_PER_DATASET}, {_HAND_WRITTEN}.",), _ASKED
     ),
 }
 

@@ -8,91 +8,34 @@ from __future__ import annotations
 
 import io
 import math
-import random
-import textwrap
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import product
+from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from reporting.methods import (
-    PROTOCOLS,
-    Method,
-    Metric,
-    Protocol,
-    check_protocol,
-    datasets_of,
-    group_methods,
-    shots_text,
-    trainer_order,
+from reporting.drawing import (
+    FILE_FORMATS,
+    Options,
+    PlotError,
+    arranged,
+    axis_label,
+    chosen_metric,
+    legend_below,
+    one_number_of_shots,
+    panels,
+    shortened,
+    shots_of,
+    style,
+    width_of,
+    wrapped,
 )
+from reporting.methods import COST, Method, Metric, datasets_of
+from reporting.run_plots import confusion, curves, gates, reliability, tsne
 from reporting.stats import average_over
 from results.schema import ResultsError, Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-    from numpy import ndarray
-
-FEATURES_FILE = "features.npz"
-MAX_CURVE_DATASETS, MAX_GATE_ROWS, MAX_RELIABILITY = 4, 6, 16
-MAX_NAMED_CLASSES, MAX_NUMBERED_CLASSES = 40, 12  # of a confusion matrix, so that names and numbers can be read
-MAX_IMAGES, MAX_LISTED_CLASSES = 2000, 30  # of t-SNE
-# Trainers that share a colour; the first has its first dash. The order is that of COLOURS.
-FAMILIES = (
-    *(("BMIP",), ("MaPLe", "MaPLe_BMIP"), ("ZeroshotCLIP", "ZeroshotCLIP2"), ("CoOp", "CoCoOp")),
-    *(("PromptSRC", "PromptSRC_BMIP"), ("CoPrompt", "CoPrompt_BMIP"), ("ProDA", "KgCoOp"), ("VPT", "IVLP")),
-)
-# Okabe and Ito's palette without its yellow, which is too pale on white (https://jfly.uni-koeln.de/color/), and five
-# dark or vivid colours; the last four are left to trainers that no family names. No two come nearer to one another
-# than Okabe and Ito's own, for any kind of colour blindness.
-COLOURS = (
-    *("#0072B2", "#D55E00", "#000000", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#332288"),
-    *("#882255", "#661100", "#9600FF", "#E1004B"),
-)
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "p", "<", ">", "h", "d")
-DASHES: tuple[Any, ...] = (
-    *("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1, 1, 1)), (0, (9, 1.5)), (0, (5, 1, 1, 1, 1, 1)), (0, (2.5, 2))),
-    (0, (9, 1, 3, 1)),
-)
-SETTINGS = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so that every machine draws the same
-    "font.size": 9.0,
-    "axes.titlesize": 10.0,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "#DDDDDD",
-    "grid.linewidth": 0.6,
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "legend.handlelength": 3.2,  # a whole dash pattern
-    "svg.hashsalt": "reporting",
-    "svg.fonttype": "path",
-    "text.parse_math": False,  # a name with a dollar sign is a name, not a formula
-}
-# Without these entries of its metadata a file would hold the date and the version that drew it.
-FILE_FORMATS = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}}
-
-
-class PlotError(ValueError):
-    """The runs do not hold what a plot shows; the message says what is missing and how to get it."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a reader may choose; empty: what suits the plot."""
-
-    metric: str = ""  # key of one of the protocol's
-    baseline: str = ""  # the trainer that gains are over
-    split: str = ""  # class split, for confusion matrices and features
-
-
-Look = dict[str, Any]  # colour, marker and line style
 
 
 class Kind(NamedTuple):
@@ -117,157 +60,6 @@ def draw_plot(
         return buffer.getvalue()
 
 
-# How all plots look
-
-
-@contextmanager
-def style() -> Iterator[None]:
-    """Draw and save with these settings, whatever the reader's matplotlibrc says.
-
-    Raises:
-        PlotError: matplotlib is not installed.
-    """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise PlotError("plots need matplotlib: pip install matplotlib") from error
-    with mpl.rc_context():
-        mpl.rcdefaults()
-        mpl.rcParams.update(SETTINGS)
-        yield
-
-
-def look(number: int) -> Look:
-    """Colour, marker and line style number so-and-so.
-
-    No two numbers share both colour and line style, nor do two of the first 48 share both marker and line style.
-    """
-    repeat, colour = divmod(number, len(COLOURS))
-    dash = DASHES[(colour + repeat) % len(DASHES)] if repeat < len(DASHES) else (0, (9, 1) + repeat * (1, 1))
-    return {"color": COLOURS[colour], "marker": MARKERS[(colour + 2 * repeat) % len(MARKERS)], "linestyle": dash}
-
-
-def looks(trainers: Sequence[str]) -> list[Look]:
-    """The looks of a picture's methods, given their trainers in the picture's order.
-
-    A trainer's colour is the same in every picture, whatever else is in it; further settings of a trainer have its
-    colour and other dashes and markers.
-    """
-    numbers: list[int] = []
-    for trainer in trainers:
-        known = [(colour, family) for colour, family in enumerate(FAMILIES) if trainer in family]
-        other = zlib.crc32(trainer.encode("utf-8", "surrogatepass")) % (len(COLOURS) - len(FAMILIES))
-        colour, family = known[0] if known else (len(FAMILIES) + other, (trainer,))
-        number, step = colour + family.index(trainer) * len(COLOURS), len(family)
-        while number in numbers:
-            number += step * len(COLOURS)
-        numbers.append(number)
-    return [look(number) for number in numbers]
-
-
-def panels(count: int, *, columns: int = 4, size: tuple[float, float] = (3.4, 2.8)) -> tuple[Figure, list[Axes]]:
-    """A figure with `count` panels, at most `columns` in a row, each of a size in inches."""
-    from matplotlib.figure import Figure
-
-    columns = min(columns, count)
-    rows = -(-count // columns)
-    figure = Figure(figsize=(max(columns * size[0], 4.8), rows * size[1] + 0.5), layout="constrained")
-    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for spare in axes[count:]:
-        spare.remove()
-    return figure, axes[:count]
-
-
-def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
-    """One legend for all panels, under them, in as many columns as the figure is wide; the figure grows by it."""
-    entries = {}
-    for panel in axes:
-        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    if entries:
-        columns = min(4, len(entries), max(1, int(figure.get_figwidth() / (0.8 + max(map(width_of, entries))))))
-        figure.set_figheight(figure.get_figheight() + 0.2 * -(-len(entries) // columns))
-        figure.legend(entries.values(), entries.keys(), loc="outside lower center", ncols=columns)
-
-
-def wrapped(panel: Axes, title: str) -> str:
-    """A title in as many lines as keep it over its panel."""
-    room = panel.figure.get_figwidth() / panel.get_subplotspec().get_gridspec().ncols - 1.2
-    title = shortened(title, 160)
-    for characters in range(len(title), 8, -1):
-        lines = textwrap.fill(title, characters)
-        if width_of(lines, SETTINGS["axes.titlesize"]) <= room:
-            return lines
-    return title
-
-
-def width_of(text: str, size: float = SETTINGS["font.size"]) -> float:
-    """How wide a text is in inches, at so many points."""
-    from matplotlib.font_manager import FontProperties
-    from matplotlib.textpath import text_to_path
-
-    font = FontProperties(family=SETTINGS["font.family"], size=size)
-    lines = text.splitlines() or [""]
-    return max(text_to_path.get_text_width_height_descent(line, font, ismath=False)[0] for line in lines) / 72
-
-
-def shortened(text: str, length: int = 28) -> str:
-    """A name that fits a tick label."""
-    return text if len(text) <= length else text[: length - 1] + "…"
-
-
-def at_most(items: Sequence[Any], limit: int, what: str) -> None:
-    """Refuse more panels than can be read."""
-    if len(items) > limit:
-        said = f"{len(items)} {what} are too many for one plot (at most {limit})"
-        raise PlotError(f"{said}: choose with --trainer, --dataset, --shots")
-
-
-# What all kinds read from runs
-
-
-def arranged(runs: Sequence[Run]) -> tuple[Protocol, list[tuple[Method, Look]]]:
-    """The protocol that the runs share, and its methods, with names that fit a plot and the looks of their lines.
-
-    Raises:
-        ResultsError: several protocols, or two runs with nothing to tell them apart, named with their paths.
-    """
-    protocol = PROTOCOLS[check_protocol(runs, None)]
-    methods = group_methods(runs, protocol)
-    short = [shortened(method.label) for method in methods]
-    # a name too long for a legend is cut, but not so that two become one
-    labels = [name if short.count(name) == 1 else f"{name} {number}" for number, name in enumerate(short, 1)]
-    methods = [replace(method, label=label) for method, label in zip(methods, labels, strict=True)]
-    return protocol, list(zip(methods, looks([method.trainer for method in methods]), strict=True))
-
-
-def _shots_of(runs: Sequence[Run]) -> list[int]:
-    return sorted({run.shots for run in runs if not run.deterministic})
-
-
-def _one_number_of_shots(runs: Sequence[Run], protocol: Protocol, what: str) -> None:
-    """Refuse few-shot runs of several numbers of shots, which such a plot would mix."""
-    if protocol.columns_by == "shots" and len(shots := _shots_of(runs)) > 1:
-        raise PlotError(f"{what} is of one number of shots: choose with --shots ({', '.join(map(str, shots))})")
-
-
-def _chosen_metric(protocol: Protocol, key: str) -> Metric:
-    """A metric that every run has a value of; by default the run's H, or the accuracy over all classes."""
-    metrics = {metric.key: metric for metric in (*protocol.metrics, *protocol.on_request) if metric.of_run is not None}
-    # H of the averages is no run's number: a run has its own H
-    key = "average_H" if key == "H" else key or ("average_H" if "average_H" in metrics else "all")
-    if key not in metrics:
-        own = ", ".join(metric.key for metric in protocol.metrics if metric.of_run is not None)
-        more = f", or {protocol.on_request[0].key} and others of docs/reporting.md"
-        raise PlotError(f"no metric {key!r} in {protocol.title}; choose from {own}{more}")
-    return metrics[key]
-
-
-def _axis_label(metric: Metric) -> str:
-    names = {"average_H": "H", "all": "accuracy", "base": "base accuracy", "new": "new accuracy"}
-    return f"{names.get(metric.key, metric.label)}{' (%)' if metric.percent else ''}"
-
-
 # Accuracy
 
 
@@ -279,8 +71,8 @@ def few_shot(runs: Sequence[Run], options: Options) -> Figure:
     protocol, methods = arranged(runs)
     if protocol.columns_by != "shots":
         raise PlotError(f"few-shot curves need runs of the few_shot protocol, these are of: {protocol.title}")
-    metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
-    shots = _shots_of(runs)
+    metric, datasets = chosen_metric(protocol, options.metric), datasets_of(runs)
+    shots = shots_of(runs)
     if len(shots) < 2:
         raise PlotError("few-shot curves need trained runs with at least two different numbers of shots")
     groups = [[dataset] for dataset in datasets] + ([datasets] if len(datasets) > 1 else [])
@@ -302,7 +94,7 @@ def few_shot(runs: Sequence[Run], options: Options) -> Figure:
         panel.set_xticks(shots, [str(count) for count in shots])
         panel.minorticks_off()
         title = group[0] if len(group) == 1 else f"average of {len(group)} data sets"
-        panel.set(title=wrapped(panel, title), xlabel="shots per class", ylabel=_axis_label(metric))
+        panel.set(title=wrapped(panel, title), xlabel="shots per class", ylabel=axis_label(metric))
     legend_below(figure, axes)
     return figure
 
@@ -376,8 +168,8 @@ def gain(runs: Sequence[Run], options: Options) -> Figure:
     One panel per method, one bar per data set.
     """
     protocol, methods = arranged(runs)
-    _one_number_of_shots(runs, protocol, "a gain")
-    metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
+    one_number_of_shots(runs, protocol, "a gain")
+    metric, datasets = chosen_metric(protocol, options.metric), datasets_of(runs)
     wanted = options.baseline or "ZeroshotCLIP"
     found = [method for method, _ in methods if wanted in (method.label, method.trainer)]
     if options.baseline and not found:
@@ -413,7 +205,7 @@ def gain(runs: Sequence[Run], options: Options) -> Figure:
         panel.axvline(0, color="black", linewidth=0.8)
         panel.grid(axis="y", visible=False)
         panel.set_xlim(low - room, high + room)
-        difference = f"difference in {_axis_label(metric).removesuffix(' (%)')} (points)"
+        difference = f"difference in {axis_label(metric).removesuffix(' (%)')} (points)"
         panel.set(title=wrapped(panel, f"{label} - {baseline.label}"), xlabel=difference, ylabel="data set")
     return figure
 
@@ -444,8 +236,8 @@ def radar(runs: Sequence[Run], options: Options) -> Figure:
     from matplotlib.figure import Figure
 
     protocol, methods = arranged(runs)
-    _one_number_of_shots(runs, protocol, "a radar")
-    metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
+    one_number_of_shots(runs, protocol, "a radar")
+    metric, datasets = chosen_metric(protocol, options.metric), datasets_of(runs)
     if len(datasets) < 3:
         raise PlotError(f"a radar needs at least three data sets, there are {len(datasets)}: {', '.join(datasets)}")
     rows, names = [], []
@@ -482,7 +274,7 @@ def radar(runs: Sequence[Run], options: Options) -> Figure:
     for angle, label in zip(angles, panel.get_xticklabels(), strict=True):
         sideways = math.sin(angle)
         label.set_horizontalalignment("center" if abs(sideways) < 0.1 else "left" if sideways > 0 else "right")
-    panel.set_title(f"{_axis_label(metric)}, from {rings[0]:g} at the centre to {rings[-1]:g} at the rim", pad=24)
+    panel.set_title(f"{axis_label(metric)}, from {rings[0]:g} at the centre to {rings[-1]:g} at the rim", pad=24)
     panel.legend(loc="center left", bbox_to_anchor=(5.2 / 3.8, 0.5))
     return figure
 
@@ -497,7 +289,7 @@ def critical_difference(runs: Sequence[Run], options: Options) -> Figure:
     from reporting.ranks import ranked
 
     protocol, methods = arranged(runs)
-    metric = _chosen_metric(protocol, options.metric)
+    metric = chosen_metric(protocol, options.metric)
     try:
         ranking = ranked([method for method, _ in methods], protocol, metric)
     except ResultsError as error:
@@ -505,7 +297,7 @@ def critical_difference(runs: Sequence[Run], options: Options) -> Figure:
     except ImportError as error:
         raise PlotError("ranks need scipy: pip install scipy") from error
     colours = {method.label: look["color"] for method, look in methods}
-    return diagram(ranking, [colours[method.label] for method in ranking.methods], _axis_label(metric))
+    return diagram(ranking, [colours[method.label] for method in ranking.methods], axis_label(metric))
 
 
 def seeds(runs: Sequence[Run], options: Options) -> Figure:
@@ -514,8 +306,8 @@ def seeds(runs: Sequence[Run], options: Options) -> Figure:
     One panel per data set, one column per method: nobody mistakes a lucky seed for a better method.
     """
     protocol, methods = arranged(runs)
-    _one_number_of_shots(runs, protocol, "the spread over seeds")
-    metric, datasets = _chosen_metric(protocol, options.metric), datasets_of(runs)
+    one_number_of_shots(runs, protocol, "the spread over seeds")
+    metric, datasets = chosen_metric(protocol, options.metric), datasets_of(runs)
     if not any(metric.of_run(run) is not None for run in runs):
         raise PlotError(f"no run has {metric.label}")
     width = max(3.0, 0.55 * len(methods) + 1.2)
@@ -537,327 +329,66 @@ def seeds(runs: Sequence[Run], options: Options) -> Figure:
         panel.set_xticks(range(len(methods)), names, rotation=35, ha="right", rotation_mode="anchor")
         panel.set_xlim(-0.6, len(methods) - 0.4)
         panel.grid(axis="x", visible=False)
-        panel.set(title=wrapped(panel, dataset), xlabel="method", ylabel=_axis_label(metric))
+        panel.set(title=wrapped(panel, dataset), xlabel="method", ylabel=axis_label(metric))
     return figure
 
 
-# Values by epoch
+# Cost
+
+_COST_AXES = {"train_seconds": "seconds of training", "ms_per_image": "ms per test image", "peak_memory": "peak MiB"}
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+def cost(runs: Sequence[Run], options: Options) -> Figure:
+    """accuracy against a cost (--cost) on a logarithmic axis: each seed and the mean; what costs nothing is a level
 
-
-def _by_epoch(histories: Iterable[Iterable[Mapping[str, Any]]], key: str) -> list[dict[int, float]]:
-    """A value of every seed that has it, by epoch."""
-    seeds = []
-    for history in histories:
-        entries = [entry for entry in history if _is_number(entry.get(key)) and isinstance(entry.get("epoch"), int)]
-        if entries:
-            seeds.append({entry["epoch"]: float(entry[key]) for entry in entries})
-    return seeds
-
-
-def _line_with_band(panel: Axes, seeds: Sequence[Mapping[int, float]], label: str, look: Look) -> bool:
-    """Mean over seeds with a band from the least to the largest, as far as all seeds go.
-
-    A mean over those that are left would jump where one stops early: each goes on as a thin line of its own. Returns
-    whether one does.
+    Each seed's point is its average over the data sets, in transfer without the one trained on.
     """
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, StrMethodFormatter
 
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-    shared = sorted(set.intersection(*map(set, seeds)))
-    values = [[seed[epoch] for seed in seeds] for epoch in shared]
-    panel.plot(shared, [fmean(numbers) for numbers in values], label=label, **{"linewidth": 1.4} | look)
-    if len(seeds) > 1:
-        low, high = [min(numbers) for numbers in values], [max(numbers) for numbers in values]
-        panel.fill_between(shared, low, high, color=look["color"], alpha=0.15, linewidth=0)
-    rest = [sorted(epoch for epoch in seed if not shared or epoch >= shared[-1]) for seed in seeds]
-    alone = [(epochs, seed) for epochs, seed in zip(rest, seeds, strict=True) if len(epochs) > 1 or not shared]
-    for epochs, seed in alone:
-        _thin_line(panel, epochs, [seed[epoch] for epoch in epochs], look["color"])
-    return bool(alone)
-
-
-def _thin_line(panel: Axes, x: Sequence[int], y: Sequence[float], colour: Any, label: str | None = None) -> None:
-    panel.plot(x, y, linewidth=0.7, color=colour, marker=".", markersize=4, markevery=[-1], label=label)
-
-
-_ALONE = {"colour": "#777777", "label": "single seeds, after\nthe first one stopped"}
-_CURVES = {
-    "loss": "training loss",
-    "acc": "training accuracy (%)",
-    "lr": "learning rate",
-    "val_result": "validation result (%)",
-}
-
-
-def curves(runs: Sequence[Run], options: Options) -> Figure:
-    """training curves: every number of the runs' history by epoch
-
-    One panel per data set and quantity; mean over seeds, band from the least to the largest. Equal lines lie over one
-    another: dashes tell the methods apart, the solid line lies below. Markers and widths tell several numbers of shots
-    apart.
-    """
-    _, methods = arranged(runs)
-    trained = [run for run in runs if run.record["history"]]
-    found = {key for run in trained for entry in run.record["history"] for key in entry if _is_number(entry[key])}
-    known = list(_CURVES)
-    # the well-known first; times are no training curve
-    quantities = sorted(
-        (key for key in found if key != "epoch" and not key.endswith("seconds")),
-        key=lambda key: (known.index(key) if key in known else len(known), key),
-    )
-    if not quantities:
-        raise PlotError("no run has a training history: zero-shot runs and --eval-only runs train nothing")
-    datasets = datasets_of(trained)
-    at_most(datasets, MAX_CURVE_DATASETS, "data sets")
-    shots = sorted({run.shots for run in trained})
-    places = list(product(datasets, quantities))
-    figure, axes = panels(len(places), columns=len(quantities))
-    alone = False
-    for panel, (dataset, quantity) in zip(axes, places, strict=True):
-        for method, look in methods:
-            look = look | {"zorder": 1.9 if look["linestyle"] == "-" else 2, "marker": None}
-            there = [run for run in method.runs if run.dataset == dataset]
-            for count in sorted({run.shots for run in there}):
-                histories = _by_epoch((run.record["history"] for run in there if run.shots == count), quantity)
-                label = method.label
-                if len(shots) > 1:
-                    # the more shots, the wider the line; a marker at every tenth of it
-                    rank = shots.index(count)
-                    marks = {"marker": MARKERS[rank % len(MARKERS)], "linewidth": 1.1 + 0.4 * rank}
-                    look = look | marks | {"markersize": 5, "markevery": 0.1}
-                    # a method of a single number of shots has it in its name
-                    label += f", {shots_text(count)}" if method.shots is None else ""
-                if histories:
-                    alone |= _line_with_band(panel, histories, label, look)
-        panel.set(title=wrapped(panel, dataset), xlabel="epoch", ylabel=_CURVES.get(quantity, quantity))
-    if alone:
-        _thin_line(axes[-1], [], [], **_ALONE)
-    legend_below(figure, axes)
-    return figure
-
-
-def gates(runs: Sequence[Run], options: Options) -> Figure:
-    """gate weights per layer and modality by epoch (BMIP and its combinations)
-
-    One row per method, data set and number of shots, one panel per modality, one line per layer; band over seeds.
-    """
-    import matplotlib as mpl
-
-    _, methods = arranged(runs)
-    groups = {}
-    for method, _ in methods:
-        gated = [run for run in method.runs if (run.record["gates"] or {}).get("per_epoch")]
-        several = len({run.shots for run in gated}) > 1
-        for dataset, shots in product(datasets_of(gated), sorted({run.shots for run in gated})):
-            title = f"{method.label}, {dataset}" + (f", {shots_text(shots)}" if several else "")
-            there = [run for run in gated if (run.dataset, run.shots) == (dataset, shots)]
-            histories = [run.record["gates"]["per_epoch"] for run in there]
-            keys = {key for history in histories for entry in history for key in entry if "/" in key}
-            # every tower's layers in order, each with its weights by epoch for every seed that has them
-            layers = {tuple(key.split("/", 1)): weights for key in keys if (weights := _by_epoch(histories, key))}
-            order = sorted(layers, key=lambda at: (at[0], int(at[1]) if at[1].isdecimal() else -1, at[1]))
-            groups |= {title: {place: layers[place] for place in order}} if layers else {}
-    if not groups:
-        raise PlotError("no run recorded gates: only BMIP and its combinations with the gate aggregator have them")
-    at_most(groups, MAX_GATE_ROWS, "methods, data sets and numbers of shots")
-    towers = sorted({tower for layers in groups.values() for tower, _ in layers}, reverse=True)
-    places = list(product(groups, towers))
-    figure, axes = panels(len(places), columns=len(towers), size=(4.4, 3.0))
-    for panel, (title, tower) in zip(axes, places, strict=True):
-        layers = {layer: seeds for (other, layer), seeds in groups[title].items() if other == tower}
-        alone = False
-        for index, (layer, seeds) in enumerate(layers.items()):
-            # layers have an order: viridis without its palest end keeps it visible to everybody
-            colour = mpl.colormaps["viridis"](0.85 * index / max(len(layers) - 1, 1))
-            look = {"color": colour, "linestyle": DASHES[index % len(DASHES)]}
-            alone |= _line_with_band(panel, seeds, f"layer {layer}", look)
-        if alone:
-            _thin_line(panel, [], [], **_ALONE)
-        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
-        panel.set(title=wrapped(panel, f"{title}: {tower}"), xlabel="epoch", ylabel="weight of the own prompt")
-        panel.set_ylim(-0.02, 1.02)
-    return figure
-
-
-# Calibration
-
-
-def reliability(runs: Sequence[Run], options: Options) -> Figure:
-    """reliability diagram: accuracy by confidence, and the share of images, in bins of equal width, summed over seeds
-
-    One panel per method and data set, of one class split. ECE is the mean of the seeds' own.
-    """
     protocol, methods = arranged(runs)
-    _one_number_of_shots(runs, protocol, "a reliability diagram")
-    splits = (options.split,) if options.split else ("all", "base", "new")
-    recorded = [name for name in splits for run in runs if _bins_of(run, name)]
-    if not recorded:
-        raise PlotError(f"no run recorded the calibration of class split {splits[0]!r}: {runs[0].path}")
-    split = recorded[0]
-    drawn = []
-    for (method, look), dataset in product(methods, datasets_of(runs)):
-        if there := [run for run in method.runs_on(dataset) if _bins_of(run, split)]:
-            drawn.append((f"{method.label}, {dataset}", look["color"], there))
-    at_most(drawn, MAX_RELIABILITY, "methods and data sets")
-    figure, axes = panels(len(drawn), size=(3.2, 3.2))
-    for panel, (title, colour, there) in zip(axes, drawn, strict=True):
-        tables = [_bins_of(run, split) for run in there]
-        if len({len(table) for table in tables}) > 1:
-            paths = ", ".join(str(run.path) for run in there)
-            raise PlotError(f"the runs' reliability diagrams have different bins: {paths}")
-        bins = [tuple(map(sum, zip(*seeds, strict=True))) for seeds in zip(*tables, strict=True)]
-        width, total = 100.0 / len(bins), sum(count for count, _ in bins)
-        bars = {(place + 0.5) * width: 100.0 * right / count for place, (count, right) in enumerate(bins) if count}
-        panel.bar(bars.keys(), bars.values(), width=0.9 * width, color=colour, alpha=0.4)
-        edges = [place * width for place in range(len(bins) + 1)]
-        shares = [100.0 * count / total for count, _ in bins]
-        panel.stairs(shares, edges, color="black", linewidth=1.0, label="share of images")
-        panel.plot([0, 100], [0, 100], color="#777777", linestyle="--", linewidth=1.0, label="accuracy = confidence")
-        errors = [error for run in there if (error := run.calibration(split, "ece")) is not None]
-        if errors:
-            seeds = f" (n={len(errors)})" if len(errors) > 1 else ""
-            panel.text(4, 94, f"ECE {fmean(errors):.1f} %{seeds}", fontsize=8, va="top")
-        panel.set(xlim=(0, 100), ylim=(0, 100), xlabel="confidence (%)", ylabel="accuracy (%)")
-        panel.set_title(wrapped(panel, f"{title}, class split {split}"))
-    legend_below(figure, axes)
+    one_number_of_shots(runs, protocol, "a plot of costs")
+    costs = {metric.key: metric for metric in protocol.on_request if metric.group == COST}
+    if options.cost not in costs:
+        raise PlotError(f"no cost {options.cost!r}; choose from {', '.join(costs)}")
+    priced, metric = costs[options.cost], chosen_metric(protocol, options.metric)
+    sources = {run.source_dataset for run in runs}
+    datasets = [dataset for dataset in datasets_of(runs) if dataset not in sources] or datasets_of(runs)
+    averages = [
+        [average_over([method.summary(one, dataset) for dataset in datasets]) for one in (priced, metric)]
+        for method, _ in methods
+    ]
+    if all(None in average or not average[0].mean for average in averages):
+        raise PlotError(f"no method that costs something has {priced.label} and {metric.label} on every data set")
+    figure, (panel,) = panels(1, size=(6.0, 4.6))
+    for (method, look), (x, y) in zip(methods, averages, strict=True):
+        colour, marker = look["color"], look["marker"]
+        if x is None or y is None:
+            panel.scatter([], [], s=0, label=f"{method.label}: not drawn, lacks a number")
+            continue
+        if not x.mean:  # no place on a logarithmic axis
+            panel.axhline(y.mean, color=colour, linestyle=look["linestyle"], linewidth=1.2, label=method.label)
+            continue
+        seeds = [seed for seed in x.values if seed in y.values]
+        if len(seeds) > 1:
+            at = [x.values[seed] for seed in seeds], [y.values[seed] for seed in seeds]
+            panel.scatter(*at, color=colour, marker=marker, s=14, alpha=0.45, linewidths=0)
+        named = {"label": method.label, "zorder": 3}
+        panel.scatter([x.mean], [y.mean], color=colour, marker=marker, s=80, edgecolors="white", **named)
+    panel.set_xscale("log")
+    panel.margins(0.08)
+    low, high = panel.get_xlim()
+    panel.xaxis.set_major_locator(LogLocator(subs=(1.0,) if high > 100 * low else (1.0, 2.0, 5.0)))
+    # 20k, 5M; written plainly, for matplotlib's own labels are formulas
+    panel.xaxis.set_major_formatter(EngFormatter(sep="") if priced.whole else StrMethodFormatter("{x:g}"))
+    panel.xaxis.set_minor_formatter(NullFormatter())
+    where = datasets[0] if len(datasets) == 1 else f"average of {len(datasets)} data sets"
+    if not priced.whole:
+        devices = sorted({run.device for run in runs})
+        where += f", {devices[0]}" if len(devices) == 1 else ", on different devices: not comparable"
+    panel.set(title=wrapped(panel, where), xlabel=_COST_AXES.get(priced.key, priced.label), ylabel=axis_label(metric))
+    panel.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
     return figure
 
 
-def _bins_of(run: Run, split: str) -> list[tuple[int, int]]:
-    """Images and right predictions in each bin of a run's confidences; empty where it recorded none."""
-    bins = run.record["metrics"].get(split, {}).get("calibration", {}).get("bins", {})
-    count, correct = bins.get("count", []), bins.get("correct", [])
-    return list(zip(count, correct, strict=True)) if len(count) == len(correct) and sum(count) else []
-
-
-# One method, one run
-
-
-def confusion(runs: Sequence[Run], options: Options) -> Figure:
-    """confusion matrix of one method on one data set, summed over its seeds
-
-    Rows: true classes, columns: predictions, in percent of the class's images.
-    """
-    protocol, methods = arranged(runs)
-    datasets = datasets_of(runs)
-    if len(methods) > 1 or len(datasets) > 1:  # to choose from: trainers, with the setting where one has several
-        trainers = [trainer for trainer, _ in {run.method_names: run for run in runs}]
-        choices = {run.method_names[trainers.count(run.trainer) > 1]: run.trainer for run in runs}
-        choices = sorted(choices, key=lambda name: trainer_order(choices[name]))
-        raise PlotError(
-            "a confusion matrix is of one method on one data set: choose with --trainer "
-            f"({', '.join(choices)}) and --dataset ({', '.join(datasets)}); or name one run's folder"
-        )
-    splits = (options.split,) if options.split else ("all", "base", "new")
-    tested = [(name, run) for name in splits for run in runs if name in run.record["metrics"]]
-    recorded = [(name, run) for name, run in tested if run.record["metrics"][name].get("confusion")]
-    split = recorded[0][0] if recorded else splits[0]
-    recorded = [run.record["metrics"][split] for name, run in recorded if name == split]
-    if not recorded:
-        raise PlotError(f"no run recorded a confusion matrix of class split {split!r}: {runs[0].path}")
-    _one_number_of_shots(runs, protocol, "a confusion matrix")
-    matrices = [metrics["confusion"] for metrics in recorded]  # counts by true class and prediction
-    if len({len(matrix) for matrix in matrices}) > 1:
-        raise PlotError(f"the runs' confusion matrices differ in size: {', '.join(str(run.path) for run in runs)}")
-    classes = range(len(matrices[0]))
-    names = list(recorded[0].get("per_class", {})) or list(map(str, classes))
-    total = [[sum(matrix[row][column] for matrix in matrices) for column in classes] for row in classes]
-    percent = [[100.0 * count / max(sum(row), 1) for count in row] for row in total]
-    size = min(10.0, max(4.0, 0.32 * len(names) + 1.8))
-    figure, (panel,) = panels(1, size=(size + 0.9, size))
-    image = panel.imshow(percent, cmap="cividis", vmin=0, vmax=100, aspect="equal")
-    figure.colorbar(image, ax=panel, label="share of the class's images (%)", shrink=0.8)
-    panel.grid(False)
-    panel.set(xlabel="predicted class", ylabel="true class")
-    if len(names) <= MAX_NAMED_CLASSES:
-        short = [shortened(name, 20) for name in names]
-        panel.set_xticks(range(len(names)), short, rotation=60, ha="right", rotation_mode="anchor", fontsize=7)
-        panel.set_yticks(range(len(names)), short, fontsize=7)
-    if len(names) <= MAX_NUMBERED_CLASSES:
-        for row, cells in enumerate(percent):
-            for column, value in enumerate(cells):
-                colour = "black" if value > 55 else "white"
-                panel.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=7, color=colour)
-    ((method, _),) = methods
-    facts = [method.label, datasets[0], f"class split {split}"]
-    facts += [shots_text(runs[0].shots)] if protocol.columns_by == "shots" and not method.deterministic else []
-    facts += [f"{len(matrices)} seeds"] if len(matrices) > 1 else []
-    panel.set(title=wrapped(panel, ", ".join(facts)))
-    return figure
-
-
-def tsne(runs: Sequence[Run], options: Options) -> Figure:
-    """t-SNE of image and text features of one run; needs features.npz (TEST.SAVE_FEATURES) and scikit-learn
-
-    Images are points, class names stars, with one colour and marker per class. Images and texts lie in two separate
-    cones of CLIP's space, which would fill the plot with their distance; so each of the two has its mean taken away.
-    """
-    if len(runs) != 1:
-        found = ", ".join(
-            f"{run.trainer}/{run.setting} {run.dataset} {shots_text(run.shots)} seed {run.seed}" for run in runs[:4]
-        )
-        raise PlotError(
-            f"t-SNE is of one run: choose with --trainer, --dataset, --shots and --seed; there are {found} ..."
-        )
-    (run,) = runs
-    split, images, labels, texts, names = _features_of(run, options.split)
-    picked = sorted(random.Random(0).sample(range(len(images)), min(MAX_IMAGES, len(images))))
-    try:
-        import numpy as np
-        from sklearn.manifold import TSNE
-    except ImportError as error:
-        raise PlotError("t-SNE needs scikit-learn: pip install scikit-learn") from error
-    together = np.concatenate([part - part.mean(axis=0) for part in (images[picked], texts)])
-    if len(together) < 4:
-        raise PlotError(f"t-SNE needs at least 4 points, there are {len(together)}")
-    perplexity = min(30.0, (len(together) - 1) / 3)
-    points = TSNE(init="pca", perplexity=perplexity, metric="cosine", random_state=0).fit_transform(together)
-    labels, stars = labels[picked], points[len(picked) :]
-    figure, (panel,) = panels(1, size=(8.0, 6.0))
-    listed = len(names) <= MAX_LISTED_CLASSES
-    for index, name in enumerate(names):
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index // len(COLOURS) % len(MARKERS)]
-        x, y = points[: len(picked)][labels == index].T
-        label = shortened(name) if listed else None
-        panel.scatter(x, y, s=12, alpha=0.6, linewidths=0, label=label, color=colour, marker=marker)
-        panel.scatter(*stars[index], s=150, marker="*", color=colour, edgecolors="black", linewidths=0.8, zorder=3)
-    if listed:
-        panel.scatter([], [], marker="*", s=120, color="white", edgecolors="black", label="class name (text)")
-        panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7, markerscale=1.3)
-    panel.set_xticks([])
-    panel.set_yticks([])
-    shots = "" if run.deterministic else f", {shots_text(run.shots)}"
-    title = f"{run.trainer}, {run.dataset}{shots}, class split {split}, seed {run.seed}: "
-    title += f"{len(picked)} images, {len(names)} class names"
-    panel.set(title=wrapped(panel, title), xlabel="t-SNE 1 (each modality centred)", ylabel="t-SNE 2")
-    return figure
-
-
-def _features_of(run: Run, split: str) -> tuple[str, ndarray, ndarray, ndarray, list[str]]:
-    """Class split, image features (images, width), labels, text features (classes, width), class names."""
-    import numpy as np
-
-    path = run.path.with_name(FEATURES_FILE)
-    if not path.is_file():
-        raise PlotError(f"{path}: no such file; run with TEST.SAVE_FEATURES True to have features saved")
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            there = [name for name in ("all", "base", "new") if f"{name}_images" in file]
-            split = split or next(iter(there), "")
-            if split not in there:
-                raise PlotError(f"{path} holds no class split {split!r}; it holds {', '.join(there) or 'none'}")
-            content = {part: file[f"{split}_{part}"] for part in ("images", "labels", "texts", "classnames")}
-    except PlotError:
-        raise
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise PlotError(f"{path} cannot be read ({error}): the run may have been cut short; run it again") from error
-    images, texts = content["images"].astype("float64"), content["texts"].astype("float64")
-    return split, images, content["labels"], texts, [str(name) for name in content["classnames"]]
-
-
-_DRAW = (few_shot, base_new, gain, radar, critical_difference, seeds, gates, tsne, confusion, curves, reliability)
+_DRAW = (few_shot, base_new, gain, radar, critical_difference, seeds, cost, gates, tsne, confusion, curves, reliability)
 KINDS = {draw.__name__: Kind(" ".join(draw.__doc__.split("\n\n")[0].split()), draw) for draw in _DRAW}

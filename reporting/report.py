@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+from reporting.drawing import PlotError, arranged
 from reporting.formats import MISSING, Number, html_page
 from reporting.methods import PROTOCOLS, check_protocol, dataset_order, datasets_of, shots_text, trainer_order
-from reporting.plots import FEATURES_FILE, KINDS, PlotError, arranged, draw_plot
+from reporting.plots import KINDS, draw_plot
+from reporting.run_plots import FEATURES_FILE
 from reporting.table import build_table, document
 from results.schema import Run
 

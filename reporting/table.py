@@ -15,6 +15,7 @@ from typing import Any
 from common.commandline import printable
 from reporting.formats import MISSING, Document, Grid, Line, Number
 from reporting.methods import (
+    COST,
     PROTOCOLS,
     Method,
     Metric,
@@ -83,6 +84,7 @@ class Block:
     dataset: str | None = None  # that the block is about; None for averages and for blocks about several
     key: str = ""  # in the papers' layout, the column that the block has of every data set
     lower: frozenset[str] = frozenset()  # columns of which the lowest number is the best
+    whole: frozenset[str] = frozenset()  # columns of counts
 
     def for_reading(self) -> Block:
         """The block without published rows that have nothing to say in it.
@@ -146,13 +148,14 @@ def build_table(
     # a number stands at a place, which is a data set or an average over them, under a metric or a number of shots
     keys, title = {metric.key: metric.label for metric in chosen}, protocol.title
     lower = frozenset(metric.key for metric in chosen if metric.lower)
+    whole = frozenset(metric.key for metric in chosen if metric.whole)
     if by_shots:
         if len(chosen) > 1:
             raise ResultsError(f"a table by shots shows one metric: choose one of {', '.join(keys)} with --metrics")
         every, (metric,) = chosen, chosen
         title = f"{title}: {metric.label}" if requested else title
         keys = {str(count): shots_text(count) for count in shots}
-        lower = frozenset(keys) if metric.lower else frozenset()
+        lower, whole = (frozenset(keys) if flag else frozenset() for flag in (metric.lower, metric.whole))
     places, targets = list(datasets), [name for name in datasets if not (by_dataset and name in sources)]
     if len(targets) > 1:
         short = by_dataset and AVERAGE not in datasets
@@ -194,27 +197,37 @@ def build_table(
     def within(place: str) -> tuple[Row, ...]:
         return tuple(replace(row, cells={key: row.cells[place, key] for key in keys}) for row in rows)
 
-    def lowest_in(key: str, columns: Iterable[str]) -> frozenset[str]:
-        return frozenset(columns) if key in lower else frozenset()
+    def kinds_of(key: str, columns: Iterable[str]) -> dict[str, frozenset[str]]:
+        return {name: frozenset(columns) for name, keys in (("lower", lower), ("whole", whole)) if key in keys}
 
     if group == "average":
         places = [place for place in places if place not in datasets]
     if by_dataset:
         labels = {place: f"{place} (source)" if place in sources else place for place in places}
         titles = {key: label if requested else title for key, label in keys.items()}
-        blocks = [Block(titles[key], labels, across(key), lower=lowest_in(key, labels)) for key in keys]
+        blocks = [Block(titles[key], labels, across(key), **kinds_of(key, labels)) for key in keys]
     elif group == "metric":
         labels = {place: place for place in places}
-        blocks = [
-            Block(label, labels, across(key), key=key, lower=lowest_in(key, labels)) for key, label in keys.items()
-        ]
+        blocks = [Block(label, labels, across(key), key=key, **kinds_of(key, labels)) for key, label in keys.items()]
     else:
         blocks = [
-            Block(place, keys, within(place), place if place in datasets else None, lower=lower) for place in places
+            Block(place, keys, within(place), place if place in datasets else None, lower=lower, whole=whole)
+            for place in places
         ]
     entering = {metric.key for metric in chosen}.union(*(metric.harmonic_of or () for metric in chosen))
     read = [metric for metric in every if metric.key in entering and metric.of_run]
-    warnings = _warnings(methods, read, list(product(datasets, shots)))
+    warnings = [*_warnings(methods, read, list(product(datasets, shots)))]
+    if any(metric.group == COST and not metric.whole for metric in requested):
+        first_on: dict[str, Run] = {}
+        for run in (run for method in methods for run in method.runs):
+            first_on.setdefault(run.device, run)
+        legend.append(
+            f"Measured on {'; '.join(sorted(first_on))}. Time and memory of another machine, or of a busy one, are not "
+            "comparable."
+        )
+        if len(first_on) > 1:
+            listed = "; ".join(f"{device}: {run.path}" for device, run in sorted(first_on.items()))
+            warnings.append(f"time and memory of different devices stand side by side, not comparable ({listed})")
     legend, warnings = tuple(map(printable, dict.fromkeys(legend))), tuple(map(printable, warnings))
     return Table(protocol_name, title, tuple(blocks), legend, warnings)
 
@@ -325,7 +338,8 @@ def _warnings(
             yield f"{method.label} mixes selection rules ({listed})"
         for dataset in sorted({run.dataset for run in method.runs}) if method.deterministic else ():
             runs = method.runs_on(dataset)
-            differing = [metric.label for metric in metrics if len(set(map(metric.of_run, runs))) > 1]
+            equal = [metric for metric in metrics if metric.group != COST]
+            differing = [metric.label for metric in equal if len(set(map(metric.of_run, runs))) > 1]
             if differing:
                 paths = ", ".join(str(run.path) for run in runs)
                 yield f"{method.label} trains nothing, yet {', '.join(differing)} differ on {dataset} between {paths}"
@@ -339,7 +353,7 @@ def document(table: Table, digits: int = 2) -> Document:
         best = {}  # each column's best measured mean as it is shown, where two rows or more have one
         for key in block.columns:
             measured = [row.cells[key] for row in block.rows if not row.source]
-            means = [round(cell.mean, digits) for cell in measured if cell is not None]
+            means = [round(cell.mean, 0 if key in block.whole else digits) for cell in measured if cell is not None]
             best[key] = (min if key in block.lower else max)(means) if len(means) > 1 else None
         lines = []
         for row in block.rows:
@@ -352,10 +366,12 @@ def document(table: Table, digits: int = 2) -> Document:
                 if cell is None:
                     numbers.append(Number())
                     continue
-                spread = "" if cell.std is None else f" ± {cell.std:.{digits}f}"
+                count = key in block.whole
+                style = ",.0f" if count else f".{digits}f"
+                spread = "" if cell.std is None or (count and not cell.std) else f" ± {cell.std:{style}}"
                 fewer = "" if cell.n == len(row.seeds) or cell.deterministic else f" (n={cell.n})"
-                leads = not row.source and round(cell.mean, digits) == best[key]
-                numbers.append(Number(f"{cell.mean:.{digits}f}{spread}{fewer}", cell.mean, leads))
+                leads = not row.source and round(cell.mean, 0 if count else digits) == best[key]
+                numbers.append(Number(f"{cell.mean:{style}}{spread}{fewer}", cell.mean, leads))
             lines.append(Line((row.method.label, seeds), numbers, row.method.trainer, published=bool(row.source)))
         headings = ["Method", "Seeds", *block.columns.values()]
         # where the data sets are columns, a column goes with its data set

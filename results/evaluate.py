@@ -20,7 +20,7 @@ from dassl.config import cfg_default
 from dassl.engine import build_trainer
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
 from results.calibration import PREDICTIONS_FILE, calibration, fit_temperature, save_predictions
-from results.features import FeatureCollector, loaders_on_features, save_features
+from results.features import FeatureCollector, loaders_on_features, save_features, training_features
 
 CLASS_SPLITS = ("base", "new", "all")
 OPEN_WORLD_METRICS = ("accuracy_all", "open_base", "open_new", "open_H", "auroc", "openworld_auc")
@@ -73,7 +73,13 @@ def class_splits_of(cfg: Any) -> tuple[str, ...]:
 
 
 def evaluate_class_splits(
-    trainer: Any, cfg: Any, splits: Sequence[str], *, model_dir: str = "", load_epoch: int | None = None
+    trainer: Any,
+    cfg: Any,
+    splits: Sequence[str],
+    *,
+    model_dir: str = "",
+    load_epoch: int | None = None,
+    training_images: bool = False,
 ) -> dict[str, dict[str, Any]]:
     """Test a trained model on each class split and return the numbers.
 
@@ -88,10 +94,12 @@ def evaluate_class_splits(
         model_dir: for a trainer without `set_class_split`: the folder to load the weights from; default
             `cfg.OUTPUT_DIR`, with the epoch that training ended at, or the best where `TEST.FINAL_MODEL` is "best_val".
         load_epoch: with `model_dir`: which epoch to load; default the best one, as in Dassl.
+        training_images: with `TEST.SAVE_FEATURES`: keep the features of training and validation images, too.
 
     Returns:
         For each split: accuracy, error_rate and macro_f1 in percent, num_images, num_classes, per_class, calibration,
-        seconds; with up to `MAX_CLASSES_CONFUSED` classes confusion, counts by true class and prediction; and for `all`
+        seconds, and image_seconds by image unless features of some were known already; with up to
+        `MAX_CLASSES_CONFUSED` classes confusion, counts by true class and prediction; and for `all`
         after training on `base` also open_world and ood, see :class:`OpenWorld`. calibration has what
         :func:`results.calibration.calibration` returns, and the same at the temperature of the few-shot validation set
         (`scaled`), or a note why there is none. With `TEST.SAVE_PREDICTIONS` every image's numbers lie in
@@ -104,6 +112,8 @@ def evaluate_class_splits(
     splits, trained_on = check_class_splits(splits), cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
     metrics, features, predictions, current = {}, {}, {}, trained_on
     temperature = _fit_on_validation(trainer, cfg)  # now, while the trainer has the classes it was trained on
+    if cfg.TEST.SAVE_FEATURES and training_images:
+        features |= training_features(trainer, cfg)
     try:
         for split in splits:
             tested = trainer
@@ -183,10 +193,12 @@ def _evaluate(
     if cfg.TEST.SAVE_FEATURES:
         collector = FeatureCollector(trainer.model)
         parts["model_inference"] = collector.infer
+        parts["parse_batch_test"] = collector.reading(trainer.parse_batch_test)
     print(f"Evaluate class split *{split}* ({len(names)} classes)")
     start = time.perf_counter()
     try:
-        with trainer.swapped(**parts, **loaders_on_features(trainer, cfg)):
+        loaders = loaders_on_features(trainer, cfg)
+        with trainer.swapped(**parts, **loaders):
             trainer.test()
     except FloatingPointError as error:
         raise FloatingPointError(f"class split {split}: {error}") from error
@@ -219,6 +231,8 @@ def _evaluate(
         counts = torch.bincount(labels * len(names) + predictions, minlength=len(names) ** 2)
         metrics["confusion"] = counts.view(len(names), len(names)).tolist()
     metrics |= {"num_classes": len(names), "seconds": seconds}
+    if not ("test_loader" in loaders and loaders["test_loader"].num_known):
+        metrics["image_seconds"] = seconds / labels.numel()
     if open_world:
         numbers = {name: recorder.results[name] for name in OPEN_WORLD_METRICS}
         metrics["open_world"] = numbers | {"num_base_classes": num_base}

@@ -24,7 +24,7 @@ import time
 import tokenize
 import zipfile
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from yacs.config import CfgNode
 
 from common.files import atomic_write
 from dassl.config import cfg_default
-from dassl.data import DatasetWrapper
+from dassl.data import DatasetWrapper, StoredFeatureLoader, build_data_loader
 from prompting.checkpoint import shown
 from prompting.weights import tensors_digest
 
@@ -58,7 +58,7 @@ DAMAGED = (
     *(SyntaxError, tokenize.TokenError),
 )
 
-cfg_default.TEST.SAVE_FEATURES = False  # keep an evaluation's image and text features, for t-SNE plots
+cfg_default.TEST.SAVE_FEATURES = False  # keep an evaluation's image and text features, for t-SNE plots and probes
 cfg_default.FEATURES = CfgNode(
     {
         "REUSE": True,  # compute image features once where they would be the same
@@ -119,7 +119,7 @@ def _fits(loader: Any) -> bool:
     )
 
 
-class FeatureLoader:
+class FeatureLoader(StoredFeatureLoader):
     """A loader's batches in the same order, with a trainer's image features in place of images.
 
     They are looked up, and computed where they are not known yet, when the first batch is asked for. `folder` is where
@@ -127,30 +127,11 @@ class FeatureLoader:
     """
 
     def __init__(self, loader: DataLoader, trainer: Any, cfg: Any, folder: Path | None) -> None:
-        self.loader, self.trainer, self.cfg, self.folder = loader, trainer, cfg, folder
-        self.dataset = loader.dataset
+        super().__init__(loader)
+        self.trainer, self.cfg, self.folder = trainer, cfg, folder
+        self.num_known = 0  # images whose features were not computed here
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start an epoch."""
-        if hasattr(self.loader, "set_epoch"):
-            self.loader.set_epoch(epoch)
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        features, items = self._features(), self.dataset.data_source
-        for indices in self.loader.batch_sampler:
-            chosen = [items[index] for index in indices]
-            yield {
-                "img": features[indices],
-                "label": torch.tensor([item.label for item in chosen]),
-                "domain": torch.tensor([item.domain for item in chosen]),
-                "impath": [item.impath for item in chosen],
-                "index": torch.tensor(indices),
-            }
-
-    def _features(self) -> Tensor:
+    def features(self) -> Tensor:
         """Features of every image of the data set, (images, embed_dim), on the CPU."""
         dataset, model = self.dataset, self.trainer.model
         learner, encoder = model.prompt_learner, model.image_encoder
@@ -172,6 +153,7 @@ class FeatureLoader:
         keys, settled = image_keys([item.impath for item in dataset.data_source])
         known = store.find(keys)
         missing = [index for index, key in enumerate(keys) if key not in known]
+        self.num_known = len(keys) - len(missing)
         if missing:
             computed = self._compute(missing)
             known |= {keys[index]: row for index, row in zip(missing, computed.unbind(0), strict=True)}
@@ -378,11 +360,21 @@ class FeatureCollector:
         self._model = model
         self._images: list[Tensor] = []
         self._texts: Tensor | None = None
+        self._paths: list[str] = []
+
+    def reading(self, parse: Callable[[Mapping[str, Any]], Any]) -> Callable[[Mapping[str, Any]], Any]:
+        """The trainer's `parse_batch_test`, which also notes the batch's image files."""
+
+        def parse_and_note(batch: Mapping[str, Any]) -> Any:
+            self._paths += batch.get("impath", ())
+            return parse(batch)
+
+        return parse_and_note
 
     def infer(self, images: Tensor) -> Tensor:
         """Logits of a batch, its features kept; takes the place of the trainer's `model_inference`."""
         output = self._model.outputs(images)
-        self._images.append(output.image_features.detach().half())
+        self._images.append(output.image_features.detach().float())
         texts = output.text_features.detach().float()
         if texts.dim() == 3:
             total = texts.sum(dim=0)
@@ -394,20 +386,43 @@ class FeatureCollector:
 
     def arrays(self, labels: Tensor, lab2cname: Mapping[int, str]) -> dict[str, np.ndarray]:
         """What the file holds of a class split, given the labels in the order of the images, and names by label."""
-        return {
+        paths = {"paths": np.array(self._paths)} if len(self._paths) == len(labels) else {}
+        return paths | {
             "images": torch.cat(self._images).cpu().numpy(),
             "labels": labels.numpy(),
             # the mean of unit vectors is shorter than they are; for texts shared by all images this changes nothing
-            "texts": F.normalize(self._texts.cpu(), dim=-1).half().numpy(),
+            "texts": F.normalize(self._texts.cpu(), dim=-1).numpy(),
             "classnames": np.array([name for _, name in sorted(lab2cname.items())]),
         }
+
+
+@torch.no_grad()
+def training_features(trainer: Any, cfg: Any) -> dict[str, dict[str, np.ndarray]]:
+    """What :meth:`FeatureCollector.arrays` gives of the run's training and validation images, as "train" and "val".
+
+    The images are seen as test images are, without augmentation, and the texts are those of the classes trained on.
+    A split without images is left out.
+    """
+    dataset, found = trainer.dm.dataset, {}
+    trainer.set_model_mode("eval")
+    for split, items in {"train": dataset.train_x, "val": dataset.val}.items():
+        if not items:
+            continue
+        collector, size = FeatureCollector(trainer.model), cfg.DATALOADER.TEST.BATCH_SIZE
+        options = {"tfm": trainer.test_loader.dataset.transform, "is_train": False, "split": split}
+        with trainer.model.evaluating():
+            for batch in build_data_loader(cfg, data_source=items, batch_size=size, **options):
+                collector.infer(collector.reading(trainer.parse_batch_test)(batch)[0])
+        found[split] = collector.arrays(torch.tensor([item.label for item in items]), trainer.lab2cname)
+    return found
 
 
 def save_features(folder: str | Path, splits: Mapping[str, Mapping[str, np.ndarray]]) -> None:
     """Write features.npz in one step.
 
-    It holds, in half precision and L2-normalised, `<split>_images` (images, embed_dim) and `<split>_texts` (classes,
-    embed_dim) of each class split, with `<split>_labels` (images,) and `<split>_classnames` (classes,).
+    It holds, in float32 and L2-normalised, `<split>_images` (images, embed_dim) and `<split>_texts` (classes,
+    embed_dim) of each class split, with `<split>_labels` (images,), `<split>_classnames` (classes,) and, where the
+    images are files, `<split>_paths` (images,).
     """
     with atomic_write(Path(folder) / FEATURES_FILE) as file:
         arrays = {f"{split}_{name}": array for split, parts in splits.items() for name, array in parts.items()}

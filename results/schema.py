@@ -61,7 +61,7 @@ _PATHS_OF = {
     Key(str): "status protocol trainer setting dataset backbone train_classes selection_rule finished_at",
     Key(str, optional=True): "config.DATASET.PATH config.DATASET.LABEL",
     Key(str, optional=True, null=True): "source_dataset environment.git_revision environment.precision "
-    "data.split_sha256 data.fewshot_sha256 model.backbone_sha256",
+    "environment.device environment.device_name data.split_sha256 data.fewshot_sha256 model.backbone_sha256",
     Key(bool, optional=True, null=True): "environment.git_dirty notes.transductive",
     Key(int): "schema_version",
     Key(int, least=-MAX_SEED - 1, most=MAX_SEED): "seed init_seed",
@@ -77,6 +77,9 @@ _PATHS_OF = {
     Key(float, optional=True, null=True, least=0): "timing.total metrics.*.calibration.nll metrics.*.calibration.brier "
     "metrics.*.calibration.temperature metrics.*.calibration.scaled.nll metrics.*.calibration.scaled.brier",
     Key(float, optional=True, null=True, least=0, most=1): "metrics.*.calibration.bins.confidence.*",
+    Key(int, optional=True, null=True, least=0, most=10**9): "environment.threads memory.earlier_runs",
+    Key(float, optional=True, null=True, least=0, most=10**12): "timing.train timing.preparation "
+    "metrics.*.image_seconds memory.peak_rss_mib memory.peak_cuda_mib",
     Key(int, optional=True, least=0, most=10**12): "metrics.*.calibration.bins.count.* "
     "metrics.*.calibration.bins.correct.*",
     Key(list, optional=True): "metrics.*.calibration.bins.count metrics.*.calibration.bins.correct "
@@ -288,6 +291,44 @@ class Run:
         value = self.record["metrics"].get("all", {}).get("ood", {}).get(score, {}).get(name)
         return None if value is None else float(value)
 
+    @property
+    def device(self) -> str:
+        """What it ran on, for reading: "AMD EPYC, 1 thread"."""
+        environment = self.record["environment"]
+        name, threads = environment.get("device_name") or environment.get("device"), environment.get("threads")
+        on_cpu = threads and not self.on_gpu
+        count = f", {threads} thread{'s' if threads > 1 else ''}" if on_cpu else ""
+        return printable(f"{name or 'a device that is not recorded'}{count}")
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether it ran on a CUDA device."""
+        return (self.record["environment"].get("device") or "").startswith("cuda")
+
+    @property
+    def train_seconds(self) -> float | None:
+        """Seconds of training without validation and tests; 0 where nothing is trained, None where it was not here."""
+        timing = self.record["timing"]
+        if self.deterministic or timing.get("train") is None:
+            return 0.0 if self.deterministic else None
+        return float(timing["train"] + (timing.get("preparation") or 0.0))
+
+    @property
+    def ms_per_image(self) -> float | None:
+        """Milliseconds of testing by image, the mean over class splits; None where features were known already."""
+        seconds = [metrics.get("image_seconds") for metrics in self.record["metrics"].values()]
+        measured = [value for value in seconds if value is not None]
+        return 1000.0 * sum(measured) / len(measured) if measured else None
+
+    @property
+    def peak_memory(self) -> float | None:
+        """Most MiB taken: of a GPU by tensors, else of the process; None where earlier runs had part in it."""
+        memory = self.record["memory"]
+        if (earlier := memory.get("earlier_runs")) is None or (earlier and not self.on_gpu):
+            return None
+        value = memory.get("peak_cuda_mib" if self.on_gpu else "peak_rss_mib")
+        return None if value is None else float(value)
+
 
 def find_results(paths: Iterable[str | Path]) -> list[Path]:
     """The results.json files under folders (searched recursively) and those named directly; each once.
@@ -452,7 +493,7 @@ def build_record(
         f"{model}.{name}": list(tensor.shape)
         for model in trainer.get_model_names()
         for name, tensor in trainer._models[model].named_parameters()
-        if tensor.requires_grad
+        if tensor.requires_grad or getattr(trainer, "trains_in_stages", False)
     }
     waited = timing["data"] / timing["train"] if timing.get("train") and "data" in timing else None
     return {
@@ -619,8 +660,24 @@ def git_state(folder: Path = REPOSITORY) -> tuple[str | None, bool | None]:
     return git("rev-parse", "HEAD"), None if status is None else bool(status)
 
 
+_runs_begun = 0  # by this process
+
+
+def begin_peak_memory() -> None:
+    """Begin a run: CUDA's peak starts anew. A process's resident peak cannot; `peak_memory` counts the earlier runs."""
+    import torch
+
+    global _runs_begun
+    _runs_begun += 1
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
+
+
 def peak_memory() -> dict[str, float | None]:
-    """Peak memory of this process so far in MiB: resident (None on Windows) and CUDA (None without CUDA)."""
+    """Peak memory in MiB: the process's resident one so far (None on Windows), and CUDA's (None without CUDA).
+
+    `earlier_runs` of the process had part in the resident one.
+    """
     import torch
 
     cuda = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else None
@@ -633,4 +690,4 @@ def peak_memory() -> dict[str, float | None]:
 
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         resident = peak / (2**20 if sys.platform == "darwin" else 2**10)  # macOS counts bytes, Linux KiB
-    return {"peak_rss_mib": resident, "peak_cuda_mib": cuda}
+    return {"peak_rss_mib": resident, "peak_cuda_mib": cuda, "earlier_runs": max(_runs_begun - 1, 0)}

@@ -144,6 +144,7 @@ SETTINGS: Mapping[str, Mapping[str, str]] = {
     "TipAdapterF": {"tiny": "tiny_ep20_batch256", "base": "vit_b16"},
     "LinearProbe": {"tiny": "tiny", "base": "vit_b16"},
     "CLAP": {"tiny": "tiny_ep300_batch256", "base": "vit_b16_ep300"},
+    "LPPlusPlus": {"tiny": "tiny", "base": "vit_b16"},
     "BMIP": {
         "tiny": "tiny_c2_ep10_batch4_2ctx",
         "base": "vit_b16_c2_ep10_batch4_2ctx",
@@ -158,7 +159,7 @@ GPA45 = ("stanford_cars", "oxford_flowers", "fgvc_aircraft", "dtd", "eurosat")
 # Trainers without anything to learn: every seed gives the same numbers, so one is run.
 UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
 # Trainers that are fitted without steps of an optimiser: they have no learning rate, epochs or batches.
-FITTED = ("TipAdapter", "LinearProbe")
+FITTED = ("TipAdapter", "LinearProbe", "LPPlusPlus")
 # Trainers that learn from a finished run, which has to be named: "all" leaves them out.
 TAUGHT = ("PromptKD",)
 # The config node that sets the depth and the length of a method's prompts.
@@ -193,7 +194,8 @@ def _ablation(**axes: tuple[str, Sequence[str], Sequence[str]]) -> Table:
 TABLES: Mapping[str, Table] = {
     "open_world": Table("open_world", _OPEN_WORLD),
     "calibration": Table("open_world", _OPEN_WORLD, report=("--metrics", "ece,ece_scaled,nll")),
-    "few_shot_curve": Table("few_shot", _COMPARED),
+    # and those whose papers are about it: heads on features, and changes of weights
+    "few_shot_curve": Table("few_shot", (*_COMPARED, "LinearProbe", "TipAdapterF", "CLAP", "CLIP_LoRA", "TwoStage")),
     "cross_dataset": Table("cross_dataset", _COMPARED),
     "domain_generalization": Table("domain_generalization", _COMPARED),
     "combinations": Table(
@@ -258,6 +260,18 @@ def bundled_plan(protocol: Protocol, source: str, mini: bool = False) -> tuple[t
             "not there: give real data with --root and --datasets"
         )
     return (source, *targets), source
+
+
+def present_datasets(root: str) -> tuple[str, ...]:
+    """The published data sets whose folders are under a data root; a SweepError where there is none."""
+    from datasets.sources import known_datasets
+
+    folders = {name: known_datasets()[data_section(name)["NAME"]].folder for name in (*ELEVEN, *IMAGENET_VARIANTS)}
+    there = tuple(name for name, folder in folders.items() if root and (Path(root).expanduser() / folder).is_dir())
+    if not there:
+        where = f"of the published data sets under {root}" if root else "without --root, the folder of all data sets"
+        raise SweepError(f"--datasets present: there is none {where}; docs/datasets.md says how to get them")
+    return there
 
 
 def dataset_file(dataset: str) -> Path:

@@ -129,7 +129,8 @@ def test_the_process_ends_alike_and_debug_shows_the_traceback(entry, request):
 
 
 @pytest.mark.parametrize(
-    ("script", "option"), [("train.py", "--help"), ("predict.py", "--help"), ("train.py", "--seed=x")]
+    ("script", "option"),
+    [("train.py", "--help"), ("predict.py", "--help"), ("look.py", "--help"), ("train.py", "--seed=x")],
 )
 def test_options_are_read_before_anything_that_takes_seconds_is_imported(script, option, request):
     command = [sys.executable, "-X", "importtime", script, option]

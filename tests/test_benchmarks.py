@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import gpu, runs
+from benchmarks import cost, gpu, runs
 from benchmarks.__main__ import main
 from benchmarks.measure import (
     TOLERANCES,
@@ -27,6 +27,7 @@ from benchmarks.measure import (
 )
 from benchmarks.steps import count_training, training_flops
 from prompting.tokens import encode
+from sweeping.plan import SETTINGS, TAUGHT, UNTRAINED
 from tests.trainers.replaying import record_on_cpu
 
 SHALLOW = {
@@ -398,3 +399,23 @@ def test_waits_are_counted_and_named(method, tmp_path, monkeypatch):
     monkeypatch.setattr(gpu.Card, "test", lambda self, trainer, batch: [batch["label"].tolist() for _ in range(3)])
     with pytest.raises(ParityError, match="waits for the device"):
         card.waits(method)
+
+
+def test_cost_has_a_row_for_every_method_that_needs_no_other_run(capsys):
+    names = [name for name in SETTINGS if name not in TAUGHT]
+    assert cost.main(["--datasets", "bundled", "--trainers", *names]) == 0
+    lines = [line.split("|")[1:-1] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    rows = {cells[0].strip(): [cell.strip() for cell in cells[2:]] for cells in lines[1:]}
+    assert list(rows) == names
+    parameters = {name: row[0] for name, row in rows.items()}
+    assert (parameters["TipAdapter"], parameters["TaskRes"]) == ("3,072", "192")  # 16 shots, 3 classes, width 64
+    assert {name for name, row in rows.items() if row[1] == "0"} == {*UNTRAINED, "TipAdapter", "LinearProbe"}
+    assert float(rows["TaskRes"][1]) < 0.001  # on features: the towers are not run
+    assert all(float(row[2]) > 0 and (name == "CoCoOp" or float(row[3]) > 0) for name, row in rows.items())
+
+
+def test_cost_refuses_what_learns_from_a_run_before_it_counts(capsys):
+    assert cost.main(["--datasets", "bundled", "--trainers", "BMIP", "PromptKD"]) == 2
+    assert capsys.readouterr().err == (
+        "error: --trainers: PromptKD learns from a finished run, and a random CLIP has none: leave it out\n"
+    )

@@ -314,6 +314,10 @@ PUBLISHED = {
         {"LINEARPROBE.C": 0.0, "LINEARPROBE.BINARY_STEPS": 8, "LINEARPROBE.MAX_ITERATIONS": 1000},
     ),
     "CLAP/vit_b16_ep300": ("ViT-B/16", SGD, 0.1, 300, 1, 256, {"CLAP.CONSTRAINT": True, "CLAP.VIEWS": 20}),
+    "LPPlusPlus/vit_b16": (
+        *("ViT-B/16", ADAM, 0.0003, 1, -1, 32),
+        {"LPPLUSPLUS.EPOCHS": 300, "LPPLUSPLUS.SEARCH": True},
+    ),
     "TipAdapter/vit_b16": tip_adapter(),
     "TipAdapterF/vit_b16": tip_adapter_f(20),
     **{f"TipAdapter/vit_b16_{name}": tip_adapter(*values) for name, values in TIP_ADAPTER.items()},
@@ -390,6 +394,7 @@ TINY_OF = {
     "TipAdapter/tiny": ("vit_b16", {}),
     "CLAP/tiny_ep300_batch256": ("vit_b16_ep300", {}),
     "LinearProbe/tiny": ("vit_b16", {}),
+    "LPPlusPlus/tiny": ("vit_b16", {}),
     "TipAdapterF/tiny_ep20_batch256": ("vit_b16", {"TRAINER.TIPADAPTER.VIEWS": 20}),
     "CLIP_Adapter/tiny_ep200_batch32": ("vit_b16", {"TRAINER.CLIP_ADAPTER.VIEWS": 20}),
     "BMIP/tiny_c2_ep10_batch4_2ctx": ("vit_b16_c2_ep10_batch4_2ctx", {"TRAINER.BMIP.PROMPT_DEPTH": 3}),
@@ -527,7 +532,7 @@ def test_published_values(name):
     assert values[f"{node}.PREC"] == (
         "amp" if node in ("MMA", "MMRL", "MMRLPP") or name.startswith(COUNTED) else "fp16"
     )
-    if node.startswith(("MMRL", "TIPADAPTER")):
+    if node.startswith(("MMRL", "TIPADAPTER", "LPPLUSPLUS")):
         assert cfg.INPUT.RRCROP_SCALE == (0.5, 1.0)
 
 

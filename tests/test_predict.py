@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import re
+import shlex
 import shutil
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from PIL import Image
 import predict
 import train
 from common import commandline
-from prompting import PromptedCLIP
-from tests.test_train import arguments
+from common.unpickling import read_checkpoint
+from prompting import PromptedCLIP, checkpoint
+from tests.test_train import QUICK, arguments
 from trainers import load_run
 from trainers.predictor import read_rgb, zero_shot
 
@@ -51,6 +53,138 @@ def test_accuracy_equals_the_run(run):
     predictions = list(load_run(run).predict([path for path, _ in base], top=1, batch_size=100))
     right = sum(p.ranking[0][0] == name for p, (_, name) in zip(predictions, base, strict=True))
     assert 100 * right / len(base) == pytest.approx(results["metrics"]["base"]["accuracy"])
+
+
+# Exported runs: folders to share
+
+
+@pytest.fixture(scope="module")
+def shared(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shared") / "digits"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.stdout", io.StringIO())
+        assert checkpoint.main(["export", str(run), str(folder)]) == 0
+    return folder
+
+
+def test_an_exported_run_is_the_run(run, shared):
+    images = predict.find_images([SEVENS])[:7]
+    theirs, ours = (list(load_run(folder).predict(images)) for folder in (run, shared))
+    assert theirs == ours
+    before, after = (read_checkpoint(checkpoint.find_checkpoint(folder)) for folder in (run, shared))
+    assert set(before) - set(after) <= {"optimizer", "scheduler"}
+    for name, tensor in before["state_dict"].items():
+        assert torch.equal(after["state_dict"][name], tensor)
+    for name in set(after) - {"state_dict"}:
+        assert after[name] == before[name], name
+
+
+def test_an_exported_run_says_its_own_numbers_and_no_places(run, shared):
+    results = json.loads((run / "results.json").read_text(encoding="utf-8"))
+    numbers = json.loads((shared / "metrics.json").read_text(encoding="utf-8"))
+    assert numbers["metrics"] == results["metrics"]
+    card = (shared / "README.md").read_text(encoding="utf-8")
+    values = results["metrics"]["base"]
+    assert f"| base | 5 | {values['num_images']} | {values['accuracy']:.2f} | {values['macro_f1']:.2f} |" in card
+    for said in ("small demonstration model", "one seed", results["selection_rule"], results["data"]["split_sha256"]):
+        assert said in card
+    assert (shared / "classes.txt").read_text(encoding="utf-8").splitlines() == results["data"]["classnames"]
+    for path in shared.iterdir():
+        assert str(run).encode() not in path.read_bytes(), path
+
+
+def test_the_pages_commands(run, tmp_path, capsys):
+    page = Path("docs/checkpoints.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = re.findall(r"^    python (.+)", page.split("## Sharing trained prompts")[1].split("\n## ")[0], re.M)
+    mains = {"-m": checkpoint.main, "predict.py": predict.main, "train.py": train.main}
+    assert [shlex.split(command)[0] for command in commands] == list(mains)
+    places = {"RUN": run, "OUT": tmp_path / "out", "EVALUATED": tmp_path / "evaluated"}
+    options = {"train.py": ["--seed", "1", "DATASET.SUBSAMPLE_CLASSES", "base", *QUICK]}
+    for command in commands:
+        name, *words = [str(places.get(word, word)) for word in shlex.split(command)]
+        words = words[1:] if name == "-m" else words
+        assert mains[name](words + options.get(name, [])) == 0, capsys.readouterr().err
+    first, again = (json.loads((folder / "results.json").read_text()) for folder in (run, places["EVALUATED"]))
+    assert first["metrics"]["base"]["confusion"] == again["metrics"]["base"]["confusion"]
+
+
+def test_an_exported_run_is_read_from_the_hubs_cache(shared, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("huggingface_hub", reason="an optional extra")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    place = tmp_path / "models--some--digits"
+    (place / "refs").mkdir(parents=True)
+    (place / "refs" / "main").write_text("b" * 40)
+    shutil.copytree(shared, place / "snapshots" / ("b" * 40))
+    assert predict.main(["--model-dir", "hf:some/digits", f"{SEVENS}/0007.png", "--top", "1", "--device", "cpu"]) == 0
+    assert "digit" in capsys.readouterr().out
+    assert predict.main(["--model-dir", "hf:some/other", f"{SEVENS}/0007.png"]) == 2
+    assert re.search(
+        r"error: hf:some/other: config.yaml is not in the cache .*could not be down.*\n$", capsys.readouterr().err
+    )
+
+
+def test_exports_that_are_refused(run, shared, tmp_path, capsys):
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(run, unfinished, ignore=lambda *_: ["results.json"])
+    for source, target, message in (
+        (run, shared, f"{shared} exists and is not overwritten: give another name"),
+        (unfinished, tmp_path / "new", f"{unfinished} has no results.json: give the --output-dir of a finished run"),
+    ):
+        assert checkpoint.main(["export", str(source), str(target)]) == 1
+        assert f"error: {message}\n" == capsys.readouterr().err
+    other = json.loads((run / "results.json").read_text()) | {"trainer": "CoOp"}
+    (unfinished / "results.json").write_text(json.dumps(other))
+    assert checkpoint.main(["export", str(unfinished), str(tmp_path / "new")]) == 1
+    assert "results.json is not about" in capsys.readouterr().err
+    (unfinished / "results.json").write_text("[1")
+    assert checkpoint.main(["export", str(unfinished), str(tmp_path / "new")]) == 1
+    assert "results.json is damaged" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["unfinished"]
+
+
+@pytest.mark.parametrize(
+    "damage", [lambda data: data[:-9], lambda data: data.replace(b'\\"epoch\\": ', b'\\"epoch\\":x')]
+)
+def test_a_damaged_export_is_named(shared, tmp_path, damage, capsys):
+    shutil.copytree(shared, tmp_path / "copy")
+    path = tmp_path / "copy" / checkpoint.SHARED
+    path.write_bytes(damage(path.read_bytes()))
+    assert predict.main(["--model-dir", str(path.parent), f"{SEVENS}/0007.png"]) == 2
+    assert f'error: "{path}" is not a checkpoint, or it is damaged' in capsys.readouterr().err
+    assert predict.main(["--model-dir", str(shared), "--load-epoch", "77", f"{SEVENS}/0007.png"]) == 2
+    assert "alone, not 77" in capsys.readouterr().err
+
+
+class Hub:
+    """Stands in for huggingface_hub.HfApi."""
+
+    pushed = {}
+
+    def create_repo(self, repository):
+        if repository == "some/taken":
+            raise OSError("409 Client Error: it exists\nand more")
+        return f"https://hub/{repository}"
+
+    def upload_folder(self, repo_id, folder_path):
+        self.pushed[repo_id] = sorted(path.name for path in Path(folder_path).iterdir())
+
+
+def test_push(run, tmp_path, monkeypatch, capsys):
+    hub = pytest.importorskip("huggingface_hub", reason="an optional extra")
+    monkeypatch.setattr(hub, "HfApi", Hub)
+    assert checkpoint.main(["export", str(run), str(tmp_path / "out"), "--push", "some/digits"]) == 0
+    files = ["README.md", "classes.txt", "config.yaml", "metrics.json", checkpoint.SHARED]
+    assert Hub.pushed == {"some/digits": files}
+    assert "Pushed to https://hub/some/digits" in capsys.readouterr().out
+    assert 'load_run("hf:some/digits")' in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert checkpoint.main(["export", str(run), str(tmp_path / "second"), "--push", "some/taken"]) == 1
+    said = capsys.readouterr().err
+    assert "some/taken was not pushed (409 Client Error: it exists)" in said
+    assert f"hf upload some/taken {tmp_path}/second" in said
+
+
+# One's own images
 
 
 def test_other_classes_and_probabilities(run):

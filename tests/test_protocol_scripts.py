@@ -47,7 +47,9 @@ def option(command, key):
     return command[command.index(key) + 1]
 
 
-@pytest.mark.parametrize("name", [*SINGLE, "few_shot", "zero_shot", *(f"tables/{table}" for table in TABLES)])
+@pytest.mark.parametrize(
+    "name", [*SINGLE, "few_shot", "zero_shot", "verify_setup", *(f"tables/{table}" for table in TABLES)]
+)
 def test_help_says_how_to_use_it(name, script):
     done = script(name, "--help")
     assert done.returncode == 0
@@ -74,6 +76,15 @@ def test_few_shot_runs_every_seed_and_zero_shot_one(script):
     assert [(option(c, "--seed"), option(c, "DATASET.NUM_SHOTS")) for c in commands] == [("1", "4"), ("2", "4")]
     (command,) = dry(script("zero_shot", "digits", "--dry-run"))
     assert (option(command, "--trainer"), option(command, "TEST.PROTOCOL")) == ("ZeroshotCLIP", "zero_shot")
+
+
+def test_verify_setup_checks_tests_and_compares(script, tmp_path):
+    done = script("verify_setup", "--dry-run", "--data", str(tmp_path), OPTS="DATALOADER.NUM_WORKERS 0")
+    check, sweep, compare = (shlex.split(line)[1:] for line in done.stdout.splitlines())
+    assert check == ["-m", "datasets", "check", "all", "--root", str(tmp_path)]
+    assert sweep[-3:] == ["--", "DATALOADER.NUM_WORKERS", "0"]
+    assert compare == ["-m", "reporting", "verify", option(sweep, "--output")]
+    assert script("verify_setup").returncode == 2
 
 
 def test_the_published_data_sets_are_the_tables(script):

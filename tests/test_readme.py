@@ -120,7 +120,7 @@ def test_python_block(demo_run, capsys):
     (code,) = blocks("python")
     assert DEMO_RUN in code
     exec(compile(code.replace(DEMO_RUN, str(demo_run)), "README.md", "exec"), {})
-    assert "digit_seven/0007.png" in capsys.readouterr().out
+    assert "digit_three/0003.png" in capsys.readouterr().out
 
 
 def test_links_and_paths_exist():
@@ -131,8 +131,15 @@ def test_links_and_paths_exist():
     assert configs == []
 
 
-def test_every_trainer_is_listed():
-    assert [name for name in TRAINERS if f"`{name}`" not in README] == []
+def test_every_trainer_is_listed_with_what_it_trains():
+    methods, measured = ((ROOT / f"docs/{page}.md").read_text(encoding="utf-8") for page in ("methods", "measured"))
+    for page in (README, methods):
+        assert [name for name in TRAINERS if f"`{name}`" not in page] == []
+    rows = [line for line in methods.splitlines() if line.startswith("| `")]
+    for name, _, parameters in re.findall(
+        r"^\| (\w+) +\| (\S+) +\| ([\d,]+) +\|(?=.* \|$)", measured, flags=re.MULTILINE
+    ):
+        assert any(re.search(rf"(?<![\d,]){parameters}(?!\d|,\d)", row) for row in rows if f"`{name}`" in row), name
 
 
 def test_the_citation_is_the_same_everywhere():

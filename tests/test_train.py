@@ -59,6 +59,9 @@ def test_base_to_new_and_open_world(trainer, tmp_path, capsys):
     assert len(results["data"]["split_sha256"]) == len(results["model"]["backbone_sha256"]) == 64
     assert results["data"]["image_decoding"] == "full size"
     assert results["memory"]["peak_rss_mib"] > 0
+    assert results["memory"]["earlier_runs"] >= 0
+    # base and new classes' images are all classes' images: their features were known then
+    assert "image_seconds" not in results["metrics"]["all"]
     assert results["config"]["TRAINER"]["NAME"] == trainer
     log = capsys.readouterr().out
     assert log.count("=> result") >= 3
@@ -69,6 +72,7 @@ def test_base_to_new_and_open_world(trainer, tmp_path, capsys):
         assert results["model"]["trainable_parameters"] > 0
         timing = results["timing"]
         assert 0 < timing["data"] < timing["train"] < timing["total"]
+        assert 0 < timing["preparation"] < timing["total"]
         assert timing["data_share"] == pytest.approx(timing["data"] / timing["train"])
         assert "data_share" in (tmp_path / "history.csv").read_text().splitlines()[0].split(",")
         assert (tmp_path / "history.csv").read_text().count("\n") == 3  # a head and two epochs

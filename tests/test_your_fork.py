@@ -43,7 +43,12 @@ DASSL = {
 CLIP = {"clip": {"*module*"}, "clip.clip": {"_MODELS", "_tokenizer"}, "clip.model": {"CLIP", "QuickGELU"}}
 OWN = {f"trainers.{name}" for name in FILES if name != "bmip"}
 PACKAGES = {"torch", "torchvision", "yacs", "prompting", "common", "filelock"}
-OPTIONAL = {"open_clip"}  # asked for inside a function, when a backbone's name begins with open_clip:
+OPTIONAL = {
+    "open_clip",
+    "huggingface_hub",
+    "safetensors",
+    "safetensors.torch",
+}  # asked for inside a function, by a backbone's name
 
 
 def imports_of(path):

@@ -7,9 +7,8 @@ checkout that runs on upstream Dassl.
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -22,18 +21,22 @@ from dassl.data import DataManager
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
-from prompting.checkpoint import MAX_SHOWN, CheckpointError, load_trained, read_initial, read_trained, shown
+from prompting.checkpoint import (
+    MAX_SHOWN,
+    MODEL_NAME,
+    CheckpointError,
+    find_checkpoint,
+    load_trained,
+    read_initial,
+    read_trained,
+    shown,
+)
+from prompting.model import Watch
 from prompting.towers.attention import BACKENDS, CHOOSER, set_compile
-from prompting.weights import is_resnet_name
+from prompting.weights import is_path, is_resnet_name
 from trainers.objectives import CrossEntropy, Objective
 from trainers.step import GRAPH_MODES, Steps, memory_advice, redefines
 
-MODEL_NAME = "prompt_learner"
-# Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
-CHECKPOINT_FOLDERS = (
-    *(MODEL_NAME, "PromptLearner", "MultiModalPromptLearner", "VLPromptLearner", "adapter_learner"),
-    *("MultiModalRepresentationLearner", "clip_adapter"),
-)
 # What keys may hold, by dotted key: (least, most) of a number, or the names to choose from.
 RANGES: dict[str, tuple[Any, ...]] = {}
 # Of the keys that methods share. How many layers and tokens fit is the backbone's to say.
@@ -92,6 +95,8 @@ class PromptTrainer(Steps, TrainerX):
     lr_by_step = False  # whether the learning rate changes at every step rather than at every epoch
     # What a search tries beside the learning rate (sweep.py --tune): a `Between`, or a tuple of choices, by dotted key.
     search_space: Mapping[str, Any] = {}
+    # Gives the parts with which a test adapts the model to each image (trainers/tpt.py); None: no test does
+    adaptation: Callable[[PromptTrainer, Watch], dict[str, Any]] | None = None
     path = "fast"  # which implementation of the towers runs; "plain" is for tests and benchmarks
 
     @property
@@ -110,7 +115,7 @@ class PromptTrainer(Steps, TrainerX):
 
         A method that classifies in its own way, not from ``model.image_features``, gets "batch": nothing is reused.
         """
-        if redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):
+        if self.adaptation or redefines(self, PromptTrainer, "test", "model_inference", "parse_batch_test"):
             return "batch"
         if redefines(self.model, PromptedCLIP, "forward", "outputs", "image_features"):
             return "batch"
@@ -275,7 +280,7 @@ class PromptTrainer(Steps, TrainerX):
             self.notes = {**notes, "logits": {**notes.get("logits", {}), self._class_split: self.logits_kind}}
             print(f"Class split *{self._class_split}* is predicted by: {self.logits_kind}")
         advice = memory_advice(self.cfg, self.node, self.device, self.num_classes, training=False)
-        with advice, self.model.evaluating() as watch:
+        with advice, self.model.evaluating() as watch, self.adapted(watch):
             result = super().test(split)
             loader = self.val_loader if validating else self.test_loader
             items = getattr(getattr(loader, "dataset", None), "data_source", [])
@@ -288,6 +293,10 @@ class PromptTrainer(Steps, TrainerX):
                 f"{len(classes)} classes ({shown(classes) or 'none'})"
             )
         return result
+
+    def adapted(self, watch: Watch) -> AbstractContextManager[None]:
+        """Context in which test images are predicted as :attr:`adaptation` says."""
+        return self.swapped(**self.adaptation(self, watch)) if self.adaptation else nullcontext()
 
     def checkpoint_extra(self, name: str) -> dict[str, Any]:
         """What a checkpoint says about itself, beside the trained tensors."""
@@ -308,11 +317,11 @@ class PromptTrainer(Steps, TrainerX):
         if not directory:
             print("Note that load_model() is skipped as no pretrained model is given")
             return
-        path = find_checkpoint(Path(directory), epoch)
+        path = find_checkpoint(directory, epoch)
         trained = read_trained(path, type(self).__name__)
         # Prompts of another backbone are refused; a file's path says nothing about what is in it.
         name, trained_on = self.cfg.MODEL.BACKBONE.NAME, trained.content.get("backbone")
-        is_file = any(known is None or Path(str(known)).suffix == ".pt" for known in (trained_on, name))
+        is_file = any(known is None or is_path(str(known)) for known in (trained_on, name))
         if not is_file and trained_on != name:
             raise CheckpointError(
                 f"checkpoint {path} was trained on the backbone {trained_on}, this run has {name}: "
@@ -374,31 +383,10 @@ class PromptTrainer(Steps, TrainerX):
 
     def _no_resnet(self, cfg: CfgNode) -> str:
         return (
-            f"{type(self).__name__} changes the image tower from within, which {cfg.MODEL.BACKBONE.NAME} (a ResNet) "
-            "does not allow: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp, "
-            "ProGrad, ProDA, TCP, CoOp_DePT, TaskRes, CLIP_Adapter, TipAdapter, CLAP or LinearProbe"
+            f"{type(self).__name__} changes the image tower from within, which {cfg.MODEL.BACKBONE.NAME} (not a plain "
+            "ViT) does not allow: set MODEL.BACKBONE.NAME to a ViT, for example ViT-B/16, or use CoOp, CoCoOp, KgCoOp, "
+            "ProGrad, ProDA, TCP, CoOp_DePT, TaskRes, CLIP_Adapter, TipAdapter, CLAP, LPPlusPlus or LinearProbe"
         )
-
-
-def find_checkpoint(directory: Path, epoch: int | None = None) -> Path:
-    """A run's checkpoint of an epoch; by default the best on validation if there is one, else the last.
-
-    Raises:
-        FileNotFoundError: naming what was looked for and which checkpoints there are.
-    """
-    folders = (directory / name for name in CHECKPOINT_FOLDERS)
-    folder = next((folder for folder in folders if folder.is_dir()), directory / MODEL_NAME)
-    matches = (re.fullmatch(r"model\.pth\.tar-(\d+)", path.name) for path in folder.glob("model.pth.tar-*"))
-    found = {int(match[1]): folder / match[0] for match in matches if match}
-    best = folder / "model-best.pth.tar"
-    if epoch is None and best.exists():
-        return best
-    path = found.get(max(found, default=0) if epoch is None else epoch)
-    if path is not None:
-        return path
-    wanted = folder / (f"model.pth.tar-{epoch}" if epoch is not None else "model-best.pth.tar or model.pth.tar-*")
-    there = f"epochs there: {', '.join(map(str, sorted(found)))}" if found else "no checkpoint there"
-    raise FileNotFoundError(f'Model not found at "{wanted}" ({there}): give the OUTPUT_DIR of a finished run')
 
 
 # What every method refuses in the same words: a ValueError names the config key and what it may hold

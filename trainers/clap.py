@@ -88,7 +88,7 @@ class CLAP(TaskRes):
         super().before_train()
         if self.settings.CONSTRAINT:
             loader = self.train_loader_x
-            features = loader.features() if isinstance(loader, ViewLoader) else view_features(self, 1)
+            features = loader.of_all_views() if isinstance(loader, ViewLoader) else view_features(self, 1)
             images = F.normalize(features, dim=-1).flatten(0, 1).to(self.device)
             labels = training_labels(self).repeat(len(features))
             self.objective.multipliers.copy_(zero_shot_confidence(self.model, images, labels))

@@ -12,23 +12,24 @@ their draws are the same for all classes: each class alone sees the same distrib
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from yacs.config import CfgNode
 
+from common.unpickling import CheckpointError
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLearner, Prompts, TextPrompts, TowerSizes, VisionPrompts
-from prompting.changes import BlockChange
+from prompting.changes import POSITIONS, BlockChange, layers_at
 from trainers.base import PromptTrainer, add_trainer_config, check_choice
 from trainers.counted_steps import CountedSteps
 from trainers.objectives import CrossEntropy
 
 ENCODERS = ("both", "text", "vision")
 PARAMS = ("q", "k", "v", "o", "mlp")
-POSITIONS = ("all", "bottom", "mid", "up", "half-bottom", "half-up", "top3")
 
 add_trainer_config(
     "CLIP_LORA",
@@ -46,14 +47,6 @@ add_trainer_config(
     POSITION="all",  # layers that are changed: all, the bottom, mid or up third, half-bottom, half-up, top3
     PREC="amp",  # fp32, fp16, bf16, amp
 )
-
-
-def layers_at(position: str, n_layers: int) -> range:
-    """The layers of a tower at a position of ``POSITIONS``, counted from 0."""
-    third, half = n_layers // 3, n_layers // 2
-    ends = {"bottom": (0, third), "mid": (third, 2 * third), "up": (2 * third, n_layers), "all": (0, n_layers)}
-    ends |= {"half-bottom": (0, half), "half-up": (half, n_layers), "top3": (max(0, n_layers - 3), n_layers)}
-    return range(*ends[position])
 
 
 class LowRank(nn.Module):
@@ -150,6 +143,12 @@ class CLIP_LoRA(CountedSteps, PromptTrainer):
         text, vision = text if s.ENCODER != "vision" else (), vision if s.ENCODER != "text" else ()
         scale = s.ALPHA / s.R**0.5
         return LoRALearner(clip_model, s.CTX_INIT, s.R, scale, s.DROPOUT_RATE, s.PARAMS, text, vision, generator)
+
+    def take_content(self, content: Mapping[str, Any], source: str) -> None:
+        """Refuse a released file of another ALPHA, which its tensors do not show."""
+        alpha = content.get("alpha")
+        if alpha not in (None, self.settings.ALPHA):
+            raise CheckpointError(f"checkpoint {source} is of another alpha: set TRAINER.CLIP_LORA.ALPHA {alpha}")
 
     def build_objective(self, clip_model: nn.Module) -> CrossEntropy:
         objective = CrossEntropy()

@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from yacs.config import CfgNode
 
+from common.unpickling import CheckpointError, read_checkpoint
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLayout, PromptLearner, Prompts, TextPrompts, TowerSizes, layout_with_context
-from prompting.checkpoint import CheckpointError, read_checkpoint
 from prompting.learner import context_parameter, count_context, normal_parameter
 from prompting.tokens import CLASS_TOKEN_POSITIONS
 from trainers.base import PromptTrainer, add_trainer_config, find_checkpoint

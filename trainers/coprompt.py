@@ -6,7 +6,6 @@ https://arxiv.org/abs/2306.01195
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,9 +16,9 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLayout, PromptLearner, Prompts
+from prompting.descriptions import sentences_by_class
 from prompting.learner import linear_layer
 from prompting.model import sentence_features, template_features
-from prompting.tokens import clean_name
 from prompting.towers.text import TextEncoder
 from trainers.base import WEIGHT, Between, add_trainer_config
 from trainers.maple import MaPLe
@@ -93,49 +92,15 @@ class AdaptedLearner(PromptLearner):
         return self.prompts.gate_values()
 
 
+KEY = "TRAINER.COPROMPT.SENTENCES"
+
+
 def read_sentences(path: str, classnames: Sequence[str]) -> list[list[str]]:
     """One list per sentence number, with one sentence per class; as many as the class with the fewest has.
 
-    Arguments and errors are those of :func:`sentences_by_class`.
+    Errors are those of :func:`sentences_by_class`.
     """
-    return [list(row) for row in zip(*sentences_by_class(path, classnames), strict=False)]
-
-
-def sentences_by_class(
-    path: str, classnames: Sequence[str], key: str = "TRAINER.COPROMPT.SENTENCES"
-) -> list[list[str]]:
-    """Sentences about each class from a JSON file {class name: [sentences]}.
-
-    Args:
-        path: of the file.
-        classnames: underscores are spaces; every one must be in the file.
-        key: of the configuration that names the file, for errors.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-        ValueError: the file is no such table, or a class has no sentence or an empty one; named.
-    """
-    file, cure = Path(path), f"or set {key} '' to use templates"
-    if not file.is_file():
-        raise FileNotFoundError(f"{key}: no file {path}; set it to '' to use templates instead")
-    try:
-        table = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{key}: {path} is not valid JSON ({error}): mend it, {cure}") from error
-    lists = table.values() if isinstance(table, dict) else [None]
-    if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
-        raise ValueError(f"{key}: {path} should hold {{class name: [sentences]}}: mend it, {cure}")
-    by_name = {clean_name(name): sentences for name, sentences in table.items()}
-    missing = [name for name in classnames if not by_name.get(clean_name(name))]
-    if missing:
-        raise ValueError(
-            f"{key}: {path} has no sentence for {len(missing)} classes, the first is {missing[0]!r}: add them, {cure}"
-        )
-    by_class = [by_name[clean_name(name)] for name in classnames]
-    for name, sentences in zip(classnames, by_class, strict=True):
-        if not all(text.strip() for text in sentences):
-            raise ValueError(f"{key}: {path} has an empty sentence for class {name!r}: take it out, {cure}")
-    return by_class
+    return [list(row) for row in zip(*sentences_by_class(path, classnames, KEY), strict=False)]
 
 
 @TRAINER_REGISTRY.register()

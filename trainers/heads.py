@@ -12,9 +12,8 @@ A class that was not trained has no such tensor: each method says what it does t
 
 from __future__ import annotations
 
-import itertools
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +23,13 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from common.unpickling import CheckpointError, read_checkpoint
+from dassl.data import StoredFeatureLoader
 from dassl.data.data_manager import EpochDataLoader
 from prompting import PromptedCLIP
 from prompting.model import template_features
 from trainers.base import PromptTrainer, find_checkpoint
 from trainers.step import reported
-from trainers.templates import template_of
+from trainers.templates import IMAGENET_TEMPLATES_SELECT, template_of
 from trainers.zsclip import FixedPrompt
 
 MAX_VIEWS = 1000
@@ -141,46 +141,21 @@ class OwnClassesOnly:
 # Training on views that are computed once
 
 
-class ViewLoader:
-    """A training loader's batches with features in place of images, of one of several views by the epoch.
-
-    They are computed when the first batch is asked for.
-    """
+class ViewLoader(StoredFeatureLoader):
+    """A training loader's batches with features in place of images, of one of several views by the epoch."""
 
     def __init__(self, loader: EpochDataLoader, trainer: Any, views: int) -> None:
-        self.loader, self.trainer, self.dataset, self.views = loader, trainer, loader.dataset, views
-        self.epoch, self._skipped, self._features = 0, 0, torch.empty(0)
+        super().__init__(loader)
+        self.trainer, self.views, self._of_all_views = trainer, views, torch.empty(0)
 
-    def __len__(self) -> int:
-        return len(self.loader)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Start an epoch."""
-        self.epoch, self._skipped = epoch, 0
-        self.loader.set_epoch(epoch)
-
-    def skip_batches(self, number: int) -> None:
-        """Begin the epoch, after `set_epoch`, behind its first `number` batches."""
-        self._skipped = number
+    def of_all_views(self) -> Tensor:
+        """Normalised features of all views, (views, images, embed_dim), on the CPU, in the data set's order."""
+        if not len(self._of_all_views):
+            self._of_all_views = F.normalize(view_features(self.trainer, self.views), dim=-1)
+        return self._of_all_views
 
     def features(self) -> Tensor:
-        """Normalised features of all views, (views, images, embed_dim), on the CPU, in the data set's order."""
-        if not len(self._features):
-            self._features = F.normalize(view_features(self.trainer, self.views), dim=-1)
-        return self._features
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        features, items = self.features()[self.epoch % self.views], self.dataset.data_source
-        skipped, self._skipped = self._skipped, 0
-        for indices in itertools.islice(self.loader.batch_sampler, skipped, None):
-            chosen = [items[index] for index in indices]
-            yield {
-                "img": features[indices],
-                "label": torch.tensor([item.label for item in chosen]),
-                "domain": torch.tensor([item.domain for item in chosen]),
-                "impath": [item.impath for item in chosen],
-                "index": torch.tensor(indices),
-            }
+        return self.of_all_views()[self.epoch % self.views]
 
 
 @torch.no_grad()
@@ -234,9 +209,16 @@ class HeadTrainer(PromptTrainer):
     model_class: type[HeadCLIP]
     unit_sentences = True  # whether each sentence's feature is normalised before their mean is taken
     serves_new_classes = True  # whether it says something of classes that were not trained
+    starts_from_images = False  # whether it starts as the training images say, and from no weights of a file
+    seven_on_imagenet = False  # whether ImageNet and its variants get OpenAI's seven templates in place of their own
 
     def check_cfg(self, cfg: CfgNode) -> None:
         super().check_cfg(cfg)
+        if self.starts_from_images and (path := cfg.MODEL.INIT_WEIGHTS):
+            raise ValueError(
+                f"MODEL.INIT_WEIGHTS is {path!r}: {type(self).__name__} is computed from the training images and "
+                "starts from nothing else, leave it out"
+            )
         trained_on = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all")
         others = [split for split in cfg.TEST.get("CLASS_SPLITS", ()) if trained_on not in ("all", split)]
         if others and not self.serves_new_classes:
@@ -250,8 +232,10 @@ class HeadTrainer(PromptTrainer):
         raise NotImplementedError
 
     def templates(self) -> list[str]:
-        """The templates whose features are averaged; here zero-shot CLIP's."""
-        return [template_of(self.cfg, self.dm.dataset)]
+        """The templates whose features are averaged; here zero-shot CLIP's, or the seven where the method has them."""
+        named = self.cfg.DATASET.NAME.startswith("ImageNet") and not self.cfg.DATASET.get("TEMPLATE")
+        seven = self.seven_on_imagenet and named
+        return list(IMAGENET_TEMPLATES_SELECT) if seven else [template_of(self.cfg, self.dm.dataset)]
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> HeadLearner:
         width = clip_model.text_projection.shape[1]
@@ -301,19 +285,12 @@ class FittedTrainer(HeadTrainer):
     ``OPTIM`` is not read. Checkpoints, results and resuming are those of a run of one epoch.
     """
 
+    starts_from_images = True
     trains_on_features = False  # fit() gets all views, which the loader does not hand over
 
     def fit(self, features: Tensor, labels: Tensor) -> None:
         """Compute the head from features of several views, (views, images, embed_dim), not normalised, and labels."""
         raise NotImplementedError
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        if path := cfg.MODEL.INIT_WEIGHTS:
-            raise ValueError(
-                f"MODEL.INIT_WEIGHTS is {path!r}: {type(self).__name__} is computed from the training images and "
-                "starts from nothing else, leave it out"
-            )
 
     def train(self) -> None:
         """Fit, then evaluate."""

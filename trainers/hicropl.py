@@ -28,11 +28,11 @@ from torch.nn import functional as F
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptedCLIP, PromptLearner, Prompts, TextPrompts, TowerSizes, VisionPrompts
+from prompting.descriptions import sentences_by_class
 from prompting.learner import context_parameter, linear_layer, normal_parameter
 from prompting.model import frozen_image_features
 from prompting.tokens import clean_name
 from trainers.base import WEIGHT, Between, PromptTrainer, add_trainer_config, check_depth
-from trainers.coprompt import sentences_by_class
 from trainers.objectives import Loss
 from trainers.templates import PROMPTSRC_TEMPLATES
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from torch import nn
 
 from dassl.engine import TRAINER_REGISTRY
-from prompting.model import ensemble, template_features
+from prompting.descriptions import sentences_by_class
+from prompting.model import described_features, ensemble, template_features
 from prompting.tokens import CLASS_TOKEN_POSITIONS
 from prompting.towers.text import TextEncoder
 from trainers.base import WEIGHT, Between, add_trainer_config
@@ -26,6 +27,7 @@ add_trainer_config(
     PREC="fp16",  # fp32, fp16, bf16, amp
     CLASS_TOKEN_POSITION="end",  # end, middle, front
     W=8.0,  # weight of the distance to the hand-written prompts' features
+    SENTENCES="",  # JSON file {class name: [sentences]} by a language model, in place of the hand-written prompts
 )
 
 # The published code's teacher differs from zero-shot CLIP's template on one data set.
@@ -40,7 +42,11 @@ class KgCoOp(CoOp):
     search_space = {"TRAINER.KGCOOP.W": Between(1.0, 32.0)}
 
     def build_objective(self, clip_model: nn.Module) -> KnowledgeGuided:
-        template = TEACHER_TEMPLATES.get(self.cfg.DATASET.NAME) or template_of(self.cfg, self.dm.dataset)
-        encoder = TextEncoder(clip_model)
-        teacher = ensemble(template_features(encoder, self.train_classnames, [template], self.precision))
+        encoder, sentences = TextEncoder(clip_model), self.settings.SENTENCES
+        if sentences:
+            by_class = sentences_by_class(sentences, self.train_classnames, "TRAINER.KGCOOP.SENTENCES")
+            teacher = described_features(encoder, by_class, self.train_classnames, self.precision)
+        else:
+            template = TEACHER_TEMPLATES.get(self.cfg.DATASET.NAME) or template_of(self.cfg, self.dm.dataset)
+            teacher = ensemble(template_features(encoder, self.train_classnames, [template], self.precision))
         return KnowledgeGuided(teacher, self.settings.W)

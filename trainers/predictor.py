@@ -22,12 +22,13 @@ from torch import Tensor
 from yacs.config import CfgNode
 
 from common.commandline import printable
+from common.hub import HUB_PREFIX, hub_folder
 from common.unpickling import read_checkpoint
 from dassl.config import check_values, get_cfg_default, read_yaml
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UnreadableImageError, read_image
-from prompting.checkpoint import shown
+from prompting.checkpoint import SHARED, shown
 from prompting.tokens import check_names, check_template
 from trainers.base import RANGES, PromptTrainer, find_checkpoint
 
@@ -135,11 +136,14 @@ def load_run(
 ) -> Classifier:
     """A classifier with a finished run's prompts; of an epoch, by default the best on validation, else the last.
 
+    The folder may be one that ``python -m prompting.checkpoint export`` wrote, or "hf:USER/REPOSITORY" with such files.
     For a run that it takes part in, ``prec`` and ``train`` are that one's PREC and node TRAIN: it computes as they say.
 
     Raises:
         FileNotFoundError: when the folder is no run's.
     """
+    if str(folder).startswith(HUB_PREFIX):
+        folder = hub_folder(str(folder).removeprefix(HUB_PREFIX), (CONFIG_FILE,), (SHARED,))
     path = Path(folder) / CONFIG_FILE
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {CONFIG_FILE}: give the --output-dir of a finished run")

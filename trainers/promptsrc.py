@@ -15,7 +15,8 @@ from yacs.config import CfgNode
 
 from common.unpickling import misfits
 from dassl.engine import TRAINER_REGISTRY
-from prompting.model import ensemble, template_features
+from prompting.descriptions import sentences_by_class
+from prompting.model import described_features, ensemble, template_features
 from prompting.towers.text import TextEncoder
 from trainers.base import WEIGHT, Between, add_trainer_config
 from trainers.ivlp import IVLP
@@ -35,6 +36,7 @@ add_trainer_config(
     IMAGE_LOSS_WEIGHT=10.0,  # of the consistency with the frozen image features
     GPA_MEAN=15.0,  # epoch that weighs most in the average of the prompts
     GPA_STD=1.0,  # spread of these weights, in epochs
+    SENTENCES="",  # JSON file {class name: [sentences]} by a language model; "": templates instead
 )
 
 
@@ -115,9 +117,11 @@ class PromptSRC(GaussianAggregation, IVLP):
     }
 
     def build_objective(self, clip_model: nn.Module) -> SelfRegulating:
-        features = template_features(
-            TextEncoder(clip_model), self.train_classnames, PROMPTSRC_TEMPLATES, self.precision
-        )
-        s = self.settings
-        teacher = ensemble(features, normalise_each=False)
+        s, encoder, names = self.settings, TextEncoder(clip_model), self.train_classnames
+        if s.SENTENCES:
+            by_class = sentences_by_class(s.SENTENCES, names, "TRAINER.PROMPTSRC.SENTENCES")
+            teacher = described_features(encoder, by_class, names, self.precision)
+        else:
+            features = template_features(encoder, names, PROMPTSRC_TEMPLATES, self.precision)
+            teacher = ensemble(features, normalise_each=False)
         return SelfRegulating(teacher, s.TEXT_LOSS_WEIGHT, s.IMAGE_LOSS_WEIGHT)

@@ -25,7 +25,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from yacs.config import CfgNode
 
 from common.unpickling import read_checkpoint
 from dassl.engine import TRAINER_REGISTRY
@@ -40,7 +39,6 @@ from trainers.heads import (
     validation_features,
     view_features,
 )
-from trainers.templates import IMAGENET_TEMPLATES_SELECT
 
 STEPS = (1, 10**4)
 add_trainer_config(
@@ -93,15 +91,12 @@ class WithCache(HeadTrainer):
     """What both trainers share: the cache, and the search for alpha and beta."""
 
     node = "TIPADAPTER"
+    starts_from_images = True
     model_class = TipAdapterCLIP
+    seven_on_imagenet = True
     searched = "alpha and beta"
     instead = "set TRAINER.TIPADAPTER.SEARCH False, which takes INIT_ALPHA and INIT_BETA"
     n_images: int | None = None  # in a cache that is loaded; None: this run's training images
-
-    def templates(self) -> list[str]:
-        """As published: on ImageNet and its variants OpenAI's seven."""
-        ensemble = self.cfg.DATASET.NAME.startswith("ImageNet") and not self.cfg.DATASET.get("TEMPLATE")
-        return list(IMAGENET_TEMPLATES_SELECT) if ensemble else super().templates()
 
     def build_head(self, width: int, classnames: Sequence[str], generator: torch.Generator | None) -> Cache:
         s, images = self.settings, getattr(self.dm.dataset, "train_x", classnames)
@@ -173,14 +168,6 @@ class TipAdapter(WithCache, FittedTrainer):
 @TRAINER_REGISTRY.register()
 class TipAdapterF(WithCache):
     """Tip-Adapter with keys that are trained with cross-entropy, starting as the cache."""
-
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        if path := cfg.MODEL.INIT_WEIGHTS:
-            raise ValueError(
-                f"MODEL.INIT_WEIGHTS is {path!r}: the keys of TipAdapterF start as features of the training images, "
-                "leave it out"
-            )
 
     def before_train(self) -> None:
         """Make the cache, unless a resumed run has one."""

@@ -114,6 +114,7 @@ class TwoStage(LayerNormTuning):
     """2SFS with LayerNorm tuning in its first stage, trained with cross-entropy."""
 
     node = "TWOSTAGE"
+    trains_in_stages = True  # so that not all of what it trains takes gradients at the end
     search_space = {"TRAINER.TWOSTAGE.N_ITERS_FRAC": Between(0.1, 0.9, log=False)}
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> TwoStageLearner:

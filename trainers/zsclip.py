@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import Precision, PromptedCLIP, PromptLayout, PromptLearner, Prompts, TowerSizes, layout_from_texts
+from prompting.descriptions import sentences_by_class
 from prompting.model import ensemble, template_features
 from prompting.tokens import check_template, clean_name
 from trainers.base import PromptTrainer, add_trainer_config
@@ -21,6 +22,7 @@ add_trainer_config(
     "ZEROSHOTCLIP",
     PREC="fp32",  # fp32, fp16, bf16, amp
     TEMPLATE="",  # prompt with one {} for the class name; "": the data set's own
+    SENTENCES="",  # JSON file {class name: [sentences]} by a language model, in place of templates (CuPL)
 )
 
 
@@ -41,17 +43,41 @@ class FixedPrompt(PromptLearner):
         return Prompts()
 
 
+class DescribedClasses(FixedPrompt):
+    """The sentences about each class in a JSON file, in place of the template."""
+
+    def __init__(self, clip_model: nn.Module, template: str, sentences: str) -> None:
+        super().__init__(clip_model, template)
+        self.sentences = sentences
+
+    def class_sentences(self, classnames: Sequence[str]) -> list[list[str]]:
+        return sentences_by_class(self.sentences, classnames, "TRAINER.ZEROSHOTCLIP.SENTENCES")
+
+
 class EnsembleCLIP(PromptedCLIP):
-    """Zero-shot classifier over the mean text feature of several templates."""
+    """Zero-shot classifier over the mean text feature of several templates, or of each class's sentences.
+
+    Sentences: Pratt et al., "What does a platypus look like?", ICCV 2023, https://arxiv.org/abs/2209.03320
+    """
 
     def __init__(
-        self, clip_model: nn.Module, templates: Sequence[str], classnames: Sequence[str], precision: Precision
+        self,
+        clip_model: nn.Module,
+        templates: Sequence[str],
+        classnames: Sequence[str],
+        precision: Precision,
+        sentences: str = "",
     ) -> None:
         self.templates = tuple(templates)
-        super().__init__(clip_model, FixedPrompt(clip_model, templates[0]), classnames, precision)
+        learner = FixedPrompt(clip_model, templates[0])
+        if sentences:
+            learner = DescribedClasses(clip_model, templates[0], sentences)
+        super().__init__(clip_model, learner, classnames, precision)
 
     def text_features(self, prompts: Prompts | None = None) -> Tensor:
-        """Mean over templates of the normalised features, normalised again, (n_cls, embed_dim)."""
+        """Mean of the normalised features of templates or sentences, normalised again, (n_cls, embed_dim)."""
+        if isinstance(self.prompt_learner, DescribedClasses):
+            return self.class_features()
         return ensemble(template_features(self.text_encoder, self.classnames, self.templates, self.precision))
 
 
@@ -70,9 +96,10 @@ class ZeroshotCLIP(PromptTrainer):
     def build_model(self) -> None:
         """Load CLIP; there is no learner to optimise and none is registered."""
         clip_model = self.load_checked_backbone().to(self.device)
-        templates = self.templates()
-        print(f"Prompt templates: {templates}")
-        self.model = EnsembleCLIP(clip_model, templates, self.dm.dataset.classnames, self.precision).eval()
+        templates, sentences = self.templates(), self.settings.SENTENCES
+        print(f"Sentences: {sentences}" if sentences else f"Prompt templates: {templates}")
+        model = EnsembleCLIP(clip_model, templates, self.dm.dataset.classnames, self.precision, sentences)
+        self.model = model.eval()
 
     def train(self) -> None:
         """Nothing to train: evaluate, so that the same command line serves every trainer."""

@@ -45,6 +45,7 @@ OPTIONS = {
     "INPUT.TRANSFORMS": "--transforms",
     "MODEL.BACKBONE.NAME": "--backbone",
     "MODEL.HEAD.NAME": "--head",
+    "TEST.ADAPTATION": "--test-time",
     "TRAINER.NAME": "--trainer",
 }
 

@@ -305,19 +305,16 @@ class EpochDataLoader(DataLoader):
 
     def __iter__(self) -> Iterator[Any]:
         left, self._finished = self._finished, 0
-        if left:  # in the pass that the skipped batches end in
-            order = list(self.batch_sampler)
-            while left > len(order):
-                left -= len(order)
-                self.passes += 1
-                order = list(self.batch_sampler)
+        if left:
+            passes, order = order_after(self.batch_sampler, left)
+            self.passes += passes
         # Without set_epoch(), as in a loop of one's own, passes are told apart by counting them.
         if hasattr(self.dataset, "set_pass"):
             self.dataset.set_pass(self.epoch, self.passes)
         self.passes += 1
         if left:
             same = ("num_workers", "collate_fn", "pin_memory", "worker_init_fn", "generator")
-            rest = DataLoader(self.dataset, batch_sampler=order[left:], **{name: getattr(self, name) for name in same})
+            rest = DataLoader(self.dataset, batch_sampler=order, **{name: getattr(self, name) for name in same})
             batches = iter(rest)
         else:
             batches = super().__iter__()
@@ -326,6 +323,16 @@ class EpochDataLoader(DataLoader):
     def release_workers(self) -> None:
         """End the processes that live on between passes; the next pass starts others."""
         self._iterator = None
+
+
+def order_after(batch_sampler: Iterable[list[int]], finished: int) -> tuple[int, list[list[int]]]:
+    """Whole passes in the first `finished` batches of an epoch, and what is left of the pass that they end in."""
+    passes, order = 0, list(batch_sampler)
+    while finished > len(order):
+        finished -= len(order)
+        passes += 1
+        order = list(batch_sampler)
+    return passes, order[finished:]
 
 
 def build_data_loader(

@@ -108,7 +108,8 @@ class TrainerBase:
 
     Attributes:
         history: a dictionary per finished epoch.
-        timing: seconds spent in `train`, in `data` (its part of waiting for the loader), `val` and `test`.
+        timing: seconds spent in `preparation` for training, in `train`, in `data` (its part of waiting for the loader),
+            `val` and `test`.
         last_results: all results of the last evaluation.
         best_result: best validation result so far.
         should_stop: set it to end training after the current epoch.
@@ -162,7 +163,9 @@ class TrainerBase:
         self.start_epoch = self.start_epoch if start_epoch is None else start_epoch
         self.max_epoch = self.max_epoch if max_epoch is None else max_epoch
         self.should_stop, self.progress = False, EpochProgress()
+        started = time.perf_counter()
         self.before_train()
+        self._add_time("preparation", time.perf_counter() - started)
         loaders = self._train_loaders()
         with self.stop_request.deferred(), ExitStack() as at_end:
             for loader in (*loaders, getattr(self, "val_loader", None)):

@@ -2,8 +2,8 @@
 
 Rows of every image: [CLS] and the patches, which are kept from layer to layer, then the prompt tokens. Both are
 projected apart where nothing is to be recorded for the frozen rows, or a gate reads the layer's Q and K. The last layer
-is computed for the rows that are read: [CLS], and the prompt tokens where there is a read-out of them. ResNet towers
-take no prompts and run as the ``clip`` package built them.
+is computed for the rows that are read: [CLS], and the prompt tokens where there is a read-out of them. ResNets, and
+what open_clip has beside plain ViTs, take no prompts and run as their package built them.
 """
 
 from __future__ import annotations
@@ -85,10 +85,10 @@ class VisionEncoder(nn.Module):
         if not self.takes_prompts:
             if prompts.tokens is not None or prompts.deep or prompts.beside or prompts.changes:
                 raise ValueError(
-                    "a ResNet image tower takes no prompt tokens, no side branches and no changes: use a ViT, for "
-                    "example ViT-B/16"
+                    "an image tower that is not a plain ViT takes no prompt tokens, no side branches and no changes: "
+                    "use one, for example ViT-B/16"
                 )
-            return self.visual(images.to(self.visual.conv1.weight.dtype))
+            return self.visual(images.to(next(self.visual.parameters()).dtype))
         first = 0 if prompts.tokens is None else 1
         check_deep_prompts(prompts.deep, len(self.visual.transformer.resblocks), "vision", first)
         check_side_branches(prompts.beside, len(self.visual.transformer.resblocks), "vision")

@@ -40,5 +40,5 @@ def test_history_tells_every_epoch(cfg):
     assert [record["epoch"] for record in trainer.history] == [1, 2, 3]
     assert [record["lr"] for record in trainer.history] == pytest.approx([1e-5, 0.05, 0.0375])
     assert all({"loss", "acc", "seconds", "data_seconds", "data_share"} <= record.keys() for record in trainer.history)
-    assert trainer.timing.keys() == {"train", "data", "test"}
+    assert trainer.timing.keys() == {"preparation", "train", "data", "test"}
     assert trainer.last_results.keys() == {"accuracy", "error_rate", "macro_f1"}

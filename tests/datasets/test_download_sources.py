@@ -46,6 +46,13 @@ def test_sources_provide_all_that_a_data_set_needs(info) -> None:
     assert all(len(source.provides) == 1 for source in info.sources if not source.archive)
 
 
+def test_every_split_file_has_a_second_source() -> None:
+    splits = [source for _, source in SOURCES if source.split]
+    assert len(splits) == 9
+    assert all({mirror.scheme for mirror in source.mirrors} == {"gdrive", "https"} for source in splits)
+    assert sum(mirror.verified for source in splits for mirror in source.mirrors) == 7
+
+
 @pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
 def test_the_table_agrees_with_the_data_set_class(info) -> None:
     dataset = DATASET_REGISTRY.get(info.name)

@@ -133,6 +133,7 @@ def test_trainers_that_take_a_resnet():
             "CoOp",
             "CoOp_DePT",
             "KgCoOp",
+            "LPPlusPlus",
             "LinearProbe",
             "ProDA",
             "ProGrad",

@@ -567,5 +567,5 @@ def test_images_of_another_size_are_refused(tiny_vit):
 
 @pytest.mark.parametrize("prompts", [VisionPrompts(torch.zeros(2, 64)), VisionPrompts(beside={0: torch.tanh})])
 def test_resnet_takes_no_prompts(tiny_resnet, prompts):
-    with pytest.raises(ValueError, match="ResNet image tower takes no prompt"):
+    with pytest.raises(ValueError, match="not a plain ViT takes no prompt"):
         VisionEncoder(tiny_resnet)(torch.zeros(1, 3, 64, 64), prompts)

@@ -30,7 +30,7 @@ NODES |= {"PromptKD": "PROMPTKD"}
 NODES |= {"CLIP_Adapter": "CLIP_ADAPTER"}
 UNREAD_BY_OURS = ("ALPHA", "CONNECT_METHOD", "WEIGHT_THRESHOLD")
 VISUAL = "visual."
-# Upstream's names, as in FORMATS, of methods whose published code saves no checkpoint that we read.
+# Upstream's names, as in FORMATS, of methods whose published code saves no such names.
 _LORA = "transformer.resblocks.{i}.attn.(?P<p>[qkv])_proj.w_lora_(?P<m>[AB])"
 _LORA_O = "transformer.resblocks.{i}.attn.proj.w_lora_(?P<m>[AB])"
 _NORM = "transformer.resblocks.{i}.(?P<n>ln_[12]).{part}"

@@ -9,8 +9,9 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from reporting.__main__ import main
+from reporting.drawing import COLOURS, FAMILIES, Options, PlotError, look, looks, style
 from reporting.methods import selected
-from reporting.plots import COLOURS, FAMILIES, KINDS, Options, PlotError, draw_plot, look, looks, style
+from reporting.plots import KINDS, draw_plot
 from results.schema import ResultsError, load_runs
 from tests.reporting.conftest import twin
 
@@ -329,12 +330,12 @@ EVERY = ("ZeroshotCLIP", "ZeroshotCLIP2", *sum(FAMILIES, ()), "Ours", "Ours2", "
 def test_a_trainer_has_its_colour_whatever_else_is_in_the_picture():
     trainers = list(dict.fromkeys(EVERY))
     together = dict(zip(trainers, looks(trainers), strict=True))
-    assert len(trainers) == 20
+    assert len(trainers) == 27
     for first in trainers:
         for second in trainers:
             pair = looks([first, second])
             assert [style["color"] for style in pair] == [together[first]["color"], together[second]["color"]]
-    assert len({(style["color"], style["linestyle"]) for style in together.values()}) == 20
+    assert len({(style["color"], style["linestyle"]) for style in together.values()}) == 27
 
 
 def test_settings_of_a_trainer_share_its_colour_and_nothing_else():
@@ -499,7 +500,7 @@ def test_the_radar_needs_no_colour_and_says_where_its_axis_begins(runs):
     assert axes.get_ylim() == (62, 72)
 
 
-KINDS_OF_MANY = ("few_shot", "base_new", "gain", "radar", "critical_difference", "seeds", "curves", "gates")
+KINDS_OF_MANY = ("few_shot", "base_new", "gain", "radar", "critical_difference", "seeds", "cost", "curves", "gates")
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_MANY)

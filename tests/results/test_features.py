@@ -38,10 +38,10 @@ def test_features_of_all_batches_are_kept_in_order():
         torch.testing.assert_close(logits, output.logits)
         expected.append(output.image_features)
     arrays = collector.arrays(torch.tensor([0, 1, 2, 0, 1, 2]), NAMES)
-    np.testing.assert_allclose(arrays["images"], torch.cat(expected).numpy(), atol=1e-3)
+    np.testing.assert_allclose(arrays["images"], torch.cat(expected).numpy(), atol=1e-6)
     assert arrays["texts"].shape == (3, 8)
     assert arrays["classnames"].tolist() == ["cat", "dog", "eel"]
-    assert arrays["images"].dtype == np.float16
+    assert arrays["images"].dtype == np.float32
 
 
 def test_texts_that_depend_on_the_image_are_averaged():
@@ -53,7 +53,7 @@ def test_texts_that_depend_on_the_image_are_averaged():
     model.generator.set_state(state)
     texts = torch.cat([model.outputs(torch.zeros(size, 1)).text_features for size in (3, 2)])
     expected = F.normalize(texts.mean(dim=0), dim=-1)
-    np.testing.assert_allclose(collector.arrays(torch.zeros(5), NAMES)["texts"], expected.numpy(), atol=1e-3)
+    np.testing.assert_allclose(collector.arrays(torch.zeros(5), NAMES)["texts"], expected.numpy(), atol=1e-6)
 
 
 def test_the_trainer_is_itself_again_afterwards():

@@ -47,6 +47,7 @@ OPTIONS = {
         for name in ("TipAdapter", "TipAdapterF")
     },
     "LinearProbe": {"TRAINER.LINEARPROBE.BINARY_STEPS": 2},
+    "LPPlusPlus": {"TRAINER.LPPLUSPLUS.EPOCHS": 20},
     "PromptSRC": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_DePT": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0, "TRAINER.PROMPTSRC.PROMPT_DEPTH_TEXT": 2},
     "PromptSRC_BMIP": {"TRAINER.PROMPTSRC.GPA_MEAN": 2.0},
@@ -59,11 +60,11 @@ NEED_A_BATCH = ("PromptKD",)
 # Methods with a product of two trained tensors of which one starts at zero, so that the other has no first gradient.
 START_AT_ZERO = ("MMRLpp", "CLIP_LoRA")
 # Heads on features of frozen towers: no layer of a tower gets a gradient.
-HEADS = ("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLAP")
+HEADS = ("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "LinearProbe", "CLAP", "LPPlusPlus")
 # Methods that start as zero-shot CLIP and stay it on classes that are not trained.
 ZERO_SHOT_ON_NEW = ("TaskRes", "CLAP")
 # Methods that refuse classes that they were not trained on.
-OWN_CLASSES = ("LinearProbe",)
+OWN_CLASSES = ("LinearProbe", "LPPlusPlus")
 # Settings that change which tensors exist or how the towers run.
 VARIANTS = {
     "CoOp/class_specific": {"TRAINER.COOP.CSC": True},

@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+from common.unpickling import CheckpointError
+from prompting.changes import layers_at
+from prompting.checkpoint import main, read_trained
 from tests.trainers.small_runs import build, first_batch, logits_of, stir, trained_tensors
-from trainers.clip_lora import layers_at
+from trainers.clip_lora import LowRank
 from trainers.counted_steps import MIN_LR, cosine
 
 DROPOUT = {"TRAINER.CLIP_LORA.DROPOUT_RATE": 0.5}
@@ -145,3 +148,82 @@ def test_the_start_is_clip():
     learner = trainer.model.prompt_learner
     learner.text, learner.vision = torch.nn.ModuleDict(), torch.nn.ModuleDict()
     torch.testing.assert_close(logits_of(trainer, images), before, atol=1e-4, rtol=0)
+
+
+# Files of the released code
+
+
+def released_file(learner, **changes):
+    """What its save_lora writes of a learner: the text tower's layers come first, then the vision tower's."""
+    theirs = {"q": "q_proj", "k": "k_proj", "v": "v_proj", "o": "proj"}
+    weights = {
+        f"layer_{number}": {
+            theirs[name]: {"w_lora_A": term.A.detach().clone(), "w_lora_B": term.B.detach().clone()}
+            for name, term in layer.items()
+        }
+        for number, layer in enumerate([*learner.text.values(), *learner.vision.values()])
+    }
+    metadata = {"r": 2, "alpha": 1, "encoder": "both", "params": ["q", "k", "v"], "position": "all"}
+    return {"weights": weights, "metadata": metadata | changes}
+
+
+def test_a_released_file_is_read(tmp_path, capsys):
+    """Of one tower: the bundled model's have the same width, and a file of both would not show where one ends."""
+    trained = build("CLIP_LoRA/vision")
+    stir(trained)
+    file, folder = tmp_path / "lora_weights.pt", tmp_path / "run" / "prompt_learner"
+    folder.mkdir(parents=True)
+    torch.save(released_file(trained.model.prompt_learner, encoder="vision", params=["v", "o"]), file)
+    capsys.readouterr()
+    assert main(["show", str(file)]) == 0
+    assert "settings  R 2, ENCODER vision, PARAMS ('v', 'o')\n" in capsys.readouterr().out
+    assert main(["convert", str(file), str(folder / "model.pth.tar-1")]) == 0
+    loaded, started = build("CLIP_LoRA/vision"), build("CLIP_LoRA/vision", **{"MODEL.INIT_WEIGHTS": str(file)})
+    loaded.load_model(str(tmp_path / "run"))
+    tensors = trained_tensors(loaded)
+    assert all(torch.equal(tensors[name], tensor) for name, tensor in trained_tensors(trained).items())
+    assert started.notes["init_weights"]["tensors"] == sorted(tensors)  # small_runs moves them afterwards
+    with pytest.raises(CheckpointError, match=r"is of another alpha: set TRAINER.CLIP_LORA.ALPHA 1$"):
+        build("CLIP_LoRA/vision", **{"TRAINER.CLIP_LORA.ALPHA": 2.0}).load_model(str(tmp_path / "run"))
+    with pytest.raises(CheckpointError, match=r"missing text.0.k.A.*trained with R 2, ENCODER vision, PARAMS"):
+        build("CLIP_LoRA").load_model(str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize(
+    ("encoder", "position", "n_text", "n_vision", "text", "vision"),
+    [
+        ("both", "half-up", 6, 12, range(6, 12), range(12, 24)),  # ViT-L/14
+        ("both", "bottom", 4, 4, range(4), range(4)),
+        ("vision", "top3", 0, 3, (), range(9, 12)),
+        ("text", "all", 12, 0, range(12), ()),
+    ],
+)
+def test_which_layers_a_released_file_has(encoder, position, n_text, n_vision, text, vision, tmp_path):
+    learner = torch.nn.Module()
+    for tower, count, width in (("text", n_text, 2), ("vision", n_vision, 3)):
+        layers = [torch.nn.ModuleDict({"v": LowRank(width, width, 1, 1.0, 0.0)}) for _ in range(count)]
+        learner.add_module(tower, torch.nn.ModuleDict({str(number): layer for number, layer in enumerate(layers)}))
+    file = tmp_path / "lora_weights.pt"
+    torch.save(released_file(learner, encoder=encoder, position=position), file)
+    expected = [(tower, i) for tower, layers in (("text", text), ("vision", vision)) for i in layers]
+    assert list(read_trained(file).tensors) == [f"{tower}.{i}.v.{m}" for tower, i in expected for m in "AB"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"weights": {"layer_0": {}}},
+        {"weights": {"layer_1": {"q_proj": {"w_lora_A": torch.ones(1, 2)}}}},
+        {"weights": 3},
+        {"metadata": {"encoder": "text", "position": "all"}},
+        {"metadata": {"encoder": "text", "position": "mid", "alpha": 1}},  # of one layer, which no tower has there
+    ],
+)
+def test_a_file_of_another_layout_is_refused_in_a_line(change, tmp_path, capsys):
+    whole = {"weights": {"layer_0": {"q_proj": {"w_lora_A": torch.ones(1, 2), "w_lora_B": torch.ones(2, 1)}}}}
+    whole["metadata"] = {"encoder": "text", "position": "all", "alpha": 1}
+    torch.save(whole | change, tmp_path / "file.pt")
+    assert main(["show", str(tmp_path / "file.pt")]) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ")
+    assert "is not as CLIP-LoRA's code saves its weights" in line

@@ -4,7 +4,6 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from common.unpickling import CheckpointError
 from dassl.engine import TRAINER_REGISTRY
 from results.evaluate import evaluate_class_splits
 from tests.trainers.small_runs import build, configuration, first_batch, logits_of, stir, train_on, trained_tensors
@@ -120,29 +119,6 @@ def test_the_second_head_learns_at_a_rate_of_its_own():
     assert len(head["params"]) == 6
 
 
-# Checkpoints
-
-
-def test_a_checkpoint_of_more_classes_brings_its_head(images, tmp_path):
-    trained = build("CoOp_DePT", tmp_path, **{"DATASET.SUBSAMPLE_CLASSES": "all", "OPTIM.MAX_EPOCH": 1})
-    trained.train()
-    trained.set_class_split("base")
-    loaded = build("CoOp_DePT")
-    loaded.load_model(str(tmp_path))
-    assert loaded.model.prompt_learner.head.classnames == tuple(trained.train_classnames)
-    assert loaded.model.columns == [0, 1, 2, 3, 4]
-    assert torch.equal(logits_of(loaded, images), logits_of(trained, images))
-
-
-def test_a_file_that_names_no_classes_is_not_read_for_new_ones(tmp_path):
-    folder = tmp_path / "PromptLearner"
-    folder.mkdir()
-    torch.save({"state_dict": {"prompt_learner.ctx": torch.zeros(4, 8)}, "epoch": 1}, folder / "model.pth.tar-1")
-    trainer = build("CoOp_DePT", **{"DATASET.SUBSAMPLE_CLASSES": "new"})
-    with pytest.raises(CheckpointError, match=r"does not name the classes.*SUBSAMPLE_CLASSES base and TEST.CLASS_SPL"):
-        trainer.load_model(str(tmp_path))
-
-
 # Evaluation
 
 
@@ -212,12 +188,3 @@ def test_a_broken_second_head_is_noticed(images):
         trainer.model(images)
         with pytest.raises(FloatingPointError, match="the logits of .* are infinite or NaN"):
             watch.heed([])
-
-
-def test_initial_weights_of_other_classes_are_refused(tmp_path):
-    trained = moved("CoOp_DePT", tmp_path / "first")
-    trained.save_model(0, str(tmp_path))
-    (path,) = tmp_path.glob("prompt_learner/model.pth.tar-*")
-    build("CoOp_DePT", **{"MODEL.INIT_WEIGHTS": str(path)})
-    with pytest.raises(CheckpointError, match="its head is of other classes"):
-        build("CoOp_DePT", **{"MODEL.INIT_WEIGHTS": str(path), "DATASET.SUBSAMPLE_CLASSES": "new"})

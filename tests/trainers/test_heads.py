@@ -1,4 +1,4 @@
-"""Heads on frozen features: views computed once, classes looked up by name, checkpoints of other classes."""
+"""Heads on frozen features, and DePT's: views computed once, classes looked up by name, files of other classes."""
 
 import pytest
 import torch
@@ -102,12 +102,13 @@ def test_results_say_how_many_classes_were_trained():
     assert trainer.notes["logits"] == {"base": "head of 5 of 5 classes", "new": "head of 0 of 5 classes"}
 
 
-def test_taskres_takes_the_ensemble_on_imagenet_and_its_variants():
-    trainer = build("TaskRes")
+@pytest.mark.parametrize(("case", "count"), [("TaskRes", 8), ("TipAdapter", 7), ("LPPlusPlus", 7)])
+def test_the_ensemble_is_taken_on_imagenet_and_its_variants(case, count):
+    trainer = build(case)
     trainer.cfg = trainer.cfg.clone()
     trainer.cfg.defrost()
     trainer.cfg.DATASET.NAME = "ImageNetSketch"
-    assert len(trainer.templates()) == 8
+    assert len(trainer.templates()) == count
     trainer.cfg.DATASET.TEMPLATE = "a sketch of a {}."
     assert trainer.templates() == ["a sketch of a {}."]
 
@@ -131,31 +132,40 @@ def test_an_adapter_without_a_share_is_zero_shot_clip(images):
 # Checkpoints
 
 
-def test_a_checkpoint_of_more_classes_brings_its_head(images, tmp_path):
-    trained = build("TaskRes", tmp_path, **{"DATASET.SUBSAMPLE_CLASSES": "all", "OPTIM.MAX_EPOCH": 1})
+@pytest.mark.parametrize(
+    ("case", "kind"), [("TaskRes", "head of {0} of {0} classes"), ("CoOp_DePT", "both heads")], ids=["TaskRes", "DePT"]
+)
+def test_a_checkpoint_of_more_classes_brings_its_head(case, kind, images, tmp_path):
+    trained = build(case, tmp_path, **{"DATASET.SUBSAMPLE_CLASSES": "all", "OPTIM.MAX_EPOCH": 1})
     trained.train()
     for split, count in (("base", 5), ("new", 5), ("all", 10)):
         trained.set_class_split(split)
-        loaded = build("TaskRes", **{"DATASET.SUBSAMPLE_CLASSES": split})
+        loaded = build(case, **{"DATASET.SUBSAMPLE_CLASSES": split})
         loaded.load_model(str(tmp_path))
         loaded.set_class_split(split)
-        assert loaded.logits_kind == f"head of {count} of {count} classes"
+        assert loaded.model.prompt_learner.head.classnames == tuple(trained.train_classnames)
+        assert loaded.logits_kind == kind.format(count)
         assert torch.equal(logits_of(loaded, images), logits_of(trained, images))
 
 
-def test_a_file_that_names_no_classes_is_not_read_for_new_ones(tmp_path):
-    folder = tmp_path / "prompt_learner"
-    folder.mkdir()
-    torch.save({"state_dict": {"text_feature_residuals": torch.zeros(5, 8)}, "epoch": 1}, folder / "model.pth.tar-1")
-    trainer = build("TaskRes", **{"DATASET.SUBSAMPLE_CLASSES": "new"})
+@pytest.mark.parametrize(
+    ("case", "folder", "name"),
+    [("TaskRes", "prompt_learner", "text_feature_residuals"), ("CoOp_DePT", "PromptLearner", "prompt_learner.ctx")],
+    ids=["TaskRes", "DePT"],
+)
+def test_a_file_that_names_no_classes_is_not_read_for_new_ones(case, folder, name, tmp_path):
+    (tmp_path / folder).mkdir()
+    torch.save({"state_dict": {name: torch.zeros(5, 8)}, "epoch": 1}, tmp_path / folder / "model.pth.tar-1")
+    trainer = build(case, **{"DATASET.SUBSAMPLE_CLASSES": "new"})
     with pytest.raises(CheckpointError, match=r"does not name the classes.*SUBSAMPLE_CLASSES base and TEST.CLASS_SPL"):
         trainer.load_model(str(tmp_path))
 
 
-def test_initial_weights_of_other_classes_are_refused(tmp_path):
-    trained = moved("TaskRes", tmp_path / "first")
+@pytest.mark.parametrize("case", ["TaskRes", "CoOp_DePT"])
+def test_initial_weights_of_other_classes_are_refused(case, tmp_path):
+    trained = moved(case, tmp_path / "first")
     trained.save_model(0, str(tmp_path))
     (path,) = tmp_path.glob("prompt_learner/model.pth.tar-*")
-    build("TaskRes", **{"MODEL.INIT_WEIGHTS": str(path)})
+    build(case, **{"MODEL.INIT_WEIGHTS": str(path)})
     with pytest.raises(CheckpointError, match="its head is of other classes"):
-        build("TaskRes", **{"MODEL.INIT_WEIGHTS": str(path), "DATASET.SUBSAMPLE_CLASSES": "new"})
+        build(case, **{"MODEL.INIT_WEIGHTS": str(path), "DATASET.SUBSAMPLE_CLASSES": "new"})

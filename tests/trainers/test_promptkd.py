@@ -8,8 +8,7 @@ import torch
 from torch.nn import functional as F
 
 import train
-from common.unpickling import CheckpointError
-from prompting.checkpoint import read_checkpoint
+from common.unpickling import CheckpointError, read_checkpoint
 from reporting.published import MARKS
 from reporting.table import build_table
 from results.schema import load_runs

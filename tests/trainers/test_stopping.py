@@ -8,6 +8,7 @@ import torch
 
 from dassl.utils import RunStopped, StopRequest, load_checkpoint
 from dassl.utils.checkpoint import RESUME_NAME
+from results.features import forget_all, loaders_on_features
 from sweeping.plan import FITTED
 from tests.trainers.small_runs import build, needing, trained_tensors
 from trainers.templates import PROMPTSRC_TEMPLATES
@@ -21,8 +22,10 @@ def train(case, output, stop_at=None, **options):
     with StopRequest().listening() as stop:
         trainer = build(case, str(output), **options)
         trainer.configure(stop_request=stop)
+        on_features = trainer.swapped(**loaders_on_features(trainer, trainer.cfg, training=True))
         if stop_at is None:
-            trainer.train()
+            with on_features:
+                trainer.train()
             return trainer
         step = trainer.forward_backward
 
@@ -32,7 +35,7 @@ def train(case, output, stop_at=None, **options):
             return step(batch)
 
         trainer.forward_backward = signalled
-        with pytest.raises(RunStopped):
+        with pytest.raises(RunStopped), on_features:
             trainer.train()
     assert load_checkpoint(output / RESUME_NAME)["within_epoch"]["batches"] == stop_at[1] + 1
     return trainer
@@ -65,6 +68,18 @@ def test_stopped_within_an_epoch(case, tmp_path):
     expected = everything(train(case, tmp_path / "whole"))
     train(case, tmp_path / "parts", STOP_AT)
     assert everything(train(case, tmp_path / "parts")) == expected
+
+
+def test_stopped_within_an_epoch_on_features(tmp_path, capsys):
+    """Nothing is augmented, so that the images go through the tower once; a new process computes them again."""
+    options = {"INPUT.TRANSFORMS": ("normalize",)}
+    found = []
+    for folder, stop_at in (("whole", None), ("parts", STOP_AT), ("parts", None)):
+        forget_all()
+        found.append(everything(train("CoOp", tmp_path / folder, stop_at, **options)))
+    forget_all()
+    assert found[2] == found[0]
+    assert capsys.readouterr().out.count("training on image features") == 3
 
 
 def test_stopped_after_an_epochs_last_batch(tmp_path):

@@ -1,11 +1,14 @@
 """Which template a data set is prompted with."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 import datasets  # noqa: F401  adds DATASET.TEMPLATE
 from dassl.config import get_cfg_default
+from tests.trainers.small_runs import build
 from trainers.templates import (
     IMAGENET_TEMPLATES,
     IMAGENET_TEMPLATES_SELECT,
@@ -38,3 +41,38 @@ def test_a_template_has_one_place_for_the_name(template):
 def test_ensembles_have_their_published_sizes():
     assert (len(IMAGENET_TEMPLATES), len(IMAGENET_TEMPLATES_SELECT), len(PROMPTSRC_TEMPLATES)) == (80, 7, 60)
     assert set(PROMPTSRC_TEMPLATES) < set(IMAGENET_TEMPLATES)
+
+
+def test_zero_shot_takes_sentences_in_place_of_templates(tmp_path):
+    """Sentences that are two templates' give these templates' ensemble, for whatever classes are asked about."""
+    templates, path = ("a photo of the {}.", "a drawing of a {}."), tmp_path / "sentences.json"
+    trainer = build("ZeroshotCLIP")
+    names = trainer.dm.dataset.all_classnames
+    path.write_text(json.dumps({name: [template.format(name) for template in templates] for name in names}))
+    described = build("ZeroshotCLIP", **{"TRAINER.ZEROSHOTCLIP.SENTENCES": str(path)})
+    trainer.model.templates = templates
+    assert len(names) > len(trainer.model.classnames)
+    for classnames in (trainer.model.classnames, names[::-1]):
+        for model in (trainer.model, described.model):
+            model.set_classes(classnames)
+        torch.testing.assert_close(described.model.text_features(), trainer.model.text_features(), rtol=0, atol=2e-6)
+    described.model.set_classes([*names, "newt"])
+    with pytest.raises(ValueError, match="ZEROSHOTCLIP.SENTENCES: .* no sentence for 1 classes, the first is 'newt'"):
+        described.model.text_features()
+
+
+@pytest.mark.parametrize("trainer", ["KgCoOp", "PromptSRC"])
+def test_a_teacher_takes_sentences_in_place_of_templates(trainer, tmp_path):
+    """Sentences that are one template's give the teacher of zero-shot CLIP."""
+    zero_shot, path, key = (
+        build("ZeroshotCLIP").model,
+        tmp_path / "sentences.json",
+        f"TRAINER.{trainer.upper()}.SENTENCES",
+    )
+    path.write_text(json.dumps({name: [f"a photo of the {name}."] for name in zero_shot.classnames}))
+    objective = build(trainer, **{key: str(path)}).objective
+    teacher = next(value for value in vars(objective).values() if isinstance(value, torch.Tensor))
+    torch.testing.assert_close(teacher, zero_shot.text_features(), rtol=0, atol=2e-6)
+    path.write_text("{}")
+    with pytest.raises(ValueError, match=f"{key}: .* no sentence for 5 classes"):
+        build(trainer, **{key: str(path)})

@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from tests.trainers.replaying import record_on_cpu
 from tests.trainers.small_runs import build, logits_of, trained_tensors
 from trainers.counted_steps import MIN_LR, cosine
-from trainers.two_stage import Classifier
+from trainers.step import DeviceStep
+from trainers.two_stage import Classifier, TwoStage
 
 HALVES = {"TRAINER.TWOSTAGE.N_ITERS_FRAC": 0.5, "OPTIM.MAX_EPOCH": 4}
 ALL = [f"digit {name}" for name in ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]]
@@ -91,8 +93,37 @@ def test_a_run_is_loaded_with_its_own_classes(run, split):
     trainer.model.set_classes(trainer.train_classnames)
 
 
-@pytest.mark.parametrize("stopped_before", [2, 3, "the end"])
-def test_a_stopped_run_resumes_exactly(run, stopped_before, tmp_path):
+def record_steps(monkeypatch):
+    """Let trainers take recorded steps, as on CUDA; returns all that are built, in order."""
+    steps = []
+
+    def build_device_step(trainer):
+        steps.append(DeviceStep(trainer, record_on_cpu))
+        return steps[-1]
+
+    monkeypatch.setattr(TwoStage, "build_device_step", build_device_step)
+    return steps
+
+
+def test_recorded_steps_of_both_stages_train_as_the_ordinary_ones(run, tmp_path, monkeypatch):
+    steps = record_steps(monkeypatch)
+    trainer = build("TwoStage", tmp_path, **HALVES)
+    trainer.train()
+    assert_same(trainer, run[0])
+    first, second = steps
+    assert set(first.parameters) != set(second.parameters) == {"prompt_learner.classifier.weight"}
+    assert None not in {first.recorded.recording, second.recorded.recording}
+
+
+def assert_same(trainer, other):
+    whole = other.model.prompt_learner.state_dict()
+    for name, tensor in trainer.model.prompt_learner.state_dict().items():
+        assert torch.equal(tensor, whole[name]), name
+
+
+@pytest.mark.parametrize(("stopped_before", "recorded"), [(2, False), (3, True), ("the end", False)])
+def test_a_stopped_run_resumes_exactly(run, stopped_before, recorded, tmp_path, monkeypatch):
+    steps = record_steps(monkeypatch) if recorded else []
     parts = build("TwoStage", tmp_path, **HALVES)
     before_epoch, after_train = parts.before_epoch, parts.after_train
 
@@ -113,9 +144,8 @@ def test_a_stopped_run_resumes_exactly(run, stopped_before, tmp_path):
     resumed = build("TwoStage", tmp_path, **HALVES)
     resumed.train()
     assert resumed.model.prompt_learner.stage == 2
-    whole = run[0].model.prompt_learner.state_dict()
-    for name, tensor in resumed.model.prompt_learner.state_dict().items():
-        assert torch.equal(tensor, whole[name]), name
+    assert_same(resumed, run[0])
+    assert not recorded or steps[-1].recorded.recording is not None
 
 
 def test_steps_of_both_stages(tmp_path):
