@@ -30,7 +30,6 @@ from sweeping import runner, slurm
 from sweeping.plan import (
     FITTED,
     PROTOCOLS,
-    REPOSITORY,
     SETTINGS,
     TABLES,
     TAUGHT,
@@ -139,15 +138,14 @@ def plans_of(args: argparse.Namespace) -> list[Plan]:
         datasets, source = bundled_plan(PROTOCOLS[protocol], source, mini=datasets == ("mini",))
     datasets = present_datasets(args.root) if datasets == ("present",) else datasets
     output = args.output or Path(preset.output if preset else "output")
-    here = Path.cwd() == REPOSITORY  # where train.py runs
     plan = Plan(
         protocol=protocol,
         trainers=trainers,
         datasets=() if datasets == ("all",) else datasets,
         seeds=tuple(args.seeds),
         shots=tuple(args.shots),
-        root=args.root if here or not args.root else str(Path(args.root).expanduser().absolute()),
-        output=output if here else output.expanduser().absolute(),
+        root=args.root,
+        output=output,
         source=source,
         stage=args.stage,
         options=tuple(args.opts),

@@ -26,6 +26,9 @@ from datasets.splits import PARTS, DataRootError, Entry, Split, dump_split, hash
 from datasets.standard import ImageNetVariant
 
 ARCHIVES = Path(__file__).resolve().parents[1] / "assets" / "mini"
+# Where images are made that would come beside these archives: no command writes into an installed package
+CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path("~/.cache").expanduser(), "promptclip")
+IS_INSTALLED = not (ARCHIVES.parents[1] / "pyproject.toml").is_file()
 SETS = {  # archive: what its classes are
     "objects": "100 objects.",
     "vehicles": "30 vehicles.",
@@ -239,7 +242,9 @@ class MiniDataset(FewShotDataset):
         """Absolute path of the data set's folder under the data root, with the images in it."""
         root = os.path.abspath(os.path.expanduser(cfg.DATASET.ROOT))
         if cfg.DATASET.ROOT and os.path.isdir(root):
-            make(Archive(cls.archive), Path(root, cls.dataset_dir), cls.variant)
+            into = CACHE if IS_INSTALLED and Path(root).resolve() == ARCHIVES.parent else Path(root)
+            make(Archive(cls.archive), into / cls.dataset_dir, cls.variant)
+            return str(into / cls.dataset_dir)
         return super().find_source(cfg)
 
     @classmethod

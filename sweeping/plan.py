@@ -38,7 +38,7 @@ IMAGENET_VARIANTS = ("imagenetv2", "imagenet_sketch", "imagenet_a", "imagenet_r"
 BUNDLED = ("digits",)
 BUNDLED_SOURCE = "emoji_kinds"
 BUNDLED_TARGETS = ("digits", "emoji_concepts")
-BUNDLED_ROOT = "assets"
+BUNDLED_ROOT = REPOSITORY / "assets"
 # The benchmark in miniature, on the bundled model that knows icons; transfer trains on the objects.
 MINI_SOURCE = "mini_objects"
 MINI = (
@@ -380,8 +380,10 @@ def setting_options(trainer: str, bundled: bool) -> tuple[str, list[str]]:
 
 
 def _relative(path: Path) -> str:
+    """A path as short as it can be typed where the sweep is started, which is where its runs are as well."""
     path = path.resolve()
-    return str(path.relative_to(REPOSITORY)) if path.is_relative_to(REPOSITORY) else str(path)
+    inside = Path.cwd() == REPOSITORY and path.is_relative_to(REPOSITORY)
+    return str(path.relative_to(REPOSITORY)) if inside else str(path)
 
 
 # ---- the queue
@@ -389,7 +391,7 @@ def _relative(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """One run: one call of train.py, in the repository's folder, with an output folder of its own."""
+    """One run: one call of train.py, with an output folder of its own."""
 
     trainer: str
     setting: str
@@ -407,7 +409,7 @@ class Job:
         return f"{self.trainer} {self.setting} {self.dataset} {self.shots} shots seed {self.seed}"
 
     def command(self, python: str = "python") -> list[str]:
-        return [python, self.program, *self.arguments]
+        return [python, _relative(REPOSITORY / self.program), *self.arguments]
 
 
 def as_typed(command: Sequence[str]) -> str:
@@ -462,7 +464,7 @@ class Plan:
         data_section(dataset)  # a file that cannot be read is refused before any run starts
         if not self.root and not is_bundled(dataset):
             raise SweepError(f"{dataset} needs --root: the folder that holds one folder per data set")
-        return self.root or BUNDLED_ROOT
+        return self.root or _relative(BUNDLED_ROOT)
 
 
 def plans_varied(plan: Plan, axes: Sequence[Sequence[str]]) -> list[Plan]:

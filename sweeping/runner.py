@@ -32,7 +32,7 @@ from common.commandline import printable
 from common.files import SWEEP_LOCK, FolderLock, LockedError, NoLockError, atomic_write
 from common.free_options import flatten, is_free
 from results.schema import RESULTS_FILE, ResultsError, read_results
-from sweeping.plan import REPOSITORY, Job, SweepError
+from sweeping.plan import Job, SweepError
 
 CONSOLE_FILE = "console.txt"
 FAILURE_FILE = "failed.json"
@@ -445,7 +445,7 @@ def _listed_gpus() -> list[str]:
 def start_process(job: Job, output: BinaryIO | None, environment: dict[str, str], **how: Any) -> Child:
     """Start a job; without a file it writes to the terminal."""
     to = {"stdin": subprocess.DEVNULL, "stdout": output, "stderr": subprocess.STDOUT if output else None}
-    return subprocess.Popen(job.command(sys.executable), cwd=REPOSITORY, env=environment, **to, **how)
+    return subprocess.Popen(job.command(sys.executable), env=environment, **to, **how)
 
 
 class Processes:

@@ -203,6 +203,18 @@ def test_a_file_where_the_folder_belongs_is_named(pets, make_cfg, tmp_path):
         build_dataset(make_cfg(tmp_path, name="MiniPets"))
 
 
+def test_nothing_is_made_in_an_installed_package(pets, make_cfg, tmp_path, monkeypatch):
+    assets, cache = tmp_path / "assets", tmp_path / "cache"
+    monkeypatch.setattr(mini, "IS_INSTALLED", True)
+    monkeypatch.setattr(mini, "ARCHIVES", assets / "mini")
+    monkeypatch.setattr(mini, "CACHE", cache)
+    for root, made in ((assets, cache), (tmp_path / "data", tmp_path / "data")):
+        root.mkdir()
+        dataset = pets(make_cfg(root, name="MiniPets"))
+        assert all(Path(item.impath).is_relative_to(made) for item in dataset.test)
+    assert list(assets.iterdir()) == []
+
+
 def test_a_root_that_cannot_be_written_serves_once_the_images_are_there(pets, make_cfg, tmp_path, monkeypatch):
     build_dataset(make_cfg(tmp_path, name="MiniPets"))
     monkeypatch.setattr(mini, "wait_for", lambda lock: pytest.fail("it locks"))
