@@ -81,7 +81,7 @@ from extras import trackers  # noqa: F401  registers the trackers' keys
 from prompting.reference import PlainVisionEncoder
 from reporting.attention import draw_attention
 from reporting.formats import html_page
-from reporting.plots import FILE_FORMATS
+from reporting.drawing import FILE_FORMATS
 from results.calibration import PREDICTIONS_FILE, read_predictions
 from results.evaluate import class_splits_of, evaluate_class_splits
 from results.features import FEATURES_FILE

@@ -6,7 +6,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from reporting.plots import COLOURS, FILE_FORMATS, panels, style, wrapped
+from reporting.drawing import COLOURS, FILE_FORMATS, panels, style, wrapped
 
 if TYPE_CHECKING:
     from numpy import ndarray

@@ -27,7 +27,7 @@ from benchmarks.measure import (
 )
 from benchmarks.steps import count_training, training_flops
 from prompting.tokens import encode
-from sweeping.plan import SETTINGS, TAUGHT, UNTRAINED
+from sweeping.plan import FITTED, SETTINGS, TAUGHT, UNTRAINED
 from tests.trainers.replaying import record_on_cpu
 
 SHALLOW = {
@@ -409,7 +409,7 @@ def test_cost_has_a_row_for_every_method_that_needs_no_other_run(capsys):
     assert list(rows) == names
     parameters = {name: row[0] for name, row in rows.items()}
     assert (parameters["TipAdapter"], parameters["TaskRes"]) == ("3,072", "192")  # 16 shots, 3 classes, width 64
-    assert {name for name, row in rows.items() if row[1] == "0"} == {*UNTRAINED, "TipAdapter", "LinearProbe"}
+    assert {name for name, row in rows.items() if row[1] == "0"} == {*UNTRAINED, *FITTED}
     assert float(rows["TaskRes"][1]) < 0.001  # on features: the towers are not run
     assert all(float(row[2]) > 0 and (name == "CoCoOp" or float(row[3]) > 0) for name, row in rows.items())
 

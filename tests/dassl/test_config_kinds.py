@@ -57,7 +57,7 @@ ODD = {
     "control characters": "'\\x1b[31m\\0'",
     "half a character": "'\\ud800'",
     "long": "x" * 100_000,
-    "long tuple": "(" + "1," * 20_000 + ")",
+    "long tuple": "(" + "1," * 2_000 + ")",
 }
 
 
