@@ -80,8 +80,8 @@ from dassl.engine import build_trainer
 from extras import trackers  # noqa: F401  registers the trackers' keys
 from prompting.reference import PlainVisionEncoder
 from reporting.attention import draw_attention
-from reporting.formats import html_page
 from reporting.drawing import FILE_FORMATS
+from reporting.formats import html_page
 from results.calibration import PREDICTIONS_FILE, read_predictions
 from results.evaluate import class_splits_of, evaluate_class_splits
 from results.features import FEATURES_FILE
