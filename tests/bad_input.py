@@ -137,7 +137,7 @@ PREDICT = {
     "not a run": ([SEVEN, "--model-dir", "assets"], r"has no config.yaml"),
     "run with half a config": ([SEVEN, "--model-dir", "{tmp}/half"], r"half/config.yaml.*lacks DATALOADER"),
     "run with an odd config": ([SEVEN, "--model-dir", "{tmp}/odd"], r"INPUT.PIXEL_MEAN is None.*three numbers"),
-    "folder without images": (["docs", *B, "--classes", "cat"], r"docs holds no image"),
+    "folder without images": (["configs", *B, "--classes", "cat"], r"configs holds no image"),
     "empty class list": ([SEVEN, *B, "--classes", " , "], r"no class name in --classes"),
     "class file missing": ([SEVEN, *B, "--classes-file", "none.txt"], r"none.txt"),
     "class file in another encoding": ([SEVEN, *B, "--classes-file", "{tmp}/latin.txt"], r"latin.txt.*UTF-8"),
