@@ -140,6 +140,11 @@ COSTS = {
         "milliseconds of testing an image, reading it and its share of the text features included, mean over the class "
         "splits whose image features were not known before",
     ),
+    "gflop_per_image": (
+        *("GFLOP/image", lambda run: run.gflop_per_image),
+        "10^9 floating-point operations of testing an image, without those of the text features, mean over the class "
+        "splits whose image features were not known before",
+    ),
     "peak_memory": (
         *("peak MiB", lambda run: run.peak_memory),
         "most memory that tensors took of the GPU; on a CPU, most that the process took, where the run was its first",

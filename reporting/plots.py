@@ -335,7 +335,12 @@ def seeds(runs: Sequence[Run], options: Options) -> Figure:
 
 # Cost
 
-_COST_AXES = {"train_seconds": "seconds of training", "ms_per_image": "ms per test image", "peak_memory": "peak MiB"}
+_COST_AXES = {
+    "train_seconds": "seconds of training",
+    "ms_per_image": "ms per test image",
+    "gflop_per_image": "GFLOP per test image",
+    "peak_memory": "peak MiB",
+}
 
 
 def cost(runs: Sequence[Run], options: Options) -> Figure:

@@ -21,6 +21,7 @@ from dassl.engine import build_trainer
 from dassl.evaluation import EVALUATOR_REGISTRY, Classification, EvaluatorBase, build_evaluator
 from results.calibration import PREDICTIONS_FILE, calibration, fit_temperature, save_predictions
 from results.features import FeatureCollector, loaders_on_features, save_features, training_features
+from results.operations import Operations
 
 CLASS_SPLITS = ("base", "new", "all")
 OPEN_WORLD_METRICS = ("accuracy_all", "open_base", "open_new", "open_H", "auroc", "openworld_auc")
@@ -98,7 +99,7 @@ def evaluate_class_splits(
 
     Returns:
         For each split: accuracy, error_rate and macro_f1 in percent, num_images, num_classes, per_class, calibration,
-        seconds, and image_seconds by image unless features of some were known already; with up to
+        seconds, and image_seconds and image_gflop by image unless features of some were known already; with up to
         `MAX_CLASSES_CONFUSED` classes confusion, counts by true class and prediction; and for `all`
         after training on `base` also open_world and ood, see :class:`OpenWorld`. calibration has what
         :func:`results.calibration.calibration` returns, and the same at the temperature of the few-shot validation set
@@ -195,9 +196,13 @@ def _evaluate(
         parts["model_inference"] = collector.infer
         parts["parse_batch_test"] = collector.reading(trainer.parse_batch_test)
     print(f"Evaluate class split *{split}* ({len(names)} classes)")
+    loaders, operations = loaders_on_features(trainer, cfg), Operations()
+    if not cfg.TRAIN.get("COMPILE", False):  # what is compiled is one operator to the counter
+        parts["model_inference"] = operations.of("predict", parts.get("model_inference", trainer.model_inference))
+        if "test_loader" in loaders:
+            loaders["test_loader"].operations = operations
     start = time.perf_counter()
     try:
-        loaders = loaders_on_features(trainer, cfg)
         with trainer.swapped(**parts, **loaders):
             trainer.test()
     except FloatingPointError as error:
@@ -233,6 +238,8 @@ def _evaluate(
     metrics |= {"num_classes": len(names), "seconds": seconds}
     if not ("test_loader" in loaders and loaders["test_loader"].num_known):
         metrics["image_seconds"] = seconds / labels.numel()
+        if operations.by_work:
+            metrics["image_gflop"] = operations.per_image / 1e9
     if open_world:
         numbers = {name: recorder.results[name] for name in OPEN_WORLD_METRICS}
         metrics["open_world"] = numbers | {"num_base_classes": num_base}

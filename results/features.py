@@ -42,6 +42,7 @@ from dassl.config import cfg_default
 from dassl.data import DatasetWrapper, StoredFeatureLoader, build_data_loader
 from prompting.checkpoint import shown
 from prompting.weights import tensors_digest
+from results.operations import Operations
 
 FEATURES_FILE = "features.npz"
 FORMAT = 2  # of the features: raise it when the reader of images or the fast path computes something else
@@ -130,6 +131,7 @@ class FeatureLoader(StoredFeatureLoader):
         super().__init__(loader)
         self.trainer, self.cfg, self.folder = trainer, cfg, folder
         self.num_known = 0  # images whose features were not computed here
+        self.operations: Operations | None = None  # counts those of an image's feature
 
     def features(self) -> Tensor:
         """Features of every image of the data set, (images, embed_dim), on the CPU."""
@@ -177,9 +179,10 @@ class FeatureLoader(StoredFeatureLoader):
             generator=torch.Generator(),  # a loader draws a number for its workers: not from the run's generator
         )
         model, device = self.trainer.model, self.trainer.device
+        towers = model.image_features if self.operations is None else self.operations.of("towers", model.image_features)
         done, waiting = [], []  # on the CPU; on the device, so that not every batch waits for it
         for number, batch in enumerate(images, start=1):
-            waiting.append(model.image_features(batch["img"].to(device, non_blocking=True)).float())
+            waiting.append(towers(batch["img"].to(device, non_blocking=True)).float())
             if number % BATCHES_AT_ONCE == 0 or number == len(images):
                 done.append(torch.cat(waiting).cpu())
                 waiting.clear()

@@ -79,7 +79,7 @@ _PATHS_OF = {
     Key(float, optional=True, null=True, least=0, most=1): "metrics.*.calibration.bins.confidence.*",
     Key(int, optional=True, null=True, least=0, most=10**9): "environment.threads memory.earlier_runs",
     Key(float, optional=True, null=True, least=0, most=10**12): "timing.train timing.preparation "
-    "metrics.*.image_seconds memory.peak_rss_mib memory.peak_cuda_mib",
+    "metrics.*.image_seconds metrics.*.image_gflop memory.peak_rss_mib memory.peak_cuda_mib",
     Key(int, optional=True, least=0, most=10**12): "metrics.*.calibration.bins.count.* "
     "metrics.*.calibration.bins.correct.*",
     Key(list, optional=True): "metrics.*.calibration.bins.count metrics.*.calibration.bins.correct "
@@ -316,9 +316,18 @@ class Run:
     @property
     def ms_per_image(self) -> float | None:
         """Milliseconds of testing by image, the mean over class splits; None where features were known already."""
-        seconds = [metrics.get("image_seconds") for metrics in self.record["metrics"].values()]
-        measured = [value for value in seconds if value is not None]
-        return 1000.0 * sum(measured) / len(measured) if measured else None
+        seconds = self._mean_over_splits("image_seconds")
+        return None if seconds is None else 1000.0 * seconds
+
+    @property
+    def gflop_per_image(self) -> float | None:
+        """10^9 operations of testing an image, the mean over class splits; None where features were known already."""
+        return self._mean_over_splits("image_gflop")
+
+    def _mean_over_splits(self, key: str) -> float | None:
+        values = [metrics.get(key) for metrics in self.record["metrics"].values()]
+        measured = [value for value in values if value is not None]
+        return sum(measured) / len(measured) if measured else None
 
     @property
     def peak_memory(self) -> float | None:

@@ -20,6 +20,7 @@ def costly(runs, params, seconds, mib=900.0, earlier=0, environment=CPU, **chang
     metrics = runs.open_world_metrics(70.0 + params / 1e6, 60.0)
     metrics["base"]["image_seconds"] = 0.002 * seconds
     metrics["new"]["image_seconds"] = 0.004 * seconds  # none of `all`: its features were known
+    metrics["base"]["image_gflop"] = 32.5
     tensors = {"trainable_parameters": params, "trainable_tensors": {}}
     timing = {"train": seconds, "preparation": 0.5} if params else {}
     memory = {"peak_rss_mib": mib, "peak_cuda_mib": 2 * mib, "earlier_runs": earlier}
@@ -40,13 +41,14 @@ def three(runs):
     return runs
 
 
-def test_cost_stands_for_all_four_columns(three):
+def test_cost_stands_for_all_columns(three):
     table = shown(three, "H", "cost")
     (block,) = table.blocks
-    assert list(block.columns.values()) == ["H", "trained parameters", "train s", "ms/image", "peak MiB"]
+    assert list(block.columns.values()) == ["H", "trained parameters", "train s", "ms/image", "GFLOP/image", "peak MiB"]
     zero_shot, coop, _ = block.rows
     assert [coop.cells[key].mean for key in ("params", "train_seconds")] == [2048.0, 15.5]
     assert coop.cells["ms_per_image"].mean == pytest.approx(45.0)
+    assert coop.cells["gflop_per_image"].mean == 32.5
     assert coop.cells["peak_memory"].values == {1: 900.0}  # the process's second run does not know its own
     assert [zero_shot.cells[key].mean for key in ("params", "train_seconds")] == [0.0, 0.0]
     assert any("holds no peak MiB" in warning for warning in table.warnings)
@@ -76,7 +78,7 @@ def test_other_devices_are_warned_about(three):
 
 def test_older_results_say_what_they_lack(runs):
     path = runs.add(timing={"total": 3.0})
-    warning = f"{path} holds no train s, ms/image, peak MiB"
+    warning = f"{path} holds no train s, ms/image, GFLOP/image, peak MiB"
     assert shown(runs, "cost").warnings == (warning,)
 
 

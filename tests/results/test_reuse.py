@@ -54,7 +54,7 @@ def counted(trainer):
 def metrics_of(trainer):
     """All metrics but the time, and those of probabilities, which differ by the rounding of other batches."""
     metrics = evaluate_class_splits(trainer, trainer.cfg, SPLITS)
-    inexact = ("seconds", "image_seconds", "calibration", "ood")
+    inexact = ("seconds", "image_seconds", "image_gflop", "calibration", "ood")
     return {split: {k: v for k, v in values.items() if k not in inexact} for split, values in metrics.items()}
 
 
