@@ -201,10 +201,11 @@ def _left_out(one: Method, other: Method) -> Iterable[str]:
     for method, counterpart in ((one, other), (other, one)):
         place = (lambda run: run.dataset) if counterpart.deterministic else _place
         there = set(map(place, counterpart.runs))
-        for run in () if method.deterministic else method.runs:
-            if place(run) not in there:
-                lonely = f"{method.label} on {_place(run)}"
-                yield f"left out: {lonely} has no counterpart of {counterpart.label} ({run.path})"
+        lonely = [run for run in method.runs if place(run) not in there and not method.deterministic]
+        if lonely:
+            which = f"{_place(lonely[0])} ({lonely[0].path})"
+            what = f"{len(lonely)} runs of {method.label} have" if len(lonely) > 1 else f"one run of {method.label} has"
+            yield f"left out: {what} no counterpart of {counterpart.label}: {'first ' * (len(lonely) > 1)}{which}"
 
 
 def selection_rules(methods: Sequence[Method], who: str) -> Iterable[str]:

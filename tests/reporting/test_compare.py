@@ -170,8 +170,11 @@ def test_runs_without_a_counterpart_are_left_out_and_named(runs):
     comparison = compare(runs)
     assert line(comparison, "base").result.interval.n == 2
     (warning,) = comparison.warnings
-    assert warning.startswith("left out: BMIP on Digits, 16 shots, seed 7 has no counterpart of CoOp")
+    assert warning.startswith("left out: one run of BMIP has no counterpart of CoOp: Digits, 16 shots, seed 7 (")
     assert str(lonely) in warning
+    runs.add(trainer="BMIP", dataset="Digits", seed=8)
+    (warning,) = compare(runs).warnings
+    assert warning.startswith("left out: 2 runs of BMIP have no counterpart of CoOp: first Digits, 16 shots, seed 7 (")
 
 
 def test_zero_shot_stands_for_every_seed(runs):
