@@ -12,6 +12,7 @@ import base64
 import contextlib
 import csv
 import io
+import os
 import shutil
 import sys
 import tempfile
@@ -193,6 +194,8 @@ def thumbnail(path: str, upright: bool) -> str:
 def run_errors(args: argparse.Namespace) -> None:
     """List the misclassified images; draw the first of them."""
     refuse_existing(args.html, args.force)
+    if args.html and args.output and os.path.abspath(args.html) == os.path.abspath(args.output):
+        raise ValueError(f"--output and --html are both {args.html}: name two files")
     if args.limit < 1:
         raise ValueError(f"--limit is {args.limit}: at least 1")
     cfg = run_config(args)

@@ -80,8 +80,10 @@ def refuse_existing(path: StrPath | None, replace: bool = False) -> None:
 
     Raises:
         IsADirectoryError: it is a folder.
-        FileExistsError: there is a file, and `replace` is False.
+        FileExistsError: there is a file, and `replace` is False; or it is the record of a run, which nothing replaces.
     """
+    if path is not None and os.path.basename(path) in ("results.json", "config.yaml") and os.path.lexists(path):
+        raise FileExistsError(f"{path} is a run's own record: choose another name")
     if path is not None and os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder: name a file")
     if path is not None and os.path.lexists(path) and not replace:

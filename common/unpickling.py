@@ -122,7 +122,7 @@ def read_content(path: str | os.PathLike[str], placeholders: bool = True) -> Any
             ) from error
         raise CheckpointError(
             f'"{path}" is not a checkpoint, or it is damaged or cut short ({reason(error)}): '
-            "delete it and use an earlier one, or copy it again"
+            "use an earlier one, or copy it again"
         ) from error
 
 

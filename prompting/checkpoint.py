@@ -550,14 +550,17 @@ def print_words(trained: TrainedPrompts, source: str, backbone: str, top: int) -
     """
     from clip.clip import _tokenizer
 
-    from prompting.weights import load_clip
+    from prompting.weights import is_path, load_clip
 
     tensors = {name.removeprefix("prompts."): value for name, value in trained.tensors.items()}
     if "ctx" not in tensors:
         raise CheckpointError(f"checkpoint {source} of {trained.trainer} has no context vectors in the text (ctx)")
     if tensors["ctx"].dim() not in (2, 3) or not tensors["ctx"].isfinite().all():
         raise CheckpointError(f"checkpoint {source}: ctx is no finite context vectors, {tuple(tensors['ctx'].shape)}")
-    backbone = backbone or str(trained.content.get("backbone") or "")
+    named = str(trained.content.get("backbone") or "")
+    if backbone and named and backbone != named and not is_path(named):  # a path may be another machine's
+        raise CheckpointError(f"checkpoint {source} was trained with the words of {named}: leave out --backbone")
+    backbone = backbone or named
     if not backbone:
         raise CheckpointError(f"checkpoint {source} does not say its backbone: give it with --backbone")
     embedding, context = load_clip(backbone).token_embedding.weight, tensors["ctx"]

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from common.files import atomic_write, remove_dead_temporaries
+from common.files import atomic_write, refuse_existing, remove_dead_temporaries
 
 KILLED = """
 import os, sys
@@ -100,3 +100,10 @@ def test_of_several_that_write_a_new_file_one_does(tmp_path, links, monkeypatch)
     assert len(refused) == (3 if links else 4)
     assert (tmp_path / "new").read_text() == (({*"0123"} - {str(n) for n in refused}).pop() if links else "0")
     assert os.listdir(tmp_path) == ["new"]
+
+
+@pytest.mark.parametrize("name", ["results.json", "config.yaml"])
+def test_no_output_replaces_a_runs_record(name, tmp_path):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(FileExistsError, match="is a run's own record: choose another name"):
+        refuse_existing(tmp_path / name, replace=True)

@@ -70,6 +70,7 @@ def test_deeper_prompts_are_left_out_and_said(embedding, tmp_path, capsys):
     [
         (64, BACKBONE, [], "64 numbers, the words of bundled:tiny_clip have 128: .*--backbone"),
         (128, None, [], "does not say its backbone: give it with --backbone"),
+        (128, BACKBONE, ["--backbone", "bundled:mini_clip"], "trained with the words of bundled:tiny_clip: leave out"),
         (128, BACKBONE, ["--top", "0"], "--top is 0: at least 1"),
     ],
 )
