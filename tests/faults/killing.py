@@ -195,7 +195,7 @@ def finished(folder: Path) -> dict[str, bytes]:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """All that two runs must agree in: trained weights to the last bit, history and results without the seconds."""
+    """All that two runs must agree in: trained weights to the last bit, history and results without what they cost."""
     found: dict[str, Any] = {}
     for path in sorted(folder.rglob("model*.pth.tar*")):
         state = load_checkpoint(path)
@@ -204,12 +204,12 @@ def outcome(folder: Path) -> dict[str, Any]:
     for path in sorted(folder.rglob("results.json")):
         record = read_results(path)
         kept = [record["metrics"], record["history"], record["gates"]]
-        found[str(path.relative_to(folder))] = json.loads(json.dumps(kept), object_hook=_without_seconds)
+        found[str(path.relative_to(folder))] = json.loads(json.dumps(kept), object_hook=_without_costs)
     return found
 
 
-def _without_seconds(entry: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in entry.items() if not key.endswith(("seconds", "share"))}
+def _without_costs(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in entry.items() if not key.endswith(("seconds", "share", "gflop"))}
 
 
 def leftovers(folder: Path) -> list[str]:
