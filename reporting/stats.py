@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 CONFIDENCE = 0.95
 LEVEL = 0.05
@@ -32,10 +32,21 @@ class Summary:
     seeds: tuple[int, ...] = ()  # those that entered
     values: Mapping[int, float] = field(default_factory=dict)  # by seed
     deterministic: bool = False  # no seed can change the number
+    averaged: tuple[float, ...] = ()  # of an average over data sets: the mean of each, over the same seeds
 
     @property
     def n(self) -> int:
         return len(self.seeds)
+
+    @property
+    def over_seeds(self) -> Interval | None:
+        """How far training again on the same data sets would change an average."""
+        return t_interval([*self.values.values()]) if self.averaged and not self.deterministic else None
+
+    @property
+    def over_datasets(self) -> Interval | None:
+        """How far other data sets would change an average."""
+        return t_interval(self.averaged) if self.averaged else None
 
 
 def summarise(values: Mapping[int, float], deterministic: bool = False) -> Summary | None:
@@ -78,11 +89,14 @@ def average_over(summaries: Sequence[Summary | None]) -> Summary | None:
         return None
     varying = [summary for summary in summaries if not summary.deterministic]
     seeds = set.intersection(*(set(summary.seeds) for summary in varying)) if varying else set(summaries[0].seeds)
-    values = {
-        seed: statistics.fmean(cell.mean if cell.deterministic else cell.values[seed] for cell in summaries)
-        for seed in seeds
-    }
-    return summarise(values, deterministic=not varying)
+    if not seeds:
+        return None
+    cells = [
+        dict.fromkeys(seeds, cell.mean) if cell.deterministic else {seed: cell.values[seed] for seed in seeds}
+        for cell in summaries
+    ]
+    average = summarise({seed: statistics.fmean(cell[seed] for cell in cells) for seed in seeds}, not varying)
+    return replace(average, averaged=tuple(statistics.fmean(cell.values()) for cell in cells))
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean with its t-interval; the ends are None where the differences show no spread to judge by."""
+    """A mean with its t-interval; the ends are None where the numbers show no spread to judge by."""
 
     mean: float
     low: float | None
@@ -183,7 +197,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def t_interval(differences: Sequence[float]) -> Interval:
-    """Mean of the differences with Student's interval."""
+    """Mean of the differences, or of other numbers, with Student's interval; needs scipy."""
     from scipy import stats
 
     n, mean = len(differences), statistics.fmean(differences)

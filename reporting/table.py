@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -42,6 +42,7 @@ from reporting.published import (
 from reporting.stats import Summary, average_over, harmonic_of_averages
 from results.schema import ResultsError, Run, canonical_dataset
 
+INTERVALS = "95 % intervals of the average"
 MAX_KEYS = 5  # settings that a row's columns differ in, named in the legend
 _IN_PERCENT, _MOSTLY = "All numbers in percent;", "Numbers in percent, but where this legend says otherwise;"
 _COLUMNS = "Columns: shots per class."
@@ -278,7 +279,10 @@ def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], by_shots: bool,
     if len({run.dataset for run in runs}) > 1:
         how = "each seed's average over the data sets first, over the seeds that all of them have"
         left_out = ", source data sets left out" if sources else ""
-        yield f"average: {how}{left_out}; its deviation is over seeds, not over data sets (see reporting compare)."
+        yield (
+            f"average: {how}{left_out}; its deviation is over seeds. {INTERVALS}, Student's: over the seeds' averages, "
+            "for training again on these data sets; over the data sets' means, for other data sets."
+        )
     yield f"Backbone: {', '.join(sorted({run.backbone for run in runs}))}."
     if any(run.demonstration for run in runs):
         yield "A bundled backbone is a small demonstration model: not comparable with any published number."
@@ -377,6 +381,7 @@ def document(table: Table, digits: int = 2) -> Document:
         # where the data sets are columns, a column goes with its data set
         columns = () if block.dataset is not None else tuple(block.columns)
         grids.append(Grid(block.title, headings, 2, lines, block.dataset or "", columns))
+    grids += _intervals(table.blocks, digits)
     blocks = [
         {"title": _block_name(table, block), "columns": [*block.columns], "rows": [*map(_json_row, block.rows)]}
         for block in table.blocks
@@ -385,6 +390,32 @@ def document(table: Table, digits: int = 2) -> Document:
     content |= {"legend": table.legend, "warnings": table.warnings}
     records = _csv_records(table)
     return Document(table.title, grids, table.legend, table.warnings, records, content, explain_best=True)
+
+
+def _intervals(blocks: Sequence[Block], digits: int) -> Iterable[Grid]:
+    """The averages over data sets with what they are sure to: two lines for each measured method."""
+    columns = {}  # heading -> the block and its column
+    for block, key in [(one, key) for one in blocks for key in one.columns]:
+        if any(row.cells[key] is not None and row.cells[key].averaged for row in block.rows):
+            by_block = block.key or (len(blocks) > 1 and not block.title.startswith(AVERAGE))
+            columns[block.title if by_block else block.columns[key]] = block, key
+    lines = []
+    for index, row in enumerate(blocks[0].rows) if columns else ():
+        cells = [block.rows[index].cells[key] for block, key in columns.values()]
+        for over in ("seeds", "data sets"):
+            found = [cell and (cell.over_seeds if over == "seeds" else cell.over_datasets) for cell in cells]
+            counts = sorted({interval.n for interval in found if interval is not None and interval.low is not None})
+            if counts and not row.source:
+                numbers = [
+                    Number(f"{interval.low:.{digits}f} to {interval.high:.{digits}f}", interval.low)
+                    if interval is not None and interval.low is not None
+                    else Number()
+                    for interval in found
+                ]
+                names = row.method.label, f"{over} (n={' - '.join(map(str, counts))})"
+                lines.append(Line(names, numbers, row.method.trainer))
+    if lines:
+        yield Grid(INTERVALS, ["Method", "over", *columns], 2, lines)
 
 
 def _block_name(table: Table, block: Block) -> str:
@@ -396,7 +427,9 @@ def _csv_records(table: Table) -> list[list[object]]:
     """One line per number, with a column per seed, below the head."""
     seeds = sorted({seed for block in table.blocks for row in block.rows for seed in row.seeds})
     facts = ("protocol", "block", "method", "trainer", "setting", "backbone", "shots", "selection_rule", "source")
-    records: list[list[object]] = [[*facts, "column", "n", "mean", "std", *(f"seed_{seed}" for seed in seeds)]]
+    ends = [f"{over}_{end}" for over in ("seeds", "datasets") for end in ("low", "high")]  # 95 %, of averages
+    numbers = ["n", "mean", "std", *ends]
+    records: list[list[object]] = [[*facts, "column", *numbers, *(f"seed_{seed}" for seed in seeds)]]
     for block, row in ((part, row) for part in table.blocks for row in part.rows):
         for key, cell in row.cells.items():
             # in a few-shot table, the number of shots is a column's name, or a block's in the papers' layout
@@ -405,6 +438,8 @@ def _csv_records(table: Table) -> list[list[object]]:
             record = [table.protocol, _block_name(table, block), row.method.label, row.method.trainer]
             record += [row.method.setting, row.method.backbone, shots, row.method.selection_rule, row.source, key]
             record += [0, None, None] if cell is None else [None if row.source else cell.n, cell.mean, cell.std]
+            for over in (cell and cell.over_seeds, cell and cell.over_datasets):
+                record += [None, None] if over is None else [over.low, over.high]
             records.append([*record, *(None if cell is None else cell.values.get(seed) for seed in seeds)])
     return records
 
@@ -414,5 +449,10 @@ def _json_row(row: Row) -> dict[str, object]:
     facts |= {name: getattr(row.method, name) for name in ("trainer", "setting", "backbone", "shots", "selection_rule")}
     facts |= {"seeds": row.seeds, "deterministic": row.deterministic, "source": row.source or None}
     parts = ("mean", "std", "n", "seeds", "values")
-    cells = {key: cell and {part: getattr(cell, part) for part in parts} for key, cell in row.cells.items()}
+    cells = {}
+    for key, cell in row.cells.items():
+        cells[key] = cell and {part: getattr(cell, part) for part in parts}
+        if cell is not None and cell.averaged:
+            for over, interval in (("over_seeds", cell.over_seeds), ("over_datasets", cell.over_datasets)):
+                cells[key][over] = interval and asdict(interval)
     return facts | {"cells": cells}

@@ -114,6 +114,13 @@ def draw(space: Mapping[str, Any], n: int, sampler: str, seed: int) -> list[dict
     return [*as_it_is, *({key: _short(value) for key, value in params.items()} for params in asked)]
 
 
+def _shown_range(values: Any) -> str:
+    """A range or choices as a table of trials has them."""
+    if isinstance(values, Between):
+        return f"{values.low:g} to {values.high:g}{' (logarithmic)' if values.log else ''}"
+    return ", ".join(map(str, values))
+
+
 def _short(value: Any) -> Any:
     """A number in three digits, as it stands in folders and tables."""
     return float(f"{value:.3g}") if isinstance(value, float) else value
@@ -280,9 +287,10 @@ class Tuning:
             table = tabulate(
                 rows, ["trial", *heads, *(case.jobs[0].dataset for case in cases)], "github", disable_numparse=True
             )
+            ranges = zip(heads, map(_shown_range, cases[0].space.values()), strict=True)
             parts.append(
                 f"{trainer}, {shots} shots: negative log-likelihood of validation images, {mean}{self.n} trials\n\n"
-                f"{table}"
+                f"Ranges: {'; '.join(map(' '.join, ranges))}\n\n{table}"
             )
         return "\n\n".join(parts)
 

@@ -219,6 +219,7 @@ def test_the_same_command_runs_nothing_again_and_prints_trials_and_table(tuned_r
     out = capsys.readouterr().out
     assert "start " not in out
     assert out.index("CoOp, 1 shots: negative log-likelihood of validation images, 2 trials") < out.index("### Digits")
+    assert "\nRanges: OPTIM.LR x 0.1 to 10 (logarithmic)" in out
     assert "CoOp: tuned: the best of 2 trials on validation images." in out
     assert sweep.main([*argv[:-3], "--dry-run", *argv[-3:]]) == 0
     assert capsys.readouterr().out.count("# finished: python train.py") == 3

@@ -24,6 +24,7 @@ from pathlib import Path
 
 from common.commandline import add_debug, guarded
 from common.files import atomic_write
+from reporting.table import INTERVALS
 from sweeping.plan import SETTINGS, TAUGHT, UNTRAINED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -37,7 +38,7 @@ class Section:
     name: str  # in its marks
     file: str  # below the repository's folder
     commands: tuple[str, ...]  # the last prints the table at its end; "{output}" is the folder of the runs
-    legend: bool = True  # whether the lines below the table belong to it
+    legend: bool = True  # whether what stands below the table belongs to it: intervals of averages, lines on reading
 
 
 README, MEASURED = "README.md", "docs/measured.md"
@@ -161,11 +162,12 @@ def replaced(text: str, name: str, table: str, where: object) -> str:
 
 
 def table_in(printed: str, legend: bool) -> str:
-    """The last table that was printed, below its title, with the lines under it where they are asked for.
+    """The last table that was printed, below its title, with what stands under it where that is asked for.
 
     The heading of a table's only block goes with the title; where there are several, they stay.
     """
-    lines = re.split(r"^## .*\n", printed, flags=re.MULTILINE)[-1].splitlines()
+    printed = re.split(r"^## .*\n", printed, flags=re.MULTILINE)[-1]
+    lines = (printed if legend else printed.partition(f"### {INTERVALS}\n")[0]).splitlines()
     rows = [index for index, line in enumerate(lines) if line.startswith("|")]
     if not rows:
         return ""

@@ -1,6 +1,12 @@
 """Rows methods, columns data sets, one block per metric; and zero-shot in few-shot tables."""
 
+import csv
+import io
+import json
+from statistics import fmean
+
 import pytest
+from scipy import stats
 
 from reporting.__main__ import main
 from reporting.methods import PROTOCOLS
@@ -98,3 +104,58 @@ def test_the_average_of_transfer_leaves_the_source_out(runs):
         runs.add(metrics, protocol="cross_dataset", dataset=dataset, source_dataset="ImageNet")
     (block,) = build_table(load_runs([runs.root]), group="average").blocks
     assert [cell.mean for cell in block.rows[0].cells.values()] == [85.0]
+
+
+@pytest.mark.parametrize(
+    ("protocol", "options", "column"),
+    [
+        ("open_world", ["--group", "dataset"], "base"),
+        ("open_world", ["--group", "metric"], "base"),
+        ("open_world", ["--group", "average"], "base"),
+        ("zero_shot", [], "average"),
+        ("few_shot", ["--group", "dataset"], "16 shots"),
+        ("few_shot", ["--group", "metric"], "16 shots"),
+    ],
+)
+def test_an_average_has_an_interval_over_seeds_and_one_over_data_sets(runs, capsys, protocol, options, column):
+    accuracies = {"OxfordPets": (80.0, 81.0, 85.0), "Caltech101": (90.0, 92.0, 91.0)}
+    for dataset, of_seeds in accuracies.items():
+        for seed, accuracy in enumerate(of_seeds):
+            metrics = runs.open_world_metrics(accuracy, 60.0, everything=accuracy)
+            runs.add(metrics, dataset=dataset, seed=seed, protocol=protocol)
+    runs.add(runs.open_world_metrics(9.0, 9.0), dataset="OxfordPets", seed=7, protocol=protocol)  # of one data set
+    over = {
+        "seeds": [fmean(pair) for pair in zip(*accuracies.values(), strict=True)],
+        "data sets": [fmean(of_seeds) for of_seeds in accuracies.values()],
+    }
+    ends = {what: stats.t.interval(0.95, len(v) - 1, fmean(v), stats.sem(v)) for what, v in over.items()}
+    assert main(["table", *options, str(runs.root)]) == 0
+    heading, _, *lines = capsys.readouterr().out.split("### 95 % intervals of the average\n\n")[1].splitlines()
+    place = [cell.strip() for cell in heading.split("|")].index(column)
+    for line, (what, (low, high)) in zip(lines, ends.items(), strict=False):
+        cells = [cell.strip() for cell in line.split("|")]
+        assert cells[1:3] == ["CoOp", f"{what} (n={len(over[what])})"]
+        assert cells[place] == f"{low:.2f} to {high:.2f}"
+    assert main(["table", *options, "--format", "csv", str(runs.root)]) == 0
+    records = [*csv.DictReader(io.StringIO(capsys.readouterr().out))]
+    (average,) = [record for record in records if record["datasets_low"] and record["column"] not in ("new", "all")][:1]
+    found = [float(average[f"{name}_{end}"]) for name in ("seeds", "datasets") for end in ("low", "high")]
+    assert found == pytest.approx([*ends["seeds"], *ends["data sets"]])
+    assert main(["table", *options, "--format", "json", str(runs.root)]) == 0
+    averages = [
+        cell
+        for block in json.loads(capsys.readouterr().out)["blocks"]
+        for row in block["rows"]
+        for cell in row["cells"].values()
+        if cell and "over_datasets" in cell
+    ]
+    assert averages[0]["over_datasets"]["low"] == pytest.approx(ends["data sets"][0])
+
+
+def test_an_average_without_spread_or_of_one_data_set_has_no_interval(runs, capsys):
+    runs.add(dataset="OxfordPets")
+    assert main(["table", "--group", "metric", str(runs.root)]) == 0
+    assert "95 % intervals of the average" not in capsys.readouterr().out
+    runs.add(dataset="Caltech101")  # the same numbers
+    assert main(["table", str(runs.root)]) == 0
+    assert "### 95 % intervals of the average" not in capsys.readouterr().out

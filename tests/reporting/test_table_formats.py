@@ -48,10 +48,11 @@ Bold: the best measured mean of a column, as rounded here, where several methods
 All numbers in percent; mean $\pm$ sample standard deviation (n - 1)"""
 
 CSV = """\
-protocol,block,method,trainer,setting,backbone,shots,selection_rule,source,column,n,mean,std,seed_1,seed_2,seed_3
-base_to_new,digits_8,ZeroshotCLIP,ZeroshotCLIP,tiny_ep10,bundled:tiny,,last_step,,base,1,64.0,,64.0,,
-base_to_new,digits_8,ZeroshotCLIP,ZeroshotCLIP,tiny_ep10,bundled:tiny,,last_step,,new,1,65.0,,65.0,,
-base_to_new,digits_8,ZeroshotCLIP,ZeroshotCLIP,tiny_ep10,bundled:tiny,,last_step,,H,1,64.49612403100775,,,,
+protocol,block,method,trainer,setting,backbone,shots,selection_rule,source,column,n,mean,std,\
+seeds_low,seeds_high,datasets_low,datasets_high,seed_1,seed_2,seed_3
+base_to_new,digits_8,ZeroshotCLIP,ZeroshotCLIP,tiny_ep10,bundled:tiny,,last_step,,base,1,64.0,,,,,,64.0,,
+base_to_new,digits_8,ZeroshotCLIP,ZeroshotCLIP,tiny_ep10,bundled:tiny,,last_step,,new,1,65.0,,,,,,65.0,,
+base_to_new,digits_8,ZeroshotCLIP,ZeroshotCLIP,tiny_ep10,bundled:tiny,,last_step,,H,1,64.49612403100775,,,,,,,,
 """
 
 COOP_BASE = {
