@@ -393,7 +393,7 @@ def document(table: Table, digits: int = 2) -> Document:
 
 
 def _intervals(blocks: Sequence[Block], digits: int) -> Iterable[Grid]:
-    """The averages over data sets with what they are sure to: two lines for each measured method."""
+    """How sure the averages over data sets are: two lines for each measured method."""
     columns = {}  # heading -> the block and its column
     for block, key in [(one, key) for one in blocks for key in one.columns]:
         if any(row.cells[key] is not None and row.cells[key].averaged for row in block.rows):
