@@ -312,21 +312,26 @@ def _warnings(
     methods: Sequence[Method], metrics: Sequence[Metric], places: Sequence[tuple[str, int | None]]
 ) -> Iterable[str]:
     """What a reader must be told about a table's runs, each warning naming the paths it is about."""
+    gaps: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[str]] = defaultdict(list)
+    beside = {}
     for dataset, shots in places:
         found = [(method, method.runs_on(dataset, shots)) for method in methods]
         # a method that trains nothing needs no second seed
         expected = {run.seed for method, runs in found if not method.deterministic for run in runs}
-        place = dataset if shots is None else f"{dataset}, {shots_text(shots)}"
         for method, runs in found:
             there = sorted(run.seed for run in runs)
-            missing = sorted(expected.difference(there))
-            if not runs:
-                yield f"{method.label} has no run on {place}"
-            elif missing and not method.deterministic:
-                yield (
-                    f"{method.label} on {place}: other rows have seed {', '.join(map(str, missing))}, this one only "
-                    f"{', '.join(map(str, there))} (beside {runs[0].path.parent})"
-                )
+            missing = () if method.deterministic and runs else sorted(expected.difference(there))
+            if missing or not runs:
+                gap = method.label, tuple(missing) if runs else (), tuple(there)
+                gaps[gap].append(dataset if shots is None else f"{dataset}, {shots_text(shots)}")
+                beside.setdefault(gap, runs and runs[0].path.parent)
+    for (label, missing, there), where in gaps.items():
+        place = "; ".join(where)
+        if not there:
+            yield f"{label} has no run on {place}"
+        else:
+            seeds = f"seed {', '.join(map(str, missing))}, this one only {', '.join(map(str, there))}"
+            yield f"{label} on {place}: other rows have {seeds} (beside {beside[label, missing, there]})"
     lacking: dict[str, list[Run]] = defaultdict(list)
     for run in (run for method in methods for run in method.runs):
         if labels := [metric.label for metric in metrics if metric.of_run(run) is None]:

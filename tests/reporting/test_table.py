@@ -135,7 +135,7 @@ def test_few_shot_columns_are_shots(runs):
     assert tuple(table.blocks[0].columns) == ("1", "4", "16")
     assert [cell.mean for cell in table.blocks[0].rows[0].cells.values()] == [60.0, 70.0, 80.0]
     assert cell(table, "digits", "MaPLe", "16") is None
-    assert table.warnings == ("MaPLe has no run on digits, 1 shot", "MaPLe has no run on digits, 16 shots")
+    assert table.warnings == ("MaPLe has no run on digits, 1 shot; digits, 16 shots",)
 
 
 @pytest.mark.parametrize("protocol", ["cross_dataset", "domain_generalization"])
