@@ -272,11 +272,13 @@ def _scaled_once(weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
 
 Kernel = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
-# native: F.linear. onednn: the faster of oneDNN's kernels. auto: oneDNN's only where clearly faster. packed: as auto,
-# also with prepacked weights, which double (evaluation) or triple (training) the memory of the towers' weights.
+# native: F.linear. onednn: the faster of oneDNN's kernels. auto: oneDNN's only where clearly faster, and without
+# gradient also with prepacked weights, which double the memory of the towers' weights, while SPARE_BYTES are left.
+# packed: with prepacked weights in training too, which triples it.
 BACKENDS = ("auto", "native", "onednn", "packed")
 MIN_FLOPS = 5e8  # of one product: smaller ones have nothing to gain that measuring would not eat
 MIN_GAIN = 1.03  # over F.linear, for "auto" to choose another kernel: below it may be noise
+SPARE_BYTES = 4 << 30
 MAX_ROWS = 512  # of a measured product; what is faster there is so for more rows
 ROUNDS = 5  # the first warms up and does not count
 TOLERANCE = 2e-5  # of the largest value; float32 rounding over thousands of terms, but no shortened number type
@@ -358,9 +360,12 @@ class KernelChooser:
         # Products that share a measurement: the same weight's shape, rows within a factor of two.
         rows = min(x.numel() // x.shape[-1], MAX_ROWS)
         shape = f"{1 << (rows - 1).bit_length()}x{weight.shape[1]}x{weight.shape[0]}"
-        if shape not in self.chosen:
-            self.chosen[shape] = fastest(self._seconds(shape, rows, weight), self.backend)
-        return KERNELS[self.chosen[shape]]
+        part = shape if torch.is_grad_enabled() else f"{shape} without gradient"
+        if part not in self.chosen:
+            packs = self.backend == "auto" and not torch.is_grad_enabled() and memory_left() > SPARE_BYTES
+            seconds = self._seconds(shape, rows, weight)
+            self.chosen[part] = fastest(seconds, "packed" if packs else self.backend)
+        return KERNELS[self.chosen[part]]
 
     def report(self) -> dict[str, Any]:
         """For results.json: the option and what it led to."""
@@ -432,6 +437,19 @@ def measure(rows: int, weight: Tensor) -> dict[str, float]:
             both(KERNELS[name])
             taken.append(clock() - start)
     return {name: min(taken[1:]) for name, taken in times.items()}
+
+
+def memory_left() -> int:
+    """Bytes that this process may still take, of the machine's memory and of its control group's; 0 if unknown."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        left = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return 0
+    with contextlib.suppress(OSError, ValueError):  # without a limit it says "max"
+        limit, used = (Path(f"/sys/fs/cgroup/memory.{what}").read_text(encoding="ascii") for what in ("max", "current"))
+        left = min(left, int(limit) - int(used))
+    return left
 
 
 def machine_key() -> str:

@@ -88,6 +88,21 @@ def test_times_are_measured_once_per_machine(product, small_products_too, tmp_pa
     assert len(counted) == 2
 
 
+@pytest.mark.parametrize(("left", "without_gradient"), [(1 << 40, "packed"), (0, "pointwise")])
+def test_auto_packs_weights_only_without_gradient_and_where_memory_is_left(
+    product, small_products_too, tmp_path, monkeypatch, left, without_gradient
+):
+    x, weight, _ = product
+    monkeypatch.setattr(attention, "memory_left", lambda: left)
+    monkeypatch.setattr(attention, "measure", lambda *args: {"native": 1.0, "pointwise": 0.5, "packed": 0.4})
+    chooser = KernelChooser("auto", tmp_path / "linear.json")
+    with torch.enable_grad():
+        assert chooser.kernel(x, weight) is KERNELS["pointwise"]
+    with torch.no_grad():
+        assert chooser.kernel(x, weight) is KERNELS[without_gradient]
+    assert chooser.report()["kernels"] == {"32x32x48": "pointwise", "32x32x48 without gradient": without_gradient}
+
+
 @pytest.mark.parametrize("content", ["{", "[]", '{"KEY": 3}', '{"KEY": {"native": "fast"}}', '{"KEY": {"conv": 1.0}}'])
 def test_a_damaged_file_is_measured_again(product, small_products_too, tmp_path, content):
     x, weight, _ = product
