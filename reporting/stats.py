@@ -16,7 +16,7 @@ LEVEL = 0.05
 # Two-sided, exact: the least p-value of n pairs is 2 / 2^n, which 5 pairs leave at 6.25 %.
 MIN_PAIRS = 6
 MAX_EXACT = 60
-MIN_DATASETS, MIN_METHODS = 5, 3  # of average ranks
+MIN_DATASETS, MIN_METHODS = 5, 3  # of average ranks; the first of an average's interval, too
 
 
 @dataclass(frozen=True)
@@ -45,8 +45,8 @@ class Summary:
 
     @property
     def over_datasets(self) -> Interval | None:
-        """How far other data sets would change an average."""
-        return t_interval(self.averaged) if self.averaged else None
+        """How far other data sets would change an average; of fewer than `MIN_DATASETS` nothing is said."""
+        return t_interval(self.averaged) if len(self.averaged) >= MIN_DATASETS else None
 
 
 def summarise(values: Mapping[int, float], deterministic: bool = False) -> Summary | None:

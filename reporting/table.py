@@ -39,7 +39,7 @@ from reporting.published import (
     averaged_datasets,
     chosen_entries,
 )
-from reporting.stats import Summary, average_over, harmonic_of_averages
+from reporting.stats import MIN_DATASETS, Summary, average_over, harmonic_of_averages
 from results.schema import ResultsError, Run, canonical_dataset
 
 INTERVALS = "95 % intervals of the average"
@@ -281,7 +281,7 @@ def _runs_legend(runs: Sequence[Run], methods: Sequence[Method], by_shots: bool,
         left_out = ", source data sets left out" if sources else ""
         yield (
             f"average: {how}{left_out}; its deviation is over seeds. {INTERVALS}, Student's: over the seeds' averages, "
-            "for training again on these data sets; over the data sets' means, for other data sets."
+            f"for training again on these data sets; over {MIN_DATASETS} data sets' means or more, for other data sets."
         )
     yield f"Backbone: {', '.join(sorted({run.backbone for run in runs}))}."
     if any(run.demonstration for run in runs):

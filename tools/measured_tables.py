@@ -74,6 +74,20 @@ def _digits(table: str, methods: str = "") -> Section:
     )
 
 
+def _ablation(what: str) -> Section:
+    runs = f"{{output}}/ablation_{what}"
+    sets = "mini_vehicles mini_devices mini_arrows"
+    return Section(
+        f"ablation_{what}",
+        MEASURED,
+        (
+            f"python sweep.py --table ablation_{what} --datasets {sets} --seeds 1 2 3 4 5 --output {runs}",
+            f"python -m reporting table {runs} --group average",
+        ),
+        legend=False,
+    )
+
+
 SECTIONS = (
     Section("miniature", README, (OPEN_WORLD[0], f"{OPEN_WORLD[1]} {FOUR}"), legend=False),
     Section("open_world", MEASURED, OPEN_WORLD),
@@ -91,7 +105,7 @@ SECTIONS = (
     _transfer("cross_dataset"),
     _transfer("domain_generalization", legend=False),
     _digits("few_shot_curve", f" --trainers {FEW}"),
-    *(_digits(f"ablation_{what}") for what in ("aggregation", "depth", "length", "sharing")),
+    *map(_ablation, ("aggregation", "depth", "length", "sharing")),
     Section("cost", MEASURED, (f"python -W ignore -m benchmarks.cost --classes 100 --trainers {EVERY}",)),
 )
 
