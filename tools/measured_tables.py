@@ -56,12 +56,13 @@ OPEN_WORLD = (
 )
 
 
-def _transfer(table: str, **legend: bool) -> Section:
+def _transfer(table: str) -> Section:
+    methods = TUNED.replace("ZeroshotCLIP2 ", "")
     return Section(
         table,
         MEASURED,
-        (f"python sweep.py --table {table} --trainers {FEW} --datasets mini --output {{output}}",),
-        **legend,
+        (f"python sweep.py --table {table} --trainers {methods} --datasets mini --seeds 1 2 3 4 5 --output {{output}}",),
+        legend=False,
     )
 
 
@@ -103,7 +104,7 @@ SECTIONS = (
         (OPEN_WORLD[0], f"python -m reporting compare BMIP all {{output}}/open_world {FOUR}"),
     ),
     _transfer("cross_dataset"),
-    _transfer("domain_generalization", legend=False),
+    _transfer("domain_generalization"),
     _digits("few_shot_curve", f" --trainers {FEW}"),
     *map(_ablation, ("aggregation", "depth", "length", "sharing")),
     Section("cost", MEASURED, (f"python -W ignore -m benchmarks.cost --classes 100 --trainers {EVERY}",)),
