@@ -57,13 +57,8 @@ OPEN_WORLD = (
 
 
 def _transfer(table: str) -> Section:
-    methods = TUNED.replace("ZeroshotCLIP2 ", "")
-    return Section(
-        table,
-        MEASURED,
-        (f"python sweep.py --table {table} --trainers {methods} --datasets mini --seeds 1 2 3 4 5 --output {{output}}",),
-        legend=False,
-    )
+    options = f"--trainers {TUNED.replace('ZeroshotCLIP2 ', '')} --datasets mini --seeds 1 2 3 4 5 --output {{output}}"
+    return Section(table, MEASURED, (f"python sweep.py --table {table} {options}",), legend=False)
 
 
 def _digits(table: str, methods: str = "") -> Section:
