@@ -257,6 +257,8 @@ def trainable(name: str, cfg: Any) -> FewShotDataset:
     dataset = few_shot_class(name)(cfg)
     if dataset.test_only:
         raise SelectionError(f"{type(dataset).__name__} is for testing only: it has no few-shot images")
+    if type(dataset).domains:
+        raise SelectionError(f"{type(dataset).__name__}: its few-shot images follow from DATASET.SOURCE_DOMAINS")
     return dataset
 
 
