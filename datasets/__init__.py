@@ -29,7 +29,16 @@ _COOP_MODULES = {
     "sun397": "SUN397",
     "ucf101": "UCF101",
 }
-importlib.import_module("datasets.standard")
+_COOP_MODULES |= {  # as Dassl's readers and forks of CoOp call theirs
+    "pacs": "PACS",
+    "office_home_dg": "OfficeHomeDG",
+    "vlcs": "VLCS",
+    "domainnet": "DomainNet",
+    "resisc45": "RESISC45",
+    "ucmerced": "UCMerced",
+}
+for _module in ("standard", "domains", "remote_sensing"):
+    importlib.import_module(f"datasets.{_module}")
 for _module, _name in _COOP_MODULES.items():
     if os.path.isfile(os.path.join(__path__[0], f"{_module}.py")):
         DATASET_REGISTRY._obj_map.pop(_name, None)

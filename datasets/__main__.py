@@ -57,6 +57,7 @@ from datasets.splits import (
     write_new_text,
 )
 from prompting.descriptions import problems, read_descriptions, request
+from prompting.tokens import check_names
 
 ALL = "all"
 ISOLATED = (sys.executable, "-I")  # neither the current folder nor PYTHONPATH is on the path
@@ -218,7 +219,11 @@ def run_descriptions(options: argparse.Namespace) -> int:
     """Print what to ask a language model for, or what is wrong with its answer; 1 if anything is."""
     about = ""
     if options.classes:
-        names = [line.strip() for line in read_lines(options.classes) if line.strip()]
+        lines = {f"line {number}": line for number, line in enumerate(read_lines(options.classes), start=1) if line}
+        names = list(lines.values())
+        if not names:
+            raise ValueError(f"{options.classes} has no class names: write one a line")
+        check_names(names, list(lines), options.classes)
     else:
         name = registered(options.dataset)
         with contextlib.redirect_stdout(io.StringIO()):
@@ -257,6 +262,8 @@ def trainable(name: str, cfg: Any) -> FewShotDataset:
     dataset = few_shot_class(name)(cfg)
     if dataset.test_only:
         raise SelectionError(f"{type(dataset).__name__} is for testing only: it has no few-shot images")
+    if type(dataset).domains:
+        raise SelectionError(f"{type(dataset).__name__}: its few-shot images follow from DATASET.SOURCE_DOMAINS")
     return dataset
 
 

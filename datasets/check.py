@@ -26,9 +26,14 @@ DECODERS = 8
 
 
 def config_of(name: str, root: str, path: str = "") -> Any:
-    """A configuration for the data set with all its images; `path` is DATASET.PATH, for `folder` and `csv`."""
+    """A configuration for the data set with all its images; `path` is DATASET.PATH, for `folder` and `csv`.
+
+    Of domains, the last is the target, the others are the sources.
+    """
     cfg = get_cfg_default()
     cfg.DATASET.NAME, cfg.DATASET.ROOT, cfg.DATASET.NUM_SHOTS, cfg.SEED = name, root, -1, 1
+    if domains := getattr(DATASET_REGISTRY.get(name), "domains", ()):
+        cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS = tuple(domains[:-1]), tuple(domains[-1:])
     if path and "PATH" in cfg.DATASET:
         cfg.DATASET.PATH = path
     return cfg
@@ -149,7 +154,7 @@ def check_layout(info: DatasetInfo, folder: str, fetch: str) -> Iterator[Finding
 
 def needed_files(info: DatasetInfo) -> list[str]:
     """Files that training and testing need, beside the folders of images."""
-    folders = {path for path, _ in info.folders}
+    folders = {path.partition("/")[0] for path, _ in info.folders}
     return [name for source in info.sources if not source.optional for name in source.provides if name not in folders]
 
 
@@ -176,6 +181,10 @@ def check_items(report: Report, dataset_class: type, cfg: Any, fetch: str, deep:
     parts = dict(zip(PARTS, (dataset.train_x, dataset.val or [], dataset.test or []), strict=True))
     if getattr(dataset, "test_only", False):
         parts = {"test": parts["test"]}
+    if source := cfg.DATASET.SOURCE_DOMAINS:
+        report.facts.append(
+            f"domains: {', '.join(source)} (train, val), {', '.join(cfg.DATASET.TARGET_DOMAINS)} (test)"
+        )
     report.facts.append(f"classes: {dataset.num_classes} ({listed(dataset.classnames, 3)})")
     report.facts.append("images: " + ", ".join(f"{len(items)} {part}" for part, items in parts.items()))
     if sha256 := getattr(dataset, "split_sha256", None):

@@ -35,9 +35,17 @@ def read_descriptions(path: str, key: str = "", cure: str = "") -> dict[str, lis
         table = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{named}{path} is not valid JSON ({error}): mend it{cure}") from error
-    lists = table.values() if isinstance(table, dict) else [None]
-    if not all(isinstance(texts, list) and all(isinstance(text, str) for text in texts) for texts in lists):
-        raise ValueError(f"{named}{path} should hold {{class name: [sentences]}}: mend it{cure}")
+    should = f"{named}{path} should hold {{class name: [sentences]}}"
+    if not isinstance(table, dict):
+        raise ValueError(f"{should}: mend it{cure}")
+    for position, (name, texts) in enumerate(table.items(), start=1):
+        if not isinstance(texts, list):
+            raise ValueError(f"{should}, but class {position}, {name!r}, has no list of sentences: mend it{cure}")
+        for number, text in enumerate(texts, start=1):
+            if not isinstance(text, str):
+                raise ValueError(
+                    f"{should}, but class {position}, {name!r}: sentence {number} is {text!r}: mend it{cure}"
+                )
     return {clean_name(name): sentences for name, sentences in table.items()}
 
 
@@ -85,7 +93,7 @@ def problems(by_name: Mapping[str, Sequence[str]], classnames: Sequence[str]) ->
 
 def request(classnames: Sequence[str], about: str = "") -> str:
     """What to ask a language model for; `about` says what the images are of."""
-    names = [clean_name(name) for name in classnames]
+    names = list(dict.fromkeys(clean_name(name) for name in classnames))  # two of ImageNet's share theirs
     example = {name: ["...", "..."] for name in names[:2]}
     return "\n".join(
         [

@@ -414,7 +414,8 @@ def dataset_label(settings: Mapping[str, Any], root: str = "") -> str:
     """The data set's name in output paths, results.json and tables: letters, digits, and "._+-" within.
 
     Published and bundled data sets go by DATASET.NAME. A user's images, whose NAME is folder or csv, go by
-    DATASET.LABEL, else by the last part of DATASET.PATH.
+    DATASET.LABEL, else by the last part of DATASET.PATH. A data set of domains has its target domains in its name
+    ("PACS_sketch"), unless there is a LABEL.
 
     Args:
         settings: the section DATASET of a configuration, or what a data set's file has of it.
@@ -438,7 +439,8 @@ def dataset_label(settings: Mapping[str, Any], root: str = "") -> str:
     if label and name.lower() in OWN_DATA and is_taken(label):
         raise ValueError(f"DATASET.LABEL is {label!r}, as tables call a published or bundled data set: take another")
     if label or name.lower() not in OWN_DATA:
-        return label or name
+        targets = "+".join(settings.get("TARGET_DOMAINS") or ())
+        return label or (f"{name}_{safe(targets)}" if targets else name)
     folders = (str(settings.get("ROOT") or root), str(settings.get("PATH") or ""))
     place = os.path.abspath(os.path.join(*map(os.path.expanduser, folders)))
     label = safe(re.sub(r"\.csv$", "", os.path.basename(place), flags=re.IGNORECASE))

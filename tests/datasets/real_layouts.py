@@ -1,7 +1,7 @@
-"""The fifteen data sets in their exact folders, tiny: original annotation, split file, and images full of traps.
+"""The published data sets in their exact folders, tiny: original annotation, split file, and images full of traps.
 
-Each has five classes of ten images, so that a class is dealt into five, two and three. The split file is in an order
-of its own, as the published ones are.
+Each of CoOp's has five classes of ten images, so that a class is dealt into five, two and three. The split file is in
+an order of its own, as the published ones are.
 """
 
 import json
@@ -263,3 +263,84 @@ def imagenet_r(root: Path) -> None:
     write_images(folder / "imagenet-r", wnid_images(["n01440764", "n03773504", "n15075141"], "art_"))
     (folder / "imagenet-r" / "README.txt").touch()
     write_classnames(folder)
+
+
+def write_lists(folder: Path, images: dict[str, list[str]], first: int, names: dict[str, str]) -> None:
+    """Dassl's lists of a domain's images: `images` by class folder, dealt into the two lists that `names` has."""
+    for part, kept in (("train", slice(0, 6)), ("val", slice(6, None))):
+        rows = [
+            f"{image} {label}"
+            for label, (_, group) in enumerate(sorted(images.items()), start=first)
+            for image in group[kept]
+        ]
+        write_lines(folder / "splits" / names[part], rows)
+
+
+@layout("PACS")
+def pacs(root: Path) -> None:
+    folder = root / "pacs"
+    for domain in ("art_painting", "cartoon", "photo", "sketch"):
+        names = ("dog", "elephant", "guitar", "house", "person")
+        images = {name: [f"{domain}/{name}/pic_{number:03d}.jpg" for number in range(8)] for name in names}
+        if domain == "sketch":
+            images["dog"].append("sketch/dog/n02103406_4068-1.png")  # the one that Dassl leaves out
+        write_images(folder / "images", [image for group in images.values() for image in group])
+        lists = {"train": f"{domain}_train_kfold.txt", "val": f"{domain}_crossval_kfold.txt"}
+        write_lists(folder, images, 1, lists)
+
+
+@layout("OfficeHomeDG")
+def office_home_dg(root: Path) -> None:
+    for domain in ("art", "clipart", "product", "real_world"):
+        for part, count in (("train", 6), ("val", 2)):
+            names = ("Alarm_Clock", "Bike", "TV", "Table", "Webcam")  # TV comes before Table
+            images = [f"{name}/{part}_{number}.jpg" for name in names for number in range(count)]
+            write_images(root / "office_home_dg" / domain / part, images)
+
+
+@layout("VLCS")
+def vlcs(root: Path) -> None:
+    for domain in ("CALTECH", "LABELME", "PASCAL", "SUN"):
+        for part, count in (("train", 6), ("crossval", 2), ("test", 3), ("full", 8)):
+            images = [f"{label}/{part}_imgs_{number}.jpg" for label in range(5) for number in range(count)]
+            write_images(root / "VLCS" / domain / part, images)
+
+
+@layout("DomainNet")
+def domainnet(root: Path) -> None:
+    folder = root / "domainnet"
+    for domain in ("clipart", "infograph", "painting", "quickdraw", "real", "sketch"):
+        names = ("The_Eiffel_Tower", "aircraft_carrier", "airplane", "t-shirt", "zigzag")
+        images = {name: [f"{domain}/{name}/{domain}_{name}_{number}.jpg" for number in range(8)] for name in names}
+        if domain == "painting":
+            images["t-shirt"] = []
+        write_images(folder, [image for group in images.values() for image in group])
+        write_lists(folder, images, 0, {"train": f"{domain}_train.txt", "val": f"{domain}_test.txt"})
+
+
+def write_name_lists(folder: Path, images: Path, stem: str, names: dict[str, str]) -> None:
+    """A remote sensing data set: class folders, and lists of the images' names without their folders."""
+    parts: dict[str, list[str]] = {"train": [], "val": [], "test": []}
+    for number in range(PER_CLASS):
+        for name, pattern in names.items():
+            parts[("train", "train", "train", "val", "test")[number % 5]].append(pattern.format(number))
+            write_images(images, [f"{name}/{pattern.format(number)}"])
+    for part, lines in parts.items():
+        random.Random(part).shuffle(lines)
+        (folder / f"{stem}-{part}.txt").write_text("\n".join(lines))
+
+
+@layout("RESISC45")
+def resisc45(root: Path) -> None:
+    folder = root / "resisc45"
+    names = ("airplane", "baseball_diamond", "beach", "freeway", "sea_ice")
+    patterns = {name: f"{name}_{{:03d}}.jpg" for name in names}
+    write_name_lists(folder, folder / "NWPU-RESISC45", "resisc45", patterns)
+
+
+@layout("UCMerced")
+def ucmerced(root: Path) -> None:
+    folder = root / "ucmerced"
+    names = ("agricultural", "baseballdiamond", "beach", "mobilehomepark", "storagetanks")
+    patterns = {name: f"{name}{{:02d}}.tif" for name in names}
+    write_name_lists(folder, folder / "UCMerced_LandUse" / "Images", "uc_merced", patterns)

@@ -1,4 +1,4 @@
-"""Checking data sets on disk: the fifteen in tiny, in order and out of order."""
+"""Checking data sets on disk: the published ones in tiny, in order and out of order."""
 
 import dataclasses
 import json
@@ -17,6 +17,7 @@ from tests.datasets.real_layouts import BUILDERS, build_layout
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"
 SPLIT = [name for name, info in known_datasets().items() if info.split]
+LISTS = [name for name, info in known_datasets().items() if checking.needed_files(info)]
 VARIANTS = ("ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR")
 
 
@@ -77,7 +78,7 @@ def test_a_data_set_in_order_is_ok(make, name: str, deep: bool) -> None:
     text = "\n".join(report.lines())
     assert report.ok, text
     assert f"classes: {case.info.classes} (" in text
-    assert f"{case.info.counts[2]} test" in text
+    assert case.info.counts[2] is None or f"{case.info.counts[2]} test" in text
     assert "split sha256: " in text
     assert ("train" in text.split("images:")[1].splitlines()[0]) == (name not in VARIANTS)
 
@@ -89,15 +90,15 @@ def test_a_missing_folder_of_images_comes_with_its_cure(make, name: str) -> None
     shutil.rmtree(path)
     text = case.only_finding()
     assert f"there is no folder {path}" in text
-    cure = "Register at https://image-net.org" if name == "ImageNet" else f"datasets download {name} --root {case.root}"
+    steps = case.info.by_hand.splitlines()
+    cure = steps[1].strip() if steps else f"datasets download {name} --root {case.root}"
     assert cure in text
 
 
-@pytest.mark.parametrize("name", known_datasets())
+@pytest.mark.parametrize("name", LISTS)
 def test_a_missing_list_or_split_file_comes_with_its_cure(make, name: str) -> None:
     case = make(name)
     needed = checking.needed_files(case.info)
-    assert needed
     (case.folder / needed[-1]).unlink()
     assert case.only_finding() == (
         f"there is no file {case.folder / needed[-1]} | python -m datasets download {name} --root {case.root}"

@@ -51,7 +51,13 @@ def test_a_file_is_checked_against_a_data_sets_classes(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("content", "message"),
-    [("{", "is not valid JSON"), ('["a"]', "should hold {class name: [sentences]}"), (None, "no file")],
+    [
+        ("{", "is not valid JSON"),
+        ('["a"]', "should hold {class name: [sentences]}"),
+        ('{"cat": ["A cat."], "polar bear": "White."}', "but class 2, 'polar bear', has no list of sentences: mend it"),
+        ('{"cat": ["A cat.", 5]}', "but class 1, 'cat': sentence 2 is 5: mend it"),
+        (None, "no file"),
+    ],
 )
 def test_what_is_no_such_file_is_one_line(tmp_path, capsys, content, message):
     if content:
@@ -63,3 +69,19 @@ def test_what_is_no_such_file_is_one_line(tmp_path, capsys, content, message):
     assert message in error
     assert error.count("\n") == 1
     assert "''" not in error  # which only a configuration's key could be set to
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("\n \n", "classes.txt has no class names: write one a line"),
+        ("cat\n\nCat\n", r"'cat' (CLASSES, line 1) and 'Cat' (CLASSES, line 3) give the same prompt"),
+    ],
+)
+def test_a_list_without_classes_or_with_one_twice_is_one_line(tmp_path, capsys, content, message):
+    path = tmp_path / "classes.txt"
+    path.write_text(content)
+    assert main(["descriptions", "prompt", "--classes", str(path)]) == 1
+    out, error = capsys.readouterr()
+    assert message.replace("CLASSES", str(path)) in error
+    assert (out, error.count("\n")) == ("", 1)

@@ -1,4 +1,4 @@
-"""The fifteen data sets in tiny: items, class names, halves and shots are those of CoOp's data set files.
+"""The published data sets in tiny: items, class names, halves and shots are those of CoOp's data set files.
 
 `coop_real.json` holds what CoOp's files make of the same folders, with a sorted `os.listdir`.
 """
@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 
 from dassl.config import get_cfg_default
-from dassl.data.datasets import build_dataset
+from dassl.data.datasets import DATASET_REGISTRY, build_dataset
 from datasets.sources import known_datasets
 from tests.datasets.real_layouts import BUILDERS, build_layout
 
 COOP = json.loads((Path(__file__).parent / "coop_real.json").read_text())
 NAMES = list(BUILDERS)
 VARIANTS = ["ImageNetV2", "ImageNetSketch", "ImageNetA", "ImageNetR"]
-FEW_SHOT = [name for name in NAMES if name not in VARIANTS]
+FEW_SHOT = [name for name in COOP if name not in VARIANTS]
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "datasets"
 
 
@@ -34,7 +34,10 @@ def root(tmp_path_factory):
 @pytest.fixture
 def build(root, make_cfg):
     def make(name, **settings):
-        return build_dataset(make_cfg(root, name=name, **settings))
+        cfg = make_cfg(root, name=name, **settings)
+        if domains := DATASET_REGISTRY.get(name).domains:
+            cfg.DATASET.SOURCE_DOMAINS, cfg.DATASET.TARGET_DOMAINS = domains[:-1], domains[-1:]
+        return build_dataset(cfg)
 
     return make
 
@@ -158,7 +161,7 @@ def test_config_file_names_the_data_set_and_its_facts(name):
 
 def test_dropped_in_data_set_needs_nothing_but_dassl(tmp_path, make_cfg, monkeypatch):
     """A plain `DatasetBase` subclass, as in Dassl's own examples, is built by name like ours."""
-    from dassl.data.datasets import DATASET_REGISTRY, DatasetBase, Datum
+    from dassl.data.datasets import DatasetBase, Datum
 
     class PlainDataset(DatasetBase):
         def __init__(self, cfg):
