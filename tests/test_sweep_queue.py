@@ -241,6 +241,12 @@ def test_dry_run_prints_commands_that_a_shell_reads_back(capsys):
     assert "\"('base', 'new', 'all')\"" in printed
 
 
+def test_dry_run_may_stand_after_the_pairs():
+    args = sweep.parse(["--trainers", "BMIP", "--", "OPTIM.LR", "0.1", "--dry-run"])
+    assert args.dry_run
+    assert args.opts == ["OPTIM.LR", "0.1"]
+
+
 def test_two_runs_for_one_folder_are_refused(tmp_path, other_dataset):
     (tmp_path / "b").mkdir()
     second = tmp_path / "b" / "other.yaml"
