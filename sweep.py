@@ -43,6 +43,7 @@ from sweeping.plan import (
     check_pairs,
     plans_varied,
     present_datasets,
+    serves,
 )
 
 MAX_TRIALS = 10_000  # of --tune
@@ -58,7 +59,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument_group("what to run").add_argument
     add("--protocol", choices=tuple(PROTOCOLS), default="open_world", help="default: %(default)s")
     add("--table", choices=(*TABLES, "cost"), help="a table's runs, and the table; cost has options of its own")
-    add("--trainers", nargs="+", default=[], metavar="NAME[=SETTING]", help="'all': every method")
+    add(
+        "--trainers",
+        nargs="+",
+        default=[],
+        metavar="NAME[=SETTING]",
+        help="'all': every method that the protocol can test",
+    )
     datasets = (
         "files of configs/datasets, paths of others, 'all' (the published table's, the default), 'present' (those "
         "published ones that are under the root), 'bundled' or 'mini'"
@@ -132,7 +139,7 @@ def plans_of(args: argparse.Namespace) -> list[Plan]:
     trainers = tuple(args.trainers or preset.trainers)
     if trainers == ("all",):
         left_out = TAUGHT if args.tune is None else (*TAUGHT, *UNTRAINED, *FITTED)
-        trainers = tuple(name for name in SETTINGS if name not in left_out)
+        trainers = tuple(name for name in SETTINGS if name not in left_out and serves(PROTOCOLS[protocol], name))
     if protocol == "compare":  # CFG_<Trainer>: its setting, unless the command line has one
         trainers = tuple("=".join(filter(None, (name, os.environ.get(f"CFG_{name}")))) for name in trainers)
     datasets, source = tuple(args.datasets or (preset.datasets if preset else ())), args.source

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import train
-from sweeping.plan import TAUGHT
+from sweeping.plan import OWN_CLASSES, TAUGHT
 from tests.ours import TRAINERS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -127,7 +127,7 @@ def test_demo_runs_four_methods_and_all_of_them_when_asked():
     assert [trainer for trainer, _, seed in four if seed == 1] == ["ZeroshotCLIP", "CoOp", "MaPLe", "BMIP"] * 2
     assert {seed for _, _, seed in four} == {1, 2, 3}
     every = runs_of(run("demo.sh", "--all", "--dry-run", SEEDS="5").stdout)
-    assert sorted(trainer for trainer, _, _ in every) == sorted([name for name in TRAINERS if name not in TAUGHT] * 2)
+    assert sorted(trainer for trainer, _, _ in every) == sorted([*{*TRAINERS} - {*TAUGHT, *OWN_CLASSES}] * 2)
     assert {run[1:] for run in every if run[0] == "BMIP"} == {("mini_ep10_batch32", 5)}
     assert all(setting.startswith("mini") for _, setting, _ in every)
 
