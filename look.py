@@ -118,6 +118,8 @@ def run_config(args: argparse.Namespace) -> Any:
 
 def run_features(args: argparse.Namespace) -> None:
     """Test the run again with its features kept, those of its training and validation images, too."""
+    if args.output.suffix.lower() != ".npz":
+        raise ValueError(f"{args.output}: the name must end in .npz")
     cfg = run_config(args)
     cfg.TEST.SAVE_FEATURES, cfg.TEST.SAVE_PREDICTIONS = True, False
     cfg.TEST.FIT_TEMPERATURE = cfg.TEST.COMPUTE_CMAT = False
@@ -226,6 +228,7 @@ def run_attention(args: argparse.Namespace) -> None:
         raise ValueError(f"{args.output}: the name must end in .{' or .'.join(FILE_FORMATS)}")
     if not 10 <= args.dpi <= 1200:
         raise ValueError(f"--dpi must be between 10 and 1200, got {args.dpi}")
+    read_rgb(args.image)  # before CLIP is loaded: it may be missing, or no image
     with contextlib.redirect_stdout(sys.stderr):
         classifier = load_run(args.run, args.device, args.load_epoch)
     model, visual = classifier.model, classifier.model.image_encoder.visual

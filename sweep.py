@@ -43,6 +43,7 @@ from sweeping.plan import (
     check_pairs,
     plans_varied,
     present_datasets,
+    serves,
 )
 
 MAX_TRIALS = 10_000  # of --tune
@@ -58,7 +59,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     add = parser.add_argument_group("what to run").add_argument
     add("--protocol", choices=tuple(PROTOCOLS), default="open_world", help="default: %(default)s")
     add("--table", choices=(*TABLES, "cost"), help="a table's runs, and the table; cost has options of its own")
-    add("--trainers", nargs="+", default=[], metavar="NAME[=SETTING]", help="'all': every method")
+    add(
+        "--trainers",
+        nargs="+",
+        default=[],
+        metavar="NAME[=SETTING]",
+        help="'all': every method that the protocol can test",
+    )
     datasets = (
         "files of configs/datasets, paths of others, 'all' (the published table's, the default), 'present' (those "
         "published ones that are under the root), 'bundled' or 'mini'"
@@ -100,7 +107,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     words = list(argv)
     cut = words.index("--") if "--" in words else len(words)
     args = parser.parse_args(words[:cut])
-    args.opts = [*args.opts, *words[cut + 1 :]]
+    pairs = words[cut + 1 :]
+    args.dry_run |= "--dry-run" in pairs  # no value of any key: a script's arguments may come after OPTS
+    args.opts = [*args.opts, *(word for word in pairs if word != "--dry-run")]
     if not args.trainers and not (args.table and TABLES[args.table].trainers):
         parser.error("the following arguments are required: --trainers")
     return args
@@ -130,7 +139,7 @@ def plans_of(args: argparse.Namespace) -> list[Plan]:
     trainers = tuple(args.trainers or preset.trainers)
     if trainers == ("all",):
         left_out = TAUGHT if args.tune is None else (*TAUGHT, *UNTRAINED, *FITTED)
-        trainers = tuple(name for name in SETTINGS if name not in left_out)
+        trainers = tuple(name for name in SETTINGS if name not in left_out and serves(PROTOCOLS[protocol], name))
     if protocol == "compare":  # CFG_<Trainer>: its setting, unless the command line has one
         trainers = tuple("=".join(filter(None, (name, os.environ.get(f"CFG_{name}")))) for name in trainers)
     datasets, source = tuple(args.datasets or (preset.datasets if preset else ())), args.source
@@ -241,9 +250,11 @@ def work(
         raise SweepError(f"--root {args.root} is no folder")
 
     # the live line moves the cursor: past the stream that lets nothing of the kind through
-    progress = runner.Progress(jobs, len(slots), getattr(sys.stdout, "stream", sys.stdout))
+    at_a_time = 0 if launcher == "slurm" else len(slots)
+    progress = runner.Progress(jobs, at_a_time, getattr(sys.stdout, "stream", sys.stdout))
     with runner.Stop().listening() as stop:
         pending = sort_out(jobs, progress, args.retry)
+        progress.plan(plan.output)
         if launcher == "slurm":
             executor = slurm.Slurm(args, pending, progress, plan.output)
         elif launcher == "inline":
@@ -252,13 +263,13 @@ def work(
             executor = runner.Processes(slots, stop, args.foreground)
         runner.work_off(pending, executor, progress, stop)
     progress.close()
-    # the counts, and every failure with the last lines that its run wrote
+    # the counts, and every failure: its error, else the last lines that the run wrote, and where all of them are
     for job in jobs:
-        if job.folder in progress.failures:
-            print(f"\nFAILED {job.label}: {progress.failures[job.folder]}")
-            for line in runner.console_tail(job.folder):
-                print(f"    {line}")
-            if (job.folder / runner.CONSOLE_FILE).is_file():
+        if (reason := progress.failures.get(job.folder)) is not None:
+            print(f"\nFAILED {job.label}: {reason}")
+            if job.folder in progress.has_console and (job.folder / runner.CONSOLE_FILE).is_file():
+                for line in [] if "error: " in reason else runner.console_tail(job.folder):
+                    print(f"    {line}")
                 print(f"    all of it: {job.folder / runner.CONSOLE_FILE}")
     left = len(progress.waiting) + len(progress.running)
     counts = f"{len(jobs)} runs: {len(progress.finished)} finished, {len(progress.failures)} failed"
@@ -292,7 +303,7 @@ def sort_out(jobs: list[Job], progress: runner.Progress, retry: bool) -> list[Jo
             except ResultsError as error:
                 progress.fail(job, str(error))
         elif not retry and (reason := runner.earlier_failure(job)) is not None:
-            progress.fail(job, f"{reason} (in an earlier call; --retry runs it again)")
+            progress.fail(job, f"{reason} (in an earlier call; --retry runs it again)", has_console=True)
         else:
             (job.folder / runner.FAILURE_FILE).unlink(missing_ok=True)
             pending.append(job)

@@ -158,6 +158,8 @@ def run(args: argparse.Namespace, stop: StopRequest) -> None:
         timing |= trainer.timing | {"total": time.perf_counter() - start}
         how = {"config_file": args.config_file, "overrides": overrides, "eval_only": args.eval_only}
         record = build_record(trainer, cfg, metrics, timing=timing, **how)
+        if args.eval_only and args.model_dir:
+            record["loaded_from"] = args.model_dir
         if cfg.TEST.ADAPTATION:
             record["trainer"] = tpt_name(cfg, args.model_dir)
         if record["history"]:

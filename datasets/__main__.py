@@ -10,7 +10,7 @@
     python -m datasets descriptions prompt --dataset EuroSAT --root DATA
     python -m datasets descriptions check sentences.json --classes classes.txt
 
-Exit status: 0 all is well, 1 something is missing or wrong, 2 the command is not understood, 130 interrupted.
+Exit status: 0 all is well, 1 something is missing or wrong, 2 the command is not understood or names a folder without data sets, 130 interrupted.
 """
 
 import argparse
@@ -64,11 +64,15 @@ ISOLATED = (sys.executable, "-I")  # neither the current folder nor PYTHONPATH i
 FROM_HF = Path(__file__).with_name("_from_hf.py")
 
 
+class NoDataError(DataRootError):
+    """No published data set is under the root."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status."""
     options = command_line().parse_args(arguments)
     try:
-        return guarded(options.run, options, {UnknownDatasetError: 2}, status=1)
+        return guarded(options.run, options, {UnknownDatasetError: 2, NoDataError: 2}, status=1)
     except KeyboardInterrupt:
         print("interrupted; what has arrived is kept, and the same command takes it up again", file=sys.stderr)
         return 130
@@ -155,7 +159,7 @@ def run_check(options: argparse.Namespace) -> int:
         if not there:
             near = filter(None, (suggest_root(options.root, info.folder) for info in known.values()))
             cure = next(near, f" Fetch one: python -m datasets download NAME --root {options.root}")
-            raise DataRootError(f"no published data set is under {options.root}.{cure}")
+            raise NoDataError(f"no published data set is under {options.root}.{cure}")
         print(f"not there: {', '.join(name for name in known if name not in there) or 'none'}")
         names = there
     wrong = 0

@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -383,6 +385,12 @@ def find_checkpoint(directory: str | Path, epoch: int | None = None) -> Path:
     path = found.get(max(found, default=0) if epoch is None else epoch)
     if path is not None:
         return path
+    results: Any = None
+    with suppress(OSError, ValueError):
+        results = json.loads((directory / "results.json").read_text(encoding="utf-8"))
+    if isinstance(results, dict) and results.get("eval_only") and not found:
+        tested = printable(str(results.get("loaded_from") or "another folder"))
+        raise FileNotFoundError(f"{directory} only tested the run in {tested} and holds no checkpoint: give that one")
     wanted = folder / (f"model.pth.tar-{epoch}" if epoch is not None else "model-best.pth.tar or model.pth.tar-*")
     there = f"epochs there: {', '.join(map(str, sorted(found)))}" if found else "no checkpoint there"
     raise FileNotFoundError(f'Model not found at "{wanted}" ({there}): give the OUTPUT_DIR of a finished run')

@@ -18,7 +18,7 @@ from typing import Any
 
 from yacs.config import CfgNode
 
-from common.hub import HUB_PREFIX
+from common.hub import HUB_PREFIX, check_repository
 from common.unpickling import CheckpointError, read_checkpoint, reason
 from prompting.checkpoint import SHARED, find_checkpoint
 
@@ -44,6 +44,7 @@ def export(run: str | Path, out: str | Path, repository: str = "") -> Path:
         repository: its name on huggingface.co, for the model card.
 
     Raises:
+        ValueError: ``repository`` is no repository's name.
         FileExistsError: when ``out`` exists.
         FileNotFoundError: when the run has no results.json, config.yaml or checkpoint.
         CheckpointError: when the checkpoint is damaged, or not the one that results.json is about.
@@ -51,6 +52,8 @@ def export(run: str | Path, out: str | Path, repository: str = "") -> Path:
     from safetensors.torch import save
 
     run, out = Path(run), Path(out)
+    if repository:
+        check_repository(repository, "--push ")
     if os.path.lexists(out):
         raise FileExistsError(f"{out} exists and is not overwritten: give another name")
     for name in ("results.json", "config.yaml"):

@@ -156,6 +156,10 @@ def run_table(args: argparse.Namespace) -> None:
 def run_compare(args: argparse.Namespace) -> None:
     """Compare two methods and write the result out."""
     _check_target(args)
+    if args.first == "all":
+        raise ValueError(
+            f"compare all {args.second}: all comes second: python -m reporting compare {args.second} all RUNS"
+        )
     runs = of_protocol(load_runs(args.runs), args.protocol)
     if args.second == "all":
         _write_document(args, compare.against_all(runs, args.first, args.protocol, args.metrics))

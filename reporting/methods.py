@@ -353,7 +353,12 @@ def chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[Metric]:
         known |= {metric.label.lower(): [metric], metric.key.lower(): [metric]}
     unknown = [name for name in names if name.strip().lower() not in known]
     if unknown:
-        choices = ", ".join([*(metric.key for metric in protocol.metrics), *groups])
+        members = {group: [metric.key for metric in known[group]] for group in groups}
+        listed = [
+            name if all(name in key for key in keys) else f"{name} ({', '.join(keys)})"
+            for name, keys in members.items()
+        ]
+        choices = ", ".join([*(metric.key for metric in protocol.metrics), *listed])
         raise ResultsError(f"no metric {unknown[0]!r} in {protocol.title}; choose from {choices}")
     chosen = (metric for name in names for metric in known[name.strip().lower()])
     return list(dict.fromkeys(chosen)) or list(protocol.metrics)

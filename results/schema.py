@@ -344,11 +344,14 @@ def find_results(paths: Iterable[str | Path]) -> list[Path]:
 
     Raises:
         FileNotFoundError: a path does not exist, or a folder holds no finished run.
+        ResultsError: a file is none of JSON.
     """
     found: dict[Path, Path] = {}
     for path in map(Path, paths):
         if not path.exists():
             raise FileNotFoundError(f"{path}: no such file or folder")
+        if path.is_file() and path.suffix.lower() != ".json":
+            raise ResultsError(f"{path} is no {RESULTS_FILE}: give a run's, or a folder with runs in it")
         files = sorted(path.rglob(RESULTS_FILE)) if path.is_dir() else [path]
         if not files:
             raise FileNotFoundError(f"{path}: no {RESULTS_FILE} in this folder or below it, so no finished run")

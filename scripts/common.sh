@@ -17,8 +17,7 @@ usage() { # prints the comment at the head of the calling script
 }
 
 wrong() { # message: wrong use of the calling script
-    echo "$SCRIPT: $1" >&2
-    usage >&2
+    echo "$SCRIPT: $1 (--help says how it is used)" >&2
     exit 2
 }
 

@@ -10,7 +10,7 @@ read_arguments --data -- "$@"
 DATA="${WORDS[0]:-${DATA:-}}" OUTPUT="${OUTPUT:-output/verify_setup}" status=0
 [ "${#WORDS[@]}" -le 1 ] && [ -n "$DATA" ] || wrong "needs --data DATA, the folder that holds one folder per data set"
 read -ra options <<<"${OPTS:-}"
-step "$PYTHON" -m datasets check all --root "$DATA" || status=1
+step "$PYTHON" -m datasets check all --root "$DATA" || { [ "$?" = 1 ] || exit 2; status=1; }
 step "$PYTHON" sweep.py --protocol open_world --trainers ZeroshotCLIP --datasets present --root "$DATA" --output "$OUTPUT" \
     --retry ${options[@]+-- "${options[@]}"} || { [ "$?" = 1 ] || exit 2; status=1; }
 step "$PYTHON" -m reporting verify "$OUTPUT" || status=1

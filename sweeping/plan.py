@@ -162,6 +162,8 @@ UNTRAINED = ("ZeroshotCLIP", "ZeroshotCLIP2")
 FITTED = ("TipAdapter", "LinearProbe", "LPPlusPlus")
 # Trainers that learn from a finished run, which has to be named: "all" leaves them out.
 TAUGHT = ("PromptKD",)
+# Trainers of classifiers that know no class beside those that they were trained on.
+OWN_CLASSES = ("LinearProbe", "LPPlusPlus")
 # The config node that sets the depth and the length of a method's prompts.
 PROMPT_NODES = {"MaPLe": "MAPLE", "CoPrompt": "COPROMPT"} | dict.fromkeys(
     ("BMIP", "MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"), "BMIP"
@@ -491,11 +493,18 @@ def plans_varied(plan: Plan, axes: Sequence[Sequence[str]]) -> list[Plan]:
     return plans
 
 
+def serves(protocol: Protocol, trainer: str) -> bool:
+    """Whether a trainer can be tested on the protocol's classes."""
+    same_classes = protocol.train_classes == "all" or protocol.splits == (protocol.train_classes,)
+    return trainer not in OWN_CLASSES or (same_classes and protocol.name != "cross_dataset")
+
+
 def build_queue(plan: Plan) -> list[Job]:
     """All jobs in order: seed by seed, so that a whole table of one seed is there first; each folder once.
 
     Raises:
-        SweepError: unknown trainer, setting or data set, no data root, two runs for one folder, or no run.
+        SweepError: unknown trainer, setting or data set, no data root, a trainer that cannot be tested so, two runs for
+            one folder, or no run.
     """
     protocol = PROTOCOLS[plan.protocol] if isinstance(plan.protocol, str) else plan.protocol
     source = protocol.source and (plan.source or protocol.source)
@@ -510,6 +519,11 @@ def build_queue(plan: Plan) -> list[Job]:
         if source:  # the run on a target comes after the one that trains what it tests
             trains_it = dataset == source and protocol.name == "cross_dataset"
             runs = [(PROTOCOLS["cross_dataset"], source, False), *([] if trains_it else runs)]
+        if name in OWN_CLASSES and "TEST.CLASS_SPLITS" not in plan.options and not serves(protocol, name):
+            raise SweepError(
+                f"{name} predicts the classes that it is trained on, and {protocol.name} tests on others: leave it "
+                "out, or give --protocol few_shot"
+            )
         for which, on, tests_only in runs:
             # what is tested was trained on the source: its setting is the one to use
             setting = Setting(given, given) if given else published_setting(name, which, source or on, shots)

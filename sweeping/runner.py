@@ -12,6 +12,7 @@ import contextlib
 import ctypes
 import datetime
 import json
+import math
 import os
 import re
 import shutil
@@ -23,7 +24,7 @@ import time
 import traceback
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType, SimpleNamespace
 from typing import Any, BinaryIO, TextIO
@@ -68,7 +69,13 @@ def finished_record(job: Job) -> dict[str, Any]:
     Raises:
         ResultsError: they cannot be read, or are those of a run with other settings.
     """
-    record = read_results(job.folder / RESULTS_FILE)
+    try:
+        record = read_results(job.folder / RESULTS_FILE)
+    except ResultsError as error:
+        raise ResultsError(
+            f"{error}: --overwrite redoes it, with all finished runs of this command; once the file is moved away, the "
+            "same command redoes it alone"
+        ) from error
     pairs = job.arguments[job.arguments.index("DATASET.NUM_SHOTS") :]
     # the last value of a key wins, as on train.py's command line
     wanted = dict(zip(pairs[::2], pairs[1::2], strict=True)) | {"TRAINER.NAME": job.trainer, "SEED": str(job.seed)}
@@ -121,19 +128,22 @@ def earlier_failure(job: Job) -> str | None:
         return None
 
 
-def console_tail(folder: Path) -> list[str]:
-    """The last lines that a run wrote to its console file."""
+def console_tail(folder: Path, start: int = 0) -> list[str]:
+    """The last lines that a run wrote to its console file, whose first `start` bytes are an earlier attempt's."""
     try:
         with (folder / CONSOLE_FILE).open("rb") as file:
-            file.seek(max(0, file.seek(0, os.SEEK_END) - 65536))
+            file.seek(max(start, file.seek(0, os.SEEK_END) - 65536))
             text = file.read().decode("utf-8", errors="replace")
     except OSError:
         return []
     return [line.rstrip() for line in text.replace("\r", "\n").splitlines() if line.strip()][-SHOWN_LINES:]
 
 
-def outcome(job: Job, status: int) -> str | None:
-    """Why a run that ended with this status has not finished its job, which its folder tells from now on; else None."""
+def outcome(job: Job, status: int, start: int = 0) -> str | None:
+    """Why a run that ended with this status has not finished its job, which its folder tells from now on; else None.
+
+    `start`: bytes of the console file that an earlier attempt wrote.
+    """
     if status == 0 and is_finished(job.folder):
         return None
     if status == STOPPED:
@@ -141,7 +151,7 @@ def outcome(job: Job, status: int) -> str | None:
     names = {number.value: number.name for number in signal.Signals}
     killed = f"killed by {names.get(-status, f'signal {-status}')}"
     reason = "ended without results" if status == 0 else f"exit status {status}" if status > 0 else killed
-    errors = [line for line in console_tail(job.folder) if status and line.startswith("error:")]
+    errors = [line for line in console_tail(job.folder, start) if status and line.startswith("error:")]
     reason = f"{reason}, {errors[-1]}" if errors else reason
     if status != BUSY:
         record_failure(job, reason)
@@ -152,15 +162,19 @@ def outcome(job: Job, status: int) -> str | None:
 
 
 class Progress:
-    """Counts the jobs of a queue and says so; the number of slots tells how many run at a time."""
+    """Counts the jobs of a queue and says so.
+
+    The number of slots tells how many run at a time; 0: nobody knows, so no time left is told.
+    """
 
     def __init__(self, jobs: list[Job], slots: int, stream: TextIO) -> None:
-        self.jobs, self.slots, self.stream = jobs, max(1, slots), stream
+        self.jobs, self.slots, self.stream = jobs, slots, stream
         self.live = stream.isatty()
         self.finished: set[Path] = set()
         self.failures: dict[Path, str] = {}
+        self.has_console: set[Path] = set()  # failed jobs whose console file tells of this very failure
         self.running: dict[Path, float] = {}  # since when
-        self._seconds: dict[tuple[str, bool], list[float]] = defaultdict(list)  # that jobs of a kind took
+        self._seconds: dict[tuple[Any, ...], list[float]] = defaultdict(list)  # that jobs of a kind took
         self._drawn = 0.0
 
     def is_settled(self, job: Job) -> bool:
@@ -174,10 +188,33 @@ class Progress:
     def skip(self, job: Job, record: dict[str, Any]) -> None:
         """The job was finished before; its time tells how long its like will take."""
         self.finished.add(job.folder)
+        self._learn(job, record)
+
+    def _learn(self, job: Job, record: dict[str, Any]) -> None:
         timing = record.get("timing")
         total = timing.get("total") if isinstance(timing, dict) else None
         if isinstance(total, int | float):
-            self._seconds[_kind(job)].append(float(total))
+            for kind in _kinds(job):
+                self._seconds[kind].append(float(total))
+
+    def plan(self, output: Path) -> None:
+        """Say what will run, and how long it takes where runs of the same methods with other seeds have told."""
+        for job in self.waiting:
+            if _kinds(job)[0] not in self._seconds:
+                for path in job.folder.parent.glob(f"*/{RESULTS_FILE}"):
+                    with contextlib.suppress(OSError, ResultsError):
+                        like = replace(job, folder=path.parent, seed=read_results(path)["seed"])
+                        self._learn(job, finished_record(like))
+        methods = []
+        for name in _of(self.jobs, "trainer"):
+            settings = _of([job for job in self.jobs if job.trainer == name], "setting")
+            methods.append(f"{name} ({', '.join(settings) if len(settings) < 3 else f'{len(settings)} settings'})")
+        datasets, shots, seeds = (", ".join(_of(self.jobs, what)) for what in ("dataset", "shots", "seed"))
+        n, finished = len(self.jobs), len(self.finished)
+        skipped = f", {finished} of them finished already and skipped" if finished else ""
+        self._write(printable(f"{n} run{'s' * (n != 1)}{skipped}: {', '.join(methods)}") + "\n")
+        where = f"on {datasets}; {shots} shots; seeds {seeds}; written to {output}{self._time_left()}"
+        self._write(printable(where) + "\n")
 
     def start(self, job: Job) -> None:
         self.running[job.folder] = time.monotonic()
@@ -188,12 +225,15 @@ class Progress:
         took = ""  # nothing is known of another sweep's
         if job.folder in self.running:
             seconds = time.monotonic() - self.running.pop(job.folder)
-            self._seconds[_kind(job)].append(seconds)
+            for kind in _kinds(job):
+                self._seconds[kind].append(seconds)
             took = f" ({duration(seconds)})"
         self.line(f"finished {job.label}{took}")
 
-    def fail(self, job: Job, reason: str) -> None:
+    def fail(self, job: Job, reason: str, has_console: bool = False) -> None:
         self.running.pop(job.folder, None)
+        if has_console:
+            self.has_console.add(job.folder)
         self.failures[job.folder] = reason
         self.line(f"FAILED   {job.label}: {reason}")
 
@@ -226,28 +266,39 @@ class Progress:
         self.stream.write("\r\x1b[K" * self.live + text)
         self.stream.flush()
 
-    def eta(self) -> float | None:
-        """Seconds until all is done, from the times of finished jobs of the same kind; None before the first."""
-        known = [value for values in self._seconds.values() for value in values]
-        if not known:
-            return None
-
-        def expected(job: Job) -> float:
-            return statistics.fmean(self._seconds.get(_kind(job)) or known)
-
-        now = time.monotonic()
-        running = [job for job in self.jobs if job.folder in self.running]
-        under_way = [max(0.0, expected(job) - (now - self.running[job.folder])) for job in running]
-        return max([(sum(map(expected, self.waiting)) + sum(under_way)) / self.slots, *under_way])
+    def eta(self) -> tuple[float, bool]:
+        """Seconds until all is done, and whether every job left is in that: one without a measured time is not."""
+        now, expected, under_way, whole = time.monotonic(), [], [], True
+        for job in (job for job in self.jobs if not self.is_settled(job)):
+            times = next((self._seconds[kind] for kind in _kinds(job) if kind in self._seconds), None)
+            if times is None:
+                whole = False
+                continue
+            running = job.folder in self.running
+            expected.append(max(0.0, statistics.fmean(times) - (now - self.running[job.folder] if running else 0.0)))
+            under_way += expected[-1:] if running else []
+        return max([sum(expected) / self.slots, *under_way]), whole
 
     def _time_left(self) -> str:
-        eta = self.eta()
-        return f", ETA {duration(eta)}" if eta and (self.waiting or self.running) else ""
+        if not self.slots or not (self.waiting or self.running):
+            return ""
+        seconds, whole = self.eta()
+        if not seconds:
+            return ""
+        minutes = math.ceil(seconds / 60)
+        text = f"{minutes} minute{'s' * (minutes > 1)}" if minutes < 120 else f"{minutes / 60:.1f} hours"
+        return f", {'about' if whole else 'at least'} {text} left"
 
 
-def _kind(job: Job) -> tuple[str, bool]:
-    """Jobs of one trainer take about as long as one another, those that only test much less."""
-    return job.trainer, job.needs is None
+def _of(jobs: Sequence[Job], what: str) -> list[str]:
+    """An attribute's values over some jobs, each once."""
+    return list(dict.fromkeys(str(getattr(job, what)) for job in jobs))
+
+
+def _kinds(job: Job) -> list[tuple[Any, ...]]:
+    """What else takes as long as a job: the same with another seed; else, about, the same method on other data sets."""
+    method = (job.trainer, job.setting, job.shots, job.needs is None)
+    return [(*method, job.dataset), method]
 
 
 def duration(seconds: float) -> str:
@@ -340,7 +391,7 @@ def work_off(jobs: Sequence[Job], executor: Any, progress: Progress, stop: Stop)
                 if reason is None:
                     progress.finish(job)
                 else:
-                    progress.fail(job, reason)
+                    progress.fail(job, reason, has_console=True)
             under_way = {job.folder for job in (*waiting, *executor.jobs)}
             for job in list(waiting):
                 was_elsewhere = job.folder in claims.elsewhere
@@ -361,7 +412,7 @@ def work_off(jobs: Sequence[Job], executor: Any, progress: Progress, stop: Stop)
                     elif (reason := earlier_failure(job)) is not None:
                         claims.release(job)
                         where = "its Slurm job" if executor.queues else "another sweep"
-                        progress.fail(job, f"{reason} (in {where}; --retry runs it again)")
+                        progress.fail(job, f"{reason} (in {where}; --retry runs it again)", has_console=True)
                     else:
                         make_ready(job)
                         if executor.queues:
@@ -467,6 +518,8 @@ class Processes:
 
     def start(self, job: Job) -> None:
         index = next(index for index in range(len(self.slots)) if index not in self.children)
+        if self.foreground:  # what an earlier attempt wrote there is not of this one
+            (job.folder / CONSOLE_FILE).unlink(missing_ok=True)
         with contextlib.nullcontext() if self.foreground else (job.folder / CONSOLE_FILE).open("wb") as output:
             # Ctrl-C on the terminal is for the sweep, which ends its children itself
             how = {"start_new_session": True, "preexec_fn": _end_with_parent if sys.platform == "linux" else None}

@@ -81,8 +81,9 @@ class Chain:
             make_ready(job)
             with (job.folder / CONSOLE_FILE).open("ab") as console:
                 environment = {**os.environ, "OMP_NUM_THREADS": str(self.threads)}
+                start = console.tell()
                 self._child = start_process(job, console, environment, preexec_fn=_ignore_warning)
-                reason = outcome(job, self._child.wait())
+                reason = outcome(job, self._child.wait(), start)
             if reason is not None:
                 failures.append(f"{job.label}: {reason}")
         if failures:

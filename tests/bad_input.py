@@ -25,6 +25,7 @@ TRAIN = {
     "backbone is a folder": (["MODEL.BACKBONE.NAME", "{tmp}"], r"neither model.safetensors nor pytorch_model.bin"),
     "backbone file is text": (["MODEL.BACKBONE.NAME", "{tmp}/text.pt"], r"text.pt.*fetch it again"),
     "backbone file is hostile": (["MODEL.BACKBONE.NAME", "{tmp}/evil.pt"], r"evil.pt"),
+    "backbone of no repository": (["--backbone", "hf:"], r"hf:'' is no repository.*write USER/REPOSITORY"),
     "unknown key": (["TRAINER.BMIP.N_CTXX", "2"], r"TRAINER.BMIP.N_CTXX.*TRAINER.BMIP.N_CTX"),
     "key of another section": (["OPTIM.PATIENCE", "2"], r"OPTIM.PATIENCE.*TRAIN.PATIENCE"),
     "key without a value": (["OPTIM.LR"], r"pairs KEY VALUE.*OPTIM.LR"),
@@ -123,6 +124,8 @@ TRAIN = {
     "deep option": (["OPTIM.LR", "-" * 5000 + "1"], r"option OPTIM.LR.*nested too deeply"),
     "output is below a file": (["--output-dir", "{tmp}/text.pt/run"], r"cannot write.*choose another --output-dir"),
     "no checkpoint": (["--eval-only", "--model-dir", "assets"], r"Model not found at .assets.*give the OUTPUT_DIR"),
+    "unknown adaptation": (["--test-time", "foo"], r"TEST.ADAPTATION \(--test-time\) 'foo': choose one of '', tpt"),
+    "no view kept": (["TPT.KEPT_SHARE", "0.0"], r"TPT.KEPT_SHARE is 0.0.*at least 1e-06"),
     "evaluation of nothing": (["--eval-only"], r"--eval-only of BMIP.*--model-dir"),
     "checkpoint of another method": (["--eval-only", "--model-dir", "{run}"], r"was trained with CoOp, not BMIP"),
     "epoch that is not kept": (["--eval-only", "--model-dir", "{run}", "--load-epoch", "7"], r"epochs there: 1"),
@@ -201,6 +204,10 @@ SWEEPS = {
         [*SWEEP, "--table", "open_world", "--depths", "1"],
         r"--depths is of --table ablation_depth",
     ),
+    "classifier without new classes": (
+        ["--trainers", "LPPlusPlus", "--datasets", "digits"],
+        r"LPPlusPlus predicts the classes that it is trained on, and open_world .*--protocol few_shot",
+    ),
     "no such root": ([*SWEEP, "--root", "nowhere"], r"--root nowhere is no folder"),
     "unknown protocol": ([*SWEEP, "--protocol", "chess"], r"--protocol: invalid choice: 'chess'"),
 }
@@ -219,6 +226,40 @@ REPORTING = {
     "plot of no format": (["plot", "base_new", "{run}", "-o", "{tmp}/a.gif"], r"a.gif: the name must end in .png"),
     "trainer that has no run": (["compare", "CoOp", "Copp", "{run}"], r"Copp"),
     "unknown command": (["chart"], r"invalid choice: 'chart'"),
+    "a text": (["rank", "README.md"], r"README.md is no results.json: give a run's, or a folder with runs"),
+    "all before the method": (["compare", "all", "CoOp", "{run}"], r"all comes second: .* compare CoOp all RUNS"),
+    "unknown metric": (["table", "--metrics", "cost,foo", "{run}"], r"'foo'.*all, ece, .*cost \(params, train_seconds"),
+}
+
+LOOK = {
+    "no run": (["errors", "assets"], r"assets holds no run.*give its --output-dir"),
+    "features as a text": (["features", "{run}", "-o", "{tmp}/f.txt"], r"f.txt: the name must end in .npz"),
+    "features exist": (["features", "{run}", "-o", "{tmp}/text.pt"], r"text.pt exists already.*--force"),
+    "unknown class split": (["errors", "{run}", "--split", "novel"], r"--split novel: the run was tested on"),
+    "no image on the page": (["errors", "{run}", "--limit", "0"], r"--limit is 0: at least 1"),
+    "plot of no format": (["attention", "{run}", SEVEN, "-o", "{tmp}/a.gif"], r"a.gif: the name must end in .png"),
+    "image missing": (["attention", "{run}", "none.png", "-o", "{tmp}/a.png"], r"no image at none.png"),
+    "damaged image": (["attention", "{run}", "{tmp}/cut.png", "-o", "{tmp}/a.png"], r"cut.png is not a readable image"),
+    "unknown command": (["classes", "{run}"], r"invalid choice: 'classes'"),
+}
+
+CHECKPOINT = {
+    "no checkpoint": (["show", "assets"], r"Model not found at .assets.*give the OUTPUT_DIR"),
+    "a text": (["show", "{tmp}/text.pt"], r"text.pt.*not a checkpoint"),
+    "runs code": (["show", "{tmp}/evil.pt"], r"evil.pt"),
+    "converted already": (
+        ["convert", "{run}/prompt_learner/model.pth.tar-1", "{tmp}/new"],
+        r"this project's format already",
+    ),
+    "target exists": (["convert", "{tmp}/evil.pt", "{tmp}/text.pt"], r"text.pt exists and is not overwritten"),
+    "no run to share": (["export", "assets", "{tmp}/out"], r"assets has no results.json: give the --output-dir"),
+    "push to nowhere": (["export", "{run}", "{tmp}/out", "--push", "nonsense"], r"--push 'nonsense'.*USER/REPOSITORY"),
+    "words of a backbone without a name": (
+        ["words", "{run}", "--backbone", "hf:"],
+        r"was trained with the words of bundled:",
+    ),
+    "no word": (["words", "{run}", "--top", "0"], r"--top is 0: at least 1"),
+    "unknown command": (["push"], r"invalid choice: 'push'"),
 }
 
 DATASETS = {

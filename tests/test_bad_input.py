@@ -8,12 +8,24 @@ from pathlib import Path
 
 import pytest
 
+import look
 import predict
 import sweep
 import train
 from datasets.__main__ import main as datasets_main
+from prompting import checkpoint
 from reporting.__main__ import main as reporting_main
-from tests.bad_input import DATASETS, PREDICT, REPORTING, SWEEPS, TRAIN, make_files, with_infinite_accuracy
+from tests.bad_input import (
+    CHECKPOINT,
+    DATASETS,
+    LOOK,
+    PREDICT,
+    REPORTING,
+    SWEEPS,
+    TRAIN,
+    make_files,
+    with_infinite_accuracy,
+)
 from tests.test_train import arguments
 
 TABLE = {
@@ -22,6 +34,8 @@ TABLE = {
     "sweep.py": (sweep.main, SWEEPS),
     "reporting": (reporting_main, REPORTING),
     "datasets": (datasets_main, DATASETS),
+    "look.py": (look.main, LOOK),
+    "prompting.checkpoint": (checkpoint.main, CHECKPOINT),
 }
 CASES = [(entry, case) for entry, (_, cases) in TABLE.items() for case in cases]
 

@@ -114,12 +114,14 @@ def test_the_published_data_sets_are_the_tables(script):
         ("tables/open_world", ("--trainers", "BMIP", "--datasets", "eurosat"), "eurosat needs --root"),
         ("tables/ablation_depth", ("--trainers", "CoOp", "--datasets", "digits"), "CoOp has no single key"),
         ("tables/cost", ("--trainers", "BMPI"), "'BMPI'"),
+        ("verify_setup", ("--data", "nowhere"), "error: no published data set is under nowhere"),
     ],
 )
 def test_wrong_use_is_refused(name, arguments, message, script, tmp_path):
     done = script(name, *arguments, SOURCE="emoji_kinds")
     assert done.returncode == 2
     assert re.search(message, done.stderr), done.stderr
+    assert len(re.findall(r"error: |\.sh: ", done.stderr)) == 1
     assert not (tmp_path / "output").exists()
 
 

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -103,11 +104,13 @@ def test_failures_are_told_with_the_logs_last_lines_and_retried_on_request(make_
     assert run(jobs) == 1
     out = capsys.readouterr().out
     assert "exit status 2, error: the data are not there" in out
-    assert f"    started {jobs[0].folder}" in out
+    assert f"    started {jobs[0].folder}" not in out  # its error line says it
     assert str(jobs[0].folder / "console.txt") in out
     assert "2 runs: 1 finished, 1 failed, 0 to be run" in out
     assert run(jobs) == 1
-    assert "--retry runs it again" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "--retry runs it again" in out
+    assert str(jobs[0].folder / "console.txt") in out
     assert len(list(jobs[0].folder.glob("start*"))) == 1
     assert run(jobs, "--retry") == 1
     assert len(list(jobs[0].folder.glob("start*"))) == 2
@@ -279,8 +282,21 @@ def test_damaged_results_are_named(make_job, run, capsys):
     assert run([make_job("a")]) == 0
     path = make_job("a").folder / "results.json"
     path.write_text(path.read_text()[:50])
-    assert run([make_job("a")]) == 1
-    assert "cut short or damaged" in capsys.readouterr().out
+    assert run([make_job("a")], "--retry") == 1
+    out = capsys.readouterr().out
+    assert re.search("cut short or damaged.*--overwrite redoes it", out)
+    assert "console.txt" not in out  # which is of the run that was good
+
+
+def test_a_failure_without_an_error_line_shows_its_own_last_lines_only(make_job, run, capsys):
+    job = make_job("a", "nothing")
+    job.folder.mkdir()
+    (job.folder / "console.txt").write_text("of an earlier attempt\n")
+    assert run([job]) == 1
+    out = capsys.readouterr().out
+    assert f"    started {job.folder}\n    all of it: {job.folder / 'console.txt'}\n" in out
+    assert run([job], "--retry", "--foreground") == 1
+    assert "console.txt" not in capsys.readouterr().out  # it was on the terminal
 
 
 DRIVER = """
@@ -374,14 +390,35 @@ def test_plain_lines_when_not_a_terminal_and_one_live_line_on_one(make_job):
     assert "1 done, 0 running, 0 failed, 1 waiting of 2" in live.getvalue()
 
 
-def test_the_time_left_follows_from_runs_of_the_same_kind(make_job, tmp_path):
+def test_the_time_left_follows_from_measured_runs_of_the_same_kind_only(make_job, tmp_path):
     jobs = [make_job(name) for name in "abc"] + [make_job("test", needs=tmp_path / "a")]
-    progress = Progress(jobs, 2, io.StringIO())
-    assert progress.eta() is None
-    progress.skip(jobs[0], {"timing": {"total": 100.0}})
-    assert progress.eta() == pytest.approx(150.0)  # two like it and one unknown, in two slots
+    progress = Progress(jobs, 2, stream := io.StringIO())
+    assert progress.eta() == (0, False)
+    progress.skip(jobs[0], {"timing": {"total": 3600.0}})
+    assert progress.eta() == (
+        pytest.approx(3600.0),
+        False,
+    )  # two like it in two slots, and one that nothing is known of
+    progress.line("before")
+    assert stream.getvalue() == "[1/4] before, at least 60 minutes left\n"
     progress.skip(jobs[3], {"timing": {"total": 10.0}})
-    assert progress.eta() == pytest.approx(100.0)
+    assert progress.eta() == (pytest.approx(3600.0), True)
+    other = replace(jobs[1], dataset="emoji", folder=tmp_path / "emoji")
+    progress = Progress([jobs[0], other], 1, io.StringIO())
+    progress.skip(jobs[0], {"timing": {"total": 60.0}})
+    assert progress.eta() == (pytest.approx(60.0), True)  # the same method on other data
+
+
+def test_a_sweep_says_first_what_it_runs_and_how_long_that_takes(make_job, run, capsys, tmp_path):
+    jobs = [make_job("seed1"), replace(make_job("seed2"), seed=2)]
+    assert run(jobs[:1]) == 0
+    assert capsys.readouterr().out.startswith(
+        f"1 run: BMIP (tiny)\non digits; 16 shots; seeds 1; written to {tmp_path}\n[0/1] start "
+    )
+    assert run(jobs[1:]) == 0  # beside the first, which took 10 seconds
+    assert f"seeds 2; written to {tmp_path}, about 1 minute left\n" in capsys.readouterr().out
+    assert run([jobs[0], make_job("third")]) == 0
+    assert capsys.readouterr().out.startswith("2 runs, 1 of them finished already and skipped: BMIP (tiny)\n")
 
 
 @pytest.mark.parametrize(("seconds", "text"), [(41.6, "0:00:42"), (200, "0:03:20"), (7500, "2:05:00")])

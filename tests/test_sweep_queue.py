@@ -3,8 +3,10 @@
 import pytest
 
 import sweep
+from dassl.engine import TRAINER_REGISTRY
 from sweeping.plan import (
     ELEVEN,
+    OWN_CLASSES,
     PROTOCOLS,
     SETTINGS,
     TABLES,
@@ -239,6 +241,29 @@ def test_dry_run_prints_commands_that_a_shell_reads_back(capsys):
     (job,) = queue(options=("TRAINER.BMIP.CTX_INIT", "a b"))
     assert shlex.split(printed) == job.command()
     assert "\"('base', 'new', 'all')\"" in printed
+
+
+def test_classifiers_of_their_own_classes_are_run_where_they_can_be_tested():
+    methods = {name: TRAINER_REGISTRY.get(name) for name in TRAINERS}
+    assert {name for name, method in methods.items() if not getattr(method, "serves_new_classes", True)} == {
+        *OWN_CLASSES
+    }
+    for protocol in ("open_world", "base_to_new", "base2new_test", "compare", "cross_dataset"):
+        with pytest.raises(SweepError, match="LinearProbe predicts the classes that .* give --protocol few_shot"):
+            queue(
+                protocol,
+                trainers=("LinearProbe",),
+                datasets=("digits",),
+                **({"source": "emoji_kinds"} if "cross" in protocol else {}),
+            )
+    for protocol in ("few_shot", "base2new_train"):
+        assert queue(protocol, trainers=("LinearProbe",), datasets=("digits",))
+
+
+def test_dry_run_may_stand_after_the_pairs():
+    args = sweep.parse(["--trainers", "BMIP", "--", "OPTIM.LR", "0.1", "--dry-run"])
+    assert args.dry_run
+    assert args.opts == ["OPTIM.LR", "0.1"]
 
 
 def test_two_runs_for_one_folder_are_refused(tmp_path, other_dataset):

@@ -248,7 +248,10 @@ def test_a_dry_run_prints_the_trials(capsys, monkeypatch, request, tmp_path):
         (("--tune", "2", "--tune-on", "other"), "give several"),
         (("--tune", "2", "--vary", "OPTIM.LR", "1"), "--tune goes without --table, --vary and --stage"),
         (("--tune", "2", "--", "OPTIM.LR", "1"), "OPTIM.LR is tuned: leave it out of the options"),
-        (("--tune", "2", "--trainers", "LinearProbe"), "searches C on validation images by itself: run it without"),
+        (
+            ("--tune", "2", "--trainers", "LinearProbe", "--protocol", "few_shot"),
+            "searches C on validation images by itself: run it without",
+        ),
         (("--tune", "2", "--trainers", "ZeroshotCLIP"), "trains nothing, so there is nothing to tune"),
     ],
 )

@@ -9,6 +9,7 @@ import torch
 import train
 from dassl.config import KEYS
 from dassl.config.defaults import number
+from prompting import checkpoint
 from reporting import __main__ as reporting
 from tests.locks import locked
 from tests.trainers.small_runs import data_root
@@ -106,7 +107,7 @@ def test_checkpoints_hold_the_prompts_only(tmp_path):
     assert checkpoint["backbone"] == "bundled:tiny_clip"
 
 
-def test_eval_only_gives_the_numbers_of_the_run(tmp_path):
+def test_eval_only_gives_the_numbers_of_the_run(tmp_path, capsys):
     assert train.main(arguments("MaPLe", tmp_path / "run", *ALL_SPLITS)) == 0
     flags = ("--eval-only", "--model-dir", str(tmp_path / "run"), "--load-epoch", "2")
     assert train.main(arguments("MaPLe", tmp_path / "eval", *ALL_SPLITS, flags=flags)) == 0
@@ -115,6 +116,9 @@ def test_eval_only_gives_the_numbers_of_the_run(tmp_path):
     options = ("DATASET.SUBSAMPLE_CLASSES", "new")  # as CoOp's scripts evaluate new classes
     assert train.main(arguments("MaPLe", tmp_path / "new", *options, flags=flags)) == 0
     assert accuracy(tmp_path / "new") == {"new": accuracy(tmp_path / "run")["new"]}
+    capsys.readouterr()
+    assert checkpoint.main(["export", str(tmp_path / "eval"), str(tmp_path / "out")]) == 1
+    assert f"{tmp_path}/eval only tested the run in {tmp_path}/run and holds no" in capsys.readouterr().err
 
 
 def test_a_finished_run_is_skipped_and_overwrite_redoes_it(tmp_path, capsys):

@@ -224,7 +224,8 @@ class HeadTrainer(PromptTrainer):
         if others and not self.serves_new_classes:
             raise ValueError(
                 f"TEST.CLASS_SPLITS: {type(self).__name__} predicts the classes that it is trained on ({trained_on}), "
-                f"not those of {', '.join(others)}: set TEST.CLASS_SPLITS (), or DATASET.SUBSAMPLE_CLASSES all"
+                f"not those of {', '.join(others)}: set TEST.CLASS_SPLITS (), or DATASET.SUBSAMPLE_CLASSES all, "
+                "as sweep.py --protocol few_shot does"
             )
 
     def build_head(self, width: int, classnames: Sequence[str], generator: torch.Generator | None) -> nn.Module:

@@ -43,7 +43,7 @@ cfg_default.TPT = CfgNode(
         "AUGMIX": "auto",
     }
 )
-RANGES |= {"TPT.N_VIEWS": (2, 1000), "TPT.KEPT_SHARE": (0.0, 1.0), "TPT.STEPS": (1, 100), "TPT.LR": (0.0, 10.0)}
+RANGES |= {"TPT.N_VIEWS": (2, 1000), "TPT.KEPT_SHARE": (1e-6, 1.0), "TPT.STEPS": (1, 100), "TPT.LR": (0.0, 10.0)}
 RANGES["TPT.AUGMIX"] = ("auto", "on", "off")
 # Methods of which all that is trained is context of the text, or makes it from the image (CoCoOp)
 TRAINERS = ("CoOp", "CoCoOp", "KgCoOp", "ProGrad")

@@ -363,4 +363,4 @@ def _check(key: str, value: Any, kind: Kind) -> None:
     near = difflib.get_close_matches(wrong, choices, n=1) if isinstance(wrong, str) else []
     if near:
         raise ConfigError(f"{named} is {short(wrong)}: did you mean {near[0]}? There are: {', '.join(choices)}")
-    raise ConfigError(f"{named} {short(wrong)}: choose one of {', '.join(choices)}")
+    raise ConfigError(f"{named} {short(wrong)}: choose one of {', '.join(name or repr(name) for name in choices)}")

@@ -75,13 +75,13 @@ def test_check_all_checks_what_is_there(
 
 
 def test_check_all_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["check", "all", "--root", str(tmp_path)]) == 1
+    assert main(["check", "all", "--root", str(tmp_path)]) == 2
     out, error = capsys.readouterr()
     assert out == ""
     assert error.startswith(f"error: no published data set is under {tmp_path}. Fetch one: ")
     assert error.count("\n") == 1
     (tmp_path / "data/eurosat").mkdir(parents=True)
-    assert main(["check", "all", "--root", str(tmp_path)]) == 1
+    assert main(["check", "all", "--root", str(tmp_path)]) == 2
     assert f"pass --root {tmp_path}/data\n" in capsys.readouterr().err
 
 

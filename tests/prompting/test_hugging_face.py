@@ -117,6 +117,7 @@ def test_the_hub_is_asked_for_what_the_cache_lacks(folder, cache, monkeypatch):
         return load(repository, file, revision=revision, local_files_only=local_files_only)
 
     monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda address: None)
     assert load_clip("hf:some/clip").weights_sha256 == load_clip(str(folder)).weights_sha256
     commit = "a" * 40
     assert asked == [
@@ -134,6 +135,22 @@ def test_without_a_network_the_error_says_what_to_put_where(cache, capsys):
     assert "could not be downloaded" in message
     assert "run `hf download some/clip --local-dir FOLDER`, and give the folder's path" in message
     assert "Downloading config.json of hf:some/clip" in capsys.readouterr().out
+
+
+def test_without_a_network_nothing_is_tried_twice(cache, monkeypatch):
+    load = hub.hf_hub_download
+
+    def download(repository, file, revision=None, local_files_only=False):
+        assert local_files_only, "the client tries again for half a minute"
+        return load(repository, file, revision=revision, local_files_only=True)
+
+    def ask(address):
+        raise OSError("Network is unreachable")
+
+    monkeypatch.setattr(hub, "hf_hub_download", download)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", ask)
+    with pytest.raises(BackboneError, match=r"could not be downloaded \(Network is unreachable\)"):
+        load_clip("hf:some/clip")
 
 
 def test_without_the_package_the_error_says_how_to_install_it(monkeypatch):
