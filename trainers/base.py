@@ -327,12 +327,12 @@ class PromptTrainer(Steps, TrainerX):
                 f"checkpoint {path} was trained on the backbone {trained_on}, this run has {name}: "
                 f"set MODEL.BACKBONE.NAME {trained_on}"
             )
-        self.take_content(trained.content, str(path))
+        self.take_content({**trained.content, "state_dict": trained.tensors}, str(path))
         load_trained(self.model.prompt_learner, trained.tensors, path, trained.advice)
         print(f'Loading weights to {MODEL_NAME} from "{path}" (epoch = {trained.epoch})')
 
     def take_content(self, content: Mapping[str, Any], source: str) -> None:
-        """Take what else the method needs of a checkpoint's content, or refuse it; nothing here."""
+        """Take what else the method needs of a checkpoint's content, or refuse it; nothing here. A hook."""
 
     # Evaluation on other classes
 
