@@ -45,7 +45,7 @@ from benchmarks.measure import (
 from dassl.config import cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from prompting.towers.attention import as_on_a_gpu
-from results.schema import peak_memory
+from results.record import peak_memory
 from trainers import step as device_step
 from trainers.step import DeviceStep
 

@@ -24,9 +24,9 @@ from common.files import RUN_LOCK, FolderLock, LockedError, atomic_write, remove
 from common.free_options import flatten, is_free
 from dassl.config import cfg_default, read_yaml
 from dassl.utils.checkpoint import RESUME_NAME
-from results.schema import RESULTS_FILE, ResultsError, plain, read_results
+from results.record import plain
+from results.schema import CONFIG_FILE, RESULTS_FILE, ResultsError, read_results
 
-CONFIG_FILE = "config.yaml"
 DIVERGED_FILE = "diverged.json"
 CONFUSION_FILE = "cmat.pt"
 # What a run writes in its folder, and in those of its models, of TensorBoard and of class splits. A new log takes a
