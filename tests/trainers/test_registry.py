@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from yacs.config import CfgNode
 
 from common.free_options import TRAINER_NODES
-from dassl.engine import build_trainer
+from dassl.engine import TRAINER_REGISTRY, build_trainer
 from results.features import FeatureCollector
-from sweeping.plan import FITTED
+from sweeping.plan import FITTED, UNTRAINED
 from tests.trainers.small_runs import (
     BATCH,
     HEADS,
@@ -33,6 +33,7 @@ from tests.trainers.small_runs import (
     train_on,
     trained_tensors,
 )
+from trainers.heads import FittedTrainer
 from trainers.templates import PROMPTSRC_TEMPLATES
 
 MAX_LOGIT_DIFFERENCE = 1e-4  # at logit scale 100
@@ -100,6 +101,12 @@ def test_every_method_is_tested():
     assert len(METHODS) >= 15
     assert [name for name in METHODS if not list(repository().glob(f"configs/trainers/{name}/tiny*.yaml"))] == []
     assert {case.partition("/")[0] for case in VARIANTS} | set(OPTIONS) <= set(METHODS)
+
+
+def test_a_sweep_knows_which_methods_take_no_steps():
+    """Its lists need no torch; the classes say the same."""
+    assert {name for name in METHODS if issubclass(TRAINER_REGISTRY.get(name), FittedTrainer)} == set(FITTED)
+    assert set(METHODS) - set(TRAINED) == set(UNTRAINED)
 
 
 @pytest.mark.parametrize("case", VARIANTS_TOO)
