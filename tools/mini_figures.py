@@ -29,7 +29,7 @@ from clip.model import CLIP
 from torch import Tensor
 
 from datasets.mini import ARCHIVES, SETS, VARIANTS, Archive, number, view
-from prompting.weights import read_bundled
+from prompting.weight_files import read_bundled
 from tools.mini_corpus import HELD_NAME
 from tools.pretrain_clip import (
     EMOJI_TEMPLATE,

@@ -53,7 +53,7 @@ from torch import Tensor, nn
 
 from common.files import atomic_write
 from dassl.utils import write_json
-from prompting.weights import read_bundled, save_bundled
+from prompting.weight_files import read_bundled, save_bundled
 from tools.bundled_data import CANVAS, DIGIT_NAMES, HELD_OUT_STYLE, PRETRAINING_STYLES
 from trainers.templates import IMAGENET_TEMPLATES
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from prompting.weights import load_bundled_state_dict
+from prompting.weight_files import load_bundled_state_dict
 from results.evaluate import evaluate_class_splits
 from results.features import forget_all, loaders_on_features
 from tests.trainers.small_runs import VARIANTS, build, logits_of, registered, stir

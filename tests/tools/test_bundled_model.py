@@ -5,8 +5,8 @@ import pytest
 import torch
 from clip.model import CLIP, build_model
 
-from prompting import weights
-from prompting.weights import BackboneError, bundled_names, load_bundled_state_dict, read_bundled, save_bundled
+from prompting import weight_files
+from prompting.weight_files import BackboneError, bundled_names, load_bundled_state_dict, read_bundled, save_bundled
 from tools.pretrain_clip import TASKS, VOCABULARY, read_images
 
 EMBEDDING = "token_embedding.weight"
@@ -53,7 +53,7 @@ def test_damaged_file_is_named(tmp_path, monkeypatch, damage):
         torch.save({"state_dict": {}}, path)
     else:
         path.write_bytes(path.read_bytes()[:2000] if damage == "truncated" else b"not a checkpoint")
-    monkeypatch.setattr(weights, "ASSETS", tmp_path)
+    monkeypatch.setattr(weight_files, "ASSETS", tmp_path)
     assert bundled_names() == ["broken"]
     with pytest.raises(BackboneError, match=r"broken\.pt"):
         load_bundled_state_dict("broken")
@@ -61,7 +61,7 @@ def test_damaged_file_is_named(tmp_path, monkeypatch, damage):
 
 def test_shipped_model_is_small_and_complete(tiny_clip):
     assert "tiny_clip" in bundled_names()
-    assert (weights.ASSETS / "tiny_clip.pt").stat().st_size <= 8_000_000
+    assert (weight_files.ASSETS / "tiny_clip.pt").stat().st_size <= 8_000_000
     assert tiny_clip.token_embedding.weight.shape == (49408, 128)
     assert tiny_clip.visual.input_resolution == 48
     assert (tiny_clip.visual.transformer.layers, tiny_clip.transformer.layers) == (4, 4)
@@ -86,7 +86,7 @@ def test_words_that_users_type_are_trained(tiny_clip):
 @pytest.mark.parametrize("context", ["X X X X", "X " * 16, "a photo of a", ""])
 def test_contexts_of_any_length_work(tiny_clip, context):
     """Late positions were trained: zero-shot accuracy hardly depends on the length of the context."""
-    images, labels, names = read_images(TASKS["Digits"], weights.ASSETS)
+    images, labels, names = read_images(TASKS["Digits"], weight_files.ASSETS)
     with torch.no_grad():
         image = torch.nn.functional.normalize(tiny_clip.visual(images[::3]), dim=-1)
         text = tiny_clip.encode_text(clip.tokenize([f"{context} {name}." for name in names]))

@@ -9,7 +9,7 @@ import torch
 import torchvision.transforms as T
 from PIL import Image
 
-from prompting.weights import read_bundled
+from prompting.weight_files import read_bundled
 from tests.tools.icon_packages import render, write_packages
 from tools import pretrain_clip
 from tools.bundled_data import HELD_OUT_STYLE, PRETRAINING_STYLES, render_corpus
