@@ -18,7 +18,8 @@ import trainers  # noqa: F401  registers the methods
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptedCLIP, resolve_precision
-from prompting.checkpoint import FORMATS, Format, from_published, load_trained
+from prompting.checkpoint import load_trained
+from prompting.published import FORMATS, Format, from_published
 from tests.reference import Reference
 from tests.reference.small_clip import named_uniform, prompt_tensor, small_clip, small_clip_state_dict
 from trainers.base import PromptTrainer
