@@ -19,13 +19,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from common.commandline import add_debug, guarded, printable
+from common.commandline import add_debug, guarded, listed, printable
 from common.files import atomic_write
 from common.hub import HUB_PREFIX, hub_folder
 from common.unpickling import CheckpointError, as_checkpoint, misfits, read_checkpoint, read_content
 from prompting.published import FORMATS, count_deep, from_lora_file, from_published, is_published, published_methods
 
-MAX_SHOWN = 5  # names in a message
 MODEL_NAME = "prompt_learner"
 # Folders of checkpoints in a run's output: ours, whose name some published code shares, and other published code's.
 CHECKPOINT_FOLDERS = (
@@ -126,7 +125,7 @@ def read_trained(path: str | Path, trainer: str | None = None) -> TrainedPrompts
         if not methods:
             raise CheckpointError(
                 f"checkpoint {path} has the tensors of no method that is known ({', '.join(FORMATS)}); it holds "
-                f"{shown(list(state_dict))}. Name the method with --trainer NAME to see which tensors are in the way"
+                f"{listed(state_dict)}. Name the method with --trainer NAME to see which tensors are in the way"
             )
         trainer = methods[0]
     tensors = from_published(state_dict, trainer, path) if published else state_dict
@@ -148,12 +147,6 @@ def read_initial(path: str | Path, trainer: str) -> dict[str, Tensor]:
     if len(tensors) < len(state_dict):
         raise CheckpointError(f"checkpoint {path} holds a tensor twice, with and without module. before its name")
     return from_published(tensors, trainer, path) if is_published(tensors) else tensors
-
-
-def shown(names: Sequence[str], separator: str = ", ") -> str:
-    """The first few of the names, and how many there are more."""
-    more = f" and {len(names) - MAX_SHOWN} more" if len(names) > MAX_SHOWN else ""
-    return f"{separator.join(names[:MAX_SHOWN])}{more}"
 
 
 def load_trained(learner: nn.Module, state_dict: Mapping[str, Tensor], source: str | Path, advice: str = "") -> None:

@@ -15,8 +15,8 @@ import torch
 from clip.model import CLIP, QuickGELU
 from torch import Tensor, nn
 
+from common.commandline import listed
 from common.unpickling import misfits
-from prompting.checkpoint import shown
 from prompting.weight_files import VOCABULARY, BackboneError, read_json
 
 HEAD_WIDTH = 64  # of OpenAI's models, in both towers
@@ -81,7 +81,7 @@ def empty_clip(sizes: Mapping[str, Any]) -> nn.Module:
 def fill(model: nn.Module, weights: Mapping[str, Tensor], source: str) -> nn.Module:
     """Give a model without values its weights; a BackboneError names missing, unexpected and wrongly shaped ones."""
     if problems := misfits(model, weights):
-        raise BackboneError(f"{source} does not hold a CLIP in OpenAI's layout: {shown(problems, '; ')}")
+        raise BackboneError(f"{source} does not hold a CLIP in OpenAI's layout: {listed(problems, separator='; ')}")
     values = {name: value.float() if value.is_floating_point() else value for name, value in weights.items()}
     model.load_state_dict(values, assign=True)
     for block in model.transformer.resblocks:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from common.commandline import LISTED, listed
 from common.files import hash_file
 from dassl.config import cfg_default
 from dassl.data import DataManager
@@ -22,14 +23,12 @@ from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
 from prompting.checkpoint import (
-    MAX_SHOWN,
     MODEL_NAME,
     CheckpointError,
     find_checkpoint,
     load_trained,
     read_initial,
     read_trained,
-    shown,
 )
 from prompting.model import Watch
 from prompting.towers.attention import BACKENDS, CHOOSER, set_compile
@@ -286,11 +285,11 @@ class PromptTrainer(Steps, TrainerX):
             items = getattr(getattr(loader, "dataset", None), "data_source", [])
             images, classes = watch.heed([item.impath for item in items]), watch.zero_classes
         if images or classes:  # of features of norm zero
-            seen = {"images": len(images), "first_images": images[:MAX_SHOWN], "classes": list(classes)}
+            seen = {"images": len(images), "first_images": images[:LISTED], "classes": list(classes)}
             self.zero_norm["val" if validating else self._class_split] = seen
             print(
-                f"Features of norm zero, which are like nothing: {len(images)} images ({shown(images) or 'none'}), "
-                f"{len(classes)} classes ({shown(classes) or 'none'})"
+                f"Features of norm zero, which are like nothing: {len(images)} images ({listed(images) or 'none'}), "
+                f"{len(classes)} classes ({listed(classes) or 'none'})"
             )
         return result
 
