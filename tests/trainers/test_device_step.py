@@ -36,9 +36,9 @@ def train(trainer, some_batches):
     return [trainer.forward_backward(batch) for batch in some_batches]
 
 
-def trained_alike(case, **options):
-    """The same trainer twice, moved away from its start."""
-    trainers = [build(case, **options) for _ in range(2)]
+def trained_alike(case, times=2, **options):
+    """The same trainer several times, moved away from its start."""
+    trainers = [build(case, **options) for _ in range(times)]
     for trainer in trainers:
         stir(trainer)
     return trainers
@@ -52,19 +52,15 @@ def assert_same(ordinary, other, **tolerance):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_device_step_trains_as_the_ordinary_one(case):
-    ordinary, other = trained_alike(case)
-    other.device_step = DeviceStep(other)
-    assert train(ordinary, batches(ordinary)) == train(other, batches(other))
-    assert_same(ordinary, other)
-
-
-@pytest.mark.parametrize("case", RECORDED)
-def test_a_replayed_step_trains_as_the_ordinary_one(case):
-    ordinary, other = trained_alike(case)
-    other.device_step = DeviceStep(other, record_on_cpu)
-    assert train(ordinary, batches(ordinary)) == train(other, batches(other))
-    assert_same(ordinary, other)
-    assert other.device_step.recorded.recording is not None
+    """Also as a recording that is replayed, where the method can be recorded."""
+    recorders = [None, record_on_cpu] if case in RECORDED else [None]
+    ordinary, *others = trained_alike(case, times=1 + len(recorders))
+    expected = train(ordinary, batches(ordinary))
+    for other, recorder in zip(others, recorders, strict=True):
+        other.device_step = DeviceStep(other, recorder)
+        assert train(other, batches(other)) == expected
+        assert_same(ordinary, other)
+        assert recorder is None or other.device_step.recorded.recording is not None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
