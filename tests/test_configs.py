@@ -19,6 +19,7 @@ from tests.ours import TRAINERS
 from tests.published_settings import PUBLISHED, TINY_OF
 from tests.trainers.small_runs import needed_by
 
+pytestmark = pytest.mark.usefixtures("few_templates")
 FOLDER = Path("configs/trainers")
 BASES = sorted(Path("configs/base").glob("*.yaml"))
 # What a user fills in; any data set's file does for the command to be real.

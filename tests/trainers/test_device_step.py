@@ -14,7 +14,10 @@ from tests.trainers.replaying import record_on_cpu
 from tests.trainers.small_runs import VARIANTS, build, needing, registered, stir, trained_tensors
 from trainers.step import MAX_SKIPPED_IN_A_ROW, DeviceStep, RecordedFunction, Recording, record_on_cuda
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled"),
+    pytest.mark.usefixtures("few_templates"),
+]
 CASES = sorted(needing("needs_training")) + sorted(VARIANTS)
 RECORDED = [case for case in CASES if not case.startswith("ProDA")]
 STEPS = 4

@@ -12,8 +12,8 @@ from dassl.utils.checkpoint import RESUME_NAME
 from results.features import forget_all, loaders_on_features
 from sweeping.plan import FITTED
 from tests.trainers.small_runs import build, needing, trained_tensors
-from trainers.templates import PROMPTSRC_TEMPLATES
 
+pytestmark = pytest.mark.usefixtures("few_templates")
 # Epoch and batch, from 0: by then every sum, draw and count that a method keeps beside its prompts has begun.
 STOP_AT = (1, 0)
 
@@ -60,13 +60,6 @@ def everything(trainer):
         "aggregate": {name: t.tolist() for name, t in (getattr(trainer, "aggregate", None) or {}).items()},
         "random": torch.rand(3).tolist(),
     }
-
-
-@pytest.fixture(autouse=True)
-def few_templates(monkeypatch):
-    """Most of the time that PromptSRC, CoPrompt and HiCroPL take to build goes into their templates."""
-    for module in ("trainers.promptsrc", "trainers.coprompt", "trainers.hicropl"):
-        monkeypatch.setattr(f"{module}.PROMPTSRC_TEMPLATES", PROMPTSRC_TEMPLATES[:2])
 
 
 @pytest.mark.parametrize("case", [case for case in needing("needs_training") if case not in FITTED])
