@@ -98,6 +98,10 @@ class PromptTrainer(Steps, TrainerX):
     adaptation: Callable[[PromptTrainer, Watch], dict[str, Any]] | None = None
     path = "fast"  # which implementation of the towers runs; "plain" is for tests and benchmarks
 
+    def __init__(self, cfg: CfgNode) -> None:
+        self.notes: dict[str, Any] = {}  # what results.json shall say of the run beside its numbers
+        super().__init__(cfg)
+
     @property
     def settings(self) -> CfgNode:
         """The method's own settings."""
@@ -205,7 +209,7 @@ class PromptTrainer(Steps, TrainerX):
             load_trained(learner, tensors, path)
             names = sorted(tensors)
             taken = {"file": str(path), "sha256": sha256, "tensors": names}
-            self.notes = {**getattr(self, "notes", {}), "init_weights": taken}
+            self.notes["init_weights"] = taken
             print(f"Initial weights from {path} (sha256 {sha256}): {len(names)} tensors, {', '.join(names)}")
         self.optim = build_optimizer(learner, cfg.OPTIM, self.parameter_groups(learner))
         self.sched = self.build_schedule()
@@ -275,8 +279,7 @@ class PromptTrainer(Steps, TrainerX):
         self.evaluating = split or self.cfg.TEST.SPLIT
         validating = self.evaluating == "val"
         if self.logits_kind and not validating:
-            notes = getattr(self, "notes", {})
-            self.notes = {**notes, "logits": {**notes.get("logits", {}), self._class_split: self.logits_kind}}
+            self.notes.setdefault("logits", {})[self._class_split] = self.logits_kind
             print(f"Class split *{self._class_split}* is predicted by: {self.logits_kind}")
         advice = memory_advice(self.cfg, self.node, self.device, self.num_classes, training=False)
         with advice, self.model.evaluating() as watch, self.adapted(watch):

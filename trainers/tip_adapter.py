@@ -139,7 +139,7 @@ class WithCache(HeadTrainer):
             "beta": head.beta.item(),
             "val_accuracy": 100 * int(right[best]) / len(labels),
         }
-        self.notes = {**getattr(self, "notes", {}), "searched": found}
+        self.notes["searched"] = found
         print(f"Searched on {len(labels)} validation images: {found}")
 
 

@@ -106,6 +106,7 @@ def trainer_of(
     if layers := reference.record.get("layers"):  # of a run that needs more than the others
         model = small_clip(layers)
     trainer = object.__new__(TRAINER_REGISTRY.get(method))
+    trainer.notes = {}
     trainer.cfg, trainer.path = get_cfg_default(), path
     trainer.cfg.DATASET.NAME = reference.settings.get("DATASET.NAME", "Caltech101")
     for node, values in our_settings(reference, folder).items():
