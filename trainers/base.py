@@ -22,14 +22,7 @@ from dassl.data import DataManager
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
-from prompting.checkpoint import (
-    MODEL_NAME,
-    CheckpointError,
-    find_checkpoint,
-    load_trained,
-    read_initial,
-    read_trained,
-)
+from prompting.checkpoint import MODEL_NAME, CheckpointError, find_checkpoint, load_trained, read_initial, read_trained
 from prompting.model import Watch
 from prompting.towers.attention import BACKENDS, CHOOSER, set_compile
 from prompting.weights import is_path, is_resnet_name
@@ -208,8 +201,7 @@ class PromptTrainer(Steps, TrainerX):
             tensors, sha256 = read_initial(path, type(self).__name__), hash_file(path)
             load_trained(learner, tensors, path)
             names = sorted(tensors)
-            taken = {"file": str(path), "sha256": sha256, "tensors": names}
-            self.notes["init_weights"] = taken
+            self.notes["init_weights"] = {"file": str(path), "sha256": sha256, "tensors": names}
             print(f"Initial weights from {path} (sha256 {sha256}): {len(names)} tensors, {', '.join(names)}")
         self.optim = build_optimizer(learner, cfg.OPTIM, self.parameter_groups(learner))
         self.sched = self.build_schedule()

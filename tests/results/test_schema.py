@@ -12,14 +12,7 @@ from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
-from results.record import (
-    collect_environment,
-    describe_decoding,
-    git_state,
-    overrides_of,
-    peak_memory,
-    write_results,
-)
+from results.record import collect_environment, describe_decoding, git_state, overrides_of, peak_memory, write_results
 from results.rundir import RunDirError, begin_run, prepare_run_dir
 from results.schema import REQUIRED_KEYS, SCHEMA_VERSION, ResultsError, Run, dataset_label, read_results
 
