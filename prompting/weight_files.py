@@ -144,20 +144,7 @@ def load_bundled_state_dict(name: str) -> dict[str, Tensor]:
     """State dict of a bundled CLIP, fp32, with the full (vocabulary, width) token embedding; else a BackboneError."""
     if name not in bundled_names():
         raise BackboneError(f"no bundled model is called {name!r}; choose from: {', '.join(bundled_names()) or 'none'}")
-    return read_bundled(ASSETS / f"{name}.pt")
-
-
-def read_bundled(path: Path) -> dict[str, Tensor]:
-    """Read one file that `save_bundled` wrote; see `load_bundled_state_dict`."""
-    try:
-        content = read_file(path, placeholders=False)
-    except Exception as error:  # reading arbitrary bytes raises whatever they happen to mean
-        raise BackboneError(
-            f"{path} cannot be read as a bundled model ({error}); restore it from the repository"
-        ) from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise BackboneError(f"{path} is not a bundled model of format {FORMAT!r}")
-    return expand_bundled(content, path)
+    return read_state_dict(ASSETS / f"{name}.pt")
 
 
 def expand_bundled(content: dict[str, Any], path: Path) -> dict[str, Tensor]:
