@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from common.commandline import add_debug, csv_cell, guarded, printable
 from common.files import atomic_write, refuse_existing
+from results.schema import RECORD_FILES
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -195,7 +196,7 @@ def thumbnail(path: str, upright: bool) -> str:
 
 def run_errors(args: argparse.Namespace) -> None:
     """List the misclassified images; draw the first of them."""
-    refuse_existing(args.html, args.force)
+    refuse_existing(args.html, args.force, RECORD_FILES)
     if args.html and args.output and os.path.abspath(args.html) == os.path.abspath(args.output):
         raise ValueError(f"--output and --html are both {args.html}: name two files")
     if args.limit < 1:
@@ -266,7 +267,7 @@ COMMANDS = {"features": run_features, "errors": run_errors, "attention": run_att
 
 def run(args: argparse.Namespace) -> None:
     """Run one command, once its output is known to be free."""
-    refuse_existing(args.output, args.force)
+    refuse_existing(args.output, args.force, RECORD_FILES)
     COMMANDS[args.command](args)
 
 

@@ -88,8 +88,9 @@ from extras.trackers import check_trackers, track_run
 from prompting.weights import sharing_backbones
 from results.evaluate import class_splits_of, evaluate_class_splits
 from results.features import loaders_on_features
+from results.record import begin_peak_memory, build_record, overrides_of, write_results
 from results.rundir import begin_run, clean_start, determinism, run_dir, write_divergence
-from results.schema import begin_peak_memory, build_record, dataset_label, overrides_of, write_results
+from results.schema import dataset_label
 from trainers.base import RANGES
 from trainers.step import memory_errors
 from trainers.tpt import check_tpt, tpt_name, tpt_parts

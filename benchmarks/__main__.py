@@ -36,7 +36,7 @@ from benchmarks import gpu, runs, steps
 from benchmarks.measure import SAMPLES, SIZES, ParityError, print_table
 from common.commandline import add_debug, guarded
 from common.files import atomic_write
-from results.schema import collect_environment
+from results.record import collect_environment
 
 STEP_COMMANDS = {
     "train": (steps.measure_time, "time of a training step, fast and plain"),

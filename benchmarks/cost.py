@@ -3,10 +3,9 @@
     python -m benchmarks.cost --trainers CoOp MaPLe BMIP --backbone ViT-B/16 --classes 100
     python sweep.py --table cost     # with memory and throughput, as `python -m benchmarks` measures them
 
-Operations are counted by torch.utils.flop_counter while the trainer runs (a multiplication and an addition are two);
-what cannot be counted so, element-wise work, is left out, as is usual. A head that trains on image features which are
-computed beforehand has steps without the image tower; one that is fitted in one go has none. 2SFS's step is that of its
-first stage, and the caches of Tip-Adapter are of 16 shots.
+Operations are counted as those of a test are (results/operations.py), while the trainer runs. A head that trains on
+image features which are computed beforehand has steps without the image tower; one that is fitted in one go has none.
+2SFS's step is that of its first stage, and the caches of Tip-Adapter are of 16 shots.
 """
 
 from __future__ import annotations
@@ -20,12 +19,12 @@ from unittest import mock
 
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 import trainers.tip_adapter
 from benchmarks.measure import SIZES, build_trainer, first_view, print_table, random_batch, random_clip
 from common.commandline import add_debug, guarded
 from dassl.engine import TRAINER_REGISTRY
+from results.operations import OperationCounter
 from sweeping.plan import REPOSITORY, TAUGHT, UNTRAINED, as_typed, setting_options
 from trainers.heads import FittedTrainer, HeadTrainer
 
@@ -91,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     clip_model, rows = random_clip(backbone), []
     for name, setting, options in settings:
         print(f"counting {name}", file=sys.stderr)  # a method of many prompts takes minutes
-        # oneDNN's kernels, which auto takes where they are faster, are not counted by torch
+        # oneDNN's kernels, which auto takes where they are faster, are counted without their backward pass
         with mock.patch.object(trainers.tip_adapter.WithCache, "n_images", SHOTS * classes):
             built = build_trainer(name, clip_model, classes, "fast", "cpu", ["TRAIN.FROZEN_LINEAR", "native", *options])
         rows.append({"trainer": name, "setting": setting, **cost_of(built)})
@@ -107,10 +106,10 @@ def run(args: argparse.Namespace) -> int:
 
 def operations(work: Callable[[], Any]) -> int:
     """Floating-point operations of one call."""
-    # fused attention on the CPU is not counted by torch; written out in matrix products it is
-    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+    # the backward pass of fused attention is not counted; written out in matrix products it is
+    with sdpa_kernel(SDPBackend.MATH), OperationCounter() as counter:
         work()
-    return counter.get_total_flops()
+    return counter.total
 
 
 def cost_of(trainer: Any) -> dict[str, float]:
@@ -129,7 +128,6 @@ def cost_of(trainer: Any) -> dict[str, float]:
     trainer.set_model_mode("eval")
     if is_head:
         trainer.model._frozen_text.clear()  # so that they are counted on their own
-    learner.requires_grad_(False)  # the counter follows gradients, which testing has none of
     images = first_view(trainer, batch)
     with torch.no_grad():
         text = 0 if learner.varies_per_image else operations(trainer.model.text_features)

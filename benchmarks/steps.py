@@ -22,7 +22,6 @@ from unittest import mock
 import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import ResNet50_Weights
 
 from benchmarks.measure import (
@@ -45,7 +44,8 @@ from benchmarks.measure import (
 from dassl.config import cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from prompting.towers.attention import as_on_a_gpu
-from results.schema import peak_memory
+from results.operations import OperationCounter
+from results.record import peak_memory
 from trainers import step as device_step
 from trainers.step import DeviceStep
 
@@ -214,10 +214,10 @@ def training_flops(
     images = [view.to("meta") for view in images] if isinstance(images, list) else images.to("meta")
     objective_to_meta(measured.objective)
     measured.objective(model, images, labels.to("meta"))  # a learner's frozen class features are computed once only
-    with FlopCounterMode(display=False) as counter:
+    with OperationCounter() as counter:
         loss = measured.objective(model, images, labels.to("meta"))
         device_step.differentiable(loss, model.parameters()).backward()
-    return counter.get_total_flops() / 1e9
+    return counter.total / 1e9
 
 
 def objective_to_meta(objective: Any) -> None:

@@ -20,6 +20,7 @@ from typing import Any, TextIO
 # What wrong input and a machine's limits raise; anything else is a mistake of ours and keeps its traceback
 EXPECTED = (ValueError, KeyError, OSError, FloatingPointError, MemoryError, RecursionError)
 WRONG_INPUT = 2
+LISTED = 5  # values that a message names, of many
 
 
 def add_debug(parser: argparse.ArgumentParser) -> None:
@@ -94,6 +95,13 @@ def printable_output() -> Iterator[None]:
         yield
     finally:
         sys.stdout = stream
+
+
+def listed(values: Iterable[object], limit: int = LISTED, number: int | None = None, separator: str = ", ") -> str:
+    """The first few values; `number` of them in all, where `values` does not go on to the end."""
+    texts = [str(value) for value in values]
+    left = (number or len(texts)) - limit
+    return separator.join(texts[:limit]) + (f" and {left} more" if left > 0 else "")
 
 
 def csv_cell(text: str) -> str:

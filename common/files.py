@@ -17,7 +17,7 @@ import stat
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, NamedTuple
@@ -75,14 +75,14 @@ def atomic_write(path: StrPath, mode: str = "wb", replace: bool = True) -> Itera
             os.remove(temporary)
 
 
-def refuse_existing(path: StrPath | None, replace: bool = False) -> None:
+def refuse_existing(path: StrPath | None, replace: bool, records: Collection[str]) -> None:
     """Refuse an output's path that is taken, before any work is done; ``None`` is the terminal.
 
     Raises:
         IsADirectoryError: it is a folder.
-        FileExistsError: there is a file, and `replace` is False; or it is the record of a run, which nothing replaces.
+        FileExistsError: there is a file, and `replace` is False; or it has a name of `records`, which nothing replaces.
     """
-    if path is not None and os.path.basename(path) in ("results.json", "config.yaml") and os.path.lexists(path):
+    if path is not None and os.path.basename(path) in records and os.path.lexists(path):
         raise FileExistsError(f"{path} is a run's own record: choose another name")
     if path is not None and os.path.isdir(path):
         raise IsADirectoryError(f"{path} is a folder: name a file")

@@ -10,7 +10,8 @@
     python -m datasets descriptions prompt --dataset EuroSAT --root DATA
     python -m datasets descriptions check sentences.json --classes classes.txt
 
-Exit status: 0 all is well, 1 something is missing or wrong, 2 the command is not understood or names a folder without data sets, 130 interrupted.
+Exit status: 0 all is well, 1 something is missing or wrong, 2 the command is not understood or names a folder without
+data sets, 130 interrupted.
 """
 
 import argparse

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import count, islice
 from typing import Any
 
+from common.commandline import LISTED, listed
 from common.files import atomic_write
 from dassl.data.datasets import Datum
 from prompting.tokens import check_names
@@ -28,7 +29,6 @@ LEFT_BY_FILE_MANAGERS = ("thumbs.db", "desktop.ini")
 WORDNET_LINE = re.compile(r"n\d{8}(\s|$)")  # the start of a line of ImageNet's class names
 MAX_BYTES = 512 * 2**20  # a split of ImageNet takes 100 MiB
 PARTS = ("train", "val", "test")
-LISTED = 5  # values that an error names, of many
 Entry = tuple[str, int, str]
 
 
@@ -61,13 +61,6 @@ class Split:
     test: Sequence[Datum]
     classnames: list[str]  # by label
     sha256: str  # of the split file, or of the entries where there is no such file
-
-
-def listed(values: Iterable[object], limit: int = LISTED, number: int | None = None) -> str:
-    """The first few values, separated by commas; `number` of them in all, where `values` does not go on to the end."""
-    texts = [str(value) for value in values]
-    left = (number or len(texts)) - limit
-    return ", ".join(texts[:limit]) + (f" and {left} more" if left > 0 else "")
 
 
 # Folders

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from prompting.checkpoint import shown
+from common.commandline import listed
 from prompting.learner import PromptLearner
 from prompting.prompts import Prompts
 from prompting.reference import PlainTextEncoder, PlainVisionEncoder
@@ -254,7 +254,7 @@ class Watch:
         """Look at (n_cls, dim) features that serve all batches; a FloatingPointError names infinite and NaN ones."""
         broken, zero = torch.stack([~text.isfinite().all(dim=-1), ~text.any(dim=-1)]).tolist()
         if any(broken):
-            classes = shown([*itertools.compress(self.classnames, broken)])
+            classes = listed(itertools.compress(self.classnames, broken))
             raise FloatingPointError(f"the text feature of {classes} is infinite or NaN")
         self.zero_classes = [*itertools.compress(self.classnames, zero)]
 
@@ -279,7 +279,7 @@ class Watch:
         if len(names) != len(broken):
             names = [f"image {position}" for position in range(1, len(broken) + 1)]
         if any(broken):
-            raise FloatingPointError(f"the logits of {shown([*itertools.compress(names, broken)])} are infinite or NaN")
+            raise FloatingPointError(f"the logits of {listed(itertools.compress(names, broken))} are infinite or NaN")
         return [*itertools.compress(names, zero)]
 
 

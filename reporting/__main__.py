@@ -21,7 +21,7 @@ from common.files import atomic_write, refuse_existing
 from reporting import compare, drawing, plots, ranks, recompute, report, table, verify
 from reporting.formats import FORMATS, Document
 from reporting.methods import COSTS, PROTOCOLS, check_protocol, of_protocol, selected
-from results.schema import Run, load_runs
+from results.schema import RECORD_FILES, Run, load_runs
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -217,7 +217,7 @@ def _selected_runs(args: argparse.Namespace) -> list[Run]:
 
 def _check_target(args: argparse.Namespace) -> None:
     """Refuse a path that is taken, before any work is done."""
-    refuse_existing(args.output, args.force)
+    refuse_existing(args.output, args.force, RECORD_FILES)
 
 
 def _write_document(args: argparse.Namespace, content: Document) -> None:

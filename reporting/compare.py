@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import NamedTuple
 
-from common.commandline import printable
+from common.commandline import listed, printable
 from reporting.formats import MISSING, Document, Grid, Line, Number
 from reporting.methods import (
     COST,
@@ -325,7 +325,7 @@ def _place(run: Run) -> str:
 
 def _places(method: Method) -> str:
     runs = sorted(method.runs, key=lambda run: (run.dataset, run.shots, run.seed))
-    return "; ".join(map(_place, runs[:3])) + (f" and {len(runs) - 3} more" if len(runs) > 3 else "")
+    return listed(map(_place, runs), 3, separator="; ")
 
 
 def document(comparison: Comparison) -> Document:

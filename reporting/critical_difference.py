@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from reporting.drawing import shortened, width_of
-from reporting.ranks import Ranking
+from reporting.drawing import Options, PlotError, arranged, axis_label, chosen_metric, shortened, width_of
+from reporting.ranks import ranked
+from results.schema import ResultsError, Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -15,16 +16,23 @@ LINE = 0.22  # inches between two names
 INCHES = 4.0  # of the axis
 
 
-def diagram(ranking: Ranking, colours: Sequence[str], what: str) -> Figure:
-    """One line per method at its average rank, the best at the left; bars join methods that are not told apart.
+def critical_difference(runs: Sequence[Run], options: Options) -> Figure:
+    """critical-difference diagram: average ranks over data sets, bars over methods that Nemenyi's test cannot tell
+    apart; needs five data sets and three methods
 
-    Args:
-        ranking: from `reporting.ranks.ranked`.
-        colours: of the methods, in the order of `ranking.methods`.
-        what: the metric in words.
+    One line per method at its average rank, the best at the left; bars join methods that are not told apart.
     """
     from matplotlib.figure import Figure
 
+    protocol, styled = arranged(runs)
+    metric = chosen_metric(protocol, options.metric)
+    try:
+        ranking = ranked([method for method, _ in styled], protocol, metric)
+    except ResultsError as error:
+        raise PlotError(str(error)) from error
+    except ImportError as error:
+        raise PlotError("ranks need scipy: pip install scipy") from error
+    colours = {method.label: look["color"] for method, look in styled}
     average, critical, groups = ranking.result.average, ranking.result.critical_difference, ranking.groups()
     count = len(average)
     names = [f"{shortened(method.label)}  {rank:.2f}" for method, rank in zip(ranking.methods, average, strict=True)]
@@ -46,11 +54,11 @@ def diagram(ranking: Ranking, colours: Sequence[str], what: str) -> Figure:
     panel.xaxis.tick_top()
     step = 1 if count <= 12 else 2 if count <= 24 else 5
     panel.set_xticks(range(1, count + 1, step))
-    for place, (name, rank, colour) in enumerate(zip(names, average, colours, strict=True)):
+    for place, (method, name, rank) in enumerate(zip(ranking.methods, names, average, strict=True)):
         at_left = place < left
         row = place if at_left else count - 1 - place
         y, side = -bars - LINE * row, 1 if at_left else end
-        panel.plot([rank, rank, side], [0, y, y], color=colour, linewidth=1.2, clip_on=False)
+        panel.plot([rank, rank, side], [0, y, y], color=colours[method.label], linewidth=1.2, clip_on=False)
         gap = 0.06 * (end - 1) / INCHES * (-1 if at_left else 1)
         panel.text(side + gap, y, name, ha="right" if at_left else "left", va="center")
     bar = {"color": "black", "linewidth": 3.0, "solid_capstyle": "butt"}
@@ -62,5 +70,5 @@ def diagram(ranking: Ranking, colours: Sequence[str], what: str) -> Figure:
     panel.set_xlabel("average rank, 1 is the best")
     panel.xaxis.set_label_position("bottom")
     friedman = "" if ranking.result.differ else "\nFriedman's test shows no difference between them"
-    panel.set_title(f"{what}: {count} methods on {len(ranking.datasets)} data sets{friedman}", pad=54)
+    panel.set_title(f"{axis_label(metric)}: {count} methods on {len(ranking.datasets)} data sets{friedman}", pad=54)
     return figure

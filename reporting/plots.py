@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, NamedTuple
 
+from reporting.critical_difference import critical_difference
 from reporting.drawing import (
     FILE_FORMATS,
     Options,
@@ -31,7 +32,7 @@ from reporting.drawing import (
 from reporting.methods import COST, Method, Metric, datasets_of
 from reporting.run_plots import confusion, curves, gates, reliability, tsne
 from reporting.stats import average_over
-from results.schema import ResultsError, Run
+from results.schema import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -277,27 +278,6 @@ def radar(runs: Sequence[Run], options: Options) -> Figure:
     panel.set_title(f"{axis_label(metric)}, from {rings[0]:g} at the centre to {rings[-1]:g} at the rim", pad=24)
     panel.legend(loc="center left", bbox_to_anchor=(5.2 / 3.8, 0.5))
     return figure
-
-
-def critical_difference(runs: Sequence[Run], options: Options) -> Figure:
-    """critical-difference diagram: average ranks over data sets, bars over methods that Nemenyi's test cannot tell
-    apart; needs five data sets and three methods
-
-    Drawn in a file of its own.
-    """
-    from reporting.critical_difference import diagram
-    from reporting.ranks import ranked
-
-    protocol, methods = arranged(runs)
-    metric = chosen_metric(protocol, options.metric)
-    try:
-        ranking = ranked([method for method, _ in methods], protocol, metric)
-    except ResultsError as error:
-        raise PlotError(str(error)) from error
-    except ImportError as error:
-        raise PlotError("ranks need scipy: pip install scipy") from error
-    colours = {method.label: look["color"] for method, look in methods}
-    return diagram(ranking, [colours[method.label] for method in ranking.methods], axis_label(metric))
 
 
 def seeds(runs: Sequence[Run], options: Options) -> Figure:

@@ -17,7 +17,6 @@ from common.files import atomic_write
 
 PREDICTIONS_FILE = "predictions.npz"
 BINS = 15
-ERRORS = ("ece", "adaptive_ece", "mce")  # in percent
 MOST_TEMPERATURE = 100.0  # and its inverse the least
 
 

@@ -37,10 +37,10 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 from yacs.config import CfgNode
 
+from common.commandline import listed
 from common.files import atomic_write
 from dassl.config import cfg_default
 from dassl.data import DatasetWrapper, StoredFeatureLoader, build_data_loader
-from prompting.checkpoint import shown
 from prompting.weights import tensors_digest
 from results.operations import Operations
 
@@ -190,7 +190,7 @@ class FeatureLoader(StoredFeatureLoader):
         if not (finite := features.flatten(1).isfinite().all(dim=1)).all():
             items = self.dataset.data_source
             broken = [items[index].impath for index, good in zip(indices, finite.tolist(), strict=True) if not good]
-            raise FloatingPointError(f"the image feature of {shown(broken)} is infinite or NaN")
+            raise FloatingPointError(f"the image feature of {listed(broken)} is infinite or NaN")
         return features
 
 

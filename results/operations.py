@@ -1,4 +1,4 @@
-"""Floating-point operations of testing an image, counted while a test computes its first batch.
+"""Floating-point operations, counted while they run; those of testing an image, at a test's first batch.
 
 Of matrix products, convolutions and attention; a multiplication and an addition are two. Element-wise work is left out,
 as is usual, and so are the text features, which a test computes once for all images.
@@ -34,8 +34,8 @@ if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
     _FORMULAS[torch.ops.mkldnn._linear_pointwise] = _linear
 
 
-class _Counter(TorchDispatchMode):
-    """Counts what runs inside; torch.utils.flop_counter's own mode also follows gradients, which a test has none of."""
+class OperationCounter(TorchDispatchMode):
+    """Counts what runs inside; torch.utils.flop_counter's own mode also follows modules by their gradients."""
 
     total = 0
 
@@ -65,7 +65,7 @@ class Operations:
         def counted(batch: Tensor) -> Any:
             if work in self.by_work:
                 return function(batch)
-            with _Counter() as counter:
+            with OperationCounter() as counter:
                 found = function(batch)
             self.by_work[work] = counter.total / len(batch)
             return found

@@ -20,13 +20,14 @@ from typing import Any
 import torch
 import yaml
 
+from common.commandline import listed
 from common.files import RUN_LOCK, FolderLock, LockedError, atomic_write, remove_dead_temporaries
 from common.free_options import flatten, is_free
 from dassl.config import cfg_default, read_yaml
 from dassl.utils.checkpoint import RESUME_NAME
-from results.schema import RESULTS_FILE, ResultsError, plain, read_results
+from results.record import plain
+from results.schema import CONFIG_FILE, RESULTS_FILE, ResultsError, read_results
 
-CONFIG_FILE = "config.yaml"
 DIVERGED_FILE = "diverged.json"
 CONFUSION_FILE = "cmat.pt"
 # What a run writes in its folder, and in those of its models, of TensorBoard and of class splits. A new log takes a
@@ -102,11 +103,10 @@ def prepare_run_dir(cfg: Any, overwrite: bool = False) -> bool:
         then, now = flatten(earlier), flatten(plain(cfg, "config"))
         keys = [key for key in now if key in then and not is_free(key, now) and then[key] != now[key]]
         if keys:
-            named = ", ".join(f"{key} was {then[key]!r}, now {now[key]!r}" for key in keys[:3])
-            more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+            named = listed((f"{key} was {then[key]!r}, now {now[key]!r}" for key in keys), 3)
             raise RunDirError(
                 f"{folder} holds {'a finished' if finished else 'an unfinished'} run with other settings "
-                f"({named}{more}): choose another --output-dir, or --overwrite to redo it"
+                f"({named}): choose another --output-dir, or --overwrite to redo it"
             )
     return finished
 

@@ -1,6 +1,17 @@
-"""Options of the whole test suite."""
+"""Options of the whole test suite, and what several of its rooms share."""
 
 import pytest
+
+
+@pytest.fixture(scope="module")
+def few_templates():
+    """Three templates in place of sixty: most of the time that PromptSRC, CoPrompt and HiCroPL take to build."""
+    from trainers.templates import PROMPTSRC_TEMPLATES
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("trainers.promptsrc", "trainers.coprompt", "trainers.hicropl"):
+            patch.setattr(f"{module}.PROMPTSRC_TEMPLATES", PROMPTSRC_TEMPLATES[:3])
+        yield
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

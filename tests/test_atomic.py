@@ -10,6 +10,7 @@ import threading
 import pytest
 
 from common.files import atomic_write, refuse_existing, remove_dead_temporaries
+from results.schema import RECORD_FILES
 
 KILLED = """
 import os, sys
@@ -106,4 +107,4 @@ def test_of_several_that_write_a_new_file_one_does(tmp_path, links, monkeypatch)
 def test_no_output_replaces_a_runs_record(name, tmp_path):
     (tmp_path / name).write_text("{}")
     with pytest.raises(FileExistsError, match="is a run's own record: choose another name"):
-        refuse_existing(tmp_path / name, replace=True)
+        refuse_existing(tmp_path / name, replace=True, records=RECORD_FILES)

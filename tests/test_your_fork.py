@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from prompting.weights import load_bundled_state_dict
+from prompting.weight_files import load_bundled_state_dict
 
 ROOT = Path(__file__).resolve().parent.parent
 FILES = ("bmip", "base", "objectives", "step")

@@ -29,7 +29,7 @@ from clip.model import CLIP
 from torch import Tensor
 
 from datasets.mini import ARCHIVES, SETS, VARIANTS, Archive, number, view
-from prompting.weights import read_bundled
+from prompting.weight_files import read_state_dict
 from tools.mini_corpus import HELD_NAME
 from tools.pretrain_clip import (
     EMOJI_TEMPLATE,
@@ -94,7 +94,7 @@ def of(items: list[Emoji], names: set[str], keep: Callable[[Emoji], bool] = lamb
 def load(checkpoint: Path) -> CLIP:
     """A bundled model as it is on disk, that is, after rounding to fp16."""
     model = new_model(VOCABULARY, seed=0).eval()
-    model.load_state_dict(read_bundled(checkpoint))
+    model.load_state_dict(read_state_dict(checkpoint))
     return model
 
 

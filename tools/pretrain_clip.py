@@ -53,7 +53,7 @@ from torch import Tensor, nn
 
 from common.files import atomic_write
 from dassl.utils import write_json
-from prompting.weights import read_bundled, save_bundled
+from prompting.weight_files import read_state_dict, save_bundled
 from tools.bundled_data import CANVAS, DIGIT_NAMES, HELD_OUT_STYLE, PRETRAINING_STYLES
 from trainers.templates import IMAGENET_TEMPLATES
 
@@ -358,7 +358,7 @@ def new_model(vocabulary: int, seed: int) -> CLIP:
 
 def warm_start(model: CLIP, vocabulary: Vocabulary, checkpoint: Path) -> None:
     """Give a new model a bundled one's weights; tokens that it does not know keep what they have."""
-    state = read_bundled(checkpoint)
+    state = read_state_dict(checkpoint)
     rows = state["token_embedding.weight"][vocabulary.ids]
     known = rows.abs().amax(dim=1, keepdim=True) > 0
     rows = torch.where(known, rows, model.token_embedding.weight.detach())
@@ -717,7 +717,7 @@ def zero_shot(checkpoint: Path, task: Task, assets: Path) -> dict[str, float]:
     """Accuracy in per cent of base classes among base, new among new, and all among all."""
     images, labels, names = read_images(task, assets)
     model = new_model(VOCABULARY, seed=0).eval()
-    model.load_state_dict(read_bundled(checkpoint))  # as it is on disk, that is, after rounding to fp16
+    model.load_state_dict(read_state_dict(checkpoint))  # as it is on disk, that is, after rounding to fp16
     return by_class_split(
         logits_of(model, images, clip.tokenize([task.template.format(name) for name in names])), labels
     )
@@ -745,7 +745,7 @@ def publish(checkpoints: list[Path], assets: Path, name: str = NAME) -> dict:
     chosen = choose(runs)
     for path, run in zip(checkpoints, runs, strict=True):
         run["zero_shot"] = {title: zero_shot(path, task, assets) for title, task in TASKS.items()}
-    save_bundled(read_bundled(checkpoints[runs.index(chosen)]), assets / f"{name}.pt")
+    save_bundled(read_state_dict(checkpoints[runs.index(chosen)]), assets / f"{name}.pt")
     report = {"shipped_seed": chosen["recipe"]["seed"], "rule": RULES[name], "runs": runs}
     write_json(report, str(assets / f"{name}_seeds.json"))
     return report

@@ -15,22 +15,14 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
+from common.commandline import LISTED, listed
 from common.files import hash_file
 from dassl.config import cfg_default
 from dassl.data import DataManager
 from dassl.engine import TrainerX
 from dassl.optim import build_lr_scheduler, build_optimizer
 from prompting import PRECISIONS, PromptedCLIP, PromptLearner, TowerSizes, load_clip, resolve_precision
-from prompting.checkpoint import (
-    MAX_SHOWN,
-    MODEL_NAME,
-    CheckpointError,
-    find_checkpoint,
-    load_trained,
-    read_initial,
-    read_trained,
-    shown,
-)
+from prompting.checkpoint import MODEL_NAME, CheckpointError, find_checkpoint, load_trained, read_initial, read_trained
 from prompting.model import Watch
 from prompting.towers.attention import BACKENDS, CHOOSER, set_compile
 from prompting.weights import is_path, is_resnet_name
@@ -98,6 +90,10 @@ class PromptTrainer(Steps, TrainerX):
     # Gives the parts with which a test adapts the model to each image (trainers/tpt.py); None: no test does
     adaptation: Callable[[PromptTrainer, Watch], dict[str, Any]] | None = None
     path = "fast"  # which implementation of the towers runs; "plain" is for tests and benchmarks
+
+    def __init__(self, cfg: CfgNode) -> None:
+        self.notes: dict[str, Any] = {}  # what results.json shall say of the run beside its numbers
+        super().__init__(cfg)
 
     @property
     def settings(self) -> CfgNode:
@@ -205,8 +201,7 @@ class PromptTrainer(Steps, TrainerX):
             tensors, sha256 = read_initial(path, type(self).__name__), hash_file(path)
             load_trained(learner, tensors, path)
             names = sorted(tensors)
-            taken = {"file": str(path), "sha256": sha256, "tensors": names}
-            self.notes = {**getattr(self, "notes", {}), "init_weights": taken}
+            self.notes["init_weights"] = {"file": str(path), "sha256": sha256, "tensors": names}
             print(f"Initial weights from {path} (sha256 {sha256}): {len(names)} tensors, {', '.join(names)}")
         self.optim = build_optimizer(learner, cfg.OPTIM, self.parameter_groups(learner))
         self.sched = self.build_schedule()
@@ -276,8 +271,7 @@ class PromptTrainer(Steps, TrainerX):
         self.evaluating = split or self.cfg.TEST.SPLIT
         validating = self.evaluating == "val"
         if self.logits_kind and not validating:
-            notes = getattr(self, "notes", {})
-            self.notes = {**notes, "logits": {**notes.get("logits", {}), self._class_split: self.logits_kind}}
+            self.notes.setdefault("logits", {})[self._class_split] = self.logits_kind
             print(f"Class split *{self._class_split}* is predicted by: {self.logits_kind}")
         advice = memory_advice(self.cfg, self.node, self.device, self.num_classes, training=False)
         with advice, self.model.evaluating() as watch, self.adapted(watch):
@@ -286,11 +280,11 @@ class PromptTrainer(Steps, TrainerX):
             items = getattr(getattr(loader, "dataset", None), "data_source", [])
             images, classes = watch.heed([item.impath for item in items]), watch.zero_classes
         if images or classes:  # of features of norm zero
-            seen = {"images": len(images), "first_images": images[:MAX_SHOWN], "classes": list(classes)}
+            seen = {"images": len(images), "first_images": images[:LISTED], "classes": list(classes)}
             self.zero_norm["val" if validating else self._class_split] = seen
             print(
-                f"Features of norm zero, which are like nothing: {len(images)} images ({shown(images) or 'none'}), "
-                f"{len(classes)} classes ({shown(classes) or 'none'})"
+                f"Features of norm zero, which are like nothing: {len(images)} images ({listed(images) or 'none'}), "
+                f"{len(classes)} classes ({listed(classes) or 'none'})"
             )
         return result
 
@@ -327,12 +321,12 @@ class PromptTrainer(Steps, TrainerX):
                 f"checkpoint {path} was trained on the backbone {trained_on}, this run has {name}: "
                 f"set MODEL.BACKBONE.NAME {trained_on}"
             )
-        self.take_content(trained.content, str(path))
+        self.take_content({**trained.content, "state_dict": trained.tensors}, str(path))
         load_trained(self.model.prompt_learner, trained.tensors, path, trained.advice)
         print(f'Loading weights to {MODEL_NAME} from "{path}" (epoch = {trained.epoch})')
 
     def take_content(self, content: Mapping[str, Any], source: str) -> None:
-        """Take what else the method needs of a checkpoint's content, or refuse it; nothing here."""
+        """Take what else the method needs of a checkpoint's content, or refuse it; nothing here. A hook."""
 
     # Evaluation on other classes
 

@@ -5,19 +5,19 @@ Zhou et al., "Learning to Prompt for Vision-Language Models", IJCV 2022, https:/
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
 from yacs.config import CfgNode
 
-from common.unpickling import CheckpointError, read_checkpoint
+from common.unpickling import CheckpointError
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLayout, PromptLearner, Prompts, TextPrompts, TowerSizes, layout_with_context
 from prompting.learner import context_parameter, count_context, normal_parameter
 from prompting.tokens import CLASS_TOKEN_POSITIONS
-from trainers.base import PromptTrainer, add_trainer_config, find_checkpoint
+from trainers.base import PromptTrainer, add_trainer_config
 
 add_trainer_config(
     "COOP",
@@ -98,17 +98,15 @@ class CoOp(PromptTrainer):
                 "TEST.CLASS_SPLITS ()"
             )
 
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load trained prompts; class-specific context only for the very classes that it was trained on."""
-        if directory and self.settings.CSC:
-            path = find_checkpoint(Path(directory), epoch)
-            trained_on = read_checkpoint(path).get("classnames") or self.train_classnames
-            if list(trained_on) != self.train_classnames:
-                raise CheckpointError(
-                    f"checkpoint {path} holds class-specific context (CSC) of other classes ({trained_on[0]!r} ...) "
-                    f"than this run's ({self.train_classnames[0]!r} ...): set DATASET.SUBSAMPLE_CLASSES as in training"
-                )
-        super().load_model(directory, epoch)
+    def take_content(self, content: Mapping[str, Any], source: str) -> None:
+        """Class-specific context is only for the very classes that it was trained on."""
+        super().take_content(content, source)
+        trained_on = content.get("classnames") or self.train_classnames
+        if self.settings.CSC and list(trained_on) != self.train_classnames:
+            raise CheckpointError(
+                f"checkpoint {source} holds class-specific context (CSC) of other classes ({trained_on[0]!r} ...) than "
+                f"this run's ({self.train_classnames[0]!r} ...): set DATASET.SUBSAMPLE_CLASSES as in training"
+            )
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> CoOpLearner:
         s = self.settings

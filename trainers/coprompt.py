@@ -128,7 +128,7 @@ class CoPrompt(MaPLe):
             sentences = template_features(encoder, self.train_classnames, PROMPTSRC_TEMPLATES, self.precision)
             source = f"{len(PROMPTSRC_TEMPLATES)} templates (TRAINER.COPROMPT.SENTENCES is empty)"
         print(f"{type(self).__name__}: text of the frozen model: {source}")
-        self.notes = {"consistency_text": source}
+        self.notes["consistency_text"] = source
         return ConsistencyGuided(F.normalize(sentences, dim=-1), s.W, s.DISTILL, max(self.cfg.SEED, 0))
 
     def parse_batch_train(self, batch: dict[str, Any]) -> tuple[list[Tensor], Tensor]:

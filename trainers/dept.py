@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,9 +23,9 @@ from yacs.config import CfgNode
 from dassl.engine import TRAINER_REGISTRY
 from prompting import Output, PromptedCLIP, PromptLearner
 from prompting.learner import linear_layer
-from trainers.base import Between, PromptTrainer, add_trainer_config, check_settings, find_checkpoint
+from trainers.base import Between, PromptTrainer, add_trainer_config, check_settings
 from trainers.coop import CoOp
-from trainers.heads import check_initial_classes, places_of, trained_classes
+from trainers.heads import LoadsHead, check_initial_classes, places_of
 from trainers.objectives import FUSIONS, Loss, Objective, mixed_logits
 from trainers.promptsrc import PromptSRC
 from trainers.step import redefines
@@ -152,7 +151,7 @@ class Decoupled:
         return replace(loss, total=loss.total + self.weight * (second - matched), terms=terms)
 
 
-class WithDePT:
+class WithDePT(LoadsHead):
     """Mixin for a host trainer: a second head, its loss and its part in predictions, from ``cfg.TRAINER.DEPT``."""
 
     search_space = {"TRAINER.DEPT.LAMBDA": Between(0.1, 0.9, log=False)}
@@ -172,8 +171,13 @@ class WithDePT:
         if super().parameter_groups.__func__ is not PromptTrainer.parameter_groups:
             raise ValueError(f"{name}: DePT's second head has a rate of its own, and this host has parameter groups")
         check_initial_classes(self.cfg.MODEL.INIT_WEIGHTS, self.train_classnames)
-        learner.head = ChannelAdjustedHead(learner.sizes.embed_dim, self.train_classnames, generator)
+        learner.head = self.build_head(learner.sizes.embed_dim, self.train_classnames, generator)
         return learner
+
+    def build_head(
+        self, width: int, classnames: Sequence[str], generator: torch.Generator | None
+    ) -> ChannelAdjustedHead:
+        return ChannelAdjustedHead(width, classnames, generator)
 
     def build_classifier(self, clip_model: nn.Module, learner: PromptLearner) -> DecoupledCLIP:
         s, shared = self.cfg.TRAINER.DEPT, (clip_model, learner, self.train_classnames, self.precision, self.path)
@@ -200,19 +204,6 @@ class WithDePT:
             return "batch"
         follow = self.model.prompt_learner.image_features_follow
         return "prompts" if follow == "image" else follow
-
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load prompts and second head, which is that of the classes that the checkpoint was trained on.
-
-        Published files do not name them: they are read as those that this run would train on, if it would on any.
-        """
-        if directory:
-            learner = self.model.prompt_learner
-            trained_on = trained_classes(find_checkpoint(Path(directory), epoch), self.cfg)
-            if trained_on and trained_on != learner.head.classnames:
-                learner.head = ChannelAdjustedHead(learner.sizes.embed_dim, trained_on).to(self.device)
-        super().load_model(directory, epoch)
-        self.model.set_classes(self.model.classnames)
 
 
 @TRAINER_REGISTRY.register()

@@ -13,8 +13,7 @@ A class that was not trained has no such tensor: each method says what it does t
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ from dassl.data import StoredFeatureLoader
 from dassl.data.data_manager import EpochDataLoader
 from prompting import PromptedCLIP
 from prompting.model import template_features
-from trainers.base import PromptTrainer, find_checkpoint
+from trainers.base import PromptTrainer
 from trainers.step import reported
 from trainers.templates import IMAGENET_TEMPLATES_SELECT, template_of
 from trainers.zsclip import FixedPrompt
@@ -46,20 +45,6 @@ def places_of(classnames: Sequence[str], trained: Sequence[str]) -> list[int]:
     return [places[name].pop(0) if places[name] else -1 for name in classnames]
 
 
-def trained_classes(path: Path, cfg: CfgNode) -> tuple[str, ...]:
-    """The classes that a checkpoint's head was trained on; () of a published file, which does not name them.
-
-    Such a file is read as of the classes that the run would train on. A CheckpointError where it would train on none.
-    """
-    names = read_checkpoint(path).get("classnames")
-    if not names and cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") == "new":
-        raise CheckpointError(
-            f"checkpoint {path} does not name the classes that its head was trained on, and this run is about new "
-            "ones: set DATASET.SUBSAMPLE_CLASSES base and TEST.CLASS_SPLITS ('base','new')"
-        )
-    return tuple(names or ())
-
-
 def check_initial_classes(path: str, classnames: Sequence[str]) -> None:
     """Refuse ``MODEL.INIT_WEIGHTS`` of a head of other classes than those to be trained on."""
     names = read_checkpoint(path).get("classnames") if path else None
@@ -68,6 +53,35 @@ def check_initial_classes(path: str, classnames: Sequence[str]) -> None:
             f"MODEL.INIT_WEIGHTS {path}: its head is of other classes than those to be trained on: start from a run on "
             "the same classes, or leave MODEL.INIT_WEIGHTS empty"
         )
+
+
+class LoadsHead:
+    """Mixin for a trainer whose learner has a head: a checkpoint's is of the classes that it was trained on.
+
+    A published file does not name them, and is read as of the classes that the run would train on; a CheckpointError
+    where it would train on none.
+    """
+
+    def build_head(self, width: int, classnames: Sequence[str], generator: torch.Generator | None) -> nn.Module:
+        """What is trained, for features of a width."""
+        raise NotImplementedError
+
+    def take_content(self, content: Mapping[str, Any], source: str) -> None:
+        super().take_content(content, source)
+        learner, names = self.model.prompt_learner, tuple(content.get("classnames") or ())
+        if not hasattr(learner.head, "classnames"):
+            return
+        if not names and self.cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") == "new":
+            raise CheckpointError(
+                f"checkpoint {source} does not name the classes that its head was trained on, and this run is about "
+                "new ones: set DATASET.SUBSAMPLE_CLASSES base and TEST.CLASS_SPLITS ('base','new')"
+            )
+        if names and names != learner.head.classnames:
+            learner.head = self.build_head(learner.sizes.embed_dim, names, None).to(self.device)
+
+    def load_model(self, directory: str, epoch: int | None = None) -> None:
+        super().load_model(directory, epoch)
+        self.model.set_classes(self.model.classnames)
 
 
 # The model
@@ -203,7 +217,7 @@ def validation_features(trainer: Any) -> tuple[Tensor, Tensor]:
     return features, torch.cat([labels for _, labels in batches])
 
 
-class HeadTrainer(PromptTrainer):
+class HeadTrainer(LoadsHead, PromptTrainer):
     """Base of trainers of a head; a method provides the head, the model that uses it, and its templates."""
 
     model_class: type[HeadCLIP]
@@ -227,10 +241,6 @@ class HeadTrainer(PromptTrainer):
                 f"not those of {', '.join(others)}: set TEST.CLASS_SPLITS (), or DATASET.SUBSAMPLE_CLASSES all, "
                 "as sweep.py --protocol few_shot does"
             )
-
-    def build_head(self, width: int, classnames: Sequence[str], generator: torch.Generator | None) -> nn.Module:
-        """What is trained, for features of a width."""
-        raise NotImplementedError
 
     def templates(self) -> list[str]:
         """The templates whose features are averaged; here zero-shot CLIP's, or the seven where the method has them."""
@@ -259,17 +269,6 @@ class HeadTrainer(PromptTrainer):
         kept = isinstance(loader, EpochDataLoader) and views > 0  # else its batches hold features already
         with self.swapped(**({"train_loader_x": ViewLoader(loader, self, views)} if kept else {})):
             super().train()
-
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load a head, which is that of the classes that the checkpoint was trained on."""
-        head = self.model.head
-        if directory and hasattr(head, "classnames"):
-            names = trained_classes(find_checkpoint(Path(directory), epoch), self.cfg)
-            if names and names != head.classnames:
-                width = self.model.prompt_learner.sizes.embed_dim
-                self.model.prompt_learner.head = self.build_head(width, names, None).to(self.device)
-        super().load_model(directory, epoch)
-        self.model.set_classes(self.model.classnames)
 
     @property
     def logits_kind(self) -> str:

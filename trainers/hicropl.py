@@ -254,7 +254,7 @@ class HiCroPL(PromptTrainer):
         if not s.SENTENCES:
             source = f"{len(PROMPTSRC_TEMPLATES)} templates (TRAINER.HICROPL.SENTENCES is empty)"
         print(f"HiCroPL: text of the frozen model: {source}")
-        self.notes = {"consistency_text": source}
+        self.notes["consistency_text"] = source
         return learner
 
     def build_objective(self, clip_model: nn.Module) -> ConsistentWithFrozen:

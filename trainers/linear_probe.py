@@ -125,7 +125,7 @@ class LinearProbe(FittedTrainer):
                 else:
                     chosen, right = left, middle
             found = {"C": 10**chosen, "val_accuracy": accuracy(chosen)}
-            self.notes = {**getattr(self, "notes", {}), "searched": found}
+            self.notes["searched"] = found
             print(f"Searched on {len(val_labels)} validation images: {found}")
         weight, bias = fitted(chosen)
         self.model.head.weight.copy_(weight)

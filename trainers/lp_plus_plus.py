@@ -122,5 +122,5 @@ class LPPlusPlus(FittedTrainer):
             head.bias.copy_(bias)
             head.alpha.copy_(alpha)
         if s.SEARCH:
-            self.notes = {**getattr(self, "notes", {}), "searched": chosen}
+            self.notes["searched"] = chosen
             print(f"Searched on {len(val_labels)} validation images: {chosen}")

@@ -21,14 +21,14 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
-from common.commandline import printable
+from common.commandline import listed, printable
 from common.hub import HUB_PREFIX, hub_folder
 from common.unpickling import read_checkpoint
 from dassl.config import check_values, get_cfg_default, read_yaml
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UnreadableImageError, read_image
-from prompting.checkpoint import SHARED, shown
+from prompting.checkpoint import SHARED
 from prompting.tokens import check_names, check_template
 from trainers.base import RANGES, PromptTrainer, find_checkpoint
 
@@ -117,7 +117,7 @@ class Classifier:
                         answers[path] = Prediction(path, list(zip(names, values, strict=True)))
                 zero = [*watch.heed(list(images)), *watch.zero_classes]
                 if zero:
-                    print(f"features of norm zero, which are like nothing: {printable(shown(zero))}", file=sys.stderr)
+                    print(f"features of norm zero, which are like nothing: {printable(listed(zero))}", file=sys.stderr)
                 yield from (answers[str(path)] for path in paths[start : start + batch_size])
 
 

@@ -199,7 +199,7 @@ class PromptKD(PromptTrainer):
         self.train_loader_x, self.distilled_classnames = unlabelled.train_loader_x, list(unlabelled.dataset.classnames)
         transductive = cfg.DATASET.get("SUBSAMPLE_CLASSES", "all") == "all"
         counts = {"images": len(unlabelled.dataset.train_x), "classes": len(self.distilled_classnames)}
-        self.notes = {"unlabelled": counts, "transductive": transductive}
+        self.notes |= {"unlabelled": counts, "transductive": transductive}
 
     def build_model(self) -> None:
         """Read the teacher, then build the student as every method is built."""
@@ -218,7 +218,7 @@ class PromptKD(PromptTrainer):
             )
         trained = any(True for _ in learner.parameters())
         self.teacher_sha256 = hash_file(find_checkpoint(Path(folder))) if trained else None
-        self.notes = {**getattr(self, "notes", {}), "teacher": {"run": folder, "sha256": self.teacher_sha256}}
+        self.notes["teacher"] = {"run": folder, "sha256": self.teacher_sha256}
         super().build_model()
 
     def load_checked_backbone(self) -> nn.Module:
@@ -265,4 +265,4 @@ class PromptKD(PromptTrainer):
                 "TRAINER.PROMPTKD.TEACHER to its own"
             )
         same = content.get("dataset", self.cfg.DATASET.NAME) == self.cfg.DATASET.NAME
-        self.notes = {**self.notes, "transductive": same and bool(content.get("transductive", True))}
+        self.notes["transductive"] = same and bool(content.get("transductive", True))

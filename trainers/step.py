@@ -152,7 +152,7 @@ class Steps:
     def go_without_graph(self, obstacle: str) -> None:
         """Say in the log and in results.json that the steps are not replayed as a CUDA graph, and why."""
         said = f"TRAIN.CUDA_GRAPH auto: the steps are not recorded as a CUDA graph: {obstacle}"
-        self.notes = {**getattr(self, "notes", {}), "cuda_graph": said}
+        self.notes["cuda_graph"] = said
         print(said)
 
 

@@ -18,18 +18,17 @@ paper does not speak of it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from common.unpickling import read_checkpoint
 from dassl.engine import TRAINER_REGISTRY
 from prompting import Output
-from trainers.base import WEIGHT, add_trainer_config, find_checkpoint
+from trainers.base import WEIGHT, add_trainer_config
 from trainers.heads import (
     MAX_VIEWS,
     FittedTrainer,
@@ -102,16 +101,13 @@ class WithCache(HeadTrainer):
         s, images = self.settings, getattr(self.dm.dataset, "train_x", classnames)
         return Cache(width, classnames, self.n_images or len(images), s.INIT_ALPHA, s.INIT_BETA)
 
-    def load_model(self, directory: str, epoch: int | None = None) -> None:
-        """Load a cache of as many images as it has."""
-        if directory:
-            learner = self.model.prompt_learner
-            state = read_checkpoint(find_checkpoint(Path(directory), epoch))["state_dict"]
-            keys = state.get("head.keys", learner.head.keys)
-            if keys.shape != learner.head.keys.shape:
-                self.n_images = len(keys)
-                learner.head = self.build_head(learner.sizes.embed_dim, learner.head.classnames, None).to(self.device)
-        super().load_model(directory, epoch)
+    def take_content(self, content: Mapping[str, Any], source: str) -> None:
+        """A cache is of as many images as it has keys."""
+        super().take_content(content, source)
+        learner, keys = self.model.prompt_learner, content["state_dict"].get("head.keys")
+        if keys is not None and keys.dim() == 2 and len(keys) != len(learner.head.keys):
+            self.n_images = len(keys)
+            learner.head = self.build_head(learner.sizes.embed_dim, learner.head.classnames, None).to(self.device)
 
     @torch.no_grad()
     def fill(self, features: Tensor, labels: Tensor) -> None:
@@ -143,7 +139,7 @@ class WithCache(HeadTrainer):
             "beta": head.beta.item(),
             "val_accuracy": 100 * int(right[best]) / len(labels),
         }
-        self.notes = {**getattr(self, "notes", {}), "searched": found}
+        self.notes["searched"] = found
         print(f"Searched on {len(labels)} validation images: {found}")
 
 

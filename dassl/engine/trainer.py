@@ -29,6 +29,7 @@ from torch import nn
 from tqdm import tqdm
 from yacs.config import CfgNode
 
+from common.commandline import listed
 from common.files import atomic_write
 from dassl import keep_old_paths
 from dassl.config import check_selection
@@ -351,8 +352,7 @@ class TrainerBase:
 
     def _of_images(self) -> str:
         images = self.batch_images()
-        more = f" and {len(images) - SHOWN_IMAGES} more" if len(images) > SHOWN_IMAGES else ""
-        return f", images {', '.join(images[:SHOWN_IMAGES])}{more}" if images else ""
+        return f", images {listed(images, SHOWN_IMAGES)}" if images else ""
 
     # The state of a run: written after every epoch and when a signal stops it, read to go on
 

@@ -1,8 +1,6 @@
-"""A trainer as files for upstream Dassl are written: only its API, hooks overridden without `super()`."""
+"""A trainer as files for upstream Dassl are written: only its API."""
 
-import datetime
 import os.path as osp
-import time
 
 import torch
 import torch.nn as nn
@@ -13,7 +11,7 @@ from yacs.config import CfgNode as CN
 from dassl.engine import TRAINER_REGISTRY, TrainerX
 from dassl.metrics import compute_accuracy
 from dassl.optim import build_lr_scheduler, build_optimizer
-from dassl.utils import load_checkpoint, load_pretrained_weights, mkdir_if_missing
+from dassl.utils import load_checkpoint, load_pretrained_weights
 
 WIDTH = 16
 
@@ -73,26 +71,6 @@ class CoOpStyle(TrainerX):
         self.sched = build_lr_scheduler(self.optim, cfg.OPTIM)
         self.register_model("prompt_learner", self.model.prompt_learner, self.optim, self.sched)
         self.scaler = GradScaler() if cfg.TRAINER.COOPSTYLE.PREC == "amp" else None
-        self.calls = []
-
-    def before_train(self):
-        directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
-        self.start_epoch = self.resume_model_if_exist(directory)
-        writer_dir = osp.join(self.output_dir, "tensorboard")
-        mkdir_if_missing(writer_dir)
-        self.init_writer(writer_dir)
-        self.time_start = time.time()
-        self.calls.append("before_train")
-
-    def after_epoch(self):
-        if (self.epoch + 1) == self.max_epoch:
-            self.save_model(self.epoch, self.output_dir)
-
-    def after_train(self):
-        self.test()
-        print(datetime.timedelta(seconds=round(time.time() - self.time_start)))
-        self.close_writer()
-        self.calls.append("after_train")
 
     def forward_backward(self, batch):
         image, label = self.parse_batch_train(batch)

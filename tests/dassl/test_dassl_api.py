@@ -1,9 +1,11 @@
 """What files written for Dassl rely on: import names, and a trainer that uses nothing but Dassl's own API."""
 
+import datetime
 import importlib
 import os
 import subprocess
 import sys
+import time
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,6 +14,7 @@ import pytest
 import torch
 
 from dassl.engine import TRAINER_REGISTRY, build_trainer
+from dassl.utils import mkdir_if_missing
 from tests.dassl import coop_style_trainer
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -197,8 +200,33 @@ def coop_cfg(cfg):
     return cfg
 
 
+@TRAINER_REGISTRY.register()
+class CoOpStyleHooks(coop_style_trainer.CoOpStyle):
+    """The trainer with hooks that are overridden without `super()`."""
+
+    def before_train(self):
+        directory = self.cfg.RESUME or self.cfg.OUTPUT_DIR
+        self.start_epoch = self.resume_model_if_exist(directory)
+        writer_dir = os.path.join(self.output_dir, "tensorboard")
+        mkdir_if_missing(writer_dir)
+        self.init_writer(writer_dir)
+        self.time_start = time.time()
+        self.calls = ["before_train"]
+
+    def after_epoch(self):
+        if (self.epoch + 1) == self.max_epoch:
+            self.save_model(self.epoch, self.output_dir)
+
+    def after_train(self):
+        self.test()
+        print(datetime.timedelta(seconds=round(time.time() - self.time_start)))
+        self.close_writer()
+        self.calls.append("after_train")
+
+
 @pytest.mark.parametrize("precision", ["fp32", "amp"])
 def test_a_trainer_written_for_dassl_runs_unchanged(coop_cfg, precision):
+    coop_cfg.TRAINER.NAME = "CoOpStyleHooks"
     coop_cfg.TRAINER.COOPSTYLE.PREC = precision
     coop_cfg.OPTIM.MAX_EPOCH = 12
     coop_cfg.freeze()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch.utils.tensorboard  # noqa: F401  what a run imports late
 
-import results.schema
+import results.record
 import sweep
 import train
 from datasets.fetch import DownloadOptions, download
@@ -32,7 +32,7 @@ def _begin(console: str) -> None:
     multiprocessing.set_start_method("fork", force=True)
     # descriptions of the machine and the checkout, made by programs that take longer than the run
     train.collect_env_info = str
-    results.schema.git_state = lambda: (None, None)
+    results.record.git_state = lambda: (None, None)
 
 
 def _end(status: int) -> None:

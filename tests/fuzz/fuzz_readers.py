@@ -35,7 +35,7 @@ with atheris.instrument_imports(
     from datasets.fewshot import SelectionError, load_selection
     from datasets.splits import SplitFileError, check_classes, parse_entries
     from datasets.unpack import ArchiveError, Limits, unpack
-    from prompting.weights import BackboneError, read_state_dict
+    from prompting.weight_files import BackboneError, read_state_dict
     from results.features import DAMAGED, read_features
     from results.schema import ResultsError, read_results
 

@@ -12,8 +12,9 @@ import torch
 from clip.model import CLIP
 from torch import nn
 
-from prompting import BackboneError, PromptedCLIP, TowerSizes, load_clip, resolve_precision, weights
-from prompting.weights import convert_towers, model_from_state_dict
+from prompting import BackboneError, PromptedCLIP, TowerSizes, load_clip, resolve_precision, weight_files, weights
+from prompting.openai_layout import model_from_state_dict
+from prompting.weights import convert_towers
 from tests.clips import random_clip
 from trainers.coop import CoOpLearner
 
@@ -35,7 +36,7 @@ class CLIPWithDesign(CLIP):
 
 
 def test_a_clip_package_that_asks_for_a_prompt_design(small, monkeypatch):
-    monkeypatch.setattr("prompting.weights.CLIP", CLIPWithDesign)
+    monkeypatch.setattr("prompting.openai_layout.CLIP", CLIPWithDesign)
     model = model_from_state_dict(small.state_dict(), "here")
     assert isinstance(model, CLIPWithDesign)
     assert torch.equal(model.visual.proj, small.visual.proj)
@@ -136,7 +137,7 @@ def test_files_that_hold_no_clip(case, tmp_path, capsys):
 
 def test_a_bundled_checkpoint_is_read_from_any_path(tmp_path):
     path = tmp_path / "own.pt"
-    path.write_bytes((weights.ASSETS / "tiny_clip.pt").read_bytes())
+    path.write_bytes((weight_files.ASSETS / "tiny_clip.pt").read_bytes())
     own, bundled = load_clip(str(path)), load_clip("bundled:tiny_clip")
     assert own.weights_sha256 == bundled.weights_sha256
     assert torch.equal(own.token_embedding.weight, bundled.token_embedding.weight)
@@ -156,7 +157,7 @@ def test_a_bundled_checkpoint_is_read_from_any_path(tmp_path):
     ],
 )
 def test_a_damaged_bundled_checkpoint_is_named(key, value, tmp_path):
-    content = {"format": weights.FORMAT, "vocabulary": 49408, "state_dict": {"a": torch.zeros(2)}}
+    content = {"format": weight_files.FORMAT, "vocabulary": 49408, "state_dict": {"a": torch.zeros(2)}}
     content |= {"token_ids": torch.tensor([5]), "token_rows": torch.zeros(1, 8)} | {key: value}
     torch.save(content, tmp_path / "own.pt")
     with pytest.raises(BackboneError, match=r"own.pt calls itself 'bundled-clip-1' but"):

@@ -15,7 +15,7 @@ from dassl.utils import load_checkpoint
 from datasets.__main__ import read_pickle
 from datasets.fewshot import SelectionError
 from prompting.checkpoint import main
-from prompting.weights import BackboneError, read_state_dict
+from prompting.weight_files import BackboneError, read_state_dict
 
 LIST = b"](" + b"K\1" * 20_000 + b"eq\0"  # 20,000 numbers, memorised as 0
 PICKLES = {

@@ -7,7 +7,7 @@ import torch
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import TowerSizes
-from prompting.weights import clip_sizes, model_from_state_dict
+from prompting.openai_layout import clip_sizes, model_from_state_dict
 from tests.clips import random_clip
 from tests.trainers.small_runs import build, first_batch, registered, train_on, trained_tensors
 

@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from prompting import BackboneError, PromptedCLIP, TowerSizes, load_clip, resolve_precision
+from prompting.openai_layout import WholeTower, from_open_clip
 from prompting.reference import PlainTextEncoder, PlainVisionEncoder
 from prompting.tokens import layout_from_texts
 from prompting.towers.text import TextEncoder
 from prompting.towers.vision import VisionEncoder
-from prompting.weights import WholeTower, freeze, from_open_clip
+from prompting.weights import freeze
 from tests.clips import CLASSNAMES
 from tests.trainers.small_runs import build, first_batch, train_on, trained_tensors
 from trainers.bmip import BMIPLearner

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from prompting.weights import BackboneError, is_torchscript, read_state_dict
+from prompting.weight_files import BackboneError, is_torchscript, read_state_dict
 from tests.clips import random_clip
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")

@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from prompting.checkpoint import (
-    FORMATS,
-    CheckpointError,
-    convert,
-    from_published,
-    main,
-    prompt_settings,
-    published_methods,
-    read_trained,
-)
+from prompting.checkpoint import CheckpointError, convert, main, prompt_settings, read_trained
+from prompting.published import FORMATS, from_published, published_methods
 from tests.reference import load_reference
 from tests.reference.ours import model_folder, trainer_of, upstream_state
 from tests.reference.small_clip import small_clip, small_images

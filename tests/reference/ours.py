@@ -18,7 +18,8 @@ import trainers  # noqa: F401  registers the methods
 from dassl.config import get_cfg_default
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptedCLIP, resolve_precision
-from prompting.checkpoint import FORMATS, Format, from_published, load_trained
+from prompting.checkpoint import load_trained
+from prompting.published import FORMATS, Format, from_published
 from tests.reference import Reference
 from tests.reference.small_clip import named_uniform, prompt_tensor, small_clip, small_clip_state_dict
 from trainers.base import PromptTrainer
@@ -105,6 +106,7 @@ def trainer_of(
     if layers := reference.record.get("layers"):  # of a run that needs more than the others
         model = small_clip(layers)
     trainer = object.__new__(TRAINER_REGISTRY.get(method))
+    trainer.notes = {}
     trainer.cfg, trainer.path = get_cfg_default(), path
     trainer.cfg.DATASET.NAME = reference.settings.get("DATASET.NAME", "Caltech101")
     for node, values in our_settings(reference, folder).items():

@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from prompting import resolve_precision
-from prompting.checkpoint import FORMATS
 from prompting.model import ensemble, template_features
+from prompting.published import FORMATS
 from tests.reference import Reference, load_record, load_reference, reference_names
 from tests.reference.ours import load_upstream_values, our_name, trainer_of
 from tests.reference.small_clip import prompt_tensor, small_clip, small_images

@@ -7,11 +7,12 @@ import shutil
 import pytest
 import torch
 
-from prompting.weights import load_bundled_state_dict
+from prompting.weight_files import load_bundled_state_dict
 from results.evaluate import evaluate_class_splits
 from results.features import forget_all, loaders_on_features
 from tests.trainers.small_runs import VARIANTS, build, logits_of, registered, stir
 
+pytestmark = pytest.mark.usefixtures("few_templates")
 SPLITS = ("base", "new", "all")
 N_TEST = 40  # images of all ten digits
 # One of each kind, and those that do something of their own with texts or images.

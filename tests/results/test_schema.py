@@ -12,22 +12,9 @@ from yacs.config import CfgNode
 
 from dassl.config import get_cfg_default
 from dassl.data import DatasetWrapper
-from results import schema
+from results.record import collect_environment, describe_decoding, git_state, overrides_of, peak_memory, write_results
 from results.rundir import RunDirError, begin_run, prepare_run_dir
-from results.schema import (
-    REQUIRED_KEYS,
-    SCHEMA_VERSION,
-    ResultsError,
-    Run,
-    collect_environment,
-    dataset_label,
-    describe_decoding,
-    git_state,
-    overrides_of,
-    peak_memory,
-    read_results,
-    write_results,
-)
+from results.schema import REQUIRED_KEYS, SCHEMA_VERSION, ResultsError, Run, dataset_label, read_results
 
 
 @pytest.fixture
@@ -120,7 +107,7 @@ def test_an_interrupted_write_leaves_the_older_file_and_no_other(record, tmp_pat
     def interrupted(source, target):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(schema.os, "replace", interrupted)
+    monkeypatch.setattr("results.record.os.replace", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write_results(path, record | {"seed": 3})
     assert path.read_bytes() == before
@@ -139,7 +126,7 @@ def test_the_environment_names_versions_device_and_precision():
 
 
 def test_packages_that_are_not_installed_have_no_version(monkeypatch):
-    monkeypatch.setattr(schema, "PACKAGES", ("no-such-package-here",))
+    monkeypatch.setattr("results.record.PACKAGES", ("no-such-package-here",))
     assert collect_environment("cpu", "fp32")["packages"] == {"no-such-package-here": None}
 
 

@@ -10,6 +10,7 @@ from results.evaluate import evaluate_class_splits
 from results.features import forget_all
 from tests.trainers.small_runs import OWN_CLASSES, build, registered
 
+pytestmark = pytest.mark.usefixtures("few_templates")
 SPLITS = ("base", "new", "all")  # 20, 20 and 40 images; the last is measured as an open world
 BATCHES = {8: 3 + 3 + 5, 4: 5 + 5 + 10}  # of all splits, by their size
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from clip.model import CLIP, build_model
 
-from prompting import weights
-from prompting.weights import BackboneError, bundled_names, load_bundled_state_dict, read_bundled, save_bundled
+from prompting import weight_files
+from prompting.weight_files import BackboneError, bundled_names, load_bundled_state_dict, read_state_dict, save_bundled
 from tools.pretrain_clip import TASKS, VOCABULARY, read_images
 
 EMBEDDING = "token_embedding.weight"
@@ -31,7 +31,7 @@ def small_state_dict() -> dict[str, torch.Tensor]:
 def test_round_trip_keeps_all_but_rounding(tmp_path):
     state = small_state_dict()
     save_bundled(state, tmp_path / "small.pt")
-    loaded = read_bundled(tmp_path / "small.pt")
+    loaded = read_state_dict(tmp_path / "small.pt")
     assert loaded.keys() == state.keys()
     for key, value in state.items():
         assert loaded[key].dtype == torch.float32
@@ -45,15 +45,12 @@ def test_unknown_name_names_the_choices():
         load_bundled_state_dict("huge_clip")
 
 
-@pytest.mark.parametrize("damage", ["truncated", "text", "other"])
+@pytest.mark.parametrize("damage", ["truncated", "text"])
 def test_damaged_file_is_named(tmp_path, monkeypatch, damage):
     path = tmp_path / "broken.pt"
     save_bundled(small_state_dict(), path)
-    if damage == "other":
-        torch.save({"state_dict": {}}, path)
-    else:
-        path.write_bytes(path.read_bytes()[:2000] if damage == "truncated" else b"not a checkpoint")
-    monkeypatch.setattr(weights, "ASSETS", tmp_path)
+    path.write_bytes(path.read_bytes()[:2000] if damage == "truncated" else b"not a checkpoint")
+    monkeypatch.setattr(weight_files, "ASSETS", tmp_path)
     assert bundled_names() == ["broken"]
     with pytest.raises(BackboneError, match=r"broken\.pt"):
         load_bundled_state_dict("broken")
@@ -61,7 +58,7 @@ def test_damaged_file_is_named(tmp_path, monkeypatch, damage):
 
 def test_shipped_model_is_small_and_complete(tiny_clip):
     assert "tiny_clip" in bundled_names()
-    assert (weights.ASSETS / "tiny_clip.pt").stat().st_size <= 8_000_000
+    assert (weight_files.ASSETS / "tiny_clip.pt").stat().st_size <= 8_000_000
     assert tiny_clip.token_embedding.weight.shape == (49408, 128)
     assert tiny_clip.visual.input_resolution == 48
     assert (tiny_clip.visual.transformer.layers, tiny_clip.transformer.layers) == (4, 4)
@@ -86,7 +83,7 @@ def test_words_that_users_type_are_trained(tiny_clip):
 @pytest.mark.parametrize("context", ["X X X X", "X " * 16, "a photo of a", ""])
 def test_contexts_of_any_length_work(tiny_clip, context):
     """Late positions were trained: zero-shot accuracy hardly depends on the length of the context."""
-    images, labels, names = read_images(TASKS["Digits"], weights.ASSETS)
+    images, labels, names = read_images(TASKS["Digits"], weight_files.ASSETS)
     with torch.no_grad():
         image = torch.nn.functional.normalize(tiny_clip.visual(images[::3]), dim=-1)
         text = tiny_clip.encode_text(clip.tokenize([f"{context} {name}." for name in names]))

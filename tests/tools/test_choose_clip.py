@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from prompting.weights import load_bundled_state_dict
+from prompting.weight_files import load_bundled_state_dict
 from tools.pretrain_clip import NAME, TASKS, choose, publish, zero_shot
 
 ASSETS = Path(__file__).resolve().parents[2] / "assets"

@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from prompting.weights import ASSETS, load_clip
+from prompting.weight_files import ASSETS
+from prompting.weights import load_clip
 from tools.pretrain_clip import MINI_NAME, TASKS, zero_shot
 
 REPORT = json.loads((ASSETS / f"{MINI_NAME}_seeds.json").read_text())

@@ -3,7 +3,7 @@
 import numpy as np
 
 from datasets.mini import VARIANTS
-from prompting.weights import ASSETS
+from prompting.weight_files import ASSETS
 from tools.mini_figures import table, view_rows
 from tools.pretrain_clip import Emoji
 

@@ -9,7 +9,7 @@ import torch
 import torchvision.transforms as T
 from PIL import Image
 
-from prompting.weights import read_bundled
+from prompting.weight_files import read_state_dict
 from tests.tools.icon_packages import render, write_packages
 from tools import pretrain_clip
 from tools.bundled_data import HELD_OUT_STYLE, PRETRAINING_STYLES, render_corpus
@@ -166,7 +166,7 @@ def test_short_run_writes_a_model_with_its_figures(corpus, tmp_path, one_thread)
     assert json.loads((tmp_path / "model.json").read_text()) == figures
     assert figures["held_out"] == min(figures["curve"], key=lambda point: point["loss"])
     assert set(figures["held_out"]) >= {"loss", "fonts_loss", "fonts_accuracy", "style_loss", "style_accuracy"}
-    assert read_bundled(tmp_path / "model.pt")["token_embedding.weight"].shape == (49408, 128)
+    assert read_state_dict(tmp_path / "model.pt")["token_embedding.weight"].shape == (49408, 128)
 
 
 def test_bf16_is_that_of_the_encoders_alone(corpus, tmp_path, one_thread, monkeypatch):
@@ -261,7 +261,7 @@ def test_warm_start_takes_known_words_and_leaves_new_ones(vocabulary):
     model, fresh = new_model(len(words.ids), seed=1), new_model(len(words.ids), seed=1)
     start = Path(__file__).resolve().parents[2] / "assets" / "tiny_clip.pt"
     warm_start(model, words, start)
-    state = read_bundled(start)
+    state = read_state_dict(start)
     assert torch.equal(model.visual.proj, state["visual.proj"])
     rows = state["token_embedding.weight"][words.ids]
     known = rows.abs().amax(dim=1) > 0

@@ -14,7 +14,10 @@ from tests.trainers.replaying import record_on_cpu
 from tests.trainers.small_runs import VARIANTS, build, needing, registered, stir, trained_tensors
 from trainers.step import MAX_SKIPPED_IN_A_ROW, DeviceStep, RecordedFunction, Recording, record_on_cuda
 
-pytestmark = pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:torch.cuda.amp.GradScaler is enabled"),
+    pytest.mark.usefixtures("few_templates"),
+]
 CASES = sorted(needing("needs_training")) + sorted(VARIANTS)
 RECORDED = [case for case in CASES if not case.startswith("ProDA")]
 STEPS = 4
@@ -36,9 +39,9 @@ def train(trainer, some_batches):
     return [trainer.forward_backward(batch) for batch in some_batches]
 
 
-def trained_alike(case, **options):
-    """The same trainer twice, moved away from its start."""
-    trainers = [build(case, **options) for _ in range(2)]
+def trained_alike(case, times=2, **options):
+    """The same trainer several times, moved away from its start."""
+    trainers = [build(case, **options) for _ in range(times)]
     for trainer in trainers:
         stir(trainer)
     return trainers
@@ -52,19 +55,15 @@ def assert_same(ordinary, other, **tolerance):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_device_step_trains_as_the_ordinary_one(case):
-    ordinary, other = trained_alike(case)
-    other.device_step = DeviceStep(other)
-    assert train(ordinary, batches(ordinary)) == train(other, batches(other))
-    assert_same(ordinary, other)
-
-
-@pytest.mark.parametrize("case", RECORDED)
-def test_a_replayed_step_trains_as_the_ordinary_one(case):
-    ordinary, other = trained_alike(case)
-    other.device_step = DeviceStep(other, record_on_cpu)
-    assert train(ordinary, batches(ordinary)) == train(other, batches(other))
-    assert_same(ordinary, other)
-    assert other.device_step.recorded.recording is not None
+    """Also as a recording that is replayed, where the method can be recorded."""
+    recorders = [None, record_on_cpu] if case in RECORDED else [None]
+    ordinary, *others = trained_alike(case, times=1 + len(recorders))
+    expected = train(ordinary, batches(ordinary))
+    for other, recorder in zip(others, recorders, strict=True):
+        other.device_step = DeviceStep(other, recorder)
+        assert train(other, batches(other)) == expected
+        assert_same(ordinary, other)
+        assert recorder is None or other.device_step.recorded.recording is not None
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -149,13 +149,17 @@ def test_a_checkpoint_of_more_classes_brings_its_head(case, kind, images, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("case", "folder", "name"),
-    [("TaskRes", "prompt_learner", "text_feature_residuals"), ("CoOp_DePT", "PromptLearner", "prompt_learner.ctx")],
+    ("case", "folder", "names"),
+    [
+        ("TaskRes", "prompt_learner", ["text_feature_residuals"]),
+        ("CoOp_DePT", "PromptLearner", ["prompt_learner.ctx", "linear_probe_proj.weight"]),
+    ],
     ids=["TaskRes", "DePT"],
 )
-def test_a_file_that_names_no_classes_is_not_read_for_new_ones(case, folder, name, tmp_path):
+def test_a_file_that_names_no_classes_is_not_read_for_new_ones(case, folder, names, tmp_path):
     (tmp_path / folder).mkdir()
-    torch.save({"state_dict": {name: torch.zeros(5, 8)}, "epoch": 1}, tmp_path / folder / "model.pth.tar-1")
+    state_dict = {name: torch.zeros(5, 8) for name in names}
+    torch.save({"state_dict": state_dict, "epoch": 1}, tmp_path / folder / "model.pth.tar-1")
     trainer = build(case, **{"DATASET.SUBSAMPLE_CLASSES": "new"})
     with pytest.raises(CheckpointError, match=r"does not name the classes.*SUBSAMPLE_CLASSES base and TEST.CLASS_SPL"):
         trainer.load_model(str(tmp_path))

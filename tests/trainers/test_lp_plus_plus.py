@@ -54,6 +54,7 @@ def test_the_epoch_is_the_last_of_the_best(search, record, inputs, monkeypatch):
     validation = inputs["val_features"], inputs["val_labels"]
     monkeypatch.setattr("trainers.lp_plus_plus.validation_features", lambda trainer: validation)
     trainer = object.__new__(TRAINER_REGISTRY.get("LPPlusPlus"))
+    trainer.notes = {}
     trainer.cfg = get_cfg_default()
     (trainer.settings.EPOCHS, trainer.settings.SEARCH) = record["epochs"], search
     head = BlendedLinear(8, ["a", "b", "c", "d"])

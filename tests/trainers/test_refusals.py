@@ -123,7 +123,7 @@ def resnet_file(tmp_path_factory):
     return path
 
 
-@pytest.mark.parametrize("case", needing("needs_vit"))
+@pytest.mark.parametrize("case", ["MaPLe", "PromptKD"])  # one of all others, and one with a backbone before it
 def test_a_file_that_holds_a_resnet_is_refused(case, resnet_file):
     options = {"MODEL.BACKBONE.NAME": str(resnet_file), "INPUT.SIZE": (64, 64)}
     with pytest.raises(ValueError, match=rf"{case} changes the image tower from within.*resnet.pt \(not a plain ViT\)"):

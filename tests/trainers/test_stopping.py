@@ -1,6 +1,7 @@
-"""Every method goes on at the batch after which a signal stopped it: its own state is part of what is saved."""
+"""Every method goes on where it stopped, at a batch or an epoch: its own state is part of what is saved."""
 
 import os
+import shutil
 import signal
 
 import pytest
@@ -11,14 +12,17 @@ from dassl.utils.checkpoint import RESUME_NAME
 from results.features import forget_all, loaders_on_features
 from sweeping.plan import FITTED
 from tests.trainers.small_runs import build, needing, trained_tensors
-from trainers.templates import PROMPTSRC_TEMPLATES
 
+pytestmark = pytest.mark.usefixtures("few_templates")
 # Epoch and batch, from 0: by then every sum, draw and count that a method keeps beside its prompts has begun.
 STOP_AT = (1, 0)
 
 
-def train(case, output, stop_at=None, **options):
-    """Train as a new process would, stopped after a batch if one is given."""
+def train(case, output, stop_at=None, killed=None, **options):
+    """Train as a new process would, stopped after a batch if one is given; `killed`: a copy of what lay there before.
+
+    So an epoch's state is in the copy, as of a run that was killed in the batch.
+    """
     with StopRequest().listening() as stop:
         trainer = build(case, str(output), **options)
         trainer.configure(stop_request=stop)
@@ -31,6 +35,8 @@ def train(case, output, stop_at=None, **options):
 
         def signalled(batch):
             if (trainer.epoch, trainer.batch_idx) == stop_at:
+                if killed:
+                    shutil.copytree(output, killed)
                 os.kill(os.getpid(), signal.SIGTERM)
             return step(batch)
 
@@ -56,18 +62,14 @@ def everything(trainer):
     }
 
 
-@pytest.fixture(autouse=True)
-def few_templates(monkeypatch):
-    """Most of the time that PromptSRC, CoPrompt and HiCroPL take to build goes into their templates."""
-    for module in ("trainers.promptsrc", "trainers.coprompt", "trainers.hicropl"):
-        monkeypatch.setattr(f"{module}.PROMPTSRC_TEMPLATES", PROMPTSRC_TEMPLATES[:2])
-
-
 @pytest.mark.parametrize("case", [case for case in needing("needs_training") if case not in FITTED])
-def test_stopped_within_an_epoch(case, tmp_path):
+def test_a_stopped_run_resumes_exactly(case, tmp_path):
+    """Stopped by a signal within an epoch, and killed, which leaves it the state of the epoch before."""
     expected = everything(train(case, tmp_path / "whole"))
-    train(case, tmp_path / "parts", STOP_AT)
+    train(case, tmp_path / "parts", STOP_AT, killed=tmp_path / "killed")
+    assert load_checkpoint(tmp_path / "killed" / RESUME_NAME)["epoch"] == STOP_AT[0]
     assert everything(train(case, tmp_path / "parts")) == expected
+    assert everything(train(case, tmp_path / "killed")) == expected
 
 
 def test_stopped_within_an_epoch_on_features(tmp_path, capsys):

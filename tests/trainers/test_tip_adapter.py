@@ -32,6 +32,7 @@ def released(monkeypatch):
     record = load_record("tip_adapter")
     settings, labels = record["settings"], record["labels"]
     trainer = object.__new__(TRAINER_REGISTRY.get("TipAdapter"))
+    trainer.notes = {}
     trainer.cfg, trainer.train_classnames = get_cfg_default(), ["a", "b", "c", "d"]
     (trainer.settings.MAX_BETA, trainer.settings.MAX_ALPHA) = map(float, settings["search_scale"])
     model = trainer.model = object.__new__(TipAdapterCLIP)
