@@ -137,3 +137,10 @@ def test_another_package_of_a_rooms_name_is_refused(user):
     (user.folder / "trainers.py").touch()
     code = "import trainers\ntry:\n    import promptclip\nexcept ImportError as error:\n    print(error)"
     assert "import promptclip before it" in user("-c", code)
+
+
+def test_a_command_starts_without_a_librarys_warning():
+    commands = "train, predict, look, sweep, reporting.__main__, datasets.__main__, prompting.checkpoint"
+    imported = f"import {commands}, benchmarks.__main__, tools.pretrain_clip, tools.mini_figures"
+    done = subprocess.run([sys.executable, "-c", imported], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
