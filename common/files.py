@@ -101,8 +101,10 @@ def write_csv(path: StrPath, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def hash_file(path: StrPath, kind: str = "sha256") -> str:
-    """A file's checksum in hexadecimal digits."""
-    digest = hashlib.new(kind)
+    """A file's checksum in hexadecimal digits; "git_blob" is the name that git gives its content."""
+    digest = hashlib.new("sha1" if kind == "git_blob" else kind)
+    if kind == "git_blob":
+        digest.update(b"blob %d\0" % os.path.getsize(path))
     with open(path, "rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)

@@ -143,8 +143,8 @@ def describe_mirrors(source: Source) -> Iterator[str]:
     """Address of each mirror and how what comes from it is verified."""
     for mirror in source.mirrors:
         how = "verified by its classes and counts" if source.split else "not verified"
-        if mirror.verified:
-            how = f"sha256 {mirror.sha256}" if mirror.sha256 else f"md5 {mirror.md5}"
+        if mirror.checksum:
+            how = " ".join(mirror.checksum)
         yield f"    {mirror.page} ({how})"
 
 
@@ -322,9 +322,9 @@ def fetch(
             complete, size = True, size_of(part)
             if mirror.size is not None and size != mirror.size:
                 raise DownloadError(f"it has {size:,} bytes instead of {mirror.size:,}")
-            kind, sha = ("sha256", mirror.sha256) if mirror.sha256 else ("md5", mirror.md5)
-            if sha and (found := hash_file(part, kind)) != sha:
-                raise DownloadError(f"its {kind} is {found} instead of {sha}: another version, or damaged on the way")
+            kind, value = mirror.checksum or ("", "")
+            if kind and (found := hash_file(part, kind)) != value:
+                raise DownloadError(f"its {kind} is {found} instead of {value}: another version, or damaged on the way")
             check(part)
         except (DownloadError, ValueError) as error:
             failures.append(f"  {mirror.page}: {error}")

@@ -26,10 +26,17 @@ class Mirror:
     size: int | None = None  # bytes
     sha256: str | None = None
     md5: str | None = None
+    git_blob: str | None = None  # git's name of a file's content, of one in a repository
 
-    verified = property(lambda self: bool(self.sha256 or self.md5), doc="Whether a checksum is known.")
+    verified = property(lambda self: self.checksum is not None, doc="Whether a checksum is known.")
     scheme = property(lambda self: self.url.partition(":")[0], doc="http, https, gdrive or root.")
     rest = property(lambda self: self.url.partition(":")[2], doc="For gdrive the file's id, for root its path.")
+
+    @property
+    def checksum(self) -> tuple[str, str] | None:
+        """Kind and value of the best checksum that is known."""
+        known = ((kind, getattr(self, kind)) for kind in ("sha256", "md5", "git_blob"))
+        return next(((kind, value) for kind, value in known if value), None)
 
     @property
     def page(self) -> str:

@@ -48,11 +48,18 @@ def test_a_file_arrives_whole_and_nothing_else_is_left(server: Server, tmp_path:
     assert server.ranges("/a") == [""]
 
 
-def test_md5_is_used_where_no_sha256_is_known(server: Server, tmp_path: Path) -> None:
-    good = mirror_of(server.add("/a", CONTENT), sha256=None, md5=hashlib.md5(CONTENT).hexdigest())
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("md5", hashlib.md5(CONTENT).hexdigest()),
+        ("git_blob", hashlib.sha1(b"blob %d\0" % len(CONTENT) + CONTENT).hexdigest()),  # as git hash-object prints it
+    ],
+)
+def test_another_checksum_is_used_where_no_sha256_is_known(server, tmp_path: Path, kind: str, value: str) -> None:
+    good = mirror_of(server.add("/a", CONTENT), sha256=None, **{kind: value})
     assert get(tmp_path, good) == CONTENT
-    with pytest.raises(DownloadError, match="its md5 is"):
-        fetch([mirror_of(good.url, sha256=None, md5="0" * 32)], tmp_path / "other", tmp_path, FAST)
+    with pytest.raises(DownloadError, match=f"its {kind} is"):
+        fetch([mirror_of(good.url, sha256=None, **{kind: "0" * len(value)})], tmp_path / "other", tmp_path, FAST)
 
 
 def test_a_cut_connection_is_taken_up_where_it_broke(server: Server, tmp_path: Path) -> None:

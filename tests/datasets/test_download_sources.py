@@ -52,7 +52,7 @@ def test_every_split_file_has_a_second_source() -> None:
     splits = [source for _, source in SOURCES if source.split]
     assert len(splits) == 9
     assert all({mirror.scheme for mirror in source.mirrors} == {"gdrive", "https"} for source in splits)
-    assert sum(mirror.verified for source in splits for mirror in source.mirrors) == 7
+    assert sum(mirror.verified for source in splits for mirror in source.mirrors) == 9
 
 
 @pytest.mark.parametrize("info", INFOS, ids=lambda info: info.name)
