@@ -4,7 +4,7 @@
 # BMIP's ablations on three of the sets.
 #
 # Usage: scripts/miniature.sh [--quick] [--dry-run] [TRAINER...]
-#   TRAINER      ZeroshotCLIP CoOp MaPLe BMIP unless others are named; all: every method
+#   TRAINER      ZeroshotCLIP CoOp MaPLe BMIP unless others are named; all: every one that the table can test
 #   --quick      the open-world table only: 4 shots, three data sets
 #   --dry-run    print the commands only
 # Environment: SEEDS="1 2 3", OUTPUT=output/miniature, PROCESSES, by default one per CPU core: they share the runs.
