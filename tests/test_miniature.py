@@ -11,7 +11,7 @@ import pytest
 
 import sweep
 import train
-from sweeping.plan import FITTED, MINI, PROTOCOLS, SETTINGS, TAUGHT, UNTRAINED, bundled_plan, setting_file
+from sweeping.plan import FITTED, MINI, OWN_CLASSES, PROTOCOLS, SETTINGS, TAUGHT, UNTRAINED, bundled_plan, setting_file
 from tests.ours import TRAINERS
 from tools import mini_ranks, mini_tune
 from tools.mini_tune import FACTORS, RECORD, SEEDS, mini_setting, published_rate, rates, write_choice
