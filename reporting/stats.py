@@ -10,6 +10,7 @@ import math
 import statistics
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 CONFIDENCE = 0.95
 LEVEL = 0.05
@@ -38,12 +39,12 @@ class Summary:
     def n(self) -> int:
         return len(self.seeds)
 
-    @property
+    @cached_property
     def over_seeds(self) -> Interval | None:
         """How far training again on the same data sets would change an average."""
         return t_interval([*self.values.values()]) if self.averaged and not self.deterministic else None
 
-    @property
+    @cached_property
     def over_datasets(self) -> Interval | None:
         """How far other data sets would change an average; of fewer than `MIN_DATASETS` nothing is said."""
         return t_interval(self.averaged) if len(self.averaged) >= MIN_DATASETS else None

@@ -110,6 +110,7 @@ class Table:
     blocks: tuple[Block, ...]
     legend: tuple[str, ...]
     warnings: tuple[str, ...]
+    averages: Block | None = None  # over the data sets, once more in one place; None for a single data set
 
 
 def build_table(
@@ -160,7 +161,8 @@ def build_table(
     places, targets = list(datasets), [name for name in datasets if not (by_dataset and name in sources)]
     if len(targets) > 1:
         short = by_dataset and AVERAGE not in datasets
-        places.append(AVERAGE if short else f"{AVERAGE} over {len(targets)} data sets")
+        average = AVERAGE if short else f"{AVERAGE} over {len(targets)} data sets"
+        places.append(average)
     elif group == "average":
         raise ResultsError(f"no average over data sets: the runs are on {printable(', '.join(datasets))} alone")
     rows = []
@@ -201,11 +203,14 @@ def build_table(
     def kinds_of(key: str, columns: Iterable[str]) -> dict[str, frozenset[str]]:
         return {name: frozenset(columns) for name, keys in (("lower", lower), ("whole", whole)) if key in keys}
 
+    titles = {key: label if requested else title for key, label in keys.items()} if by_dataset else keys
+    averages = None
+    if len(targets) > 1:
+        averages = Block(average, {key: average} if by_dataset and len(keys) == 1 else titles, within(average))
     if group == "average":
         places = [place for place in places if place not in datasets]
     if by_dataset:
         labels = {place: f"{place} (source)" if place in sources else place for place in places}
-        titles = {key: label if requested else title for key, label in keys.items()}
         blocks = [Block(titles[key], labels, across(key), **kinds_of(key, labels)) for key in keys]
     elif group == "metric":
         labels = {place: place for place in places}
@@ -230,7 +235,7 @@ def build_table(
             listed = "; ".join(f"{device}: {run.path}" for device, run in sorted(first_on.items()))
             warnings.append(f"time and memory of different devices stand side by side, not comparable ({listed})")
     legend, warnings = tuple(map(printable, dict.fromkeys(legend))), tuple(map(printable, warnings))
-    return Table(protocol_name, title, tuple(blocks), legend, warnings)
+    return Table(protocol_name, title, tuple(blocks), legend, warnings, averages)
 
 
 def _with_published(
@@ -312,8 +317,8 @@ def _warnings(
     methods: Sequence[Method], metrics: Sequence[Metric], places: Sequence[tuple[str, int | None]]
 ) -> Iterable[str]:
     """What a reader must be told about a table's runs, each warning naming the paths it is about."""
-    gaps: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[str]] = defaultdict(list)
-    beside = {}
+    # what is missing, and is there -> where, and a folder beside it
+    gaps: dict[tuple[str, tuple[int, ...], tuple[int, ...]], list[tuple[str, object]]] = defaultdict(list)
     for dataset, shots in places:
         found = [(method, method.runs_on(dataset, shots)) for method in methods]
         # a method that trains nothing needs no second seed
@@ -322,16 +327,16 @@ def _warnings(
             there = sorted(run.seed for run in runs)
             missing = () if method.deterministic and runs else sorted(expected.difference(there))
             if missing or not runs:
+                place = dataset if shots is None else f"{dataset}, {shots_text(shots)}"
                 gap = method.label, tuple(missing) if runs else (), tuple(there)
-                gaps[gap].append(dataset if shots is None else f"{dataset}, {shots_text(shots)}")
-                beside.setdefault(gap, runs and runs[0].path.parent)
+                gaps[gap].append((place, runs and runs[0].path.parent))
     for (label, missing, there), where in gaps.items():
-        place = "; ".join(where)
+        place, beside = "; ".join(place for place, _ in where), where[0][1]
         if not there:
             yield f"{label} has no run on {place}"
         else:
             seeds = f"seed {', '.join(map(str, missing))}, this one only {', '.join(map(str, there))}"
-            yield f"{label} on {place}: other rows have {seeds} (beside {beside[label, missing, there]})"
+            yield f"{label} on {place}: other rows have {seeds} (beside {beside})"
     lacking: dict[str, list[Run]] = defaultdict(list)
     for run in (run for method in methods for run in method.runs):
         if labels := [metric.label for metric in metrics if metric.of_run(run) is None]:
@@ -386,7 +391,8 @@ def document(table: Table, digits: int = 2) -> Document:
         # where the data sets are columns, a column goes with its data set
         columns = () if block.dataset is not None else tuple(block.columns)
         grids.append(Grid(block.title, headings, 2, lines, block.dataset or "", columns))
-    grids += _intervals(table.blocks, digits)
+    if table.averages is not None:
+        grids += _intervals(table.averages, digits)
     blocks = [
         {"title": _block_name(table, block), "columns": [*block.columns], "rows": [*map(_json_row, block.rows)]}
         for block in table.blocks
@@ -397,30 +403,26 @@ def document(table: Table, digits: int = 2) -> Document:
     return Document(table.title, grids, table.legend, table.warnings, records, content, explain_best=True)
 
 
-def _intervals(blocks: Sequence[Block], digits: int) -> Iterable[Grid]:
-    """How sure the averages over data sets are: two lines for each measured method."""
-    columns = {}  # heading -> the block and its column
-    for block, key in [(one, key) for one in blocks for key in one.columns]:
-        if any(row.cells[key] is not None and row.cells[key].averaged for row in block.rows):
-            by_block = block.key or (len(blocks) > 1 and not block.title.startswith(AVERAGE))
-            columns[block.title if by_block else block.columns[key]] = block, key
+def _intervals(averages: Block, digits: int) -> Iterable[Grid]:
+    """How sure the averages over data sets are: two lines for each measured method, columns without any left out."""
+    filled = [
+        key for key in averages.columns if any(row.cells[key] and row.cells[key].averaged for row in averages.rows)
+    ]
     lines = []
-    for index, row in enumerate(blocks[0].rows) if columns else ():
-        cells = [block.rows[index].cells[key] for block, key in columns.values()]
+    for row in averages.rows:
         for over in ("seeds", "data sets"):
+            cells = [row.cells[key] for key in filled]
             found = [cell and (cell.over_seeds if over == "seeds" else cell.over_datasets) for cell in cells]
-            counts = sorted({interval.n for interval in found if interval is not None and interval.low is not None})
-            if counts and not row.source:
+            found = [interval if interval is not None and interval.low is not None else None for interval in found]
+            if counts := sorted({interval.n for interval in found if interval is not None}):
                 numbers = [
-                    Number(f"{interval.low:.{digits}f} to {interval.high:.{digits}f}", interval.low)
-                    if interval is not None and interval.low is not None
-                    else Number()
-                    for interval in found
+                    Number() if one is None else Number(f"{one.low:.{digits}f} to {one.high:.{digits}f}", one.low)
+                    for one in found
                 ]
                 names = row.method.label, f"{over} (n={' - '.join(map(str, counts))})"
                 lines.append(Line(names, numbers, row.method.trainer))
     if lines:
-        yield Grid(INTERVALS, ["Method", "over", *columns], 2, lines)
+        yield Grid(INTERVALS, ["Method", "over", *(averages.columns[key] for key in filled)], 2, lines)
 
 
 def _block_name(table: Table, block: Block) -> str:

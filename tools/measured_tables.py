@@ -42,42 +42,31 @@ class Section:
 
 
 README, MEASURED = "README.md", "docs/measured.md"
-FEW, EVERY = (
-    "ZeroshotCLIP CoOp MaPLe BMIP",
-    " ".join(name for name in SETTINGS if name not in ("ZeroshotCLIP2", *TAUGHT)),
-)
+EVERY = " ".join(name for name in SETTINGS if name not in ("ZeroshotCLIP2", *TAUGHT))
+THREE = "mini_vehicles mini_devices mini_arrows"
+SEEDS = "--seeds 1 2 3 4 5"
 FOUR = "--metrics base,new,average_H,openworld_auc"
 # those that are tuned for the miniature, or have nothing to tune; two linear probes know no new classes
 _TUNED = json.loads((ROOT / "configs" / "mini_tuning.json").read_text(encoding="utf-8"))["methods"]
 TUNED = " ".join(name for name in SETTINGS if name in (*UNTRAINED, "TipAdapter", *_TUNED))
 OPEN_WORLD = (
-    f"python sweep.py --table open_world --trainers {TUNED} --datasets mini --seeds 1 2 3 4 5 --output {{output}}",
+    f"python sweep.py --table open_world --trainers {TUNED} --datasets mini {SEEDS} --output {{output}}",
     "python -m reporting table {output}/open_world --group average",
 )
 
 
 def _transfer(table: str) -> Section:
-    options = f"--trainers {TUNED.replace('ZeroshotCLIP2 ', '')} --datasets mini --seeds 1 2 3 4 5 --output {{output}}"
+    options = f"--trainers {TUNED.replace('ZeroshotCLIP2 ', '')} --datasets mini {SEEDS} --output {{output}}"
     return Section(table, MEASURED, (f"python sweep.py --table {table} {options}",), legend=False)
-
-
-def _digits(table: str, methods: str = "") -> Section:
-    return Section(
-        table,
-        MEASURED,
-        (f"python sweep.py --table {table}{methods} --datasets bundled --output {{output}}/digits",),
-        legend=False,
-    )
 
 
 def _ablation(what: str) -> Section:
     runs = f"{{output}}/ablation_{what}"
-    sets = "mini_vehicles mini_devices mini_arrows"
     return Section(
         f"ablation_{what}",
         MEASURED,
         (
-            f"python sweep.py --table ablation_{what} --datasets {sets} --seeds 1 2 3 4 5 --output {runs}",
+            f"python sweep.py --table ablation_{what} --datasets {THREE} {SEEDS} --output {runs}",
             f"python -m reporting table {runs} --group average",
         ),
         legend=False,
@@ -100,7 +89,15 @@ SECTIONS = (
     ),
     _transfer("cross_dataset"),
     _transfer("domain_generalization"),
-    _digits("few_shot_curve", f" --trainers {FEW}"),
+    Section(
+        "few_shot_curve",
+        MEASURED,
+        (
+            f"python sweep.py --table few_shot_curve --trainers {EVERY} --datasets {THREE} {SEEDS} --output {{output}}",
+            "python -m reporting table {output}/few_shot --group average",
+        ),
+        legend=False,
+    ),
     *map(_ablation, ("aggregation", "depth", "length", "sharing")),
     Section("cost", MEASURED, (f"python -W ignore -m benchmarks.cost --classes 100 --trainers {EVERY}",)),
 )

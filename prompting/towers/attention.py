@@ -341,7 +341,7 @@ class KernelChooser:
 
     def __init__(self, backend: str = "native", file: Path | None = None) -> None:
         self.backend, self.file = backend, file
-        self.chosen: dict[str, str] = {}  # shape class -> kernel, of this process; for results.json
+        self.chosen: dict[str, str] = {}  # shape class and use -> kernel, of this process; for results.json
 
     def use(self, backend: str) -> None:
         """Choose by another backend from now on; a ValueError for an unknown name."""
@@ -360,12 +360,13 @@ class KernelChooser:
         # Products that share a measurement: the same weight's shape, rows within a factor of two.
         rows = min(x.numel() // x.shape[-1], MAX_ROWS)
         shape = f"{1 << (rows - 1).bit_length()}x{weight.shape[1]}x{weight.shape[0]}"
-        part = shape if torch.is_grad_enabled() else f"{shape} without gradient"
-        if part not in self.chosen:
-            packs = self.backend == "auto" and not torch.is_grad_enabled() and memory_left() > SPARE_BYTES
+        trains = torch.is_grad_enabled()
+        use = shape if trains else f"{shape} without gradient"
+        if use not in self.chosen:
+            packs = self.backend == "auto" and not trains and memory_left() > SPARE_BYTES
             seconds = self._seconds(shape, rows, weight)
-            self.chosen[part] = fastest(seconds, "packed" if packs else self.backend)
-        return KERNELS[self.chosen[part]]
+            self.chosen[use] = fastest(seconds, "packed" if packs else self.backend)
+        return KERNELS[self.chosen[use]]
 
     def report(self) -> dict[str, Any]:
         """For results.json: the option and what it led to."""

@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from results.evaluate import evaluate_class_splits
 from results.features import forget_all
-from tests.trainers.small_runs import OWN_CLASSES, build, registered
+from sweeping.plan import OWN_CLASSES
+from tests.trainers.small_runs import build, registered
 
 pytestmark = pytest.mark.usefixtures("few_templates")
 SPLITS = ("base", "new", "all")  # 20, 20 and 40 images; the last is measured as an open world

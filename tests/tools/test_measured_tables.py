@@ -81,7 +81,7 @@ def test_the_list_names_every_command_and_a_wrong_name_the_right_ones(capsys):
     assert main(["--list"]) == 0
     listed = capsys.readouterr().out
     assert listed.count("\n") == len(SECTIONS)
-    assert "few_shot_curve: python sweep.py --table few_shot_curve --trainers ZeroshotCLIP CoOp MaPLe BMIP" in listed
+    assert "few_shot_curve: python sweep.py --table few_shot_curve --trainers ZeroshotCLIP CoOp CoCoOp" in listed
     assert sys.executable not in listed
     with pytest.raises(SystemExit):
         main(["demo"])

@@ -14,13 +14,12 @@ from yacs.config import CfgNode
 from common.free_options import TRAINER_NODES
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from results.features import FeatureCollector
-from sweeping.plan import FITTED, UNTRAINED
+from sweeping.plan import FITTED, OWN_CLASSES, UNTRAINED
 from tests.trainers.small_runs import (
     BATCH,
     HEADS,
     NEED_A_BATCH,
     OPTIONS,
-    OWN_CLASSES,
     VARIANTS,
     ZERO_SHOT_ON_NEW,
     build,
