@@ -118,7 +118,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line; returns the exit status."""
     argv = sys.argv[1:] if argv is None else argv
-    which = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    which = argparse.ArgumentParser(add_help=False)
     which.add_argument("--table", nargs="?")
     asked, others = which.parse_known_args(argv)
     if asked.table == "cost":
@@ -281,6 +281,8 @@ def work(
     if not report:
         return status, left
     results = [str(folder / RESULTS_FILE) for folder in in_table if folder in progress.finished]
+    if not results and left:  # handed over to Slurm, say
+        return status, left
     if not results:
         print("error: no run finished, so there is no table", file=sys.stderr)
         return 1, left

@@ -236,6 +236,10 @@ def check_run(cfg: Any, args: argparse.Namespace) -> Sequence[str]:
     dataset_label(cfg.DATASET)  # refuses one that cannot be part of a path
     if args.load_epoch is not None and args.load_epoch < 1:
         raise ValueError(f"--load-epoch is {args.load_epoch}: epochs are counted from 1")
+    if not args.eval_only and (args.model_dir or args.load_epoch):
+        raise ValueError(
+            "--model-dir and --load-epoch are for --eval-only; to begin with trained weights set MODEL.INIT_WEIGHTS"
+        )
     if cfg.TEST.ADAPTATION:
         check_tpt(cfg, args.eval_only, args.model_dir)
     elif args.eval_only and not args.model_dir and needs_training:

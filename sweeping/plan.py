@@ -185,7 +185,7 @@ class Table:
 
 
 _COMPARED = ("ZeroshotCLIP", "CoOp", "CoCoOp", "MaPLe", "PromptSRC", "BMIP")
-_OPEN_WORLD = (*_COMPARED[:3], "ProDA", "KgCoOp", *_COMPARED[3:])
+_BASE_TO_NEW = (*_COMPARED[:3], "ProDA", "KgCoOp", *_COMPARED[3:])
 _AGGREGATORS = ("gate", "add", "mean", "joint", "own", "text_to_vision", "vision_to_text")
 
 
@@ -194,8 +194,8 @@ def _ablation(**axes: tuple[str, Sequence[str], Sequence[str]]) -> Table:
 
 
 TABLES: Mapping[str, Table] = {
-    "open_world": Table("open_world", _OPEN_WORLD),
-    "calibration": Table("open_world", _OPEN_WORLD, report=("--metrics", "ece,ece_scaled,nll")),
+    "open_world": Table("open_world", _BASE_TO_NEW),
+    "calibration": Table("open_world", _BASE_TO_NEW, report=("--metrics", "ece,ece_scaled,nll")),
     # and those whose papers are about it: heads on features, and changes of weights
     "few_shot_curve": Table("few_shot", (*_COMPARED, "LinearProbe", "TipAdapterF", "CLAP", "CLIP_LoRA", "TwoStage")),
     "cross_dataset": Table("cross_dataset", _COMPARED),
@@ -482,7 +482,7 @@ def plans_varied(plan: Plan, axes: Sequence[Sequence[str]]) -> list[Plan]:
     for trainers in [(trainer,) for trainer in plan.trainers] if by_trainer else [plan.trainers]:
         name = trainers[0].partition("=")[0]
         if by_trainer and name not in PROMPT_NODES:
-            key = axes[0][0].rpartition(".")[2]
+            key = next(axis[0] for axis in axes if "{node}" in axis[0]).rpartition(".")[2]
             raise SweepError(f"{name} has no single key for {key}; choose from {', '.join(PROMPT_NODES)}")
         keys = [axis[0].format(node=PROMPT_NODES.get(name)) for axis in axes]
         variations = []
@@ -553,8 +553,9 @@ def build_queue(plan: Plan) -> list[Job]:
                 raise SweepError(f"two different runs would write to {folder}: name their files differently")
     queue = [job for job in jobs.values() if plan.stage in ("", "evaluate" if job.needs else "train")]
     if not queue:
-        on = " ".join(plan.datasets)
-        raise SweepError(f"nothing to {plan.stage or 'run'}: {on} is what {plan.protocol} trains on")
+        on = " ".join(plan.datasets) or "each data set"
+        why = "it tests other runs' weights" if plan.stage == "train" else f"{on} is what {plan.protocol} trains on"
+        raise SweepError(f"nothing to {plan.stage or 'run'} of {plan.protocol}: {why}")
     return queue
 
 

@@ -97,12 +97,12 @@ def finished_record(job: Job) -> dict[str, Any]:
 
 
 def _parsed(text: str, like: Any) -> Any:
-    """A command line value as results.json would hold it."""
-    if isinstance(like, str):
-        return text
+    """A command line value as results.json would hold it: yacs reads a Python literal wherever the text is one."""
     try:
         value = ast.literal_eval(text)
     except (ValueError, SyntaxError):
+        return text
+    if isinstance(like, str) and not isinstance(value, str):
         return text
     return list(value) if isinstance(value, tuple) else value
 
@@ -465,7 +465,8 @@ def slots_for(gpus: Sequence[str] | None, count: int | None) -> list[Slot]:
     if not 1 <= count <= MAX_SLOTS:
         raise SweepError(f"--slots {count}: at least one process must run, and at most {MAX_SLOTS}")
     # a user who sets it knows why, for example that the machine is not theirs alone
-    threads = int(os.environ.get("OMP_NUM_THREADS") or max(1, cores // count))
+    given = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()  # nested teams are a list: 4,2
+    threads = int(given) if given.isdecimal() and int(given) > 0 else max(1, cores // count)
     return [Slot(gpus[index % len(gpus)] if gpus else "", threads) for index in range(count)]
 
 

@@ -103,6 +103,8 @@ TRAIN = {
     "a billion workers": (["DATALOADER.NUM_WORKERS", str(10**9)], r"NUM_WORKERS is 1000000000.*at most 1024"),
     "images without a transform": (["INPUT.NO_TRANSFORM", "True"], r"INPUT.NO_TRANSFORM True.*set it to False"),
     "section instead of a key": (["OPTIM", "sgd"], r"OPTIM is a section with the options.*LR"),
+    "weights to test of a run that trains": (["--model-dir", "{run}"], r"--model-dir and --load-epoch.*--eval-only"),
+    "epoch of a run that trains": (["--load-epoch", "1"], r"--model-dir and --load-epoch.*--eval-only"),
     "epoch before the first": (["--eval-only", "--model-dir", "{run}", "--load-epoch", "-5"], r"--load-epoch is -5"),
     "unknown domains": (["--target-domains", "art", "photo"], r"TARGET_DOMAINS.*no domains"),
     "unknown training transforms": (

@@ -113,6 +113,11 @@ def test_the_published_data_sets_are_the_tables(script):
         ("tables/open_world", ("BMIP",), "unrecognized arguments: BMIP"),
         ("tables/open_world", ("--trainers", "BMIP", "--datasets", "eurosat"), "eurosat needs --root"),
         ("tables/ablation_depth", ("--trainers", "CoOp", "--datasets", "digits"), "CoOp has no single key"),
+        (
+            "tables/ablation_depth",
+            ("--trainers", "CoOp", "--vary", "OPTIM.LR", "1", "2"),
+            "single key for PROMPT_DEPTH",
+        ),
         ("tables/cost", ("--trainers", "BMPI"), "'BMPI'"),
         ("verify_setup", ("--data", "nowhere"), "error: no published data set is under nowhere"),
     ],

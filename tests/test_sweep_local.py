@@ -95,6 +95,8 @@ def test_slots_of_the_machine(monkeypatch):
     assert [slot.gpu for slot in slots_for(None, None)] == ["5", "7"]
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     assert slots_for([], 2) == [Slot("", 3)] * 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "3,1")  # of nested teams
+    assert slots_for([], 2) == [Slot("", 3)] * 2
     with pytest.raises(SweepError):
         slots_for([], 0)
 
@@ -257,6 +259,17 @@ def test_where_data_and_features_are_kept_makes_no_other_run(make_job, run):
     path.write_text(json.dumps(record))
     elsewhere = make_job("a", options=("OPTIM.MAX_EPOCH", "1", "FEATURES.FOLDER", "features", "DATASET.ROOT", "x"))
     assert finished_record(elsewhere)["config"]["FEATURES"] == {"FOLDER": ""}
+
+
+@pytest.mark.parametrize("typed", ["a photo of a", "'a photo of a'"])
+def test_a_text_is_the_same_with_and_without_quotes(typed, make_job, run):
+    assert run([make_job("a")]) == 0
+    path = make_job("a").folder / "results.json"
+    record = json.loads(path.read_text())
+    record["config"]["TRAINER"] = {"COOP": {"CTX_INIT": "a photo of a"}}
+    path.write_text(json.dumps(record))
+    job = make_job("a", options=("OPTIM.MAX_EPOCH", "1", "TRAINER.COOP.CTX_INIT", typed))
+    assert finished_record(job)["config"]["TRAINER"] == {"COOP": {"CTX_INIT": "a photo of a"}}
 
 
 def test_a_run_of_another_protocol_is_named(make_job, run, capsys):

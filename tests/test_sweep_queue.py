@@ -100,6 +100,8 @@ def test_one_stage_of_a_transfer(other_dataset):
     assert [job.dataset for job in queue(**plan, stage="evaluate")] == ["other"]
     with pytest.raises(SweepError, match="nothing to evaluate"):
         queue(**plan | {"datasets": ("digits",)}, stage="evaluate")
+    with pytest.raises(SweepError, match="nothing to train of base2new_test: it tests other runs' weights"):
+        queue("base2new_test", stage="train")
 
 
 def test_variations_are_settings_of_their_own():

@@ -1,8 +1,8 @@
 """Every option of the engine, as a table: its default and what it may hold.
 
-Keys and defaults are Dassl's, and six more: `DATALOADER.CACHE_MB`, `DATALOADER.DEVICE_TRANSFORM`, `INPUT.JPEG_DRAFT`,
-`INPUT.EXIF_ORIENTATION`, `OPTIM.FUSED` and `TRAIN.PATIENCE`. Some of Dassl's have nothing here that reads them; they
-are kept so that config files load.
+Keys and defaults are Dassl's, and seven more: `DATALOADER.CACHE_MB`, `DATALOADER.DEVICE_TRANSFORM`, `INPUT.JPEG_DRAFT`,
+`INPUT.EXIF_ORIENTATION`, `OPTIM.EPS`, `OPTIM.FUSED` and `TRAIN.PATIENCE`. Some of Dassl's have nothing here that reads
+them; they are kept so that config files load.
 """
 
 from __future__ import annotations

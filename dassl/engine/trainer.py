@@ -697,7 +697,9 @@ class SimpleTrainer(TrainerBase):
         check_selection(cfg)
         if self._validates() or (cfg.TEST.SPLIT == "val" and not cfg.TEST.NO_TEST):
             self._loader_of("val")
-        directory = cfg.RESUME or self.output_dir
+        own_state = os.path.join(self.output_dir, checkpoint.RESUME_NAME)
+        # a run that was stopped after it had resumed another's goes on from its own state
+        directory = self.output_dir if os.path.isfile(own_state) else cfg.RESUME or self.output_dir
         if not os.path.isdir(directory) and os.path.abspath(directory) != os.path.abspath(self.output_dir):
             raise FileNotFoundError(f"no directory to resume from at {directory}")
         self.start_epoch = self.resume_model_if_exist(directory)

@@ -282,13 +282,14 @@ _INITIALISERS = {
 
 
 def count_num_param(
-    model: nn.Module | None = None, params: Iterable[torch.Tensor | dict[str, torch.Tensor]] | None = None
+    model: nn.Module | None = None, params: Iterable[torch.Tensor | dict[str, Any]] | None = None
 ) -> int:
     """Return the number of parameters of a model, or of an iterable of parameters or parameter groups."""
     if model is not None:
         return sum(p.numel() for p in model.parameters())
     if params is not None:
-        return sum(p["params"].numel() if isinstance(p, dict) else p.numel() for p in params)
+        parts = [p["params"] if isinstance(p, dict) else p for p in params]
+        return sum(p.numel() for part in parts for p in ([part] if isinstance(part, torch.Tensor) else part))
     raise ValueError("count_num_param() needs a model or params")
 
 

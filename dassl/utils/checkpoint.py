@@ -26,6 +26,8 @@ from common.unpickling import COUNT, FLAG, NUMBER, CheckpointError, check_fields
 BEST_NAME = "model-best.pth.tar"
 POINTER_NAME = "checkpoint"  # a text file beside the checkpoints that names the last one
 RESUME_NAME = "resume.pth.tar"
+# What an optimiser's state says of how steps are computed, not which: another device may do it otherwise.
+HOW_TO_STEP = {"foreach", "fused", "capturable", "differentiable"}
 
 
 # Writing
@@ -205,6 +207,11 @@ def load_checked(target: Any, state: dict[str, Any], path: str, field: str) -> N
         missing = [key for key in before if not key.startswith("_") and key not in state]
         if missing:
             raise ValueError(f"it has no {', '.join(missing)}")
+        if isinstance(target, torch.optim.Optimizer):
+            groups = [dict(group) for group in state["param_groups"]]
+            for group, own in zip(groups, before["param_groups"], strict=False):
+                group.update({key: own[key] for key in HOW_TO_STEP & own.keys()})
+            state = state | {"param_groups": groups}
         target.load_state_dict(state)
         after = target.state_dict()
         if not isinstance(target, torch.optim.Optimizer):

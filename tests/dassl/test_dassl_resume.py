@@ -5,13 +5,14 @@ import json
 import math
 import os
 import shutil
+from functools import partial
 
 import pytest
 import torch
 
 from dassl.engine import TRAINER_REGISTRY, build_trainer
 from dassl.utils import CheckpointError, load_checkpoint, save_checkpoint, set_random_seed
-from dassl.utils.checkpoint import RESUME_NAME
+from dassl.utils.checkpoint import RESUME_NAME, load_checked
 from tests.dassl.tiny_run import TinyNet, TinyTrainer
 
 EPOCHS = 4
@@ -236,6 +237,42 @@ def test_resume_from_another_directory(cfg, tmp_path):
     cfg.RESUME = str(tmp_path / "nowhere")
     with pytest.raises(FileNotFoundError, match="nowhere"):
         run(cfg, tmp_path / "third")
+
+
+def test_a_resumed_run_that_is_stopped_goes_on_from_its_own_state(cfg, tmp_path):
+    configure(cfg)
+    expected = everything(run(cfg, tmp_path / "whole"))
+    run(cfg, tmp_path / "first", stop=(1, "before"))
+    cfg.RESUME = str(tmp_path / "first")
+    run(cfg, tmp_path / "second", stop=(EPOCHS - 1, "before"))
+    (tmp_path / "first" / RESUME_NAME).unlink()
+    last = run(cfg, tmp_path / "second")
+    assert last.start_epoch == EPOCHS - 1
+    assert everything(last) == expected
+
+
+@pytest.mark.parametrize("fused", [True, None])
+@pytest.mark.parametrize("optimizer", [partial(torch.optim.SGD, momentum=0.9), torch.optim.Adam, torch.optim.AdamW])
+def test_a_state_of_a_fused_step_serves_another_and_the_other_way_round(optimizer, fused, tmp_path):
+    """As where a run goes on on another device."""
+
+    def start(how):
+        weights = torch.nn.Parameter(torch.arange(4.0))
+        return weights, optimizer([weights], lr=0.1, fused=how)
+
+    def step(weights, optim):
+        weights.grad = torch.ones(4)
+        optim.step()
+
+    weights, optim = start(fused)
+    step(weights, optim)
+    there, resumed = start(None if fused else True)
+    there.data.copy_(weights.data)
+    load_checked(resumed, copy.deepcopy(optim.state_dict()), "resume.pth.tar", "optimizer")
+    assert resumed.param_groups[0]["fused"] is (None if fused else True)
+    step(weights, optim)
+    step(there, resumed)
+    assert torch.allclose(there, weights, rtol=1e-6)
 
 
 def test_hooks_carry_a_trainers_own_state(cfg, tmp_path):

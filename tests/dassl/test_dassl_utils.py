@@ -276,6 +276,7 @@ def test_counting():
     assert utils.count_num_param(net) == 2 * 9 + 2 + 4 + 15
     assert utils.count_num_param(params=net[2].parameters()) == 15
     assert utils.count_num_param(params=[{"params": net[2].weight}]) == 12
+    assert utils.count_num_param(params=torch.optim.SGD(net[2].parameters(), lr=0.1).param_groups) == 15
     with pytest.raises(ValueError, match="needs a model or params"):
         utils.count_num_param()
 
