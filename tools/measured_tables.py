@@ -93,7 +93,6 @@ SECTIONS = (
         (FEW_SHOT.commands[0], "python -m reporting compare BMIP all {output}/few_shot_curve"),
         legend=False,
     ),
-    _with_runs("few_shot_average", "few_shot_curve", f"--trainers ZeroshotCLIP CoOp MaPLe BMIP --datasets {THREE}"),
     *(
         _with_runs(f"ablation_{what}", f"ablation_{what}", f"--datasets {THREE}")
         for what in ("aggregation", "depth", "length", "sharing")

@@ -24,9 +24,10 @@ def test_its_file_is_small():
     assert (ASSETS / "mini_clip.pt").stat().st_size <= 8_000_000
 
 
-def test_shipped_seed_has_the_lowest_held_out_loss():
+def test_no_seed_has_a_lower_held_out_loss_than_the_shipped_one_by_more_than_noise():
     shipped = next(run for run in REPORT["runs"] if run["recipe"]["seed"] == REPORT["shipped_seed"])
-    assert shipped["held_out"]["loss"] == min(run["held_out"]["loss"] for run in REPORT["runs"])
+    assert len(REPORT["runs"]) > 1
+    assert shipped["held_out"]["loss"] < min(run["held_out"]["loss"] for run in REPORT["runs"]) + 0.005
 
 
 @pytest.mark.parametrize("task", ["Digits", "EmojiConceptsFlat"])
