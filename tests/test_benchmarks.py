@@ -243,6 +243,16 @@ def test_the_loaders_ratio_comes_with_equal_batches(tmp_path, capsys):
         assert rows[kind, "draft 1"]["mean_difference"] > 0
 
 
+def test_time_per_image_is_that_of_the_images_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "interleave", lambda works, *rest: {name: [1.0] for name in works})
+    output = tmp_path / "figures.json"
+    options = ["--draft", "--json", str(output), "--opts", "INPUT.SIZE", "(32, 32)"]
+    for count, batch, per_epoch in ((2, 32, {"train": 2, "test": 2}), (3, 2, {"train": 2, "test": 3})):
+        assert main(["loader", "--count", str(count), "--size", "96x64", "--batch", str(batch), *options]) == 0
+        for row in json.loads(output.read_text())["rows"]:
+            assert row["ms_per_image"]["median"] == 1000 / per_epoch[row["kind"]]
+
+
 def test_loaders_whose_batches_differ_are_an_error(monkeypatch, capsys, tmp_path):
     assert main(["loader", "--images", str(tmp_path)]) == 2
     assert f"no .jpg file in {tmp_path}" in capsys.readouterr().err
