@@ -155,6 +155,34 @@ def test_kernels_as_a_table(tmp_path, capsys):
     assert all(row["kernels"]["step"] < row["plain_kernels"]["step"] for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("what", "ignored"),
+    [
+        ("kernels", ["--backbone", "--device", "--plain-up-to", "--rounds", "--warm-up"]),
+        ("flops", ["--device", "--plain-up-to", "--rounds", "--warm-up"]),
+        ("memory", ["--rounds", "--warm-up", "--threads"]),
+        ("loader", ["--precision"]),
+        ("workers", ["--rounds", "--device"]),
+        ("long_session", ["--rounds", "--device"]),
+    ],
+)
+def test_what_a_measurement_does_not_read_is_refused(what, ignored, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([what, "--help"])
+    shown = capsys.readouterr().out
+    for option in ignored:
+        with pytest.raises(SystemExit, match="2"):
+            main([what, option, "tiny" if option == "--backbone" else "cpu" if option == "--device" else "1"])
+        assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+        assert option not in shown
+
+
+def test_cost_takes_no_data_set_but_the_bundled_ones(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cost.main(["--datasets", "eurosat", "mini", "--trainers", "CoOp"])
+    assert "invalid choice: 'eurosat'" in capsys.readouterr().err
+
+
 def test_where_the_plain_path_does_not_run_a_line_is_read_and_parity_still_checked(tmp_path, capsys):
     output = tmp_path / "figures.json"
     argv = ["train", "--trainer", "BMIP", "--classes", "130", "--backbone", "tiny", "--batch", "2"]
