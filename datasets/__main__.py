@@ -160,7 +160,7 @@ def run_check(options: argparse.Namespace) -> int:
         known = known_datasets()
         there = [name for name, info in known.items() if os.path.isdir(os.path.join(options.root, info.folder))]
         if not there:
-            near = filter(None, (suggest_root(options.root, info.folder) for info in known.values()))
+            near = filter(None, (suggest_root(os.path.abspath(options.root), info.folder) for info in known.values()))
             cure = next(near, f" Fetch one: python -m datasets download NAME --root {options.root}")
             raise NoDataError(f"no published data set is under {options.root}.{cure}")
         print(f"not there: {', '.join(name for name in known if name not in there) or 'none'}")
