@@ -1,13 +1,13 @@
-"""Pretrain the two bundled CLIPs, and choose which seed ships.
+r"""Pretrain the two bundled CLIPs, and choose which seed ships.
 
     export OMP_NUM_THREADS=1
     python -m tools.bundled_data corpus --packages icons/node_modules --out runs/emoji_corpus.npz
-    python -m tools.pretrain_clip train --corpus runs/emoji_corpus.npz --seed 0 --out runs/seed0.pt
+    python -m tools.pretrain_clip train --corpus runs/emoji_corpus.npz --seed 0 --steps 5000 --out runs/seed0.pt
     python -m tools.pretrain_clip choose runs/seed?.pt --assets assets
 
     python -m tools.mini_corpus --cache icons --out runs/mini
-    python -m tools.pretrain_clip train --corpus runs/mini --start assets/tiny_clip.pt --steps 20000 --out runs/mini0.pt
-    python -m tools.pretrain_clip train --corpus runs/mini --start assets/tiny_clip.pt --finish --out runs/mini0.pt
+    python -m tools.pretrain_clip train --corpus runs/mini --start assets/tiny_clip.pt --steps 8000 --decay 0.33 \
+        --out runs/mini0.pt
     python -m tools.pretrain_clip choose runs/mini?.pt --name mini_clip --assets assets
 
 `tiny_clip` knows printed characters and emoji, `mini_clip` the drawings of many icon packages besides.
