@@ -54,32 +54,44 @@ def build_parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="what", required=True, metavar="WHAT")
 
-    def command(name: str, measure: Any, columns: dict[str, str], help: str, rounds: int, device: bool = False) -> Any:
+    def command(
+        name: str, measure: Any, columns: dict[str, str], help: str, rounds: int = 0, options: Sequence[str] = ()
+    ) -> Any:
         added = commands.add_parser(name, help=help, description=help)
-        added.set_defaults(measure=measure, columns=columns, device="cpu", precision="fp32", opts=[])
-        added.add_argument("--rounds", type=int, default=rounds, help="counted rounds")
-        added.add_argument("--threads", type=int, default=1, help="CPU threads")
+        added.set_defaults(measure=measure, columns=columns, device="cpu", precision="fp32", opts=[], threads=1)
+        if rounds:
+            added.add_argument("--rounds", type=int, default=rounds, help="counted rounds")
+        if name != "memory":  # whose process has one
+            added.add_argument("--threads", type=int, help="CPU threads")
         added.add_argument("--json", "--output", dest="output", help="also write the figures as JSON")
         add_debug(added)
-        if device:
+        if "device" in options:
             added.add_argument("--device", choices=("cpu", "cuda"))
+        if "precision" in options:
             added.add_argument("--precision", help="fp32, fp16, bf16, amp")
+        if "opts" in options:
             added.add_argument("--opts", nargs="+", help="KEY VALUE pairs for the configuration")
         return added.add_argument
 
     for name, (measure, text) in STEP_COMMANDS.items():
-        add = command(name, measure, steps.COLUMNS, text, rounds=5, device=True)
+        timed, counted = measure is steps.measure_time, name in ("flops", "kernels")
+        options = ("precision", "opts") if counted else ("device", "precision", "opts")
+        add = command(name, measure, steps.COLUMNS, text, rounds=5 if timed else 0, options=options)
         add("--trainer", nargs="+", default=["BMIP"], help="registered names")
         add("--classes", nargs="+", type=int, default=[10, 100], help="numbers of classes")
         add("--path", nargs="+", choices=("fast", "plain"), default=["fast", "plain"])
-        add("--backbone", choices=tuple(SIZES), default="ViT-B/16")
         add("--batch", type=int, help="images per batch; default 100 for eval, else 4 (CoCoOp: 1)")
-        up_to = f"classes at which the plain path is still run; {SAMPLES[1]} at least and by default"
-        add("--plain-up-to", type=int, default=SAMPLES[1], help=up_to)
-        add("--warm-up", type=int, default=1, help="rounds before those that count")
+        if name != "kernels":  # which are counted on a narrow one
+            add("--backbone", choices=tuple(SIZES), default="ViT-B/16")
+        if not counted:
+            up_to = f"classes at which the plain path is still run; {SAMPLES[1]} at least and by default"
+            add("--plain-up-to", type=int, default=SAMPLES[1], help=up_to)
+        if timed:
+            add("--warm-up", type=int, default=1, help="rounds before those that count")
 
     text = "how a step's cost grows"
-    add = command("slopes", steps.measure_slopes, steps.SLOPE_COLUMNS, text, rounds=3, device=True)
+    options = ("device", "precision", "opts")
+    add = command("slopes", steps.measure_slopes, steps.SLOPE_COLUMNS, text, rounds=3, options=options)
     add("--trainer", default="BMIP", help="registered name")
     add("--vary", nargs="+", choices=tuple(steps.DEFAULTS), default=list(steps.DEFAULTS))
     add("--backbone", choices=tuple(steps.VARIED), default="ViT-B/16")
@@ -92,19 +104,19 @@ def build_parser() -> argparse.ArgumentParser:
     add("--batch", type=int, default=100, help="images per batch")
 
     text = "decoding and transforms of images"
-    add = command("loader", runs.measure_loader, runs.LOADER_COLUMNS, text, rounds=5, device=True)
+    add = command("loader", runs.measure_loader, runs.LOADER_COLUMNS, text, rounds=5, options=("device", "opts"))
     add("--images", help="folder that is searched for .jpg files; default: generated ones")
     add("--size", nargs="+", default=runs.PHOTO_SIZES, help="width x height of generated images")
     add("--count", type=int, default=64, help="number of images")
     add("--draft", nargs="*", type=float, default=[1.0, 2.0], help="values of INPUT.JPEG_DRAFT")
     add("--batch", type=int, default=32, help="images per batch")
 
-    add = command("workers", runs.measure_workers, runs.WORKER_COLUMNS, "loader processes kept or not", rounds=1)
+    add = command("workers", runs.measure_workers, runs.WORKER_COLUMNS, "loader processes kept or not")
     add("--workers", nargs="+", type=int, default=[2], help="numbers of loader processes")
     add("--shots", type=int, default=16)
     add("--epochs", type=int, default=10, help="counted epochs of each kind")
 
-    add = command("long_session", runs.measure_session, runs.SESSION_COLUMNS, "what grows in a long run", rounds=1)
+    add = command("long_session", runs.measure_session, runs.SESSION_COLUMNS, "what grows in a long run")
     add("--epochs", type=int, default=200)
     add("--workers", type=int, default=2)
 

@@ -48,7 +48,8 @@ def main(argv: Sequence[str] | None = None, table: bool = False) -> int:
     )
     add = parser.add_argument
     add("--trainers", nargs="+", default=TRAINERS, metavar="NAME[=SETTING]", help="default: " + " ".join(TRAINERS))
-    add("--datasets", nargs="*", help="'bundled': the bundled model's settings on the smallest size, one round")
+    text = "the bundled model's settings on the smallest size, one round"
+    add("--datasets", nargs="*", choices=("bundled",), default=(), help=text)
     add("--backbone", choices=tuple(SIZES), help="default: ViT-B/16")
     add("--classes", type=int, help="default: 100; of bundled data 3")
     add("--measures", nargs="*", choices=MEASURES, default=MEASURES if table else (), help="what is also measured")
@@ -62,7 +63,7 @@ def main(argv: Sequence[str] | None = None, table: bool = False) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measure and count, and print."""
-    bundled = args.datasets == ["bundled"]
+    bundled = bool(args.datasets)
     backbone = args.backbone or ("tiny" if bundled else "ViT-B/16")
     classes = args.classes if args.classes is not None else 3 if bundled else 100
     rounds = args.rounds if args.rounds is not None else 1 if bundled else 5
@@ -78,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
             command = [  # in a process of its own
                 *("-W", "ignore", "-m", "benchmarks", what, "--trainer", name, "--backbone", backbone),
                 *("--classes", str(classes), "--path", "fast", "--device", args.device),
-                *("--precision", args.precision, "--rounds", str(rounds), "--opts", *options),
+                *("--precision", args.precision, *([] if what == "memory" else ["--rounds", str(rounds)])),
+                *("--opts", *options),
                 *(f"TRAINER.{TRAINER_REGISTRY.get(name).node}.PREC", args.precision),  # the setting's is fp32
             ]
             if args.dry_run:

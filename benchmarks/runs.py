@@ -135,7 +135,7 @@ def measure_loaders(kind: str, paths: Sequence[str], args: argparse.Namespace) -
         loaders["cached"].dataset[index]
     works = {name: lambda loader=loader: run_epoch(loader, 0) for name, loader in loaders.items()}
     times = interleave(works, args.device, args.rounds)
-    loaded = len(decoded.sampler) if kind == "test" else len(decoded) * args.batch
+    loaded = sum(len(batch["label"]) for batch in run_epoch(decoded, 0))
     for name, seconds in times.items():
         row = {"way": name, "images": len(paths), "megabytes": megabytes}
         row["ms_per_image"] = spread_of([1000 * each / loaded for each in seconds])

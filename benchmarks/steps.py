@@ -242,7 +242,7 @@ def measure_kernels(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     for row, options in cases(args):
         case = row["trainer"], row["classes"], row["batch"], options
         for path in ("fast", "plain"):
-            if path in args.path and not (path == "plain" and row.pop("plain_from_classes", None)):
+            if path in args.path:
                 counts = {phase: counted.total() for phase, counted in count_training(*case, path).items()}
                 total = {"step": sum(counts.values()), "test batch": count_evaluation(*case, path).total()}
                 row["kernels" if path == "fast" else "plain_kernels"] = counts | total

@@ -44,12 +44,14 @@ from datasets.fewshot import (
     relative_path,
     select,
 )
+from datasets.own import DescribedData
 from datasets.sources import UnknownDatasetError, find_name, known_datasets
 from datasets.splits import (
     DataRootError,
     Entry,
     Split,
     build_split,
+    check_classes,
     dump_split,
     find_image_dir,
     parse_entry,
@@ -158,7 +160,7 @@ def run_check(options: argparse.Namespace) -> int:
         known = known_datasets()
         there = [name for name, info in known.items() if os.path.isdir(os.path.join(options.root, info.folder))]
         if not there:
-            near = filter(None, (suggest_root(options.root, info.folder) for info in known.values()))
+            near = filter(None, (suggest_root(os.path.abspath(options.root), info.folder) for info in known.values()))
             cure = next(near, f" Fetch one: python -m datasets download NAME --root {options.root}")
             raise NoDataError(f"no published data set is under {options.root}.{cure}")
         print(f"not there: {', '.join(name for name in known if name not in there) or 'none'}")
@@ -231,9 +233,15 @@ def run_descriptions(options: argparse.Namespace) -> int:
         check_names(names, list(lines), options.classes)
     else:
         name = registered(options.dataset)
-        with contextlib.redirect_stdout(io.StringIO()):
-            names = few_shot_class(name)(config_of(name, options.root, options.path)).classnames
-        about = (few_shot_class(name).__doc__ or "").splitlines()[0] if name in known_datasets() else ""
+        dataset, cfg = few_shot_class(name), config_of(name, options.root, options.path)
+        if issubclass(dataset, DescribedData):  # whatever its split is
+            source = dataset.find_source(cfg)
+            rows = [row[:3] for row in dataset.describe(source)]
+            names = check_classes({"train": rows, "val": (), "test": ()}, source)
+        else:
+            with contextlib.redirect_stdout(io.StringIO()):
+                names = dataset(cfg).classnames
+        about = (dataset.__doc__ or "").splitlines()[0] if name in known_datasets() else ""
     if options.file is None:
         print(request(names, about))
         return 0

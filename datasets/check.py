@@ -120,6 +120,7 @@ def check(name: str, root: str, deep: bool = False, path: str = "") -> Report:
     """
     report, info = Report(name), known_datasets().get(name)
     dataset_class, cfg = DATASET_REGISTRY.get(name), config_of(name, root, path)
+    cfg.OUTPUT_DIR = ""  # it is no run: no split is saved
     fetch = info.command(root) if info else getattr(dataset_class, "split_help", "") or "put it there"
     try:
         find = getattr(dataset_class, "find_folder", None)
@@ -172,12 +173,13 @@ def count_entries(folder: str) -> int:
 def check_items(report: Report, dataset_class: type, cfg: Any, fetch: str, deep: bool) -> None:
     """Read the data set as training does, and compare and decode what comes."""
     try:
-        with contextlib.redirect_stdout(io.StringIO()):
+        with contextlib.redirect_stdout(io.StringIO()) as said:
             dataset = dataset_class(cfg)
     except Exception as error:  # a data set of someone else's may raise anything, and the report is to say so
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         report.findings.append(Finding(f"{kind}{error}", f"do as it says, or move what is wrong aside and: {fetch}"))
         return
+    report.facts += said.getvalue().splitlines()
     parts = dict(zip(PARTS, (dataset.train_x, dataset.val or [], dataset.test or []), strict=True))
     if getattr(dataset, "test_only", False):
         parts = {"test": parts["test"]}

@@ -352,7 +352,9 @@ def fetch_drive(mirror: Mirror, part: Path, options: DownloadOptions) -> None:
 
     quiet = not (sys.stderr.isatty() if options.progress is None else options.progress)
     try:
-        done = gdown.download(id=mirror.rest, output=str(part), quiet=quiet, resume=True)
+        done = gdown.download(
+            id=mirror.rest, output=str(part), quiet=quiet, resume=True, timeout=options.timeout, retries=options.retries
+        )
     except Exception as error:  # gdown raises errors of its own, of requests, and plain ones
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DownloadError(f"{reason[:300]} (Google Drive limits downloads per day)") from error

@@ -133,14 +133,19 @@ class DescribedData(FewShotDataset):
         """The saved split of data that comes without one; drawn and saved when there is none yet.
 
         `rows` are all images as they are described today: some may be new since, but none gone or changed. The split
-        goes to the run's output folder if the data's folder is read-only.
+        goes to the run's output folder if the data's folder is read-only. Without an output folder there is no run:
+        what a run would draw is not saved.
         """
         check_classes({"train": rows, "val": (), "test": ()}, self.source)  # before anything is written
         name = self.drawn_split_file(self.source, SAVED_SPLIT_SEED)
         places = [os.path.join(self.dataset_dir, name), os.path.join(os.path.abspath(output_dir), name)]
         path = next((path for path in places if os.path.isfile(path)), "")
         if not path:
-            text = dump_split(split_classes(rows, random.Random(SAVED_SPLIT_SEED)))
+            drawn = split_classes(rows, random.Random(SAVED_SPLIT_SEED))
+            if not output_dir:
+                print("The data has no split: a run draws one (half train, a fifth val, the rest test) and saves it")
+                return build_split(drawn, self.image_dir, self.source)
+            text = dump_split(drawn)
             path = places[0]
             try:
                 write_new_text(path, text)

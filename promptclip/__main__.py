@@ -24,6 +24,9 @@ REPORTS = ("table", "compare", "rank", "plot", "html", "recompute", "verify")
 
 def found(word: str) -> str:
     """A word of the command line: where it names a file or folder that only the package has, its path there."""
+    option, equals, value = word.partition("=")
+    if option.startswith("--") and equals:
+        return f"{option}={found(value)}"
     ours = Path(word).parts[:1] in (("assets",), ("configs",))
     return str(TREE / word) if ours and not Path(word).exists() and (TREE / word).exists() else word
 

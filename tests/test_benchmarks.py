@@ -155,6 +155,34 @@ def test_kernels_as_a_table(tmp_path, capsys):
     assert all(row["kernels"]["step"] < row["plain_kernels"]["step"] for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("what", "ignored"),
+    [
+        ("kernels", ["--backbone", "--device", "--plain-up-to", "--rounds", "--warm-up"]),
+        ("flops", ["--device", "--plain-up-to", "--rounds", "--warm-up"]),
+        ("memory", ["--rounds", "--warm-up", "--threads"]),
+        ("loader", ["--precision"]),
+        ("workers", ["--rounds", "--device"]),
+        ("long_session", ["--rounds", "--device"]),
+    ],
+)
+def test_what_a_measurement_does_not_read_is_refused(what, ignored, capsys):
+    with pytest.raises(SystemExit, match="0"):
+        main([what, "--help"])
+    shown = capsys.readouterr().out
+    for option in ignored:
+        with pytest.raises(SystemExit, match="2"):
+            main([what, option, "tiny" if option == "--backbone" else "cpu" if option == "--device" else "1"])
+        assert f"unrecognized arguments: {option}" in capsys.readouterr().err
+        assert option not in shown
+
+
+def test_cost_takes_no_data_set_but_the_bundled_ones(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cost.main(["--datasets", "eurosat", "mini", "--trainers", "CoOp"])
+    assert "invalid choice: 'eurosat'" in capsys.readouterr().err
+
+
 def test_where_the_plain_path_does_not_run_a_line_is_read_and_parity_still_checked(tmp_path, capsys):
     output = tmp_path / "figures.json"
     argv = ["train", "--trainer", "BMIP", "--classes", "130", "--backbone", "tiny", "--batch", "2"]
@@ -241,6 +269,16 @@ def test_the_loaders_ratio_comes_with_equal_batches(tmp_path, capsys):
     assert all(row["ratio"]["median"] > 0 for row in rows.values() if row["way"] != "decoded")
     for kind in ("train", "test"):
         assert rows[kind, "draft 1"]["mean_difference"] > 0
+
+
+def test_time_per_image_is_that_of_the_images_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(runs, "interleave", lambda works, *rest: {name: [1.0] for name in works})
+    output = tmp_path / "figures.json"
+    options = ["--draft", "--json", str(output), "--opts", "INPUT.SIZE", "(32, 32)"]
+    for count, batch, per_epoch in ((2, 32, {"train": 2, "test": 2}), (3, 2, {"train": 2, "test": 3})):
+        assert main(["loader", "--count", str(count), "--size", "96x64", "--batch", str(batch), *options]) == 0
+        for row in json.loads(output.read_text())["rows"]:
+            assert row["ms_per_image"]["median"] == 1000 / per_epoch[row["kind"]]
 
 
 def test_loaders_whose_batches_differ_are_an_error(monkeypatch, capsys, tmp_path):

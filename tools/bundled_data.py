@@ -3,7 +3,10 @@ r"""Make the data sets that ship in `assets/`, and the emoji that the bundled CL
     python -m tools.bundled_data digits --out assets/digits
 
     npm install --prefix icons @iconify-json/noto@1.2.9 @iconify-json/fluent-emoji@1.2.7 \
-        @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/fluent-emoji-high-contrast@1.2.6 emojibase-data@17.0.0
+        @iconify-json/fluent-emoji-flat@1.2.6 @iconify-json/fluent-emoji-high-contrast@1.2.6 \
+        @iconify-json/twemoji@1.2.5 @iconify-json/emojione@1.2.3 @iconify-json/emojione-monotone@1.2.1 \
+        @iconify-json/streamline-emojis@1.2.4 @iconify-json/noto-v1@1.2.5 @iconify-json/fxemoji@1.2.2 \
+        emojibase-data@17.0.0
     pip install resvg-py==0.5.0
     python -m tools.bundled_data emoji --packages icons/node_modules --out assets/emoji
     python -m tools.bundled_data corpus --packages icons/node_modules --out runs/emoji_corpus.npz
@@ -14,8 +17,8 @@ Digits are scikit-learn's handwritten ones: 8x8 counts from 0 to 16, inverted to
 Emoji come from npm's packages `@iconify-json/<style>`, one drawing style each; `emojibase-data` gives every emoji's
 name and subgroup from the Unicode standard. `emoji` writes those that all four styles above draw, as 64x64 images with
 split files for kinds and for concepts; the split is by name, the same in every style, so that results on two styles
-are about the same things. `corpus` renders the six styles of pretraining (`PRETRAINING_STYLES`, whose packages come the
-same way), none of which is shipped. The same versions give the same files again.
+are about the same things. `corpus` renders the six styles of pretraining (`PRETRAINING_STYLES`), none of which
+is shipped; `emoji` reads them too, for the concepts that they draw. The same versions give the same files again.
 """
 
 from __future__ import annotations
@@ -26,8 +29,9 @@ import json
 import math
 import random
 import re
+import sys
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +39,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from common.commandline import add_debug, guarded
 from common.files import atomic_write
 
 SPLIT_SEED = 0
@@ -373,19 +378,25 @@ def render_corpus(packages: Path, out: Path, render: Callable[[str], bytes] = re
     return len(icons)
 
 
-def main() -> None:
-    """Command line."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Command line; returns the exit status."""
     parser = argparse.ArgumentParser(
         prog="python -m tools.bundled_data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=("digits", "emoji", "corpus"))
     parser.add_argument("--out", type=Path, required=True, help="folder to write; of the corpus an .npz file")
     parser.add_argument("--packages", type=Path, help="node_modules folder with the icon packages")
-    args = parser.parse_args()
+    add_debug(parser)
+    args = parser.parse_args(argv)
+    if args.what != "digits" and args.packages is None:
+        parser.error("--packages is needed")
+    return guarded(run, args)
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write what is asked for."""
     if args.what == "digits":
         write_digits(args.out)
-    elif args.packages is None:
-        parser.error("--packages is needed")
     elif args.what == "emoji":
         print(f"{write_emoji(args.packages, args.out)} images")
     else:
@@ -393,4 +404,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -35,7 +35,7 @@ from tools.pretrain_clip import (
     EMOJI_TEMPLATE,
     TASKS,
     VOCABULARY,
-    Emoji,
+    Drawing,
     by_class_split,
     logits_of,
     new_model,
@@ -47,13 +47,13 @@ from tools.pretrain_clip import zero_shot as bundled_zero_shot
 CLASSES, SEED = 100, 7
 MONO = ("outline", "solid", "duotone")
 TUNING = "tuning"  # the set that settings are chosen by, which no table has
-Group = tuple[str, list[Emoji]]  # a task's name and its images; the classes are the names that occur
+Group = tuple[str, list[Drawing]]  # a task's name and its images; the classes are the names that occur
 
 
-def groups(corpus: list[Emoji]) -> list[Group]:
+def groups(corpus: list[Drawing]) -> list[Group]:
     """The tasks, in the order of the table."""
     rng = random.Random(SEED)
-    by_part: dict[str, list[Emoji]] = defaultdict(list)
+    by_part: dict[str, list[Drawing]] = defaultdict(list)
     for item in corpus:
         by_part[item.part].append(item)
     seen = {item.name for item in by_part["pretrain"]}
@@ -86,7 +86,7 @@ def draw(names: list[str] | set[str], rng: random.Random) -> set[str]:
     return set(rng.sample(sorted(set(names)), min(CLASSES, len(set(names)))))
 
 
-def of(items: list[Emoji], names: set[str], keep: Callable[[Emoji], bool] = lambda item: True) -> list[Emoji]:
+def of(items: list[Drawing], names: set[str], keep: Callable[[Drawing], bool] = lambda item: True) -> list[Drawing]:
     """The drawings of some names."""
     return [item for item in items if item.name in names and keep(item)]
 
@@ -105,7 +105,7 @@ def classify(model: CLIP, pictures: list[np.ndarray], names: list[str]) -> Tenso
     )
 
 
-def zero_shot(model: CLIP, items: list[Emoji]) -> float:
+def zero_shot(model: CLIP, items: list[Drawing]) -> float:
     """Accuracy in per cent among the names that occur."""
     names = sorted({item.name for item in items})
     logits = classify(model, [item.pixels for item in items], names)
@@ -124,7 +124,7 @@ def in_words(figures: dict[str, float]) -> str:
     return " / ".join(f"{value:.1f}" for value in figures.values())
 
 
-def task_rows(corpus: list[Emoji], checkpoints: list[Path], assets: Path) -> list[tuple[str, list[str]]]:
+def task_rows(corpus: list[Drawing], checkpoints: list[Path], assets: Path) -> list[tuple[str, list[str]]]:
     """The rows of the first table."""
     models = [load(path) for path in checkpoints]
     rows = []
@@ -158,11 +158,11 @@ def set_rows(checkpoints: list[Path]) -> list[tuple[str, list[str]]]:
     return rows
 
 
-def view_rows(corpus: list[Emoji], checkpoints: list[Path]) -> list[tuple[str, list[str]]]:
+def view_rows(corpus: list[Drawing], checkpoints: list[Path]) -> list[tuple[str, list[str]]]:
     """The rows of the third table: of the names that pretraining knows and several families draw, the most drawn."""
     models = [load(path) for path in checkpoints]
     seen = {item.name for item in corpus if item.part == "pretrain"}
-    drawn: dict[str, list[Emoji]] = defaultdict(list)
+    drawn: dict[str, list[Drawing]] = defaultdict(list)
     for item in corpus:
         if item.part == "choose" and not item.kind and item.name in seen:
             drawn[item.name].append(item)

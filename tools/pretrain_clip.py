@@ -1,13 +1,13 @@
-"""Pretrain the two bundled CLIPs, and choose which seed ships.
+r"""Pretrain the two bundled CLIPs, and choose which seed ships.
 
     export OMP_NUM_THREADS=1
     python -m tools.bundled_data corpus --packages icons/node_modules --out runs/emoji_corpus.npz
-    python -m tools.pretrain_clip train --corpus runs/emoji_corpus.npz --seed 0 --out runs/seed0.pt
+    python -m tools.pretrain_clip train --corpus runs/emoji_corpus.npz --seed 0 --steps 5000 --out runs/seed0.pt
     python -m tools.pretrain_clip choose runs/seed?.pt --assets assets
 
     python -m tools.mini_corpus --cache icons --out runs/mini
-    python -m tools.pretrain_clip train --corpus runs/mini --start assets/tiny_clip.pt --steps 20000 --out runs/mini0.pt
-    python -m tools.pretrain_clip train --corpus runs/mini --start assets/tiny_clip.pt --finish --out runs/mini0.pt
+    python -m tools.pretrain_clip train --corpus runs/mini --start assets/tiny_clip.pt --steps 8000 --decay 0.33 \
+        --out runs/mini0.pt
     python -m tools.pretrain_clip choose runs/mini?.pt --name mini_clip --assets assets
 
 `tiny_clip` knows printed characters and emoji, `mini_clip` the drawings of many icon packages besides.
@@ -171,8 +171,8 @@ def draw_glyphs(fonts: list[Path]) -> list[Glyph]:
 
 
 @dataclass(frozen=True)
-class Emoji:
-    """One drawing."""
+class Drawing:
+    """One emoji or icon."""
 
     pixels: np.ndarray  # (CANVAS, CANVAS, 3) uint8, on white
     name: str  # what it is called
@@ -199,19 +199,21 @@ class Emoji:
         return self.part == "choose" if self.part else self.style == HELD_OUT_STYLE
 
 
-def read_corpus(path: Path) -> list[Emoji]:
+def read_corpus(path: Path) -> list[Drawing]:
     """The drawings of an .npz file of `render_corpus` or a folder of `tools.mini_corpus`, in its order."""
     if path.is_dir():
         pixels = np.asarray(np.load(path / "pixels.npy", mmap_mode="r"))
         index = json.loads((path / "index.json").read_text())
         columns = [index[key] for key in ("name", "kind", "style", "package", "part")]
-        return [Emoji(*row) for row in zip(pixels, *columns, strict=True)]
+        return [Drawing(*row) for row in zip(pixels, *columns, strict=True)]
     with np.load(path) as content:
         columns = [content[key] for key in ("pixels", "names", "kinds", "styles")]
-    return [Emoji(pixels, str(name), str(kind), str(style)) for pixels, name, kind, style in zip(*columns, strict=True)]
+    return [
+        Drawing(pixels, str(name), str(kind), str(style)) for pixels, name, kind, style in zip(*columns, strict=True)
+    ]
 
 
-def choose_subject(emoji: Emoji, rng: random.Random) -> str:
+def choose_subject(emoji: Drawing, rng: random.Random) -> str:
     """What a caption calls the drawing: its name, or now and then its kind, if it has one."""
     return (emoji.kind or emoji.name) if rng.random() < SUBJECT_IS_KIND else emoji.name
 
@@ -230,7 +232,7 @@ def glyph_caption(glyph: Glyph, longest: int, rng: random.Random) -> str:
     return filled_context(glyph.name, longest, rng)
 
 
-def emoji_caption(emoji: Emoji, subject: str, longest: int, rng: random.Random) -> str:
+def emoji_caption(emoji: Drawing, subject: str, longest: int, rng: random.Random) -> str:
     """A random caption that calls the drawing `subject`, with at most `longest` words of filled context."""
     sort = rng.random()
     if sort < 0.5:
@@ -258,7 +260,7 @@ def glyph_vocabulary() -> list[str]:
     return [*(template.format("digit one") for template in TEMPLATES), *character_names().values(), *words, "."]
 
 
-def emoji_vocabulary(corpus: list[Emoji]) -> list[str]:
+def emoji_vocabulary(corpus: list[Drawing]) -> list[str]:
     """Captions that together hold every word that `emoji_caption` can produce for a corpus."""
     looks = LOOKS.values() if any(emoji.part for emoji in corpus) else PRETRAINING_STYLES.values()
     subjects = {word for emoji in corpus for word in (emoji.name, emoji.kind)} | set(looks)
@@ -472,7 +474,7 @@ class Recipe:
 class Batches:
     """An endless stream of batches of characters and emoji."""
 
-    def __init__(self, characters: list[Glyph], emoji: list[Emoji], vocabulary: Vocabulary, recipe: Recipe) -> None:
+    def __init__(self, characters: list[Glyph], emoji: list[Drawing], vocabulary: Vocabulary, recipe: Recipe) -> None:
         self.characters, self.vocabulary = characters, vocabulary
         self.digits = [glyph for glyph in characters if glyph.name.startswith("digit")]
         self.emoji = [item for item in emoji if item.kind]
@@ -509,9 +511,9 @@ class Batches:
         may_flip = torch.tensor([item.may_flip for item in emoji])
         pixels = torch.stack([torch.tensor(item.pixels) for item in emoji])
         images.append(augment_emoji(pixels, may_flip, self.generator, difficulty))
-        return torch.cat(images), self.vocabulary.tokenize(captions), fit(characters, emoji, subjects)
+        return torch.cat(images), self.vocabulary.tokenize(captions), positive_pairs(characters, emoji, subjects)
 
-    def caption(self, item: Glyph | Emoji, subject: str, longest: int, difficulty: float) -> str:
+    def caption(self, item: Glyph | Drawing, subject: str, longest: int, difficulty: float) -> str:
         """A random caption, or, the more often the easier, the plain one."""
         plain = self.rng.random() >= difficulty
         if isinstance(item, Glyph):
@@ -519,7 +521,7 @@ class Batches:
         return EMOJI_TEMPLATE.format(subject) if plain else emoji_caption(item, subject, longest, self.rng)
 
 
-def fit(characters: list[Glyph], emoji: list[Emoji], subjects: list[str]) -> Tensor:
+def positive_pairs(characters: list[Glyph], emoji: list[Drawing], subjects: list[str]) -> Tensor:
     """Which caption subjects hold for which images, (B, B) bool: by name, and for emoji also by kind."""
     index = {subject: number for number, subject in enumerate(sorted(set(subjects)))}
     number = torch.tensor([index[subject] for subject in subjects])
@@ -535,7 +537,7 @@ HeldOut = dict[str, tuple[Tensor, Tensor, Tensor]]  # images, labels and tokens 
 
 
 def held_out_tasks(
-    characters: list[Glyph], emoji: list[Emoji], vocabulary: Vocabulary, seen: Collection[str] = ()
+    characters: list[Glyph], emoji: list[Drawing], vocabulary: Vocabulary, seen: Collection[str] = ()
 ) -> HeldOut:
     """What a run is judged by: unseen fonts among 62 characters, an unseen emoji style among its names, unseen icons.
 
@@ -571,7 +573,7 @@ def held_out_figures(model: CLIP, tasks: HeldOut) -> dict[str, float]:
 
 def pretrain(
     recipe: Recipe,
-    corpus: list[Emoji],
+    corpus: list[Drawing],
     out: Path,
     resume: bool = False,
     device: str = "cpu",

@@ -203,6 +203,26 @@ def test_data_of_ones_own_is_checked_too(tmp_path: Path) -> None:
     assert "images: 2 train, 0 val, 2 test" in report.facts
 
 
+def test_a_check_draws_no_split_and_says_which_images_a_saved_one_leaves_out(tmp_path: Path, make_cfg) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "x" / name).mkdir(parents=True)
+        for number in range(10):
+            Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / "x" / name / f"{number}.png")
+    before = sorted(tmp_path.rglob("*"))
+    report = check("folder", str(tmp_path), path="x")
+    assert report.ok
+    assert "images: 10 train, 4 val, 6 test" in report.facts
+    assert any("has no split: a run draws one" in fact for fact in report.facts)
+    assert sorted(tmp_path.rglob("*")) == before
+    cfg = make_cfg(tmp_path, name="folder")
+    cfg.DATASET.PATH = "x"
+    drawn = DATASET_REGISTRY.get("folder")(cfg)
+    Image.new("RGB", (8, 8)).save(tmp_path / "x" / "a" / "late.png")
+    report = check("folder", str(tmp_path), path="x")
+    assert report.ok
+    assert f"1 images came after {drawn.split_path} was drawn and are left out" in report.facts
+
+
 def own_parts(folder, **parts):
     """Images of two classes in train, val and test, by the number that their content follows from."""
     for part, numbers in parts.items():

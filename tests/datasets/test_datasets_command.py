@@ -85,6 +85,15 @@ def test_check_all_of_nothing_is_an_error(tmp_path: Path, capsys: pytest.Capture
     assert f"pass --root {tmp_path}/data\n" in capsys.readouterr().err
 
 
+def test_check_all_one_level_too_deep_names_the_root(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "eurosat").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert main(["check", "all", "--root", "eurosat"]) == 2
+    assert f"{tmp_path} has it: pass --root {tmp_path}\n" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", [*known_datasets(), "all"])
 def test_a_dry_run_names_every_source_and_writes_nothing(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -49,6 +49,20 @@ def test_a_file_is_checked_against_a_data_sets_classes(tmp_path, capsys):
     assert capsys.readouterr().out.endswith("  WRONG: 'digit zero' has no sentence\n")
 
 
+def test_class_names_of_own_data_need_no_split_and_none_is_written(tmp_path, capsys):
+    for name in ("tench", "hen"):
+        (tmp_path / "birds" / name).mkdir(parents=True)
+        (tmp_path / "birds" / name / "1.png").write_bytes(b"")
+    (tmp_path / "birds.csv").write_text("image,label\na.png,1\nb.png,0\n")
+    (tmp_path / "classnames.txt").write_text("polar bear\ncrane\n")
+    before = sorted(tmp_path.rglob("*"))
+    for name, path, classes in (("folder", "birds", "hen\ntench"), ("csv", "birds.csv", "polar bear\ncrane")):
+        data = ["--dataset", name, "--root", str(tmp_path), "--path", path]
+        assert main(["descriptions", "prompt", *data]) == 0, capsys.readouterr().err
+        assert capsys.readouterr().out.endswith(f"Classes:\n{classes}\n")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

@@ -254,6 +254,7 @@ def test_google_drive_goes_through_gdown_and_is_verified(tmp_path: Path, monkeyp
     assert get(tmp_path, mirror_of("gdrive:abc123")) == CONTENT
     assert drive.asked[0]["id"] == "abc123"
     assert drive.asked[0]["resume"]
+    assert (drive.asked[0]["timeout"], drive.asked[0]["retries"]) == (FAST.timeout, FAST.retries)
     assert left(tmp_path) == ["file.bin"]
 
 

@@ -2,6 +2,8 @@
 
 import io
 import json
+import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -75,6 +77,23 @@ def test_icon_is_found_by_its_code_point(packages):
 def test_missing_package_is_named(tmp_path):
     with pytest.raises(IconPackageError, match=r"emojibase-data.*bundled_data --help"):
         Catalogue.read(tmp_path)
+
+
+def test_a_missing_package_is_one_line(packages, tmp_path, capsys):
+    shutil.rmtree(packages / "@iconify-json" / "streamline-emojis")
+    command = ["emoji", "--packages", str(packages), "--out", str(tmp_path / "emoji")]
+    assert bundled_data.main(command) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert "streamline-emojis/icons.json does not exist" in error
+    assert error.count("\n") == 1
+
+
+def test_the_help_installs_every_package_in_the_version_of_the_attribution(packages):
+    attribution = (ASSETS / "ATTRIBUTION.md").read_text(encoding="utf-8")
+    for style in (*STYLES, *PRETRAINING_STYLES):
+        (version,) = set(re.findall(f"`@iconify-json/{style}` ([0-9.]+)", attribution))
+        assert f"@iconify-json/{style}@{version}" in bundled_data.__doc__
 
 
 def test_drawing_has_its_own_box_and_no_current_color():

@@ -5,13 +5,13 @@ import numpy as np
 from datasets.mini import VARIANTS
 from prompting.weight_files import ASSETS
 from tools.mini_figures import table, view_rows
-from tools.pretrain_clip import Emoji
+from tools.pretrain_clip import Drawing
 
 
-def icon(name: str, package: str, part: str) -> Emoji:
+def icon(name: str, package: str, part: str) -> Drawing:
     pixels = np.full((64, 64, 3), 255, np.uint8)
     pixels[10:30, 10 : 20 + 5 * len(name)] = 34
-    return Emoji(pixels, name, "", "outline", package, part)
+    return Drawing(pixels, name, "", "outline", package, part)
 
 
 def test_views_are_judged_by_names_that_are_known_and_that_several_families_draw():

@@ -15,7 +15,7 @@ from tools import pretrain_clip
 from tools.bundled_data import HELD_OUT_STYLE, PRETRAINING_STYLES, render_corpus
 from tools.pretrain_clip import (
     Batches,
-    Emoji,
+    Drawing,
     Glyph,
     Recipe,
     Vocabulary,
@@ -29,9 +29,9 @@ from tools.pretrain_clip import (
     encode_text,
     encode_text_by_length,
     finishing_steps,
-    fit,
     glyph_vocabulary,
     new_model,
+    positive_pairs,
     prepare,
     pretrain,
     read_corpus,
@@ -43,7 +43,7 @@ NO_PIXELS = torch.zeros(64, 64, 3, dtype=torch.uint8).numpy()
 
 
 @pytest.fixture(scope="module")
-def corpus(tmp_path_factory) -> list[Emoji]:
+def corpus(tmp_path_factory) -> list[Drawing]:
     folder = tmp_path_factory.mktemp("corpus")
     render_corpus(write_packages(folder / "node_modules"), folder / "corpus.npz", render)
     return read_corpus(folder / "corpus.npz")
@@ -62,11 +62,11 @@ def one_thread():
     torch.set_num_threads(threads)
 
 
-def emoji(name: str, kind: str = "mammal") -> Emoji:
-    return Emoji(NO_PIXELS, name, kind, "twemoji")
+def emoji(name: str, kind: str = "mammal") -> Drawing:
+    return Drawing(NO_PIXELS, name, kind, "twemoji")
 
 
-def short_run(corpus: list[Emoji], out: Path, steps: int, resume: bool = False) -> dict:
+def short_run(corpus: list[Drawing], out: Path, steps: int, resume: bool = False) -> dict:
     recipe = Recipe(seed=3, steps=steps, batch=10, warmup=2, ramp=1, evaluate_every=2)
     return pretrain(recipe, corpus, out / "model.pt", resume)
 
@@ -86,7 +86,7 @@ def test_captions_stay_in_the_vocabulary(corpus, vocabulary):
 def test_pairs_fit_by_name_and_by_kind():
     glyph = Glyph(NO_PIXELS[..., 0], "digit two", "bold", "font")
     items = [emoji("cat"), emoji("dog"), emoji("plum", "fruit")]
-    same = fit([glyph], items, ["digit two", "cat", "mammal", "plum"])
+    same = positive_pairs([glyph], items, ["digit two", "cat", "mammal", "plum"])
     assert same.int().tolist() == [[1, 0, 0, 0], [0, 1, 1, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 
 
@@ -231,8 +231,8 @@ def test_run_that_was_cut_is_finished_with_the_falling_rate(corpus, tmp_path, on
     assert finishing_steps(tmp_path / "model.state", recipe) == 6
 
 
-def icon(name: str, part: str, package: str = "mdi", style: str = "outline") -> Emoji:
-    return Emoji(NO_PIXELS, name, "", style, package, part)
+def icon(name: str, part: str, package: str = "mdi", style: str = "outline") -> Drawing:
+    return Drawing(NO_PIXELS, name, "", style, package, part)
 
 
 def test_icons_are_drawn_beside_emoji_and_judged_by_families_of_their_own(corpus, one_thread, tmp_path):
