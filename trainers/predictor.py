@@ -21,10 +21,12 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
+import datasets  # noqa: F401  registers the data sets
 from common.commandline import listed, printable
 from common.hub import HUB_PREFIX, hub_folder
 from common.unpickling import read_checkpoint
 from dassl.config import check_values, get_cfg_default, read_yaml
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UnreadableImageError, read_image
@@ -48,11 +50,13 @@ class Prediction:
 def trainer_without_data(cfg: CfgNode, classnames: Sequence[str], **attributes: Any) -> Any:
     """Build ``cfg.TRAINER.NAME`` for a class list, without data set, loaders and objective.
 
-    ``attributes`` are set on its class.
+    Of the data set, if ``cfg.DATASET.NAME`` is registered, it knows the template. ``attributes`` are set on its class.
     """
+    name = cfg.DATASET.NAME
+    template = getattr(DATASET_REGISTRY.get(name), "template", "") if name in DATASET_REGISTRY else ""
 
     def build_data_loader(self: Any) -> None:
-        self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=list(classnames)))
+        self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=list(classnames), template=template))
         self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
         self.num_classes, self.lab2cname = len(classnames), dict(enumerate(classnames))
         self.train_classnames = list(classnames)

@@ -1,6 +1,8 @@
 """Which template a data set is prompted with."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +10,9 @@ import torch
 
 import datasets  # noqa: F401  adds DATASET.TEMPLATE
 from dassl.config import get_cfg_default
-from tests.trainers.small_runs import build
+from dassl.data.datasets import DATASET_REGISTRY
+from tests.trainers.small_runs import build, repository
+from trainers import load_run
 from trainers.templates import (
     IMAGENET_TEMPLATES,
     IMAGENET_TEMPLATES_SELECT,
@@ -76,3 +80,31 @@ def test_a_teacher_takes_sentences_in_place_of_templates(trainer, tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=f"{key}: .* no sentence for 5 classes"):
         build(trainer, **{key: str(path)})
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("ZeroshotCLIP", "ZeroshotCLIP2", "TCP", "MMRL", "MMRLpp", "ProGrad"),
+        *("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "CLAP"),
+    ],
+)
+def test_a_loaded_run_has_the_template_of_its_data_sets_class(case, tmp_path, monkeypatch):
+    """As RESISC45 has one: no configuration names it, and no list of published ones."""
+    own = {"template": "a digit, drawn: {}."}
+    drawn = type("DrawnDigits", (DATASET_REGISTRY.get("Digits"),), own)
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "DrawnDigits", drawn)
+    trainer = build(case, tmp_path, **{"DATASET.NAME": "DrawnDigits", "OPTIM.MAX_EPOCH": 1})
+    if trainer.needs_training:
+        trainer.train()
+    (tmp_path / "config.yaml").write_text(trainer.cfg.dump(), encoding="utf-8")
+    loaded = load_run(tmp_path, "cpu").model
+    for model in (trainer.model.eval(), loaded):
+        model.set_classes(["digit seven", "digit one"])
+    with torch.no_grad():
+        assert torch.equal(loaded.text_features(), trainer.model.text_features())
+
+
+def test_load_run_alone_knows_the_data_sets():
+    code = "import trainers; from dassl.data.datasets import DATASET_REGISTRY; DATASET_REGISTRY.get('RESISC45')"
+    subprocess.run([sys.executable, "-c", code], cwd=repository(), check=True)
