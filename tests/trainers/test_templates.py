@@ -65,6 +65,18 @@ def test_zero_shot_takes_sentences_in_place_of_templates(tmp_path):
         described.model.text_features()
 
 
+@pytest.mark.parametrize("case", ["KgCoOp", "TCP", "ProGrad"])
+@pytest.mark.parametrize("template", ["", "a scan of {}."])
+def test_a_configured_template_comes_before_what_a_method_published(case, template, monkeypatch):
+    """The bundled digits under the name of a data set on which these methods' teachers are not zero-shot CLIP."""
+    textures = type("DescribableTextures", (DATASET_REGISTRY.get("Digits"),), {})
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "DescribableTextures", textures)
+    trainer = build(case, **{"DATASET.NAME": "DescribableTextures", "DATASET.TEMPLATE": template})
+    published = "a texture of {}." if case == "ProGrad" else "a photo of a {}, a type of texture."
+    expected = build("ZeroshotCLIP", **{"DATASET.TEMPLATE": template or published}).model.text_features()
+    torch.testing.assert_close(trainer.objective.teacher, expected, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("trainer", ["KgCoOp", "PromptSRC"])
 def test_a_teacher_takes_sentences_in_place_of_templates(trainer, tmp_path):
     """Sentences that are one template's give the teacher of zero-shot CLIP."""
