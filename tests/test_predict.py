@@ -197,6 +197,29 @@ def test_other_classes_and_probabilities(run):
     assert classifier.classnames == ("digit seven", "digit one", "digit two")
 
 
+def test_by_default_the_runs_own_classes_whatever_was_asked_before(run):
+    classifier, image = load_run(run, "cpu"), f"{SEVENS}/0007.png"
+    (first,) = classifier.predict([image])
+    list(classifier.predict([image], classes=["cat", "dog"]))
+    assert list(classifier.predict([image])) == [first]
+
+
+def test_calls_that_take_turns_keep_their_classes(run):
+    images, lists = predict.find_images([SEVENS])[:3], (None, ["cat", "dog", "koala"])
+    alone = [list(load_run(run, "cpu").predict(images, classes, batch_size=1)) for classes in lists]
+    classifier = load_run(run, "cpu")
+    calls = (classifier.predict(images, classes, batch_size=1) for classes in lists)
+    assert list(zip(*calls, strict=True)) == list(zip(*alone, strict=True))
+
+
+def test_the_text_is_computed_once_for_all_batches(run, monkeypatch):
+    classifier, calls = load_run(run, "cpu"), []
+    compute = classifier.model.text_features
+    monkeypatch.setattr(classifier.model, "text_features", lambda *given: calls.append(1) or compute(*given))
+    list(classifier.predict(predict.find_images([SEVENS])[:3], batch_size=1))
+    assert len(calls) == 1
+
+
 def test_batch_size_changes_nothing(run):
     images = predict.find_images([SEVENS])[:7]
     alone, together = (list(load_run(run).predict(images, batch_size=n)) for n in (1, 7))
