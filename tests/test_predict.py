@@ -357,6 +357,13 @@ def test_the_line_of_the_class_file_is_named(tmp_path, capsys):
     assert "classes.txt, line 1) and 'crane' (" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("device", ["cuda:1", "cpu:0", "mps"])
+def test_a_device_that_would_not_be_the_one_used_is_refused(run, device, capsys):
+    for places in (["--model-dir", str(run)], ["--backbone", "bundled:tiny_clip", "--classes", "cat,dog"]):
+        assert predict.main([*places, f"{SEVENS}/0007.png", "--device", device]) == 2
+        assert f"error: --device is '{device}': use cpu or cuda, and CUDA_VISIBLE_DEVICES=N" in capsys.readouterr().err
+
+
 def test_zero_top_is_refused(run, capsys):
     assert predict.main(["--model-dir", str(run), SEVENS, "--top", "0"]) == 2
     assert "must be at least 1" in capsys.readouterr().err

@@ -192,9 +192,9 @@ def zero_shot(
 def _classifier(
     cfg: CfgNode, device: str, folder: str, epoch: int | None, classes: Sequence[str] | None = None
 ) -> Classifier:
-    if device.partition(":")[0] not in ("", "cpu", "cuda"):
-        raise ValueError(f"--device is {device!r}: use cpu or cuda")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device not in ("", "cpu", "cuda"):
+        raise ValueError(f"--device is {device!r}: use cpu or cuda, and CUDA_VISIBLE_DEVICES=N for one of several GPUs")
+    if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device is {device!r}, but this machine has no CUDA device: use cpu")
     cfg.USE_CUDA = torch.cuda.is_available() if not device else device != "cpu"
     cfg.VERBOSE = False
