@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import predict
@@ -91,6 +92,19 @@ def test_an_exported_run_says_its_own_numbers_and_no_places(run, shared):
     assert (shared / "classes.txt").read_text(encoding="utf-8").splitlines() == results["data"]["classnames"]
     for path in shared.iterdir():
         assert str(run).encode() not in path.read_bytes(), path
+
+
+def test_an_exported_run_of_ones_own_data_says_no_places_either(run, tmp_path):
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    config = yaml.safe_load((own / "config.yaml").read_text(encoding="utf-8"))
+    files = {"SPLIT_FILE": "/home/somebody/split.json", "SELECTION": "/home/somebody/selection.json"}
+    config["DATASET"] |= {"NAME": "folder", "PATH": "/home/somebody/flowers", **files}
+    (own / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert checkpoint.main(["export", str(own), str(tmp_path / "out")]) == 0
+    assert not any(b"somebody" in path.read_bytes() for path in (tmp_path / "out").iterdir())
+    kept = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text(encoding="utf-8"))["DATASET"]
+    assert [kept[key] for key in ("PATH", *files)] == ["", "split.json", "selection.json"]
 
 
 def test_the_pages_commands(run, tmp_path, capsys):
