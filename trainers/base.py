@@ -1,8 +1,8 @@
 """The trainer that all methods share: build, step, save, load, evaluate on other classes.
 
 A method is a prompt learner and an objective. Its trainer says which config node it reads and builds these two; all
-else is here. Only torch, clip, ``prompting`` and Dassl's public API are imported, so this file also works in a
-checkout that runs on upstream Dassl.
+else is here. Beside its neighbours ``objectives`` and ``step`` only torch, yacs, ``common``, ``prompting`` and Dassl's
+public API are imported, so this file also works in a checkout that runs on upstream Dassl.
 """
 
 from __future__ import annotations
