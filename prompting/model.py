@@ -219,12 +219,15 @@ class PromptedCLIP(nn.Module):
         return F.normalize(features, dim=-1)
 
     @contextlib.contextmanager
-    def evaluating(self) -> Iterator[Watch]:
-        """Compute the text features once for every batch inside; a FloatingPointError where one is infinite or NaN."""
+    def evaluating(self, text: Tensor | None = None) -> Iterator[Watch]:
+        """Compute the text features once for every batch inside; a FloatingPointError where one is infinite or NaN.
+
+        ``text`` are these features, where an earlier evaluation of the same classes has computed them.
+        """
         self._watch = Watch(self.classnames)
         if not self.prompt_learner.varies_per_image:
             with torch.no_grad():
-                self._cached_text = self.text_features()
+                self._cached_text = self.text_features() if text is None else text
         try:
             if self._cached_text is not None:
                 self._watch.see_text(self._cached_text)
@@ -246,12 +249,14 @@ class Watch:
 
     def __init__(self, classnames: Sequence[str]) -> None:
         self.classnames = classnames
+        self.text: Tensor | None = None  # features that serve all batches
         self.zero_classes: list[str] = []  # whose text feature has norm zero, as far as heed() was asked
         self._images: list[Tensor] = []  # per batch, (2, batch): logits not finite, feature of norm zero
         self._texts: list[Tensor] = []  # per batch with texts for each image, (n_cls,): feature of norm zero
 
     def see_text(self, text: Tensor) -> None:
         """Look at (n_cls, dim) features that serve all batches; a FloatingPointError names infinite and NaN ones."""
+        self.text = text
         broken, zero = torch.stack([~text.isfinite().all(dim=-1), ~text.any(dim=-1)]).tolist()
         if any(broken):
             classes = listed(itertools.compress(self.classnames, broken))

@@ -24,7 +24,8 @@ from prompting.checkpoint import SHARED, find_checkpoint
 
 NOT_SHARED = ("state_dict", "optimizer", "scheduler")  # of a checkpoint's fields
 # Of the configuration: places on the machine of the run, and the start that the trained tensors replace
-PLACES = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "FEATURES.FOLDER", "MODEL.INIT_WEIGHTS")
+PLACES = ("OUTPUT_DIR", "RESUME", "DATASET.ROOT", "DATASET.PATH", "FEATURES.FOLDER", "MODEL.INIT_WEIGHTS")
+FILES = ("DATASET.SPLIT_FILE", "DATASET.SELECTION")  # of which the name alone is kept: it says what was trained on
 NUMBERS = (
     *("trainer", "setting", "protocol", "dataset", "source_dataset", "train_classes", "shots", "seed", "init_seed"),
     *("backbone", "selection_rule", "data", "model", "metrics", "finished_at"),
@@ -70,13 +71,13 @@ def export(run: str | Path, out: str | Path, repository: str = "") -> Path:
     content = read_checkpoint(path)
     if results.get("trainer") != content.get("trainer") or results.get("eval_only"):
         raise CheckpointError(f"{run}/results.json is not about {path}: give the folder of the run that trained it")
-    for place in PLACES:
+    for place in PLACES + FILES:
         *sections, key = place.split(".")
         node = config
         for section in sections:
             node = node.get(section, {})
         if key in node:
-            node[key] = ""
+            node[key] = os.path.basename(node[key]) if place in FILES else ""
     tensors = {name: tensor.contiguous().clone() for name, tensor in content["state_dict"].items()}
     said = {name: value for name, value in content.items() if name not in NOT_SHARED}
     out.parent.mkdir(parents=True, exist_ok=True)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 
 import predict
@@ -91,6 +92,19 @@ def test_an_exported_run_says_its_own_numbers_and_no_places(run, shared):
     assert (shared / "classes.txt").read_text(encoding="utf-8").splitlines() == results["data"]["classnames"]
     for path in shared.iterdir():
         assert str(run).encode() not in path.read_bytes(), path
+
+
+def test_an_exported_run_of_ones_own_data_says_no_places_either(run, tmp_path):
+    own = tmp_path / "run"
+    shutil.copytree(run, own)
+    config = yaml.safe_load((own / "config.yaml").read_text(encoding="utf-8"))
+    files = {"SPLIT_FILE": "/home/somebody/split.json", "SELECTION": "/home/somebody/selection.json"}
+    config["DATASET"] |= {"NAME": "folder", "PATH": "/home/somebody/flowers", **files}
+    (own / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    assert checkpoint.main(["export", str(own), str(tmp_path / "out")]) == 0
+    assert not any(b"somebody" in path.read_bytes() for path in (tmp_path / "out").iterdir())
+    kept = yaml.safe_load((tmp_path / "out" / "config.yaml").read_text(encoding="utf-8"))["DATASET"]
+    assert [kept[key] for key in ("PATH", *files)] == ["", "split.json", "selection.json"]
 
 
 def test_the_pages_commands(run, tmp_path, capsys):
@@ -195,6 +209,29 @@ def test_other_classes_and_probabilities(run):
     assert sum(p for _, p in one.ranking) == pytest.approx(1, abs=1e-5)
     assert [p for _, p in one.ranking] == sorted((p for _, p in one.ranking), reverse=True)
     assert classifier.classnames == ("digit seven", "digit one", "digit two")
+
+
+def test_by_default_the_runs_own_classes_whatever_was_asked_before(run):
+    classifier, image = load_run(run, "cpu"), f"{SEVENS}/0007.png"
+    (first,) = classifier.predict([image])
+    list(classifier.predict([image], classes=["cat", "dog"]))
+    assert list(classifier.predict([image])) == [first]
+
+
+def test_calls_that_take_turns_keep_their_classes(run):
+    images, lists = predict.find_images([SEVENS])[:3], (None, ["cat", "dog", "koala"])
+    alone = [list(load_run(run, "cpu").predict(images, classes, batch_size=1)) for classes in lists]
+    classifier = load_run(run, "cpu")
+    calls = (classifier.predict(images, classes, batch_size=1) for classes in lists)
+    assert list(zip(*calls, strict=True)) == list(zip(*alone, strict=True))
+
+
+def test_the_text_is_computed_once_for_all_batches(run, monkeypatch):
+    classifier, calls = load_run(run, "cpu"), []
+    compute = classifier.model.text_features
+    monkeypatch.setattr(classifier.model, "text_features", lambda *given: calls.append(1) or compute(*given))
+    list(classifier.predict(predict.find_images([SEVENS])[:3], batch_size=1))
+    assert len(calls) == 1
 
 
 def test_batch_size_changes_nothing(run):
@@ -332,6 +369,13 @@ def test_the_line_of_the_class_file_is_named(tmp_path, capsys):
     command = ["--backbone", "bundled:tiny_clip", "--classes-file", str(tmp_path / "classes.txt"), SEVENS]
     assert predict.main(command) == 2
     assert "classes.txt, line 1) and 'crane' (" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("device", ["cuda:1", "cpu:0", "mps"])
+def test_a_device_that_would_not_be_the_one_used_is_refused(run, device, capsys):
+    for places in (["--model-dir", str(run)], ["--backbone", "bundled:tiny_clip", "--classes", "cat,dog"]):
+        assert predict.main([*places, f"{SEVENS}/0007.png", "--device", device]) == 2
+        assert f"error: --device is '{device}': use cpu or cuda, and CUDA_VISIBLE_DEVICES=N" in capsys.readouterr().err
 
 
 def test_zero_top_is_refused(run, capsys):

@@ -1,8 +1,8 @@
 """The trainer that all methods share: build, step, save, load, evaluate on other classes.
 
 A method is a prompt learner and an objective. Its trainer says which config node it reads and builds these two; all
-else is here. Only torch, clip, ``prompting`` and Dassl's public API are imported, so this file also works in a
-checkout that runs on upstream Dassl.
+else is here. Beside its neighbours ``objectives`` and ``step`` only torch, yacs, ``common``, ``prompting`` and Dassl's
+public API are imported, so this file also works in a checkout that runs on upstream Dassl.
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from yacs.config import CfgNode
 
-from common.commandline import LISTED, listed
+from common.commandline import LISTED, listed, printable
 from common.files import hash_file
+from common.free_options import flatten
 from dassl.config import cfg_default
 from dassl.data import DataManager
 from dassl.engine import TrainerX
@@ -101,6 +102,17 @@ class PromptTrainer(Steps, TrainerX):
         return self.cfg.TRAINER[self.node]
 
     @property
+    def nodes(self) -> tuple[str, ...]:
+        """Names of the config nodes that the method reads: its own; a mixin adds another's."""
+        return (self.node,)
+
+    @property
+    def all_settings(self) -> dict[str, str]:
+        """What stands in these nodes, as text by dotted key."""
+        nodes = {node: self.cfg.TRAINER[node] for node in self.nodes}
+        return {key: repr(value) for key, value in flatten({"TRAINER": nodes}).items()}
+
+    @property
     def linear_kernels(self) -> dict[str, Any]:
         """Which kernels computed the products with frozen weights, for results.json; they differ by rounding."""
         return CHOOSER.report()
@@ -160,7 +172,8 @@ class PromptTrainer(Steps, TrainerX):
 
     def check_cfg(self, cfg: CfgNode) -> None:
         """Refuse settings that cannot work, before anything is loaded."""
-        check_settings(self.node, cfg.TRAINER[self.node])
+        for node in self.nodes:
+            check_settings(node, cfg.TRAINER[node])
         if cfg.INPUT.NO_TRANSFORM:
             raise ValueError("INPUT.NO_TRANSFORM True: CLIP takes tensors, which the transforms make: set it to False")
         check_choice("TRAIN.CUDA_GRAPH", cfg.TRAIN.CUDA_GRAPH, GRAPH_MODES)
@@ -298,11 +311,13 @@ class PromptTrainer(Steps, TrainerX):
             "trainer": type(self).__name__,
             "backbone": self.cfg.MODEL.BACKBONE.NAME,
             "classnames": list(self.train_classnames),
-            "settings": self.settings.dump(),
+            "settings": "".join(f"{key}: {value}\n" for key, value in self.all_settings.items()),
         }
 
     def load_model(self, directory: str, epoch: int | None = None) -> None:
         """Load trained prompts from a run's folder, by this project or by the method's published code; "": none.
+
+        Settings of the method other than those that it was trained with are said, for they may change what it predicts.
 
         Raises:
             FileNotFoundError: there is no such checkpoint (by default the best on validation if there, else the last).
@@ -324,6 +339,11 @@ class PromptTrainer(Steps, TrainerX):
         self.take_content({**trained.content, "state_dict": trained.tensors}, str(path))
         load_trained(self.model.prompt_learner, trained.tensors, path, trained.advice)
         print(f'Loading weights to {MODEL_NAME} from "{path}" (epoch = {trained.epoch})')
+        lines = (trained.content.get("settings") or "").splitlines()  # earlier versions wrote keys without their node
+        trained_with = dict(line.partition(": ")[::2] for line in lines)
+        for key, value in self.all_settings.items():
+            if (earlier := trained_with.get(key, value)) != value:
+                print(f"Note: {key} is {value}, the checkpoint was trained with {printable(earlier)}")
 
     def take_content(self, content: Mapping[str, Any], source: str) -> None:
         """Take what else the method needs of a checkpoint's content, or refuse it; nothing here. A hook."""

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptLearner
-from trainers.base import check_settings
 from trainers.bmip import BMIP, build_bmip_learner
 from trainers.coprompt import CoPrompt
 from trainers.maple import MaPLe
@@ -25,9 +23,9 @@ class WithBMIP:
 
     search_space = BMIP.search_space
 
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        check_settings("BMIP", cfg.TRAINER.BMIP)
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return (*super().nodes, "BMIP")
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> PromptLearner:
         return build_bmip_learner(self.cfg.TRAINER.BMIP, clip_model, generator)

@@ -18,12 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from yacs.config import CfgNode
 
 from dassl.engine import TRAINER_REGISTRY
 from prompting import Output, PromptedCLIP, PromptLearner
 from prompting.learner import linear_layer
-from trainers.base import Between, PromptTrainer, add_trainer_config, check_settings
+from trainers.base import Between, PromptTrainer, add_trainer_config
 from trainers.coop import CoOp
 from trainers.heads import LoadsHead, check_initial_classes, places_of
 from trainers.objectives import FUSIONS, Loss, Objective, mixed_logits
@@ -156,9 +155,9 @@ class WithDePT(LoadsHead):
 
     search_space = {"TRAINER.DEPT.LAMBDA": Between(0.1, 0.9, log=False)}
 
-    def check_cfg(self, cfg: CfgNode) -> None:
-        super().check_cfg(cfg)
-        check_settings("DEPT", cfg.TRAINER.DEPT)
+    @property
+    def nodes(self) -> tuple[str, ...]:
+        return (*super().nodes, "DEPT")
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> PromptLearner:
         learner, name = super().build_learner(clip_model, generator), type(self).__name__

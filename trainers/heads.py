@@ -34,7 +34,7 @@ from trainers.zsclip import FixedPrompt
 MAX_VIEWS = 1000
 
 
-# Classes by name, for heads with a tensor for each class (DePT's second head, too)
+# Classes by name, for heads with a tensor for each class (DePT's second head and 2SFS's classifier, too)
 
 
 def places_of(classnames: Sequence[str], trained: Sequence[str]) -> list[int]:
@@ -135,21 +135,6 @@ class HeadCLIP(PromptedCLIP):
             known = (F.normalize(known, dim=-1) if learner.unit_sentences else known).mean(0)
             self._frozen_text[self.layout] = known
         return known
-
-
-class OwnClassesOnly:
-    """Mixin for the model of a head that says nothing of classes that it was not trained on."""
-
-    def set_classes(self, classnames: Sequence[str]) -> None:
-        trained = self.head.classnames
-        places = places_of(classnames, trained)
-        if -1 in places:
-            raise ValueError(
-                f"the classifier of {len(trained)} trained classes ({trained[0]!r} ...) does not know "
-                f"{classnames[places.index(-1)]!r}: evaluate on classes that it was trained on, or use a method that "
-                "serves new ones, such as CLIP_Adapter or CoOp"
-            )
-        super().set_classes(classnames)
 
 
 # Training on views that are computed once

@@ -47,8 +47,9 @@ class IVLPLearner(PromptLearner):
         generator: torch.Generator | None = None,
     ) -> None:
         sizes = TowerSizes.of(clip_model)
+        n_text = n_text if text_depth else 0
         words = words if n_text <= len(words.split()) else ""  # random start when the words do not suffice
-        super().__init__(sizes, n_text if text_depth else 0, words)
+        super().__init__(sizes, n_text, words)
         self.text_is_frozen = text_depth == 0
         if text_depth:
             self.ctx = context_parameter(clip_model, n_text, words, generator)

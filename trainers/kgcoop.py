@@ -16,7 +16,7 @@ from prompting.towers.text import TextEncoder
 from trainers.base import WEIGHT, Between, add_trainer_config
 from trainers.coop import CoOp
 from trainers.objectives import KnowledgeGuided
-from trainers.templates import template_of
+from trainers.templates import DATASET_TEMPLATES, template_of
 
 add_trainer_config(
     "KGCOOP",
@@ -31,7 +31,7 @@ add_trainer_config(
 )
 
 # The published code's teacher differs from zero-shot CLIP's template on one data set.
-TEACHER_TEMPLATES = {"DescribableTextures": "a photo of a {}, a type of texture."}
+TEACHER_TEMPLATES = DATASET_TEMPLATES | {"DescribableTextures": "a photo of a {}, a type of texture."}
 
 
 @TRAINER_REGISTRY.register()
@@ -47,6 +47,6 @@ class KgCoOp(CoOp):
             by_class = sentences_by_class(sentences, self.train_classnames, "TRAINER.KGCOOP.SENTENCES")
             teacher = described_features(encoder, by_class, self.train_classnames, self.precision)
         else:
-            template = TEACHER_TEMPLATES.get(self.cfg.DATASET.NAME) or template_of(self.cfg, self.dm.dataset)
+            template = template_of(self.cfg, self.dm.dataset, TEACHER_TEMPLATES)
             teacher = ensemble(template_features(encoder, self.train_classnames, [template], self.precision))
         return KnowledgeGuided(teacher, self.settings.W)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from dassl.engine import TRAINER_REGISTRY
 from prompting import Output
 from trainers.base import add_trainer_config
-from trainers.heads import MAX_VIEWS, FittedTrainer, HeadCLIP, OwnClassesOnly, validation_features
+from trainers.heads import MAX_VIEWS, FittedTrainer, HeadCLIP, places_of, validation_features
 
 COARSE = (1e6, 1e4, 1e2, 1.0, 1e-2, 1e-4, 1e-6)
 add_trainer_config(
@@ -50,8 +50,19 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(len(self.classnames)))
 
 
-class LinearCLIP(OwnClassesOnly, HeadCLIP):
-    """Image features and a linear classifier in place of the text."""
+class LinearCLIP(HeadCLIP):
+    """Image features and a linear classifier in place of the text; it refuses classes that it was not trained on."""
+
+    def set_classes(self, classnames: Sequence[str]) -> None:
+        trained = self.head.classnames
+        places = places_of(classnames, trained)
+        if -1 in places:
+            raise ValueError(
+                f"the classifier of {len(trained)} trained classes ({trained[0]!r} ...) does not know "
+                f"{classnames[places.index(-1)]!r}: evaluate on classes that it was trained on, or use a method that "
+                "serves new ones, such as CLIP_Adapter or CoOp"
+            )
+        super().set_classes(classnames)
 
     def compare(self, image: Tensor, text: Tensor) -> Output:
         logits = image @ self.of_classes(self.head.weight).t() + self.of_classes(self.head.bias[:, None])[:, 0]

@@ -21,10 +21,12 @@ from PIL import Image
 from torch import Tensor
 from yacs.config import CfgNode
 
+import datasets  # noqa: F401  registers the data sets
 from common.commandline import listed, printable
 from common.hub import HUB_PREFIX, hub_folder
 from common.unpickling import read_checkpoint
 from dassl.config import check_values, get_cfg_default, read_yaml
+from dassl.data.datasets import DATASET_REGISTRY
 from dassl.data.transforms import build_transform
 from dassl.engine import TRAINER_REGISTRY
 from dassl.utils import UnreadableImageError, read_image
@@ -48,11 +50,13 @@ class Prediction:
 def trainer_without_data(cfg: CfgNode, classnames: Sequence[str], **attributes: Any) -> Any:
     """Build ``cfg.TRAINER.NAME`` for a class list, without data set, loaders and objective.
 
-    ``attributes`` are set on its class.
+    Of the data set, if ``cfg.DATASET.NAME`` is registered, it knows the template. ``attributes`` are set on its class.
     """
+    name = cfg.DATASET.NAME
+    template = getattr(DATASET_REGISTRY.get(name), "template", "") if name in DATASET_REGISTRY else ""
 
     def build_data_loader(self: Any) -> None:
-        self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=list(classnames)))
+        self.dm = SimpleNamespace(dataset=SimpleNamespace(classnames=list(classnames), template=template))
         self.train_loader_x = self.train_loader_u = self.val_loader = self.test_loader = None
         self.num_classes, self.lab2cname = len(classnames), dict(enumerate(classnames))
         self.train_classnames = list(classnames)
@@ -67,6 +71,7 @@ class Classifier:
 
     def __init__(self, trainer: Any) -> None:
         self.model, self.device = trainer.model.eval(), trainer.device
+        self._own = self.model.classnames  # those that the run was trained on
         self.transform: Callable[[Image.Image], Tensor] = build_transform(trainer.cfg, is_train=False)
         self.upright: bool = trainer.cfg.INPUT.get("EXIF_ORIENTATION", False)
         self.shorter_edge = max(trainer.cfg.INPUT.SIZE)
@@ -80,7 +85,7 @@ class Classifier:
     def predict(
         self, paths: Sequence[str | Path], classes: Sequence[str] | None = None, top: int = 5, batch_size: int = 32
     ) -> Iterator[Prediction]:
-        """Classify image files, a batch at a time.
+        """Classify image files, a batch at a time; several calls may take turns.
 
         Args:
             classes: class names to choose from; by default those that the run was trained on.
@@ -97,28 +102,32 @@ class Classifier:
             raise ValueError(f"top ({top}) and batch_size ({batch_size}) must be at least 1")
         if classes is not None:
             check_names(classes)
-            self.model.set_classes(classes)
-        if self.classnames in ((), (UNSET,)):
+        classnames = self._own if classes is None else tuple(classes)
+        if classnames in ((), (UNSET,)):
             raise ValueError("no class names: this run has none of its own, give them as classes")
-        with self.model.evaluating() as watch:
-            for start in range(0, len(paths), batch_size):
-                answers = {str(path): Prediction(str(path), []) for path in paths[start : start + batch_size]}
-                images = {}
-                for path in answers:
-                    try:
-                        images[path] = self.transform(read_rgb(path, self.upright, self.shorter_edge))
-                    except ValueError as error:
-                        answers[path] = Prediction(path, [], str(error))
+        text = None
+        for start in range(0, len(paths), batch_size):
+            answers = {str(path): Prediction(str(path), []) for path in paths[start : start + batch_size]}
+            images = {}
+            for path in answers:
+                try:
+                    images[path] = self.transform(read_rgb(path, self.upright, self.shorter_edge))
+                except ValueError as error:
+                    answers[path] = Prediction(path, [], str(error))
+            if self.classnames != classnames:  # another call may have been here
+                self.model.set_classes(classnames)
+            with self.model.evaluating(text) as watch:
+                text = watch.text
                 if images:
                     logits = self.model(torch.stack(list(images.values())).to(self.device))
-                    ranked = logits.softmax(dim=1).topk(min(top, len(self.classnames)))
+                    ranked = logits.softmax(dim=1).topk(min(top, len(classnames)))
                     for path, values, labels in zip(images, *map(Tensor.tolist, ranked), strict=True):
-                        names = [self.classnames[label] for label in labels]
+                        names = [classnames[label] for label in labels]
                         answers[path] = Prediction(path, list(zip(names, values, strict=True)))
                 zero = [*watch.heed(list(images)), *watch.zero_classes]
-                if zero:
-                    print(f"features of norm zero, which are like nothing: {printable(listed(zero))}", file=sys.stderr)
-                yield from (answers[str(path)] for path in paths[start : start + batch_size])
+            if zero:
+                print(f"features of norm zero, which are like nothing: {printable(listed(zero))}", file=sys.stderr)
+            yield from (answers[str(path)] for path in paths[start : start + batch_size])
 
 
 def read_rgb(path: str | Path, exif_orientation: bool = True, shorter_edge: int = 224) -> Image.Image:
@@ -183,9 +192,9 @@ def zero_shot(
 def _classifier(
     cfg: CfgNode, device: str, folder: str, epoch: int | None, classes: Sequence[str] | None = None
 ) -> Classifier:
-    if device.partition(":")[0] not in ("", "cpu", "cuda"):
-        raise ValueError(f"--device is {device!r}: use cpu or cuda")
-    if device.startswith("cuda") and not torch.cuda.is_available():
+    if device not in ("", "cpu", "cuda"):
+        raise ValueError(f"--device is {device!r}: use cpu or cuda, and CUDA_VISIBLE_DEVICES=N for one of several GPUs")
+    if device == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"--device is {device!r}, but this machine has no CUDA device: use cpu")
     cfg.USE_CUDA = torch.cuda.is_available() if not device else device != "cpu"
     cfg.VERBOSE = False

@@ -22,7 +22,7 @@ from prompting.towers.text import TextEncoder
 from trainers.base import WEIGHT, Between, add_trainer_config
 from trainers.coop import CoOp, CoOpLearner
 from trainers.objectives import PromptAligned
-from trainers.templates import template_of
+from trainers.templates import DATASET_TEMPLATES, template_of
 
 add_trainer_config(
     "PROGRAD",
@@ -37,7 +37,7 @@ add_trainer_config(
 )
 
 # The published code's templates end in the class name, so that the words before it can start the context.
-TEMPLATES = {
+TEMPLATES = DATASET_TEMPLATES | {
     "DescribableTextures": "a texture of {}.",
     "FGVCAircraft": "a type of aircraft, a photo of a {}.",
     "Food101": "a type of food, a photo of {}.",
@@ -91,10 +91,8 @@ class ProGrad(CoOp):
 
     @property
     def template(self) -> str:
-        """Of the zero-shot predictions and the context's first words; a ``DATASET.TEMPLATE`` replaces the published."""
-        configured = getattr(self.cfg.DATASET, "TEMPLATE", "")
-        published = TEMPLATES.get(self.cfg.DATASET.NAME)
-        return published if published and not configured else template_of(self.cfg, self.dm.dataset)
+        """Of the zero-shot predictions and the context's first words."""
+        return template_of(self.cfg, self.dm.dataset, TEMPLATES)
 
     def build_learner(self, clip_model: nn.Module, generator: torch.Generator) -> CoOpLearner:
         s = self.settings

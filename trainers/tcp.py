@@ -25,7 +25,7 @@ from prompting.learner import context_parameter, count_context, linear_layer
 from prompting.tokens import clean_name
 from trainers.base import WEIGHT, Between, PromptTrainer, add_trainer_config
 from trainers.objectives import KnowledgeGuided
-from trainers.templates import template_of
+from trainers.templates import DATASET_TEMPLATES, template_of
 
 add_trainer_config(
     "TCP",
@@ -38,10 +38,9 @@ add_trainer_config(
     W=8.0,  # weight of the distance to the hand-written prompts' features
 )
 
-# As published: the sentence whose frozen feature stands for the class, where it is not zero-shot CLIP's template
-# (DATASET.TEMPLATE takes its place), and what follows the learned context, where it is not "{}.". That of StanfordCars
-# has no full stop.
-FROZEN_TEMPLATES = {
+# As published: the sentence whose frozen feature stands for the class, which on three data sets is not zero-shot CLIP's
+# template, and what follows the learned context, where it is not "{}.". That of StanfordCars has no full stop.
+FROZEN_TEMPLATES = DATASET_TEMPLATES | {
     "DescribableTextures": "a photo of a {}, a type of texture.",
     "FGVCAircraft": "a photo of an aircraft {}.",
     "Food101": "a photo of a {}, a type of food.",
@@ -132,9 +131,7 @@ class TCP(PromptTrainer):
                 f"TRAINER.TCP.LAYER is {s.LAYER}, but this backbone's text tower takes the classes' tokens at layers 1 "
                 f"to {last}: set it to {min(max(s.LAYER, 1), last)}"
             )
-        frozen = template_of(self.cfg, self.dm.dataset)
-        if name in FROZEN_TEMPLATES and not self.cfg.DATASET.get("TEMPLATE"):
-            frozen = FROZEN_TEMPLATES[name]
+        frozen = template_of(self.cfg, self.dm.dataset, FROZEN_TEMPLATES)
         after = AFTER_CONTEXT.get(name, "{}.")
         return TCPLearner(clip_model, s.N_CTX, s.CTX_INIT, s.LAYER, after, frozen, generator)
 

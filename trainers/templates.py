@@ -5,6 +5,7 @@ Templates as published with CoOp (https://github.com/KaiyangZhou/CoOp) and CLIP 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from yacs.config import CfgNode
@@ -62,13 +63,16 @@ IMAGENET_TEMPLATES_SELECT = (
 )
 
 
-def template_of(cfg: CfgNode, dataset: Any) -> str:
+def template_of(cfg: CfgNode, dataset: Any, published: Mapping[str, str] = DATASET_TEMPLATES) -> str:
     """The prompt template: ``DATASET.TEMPLATE``, else the published one, else the data set's own, else a default.
+
+    Args:
+        published: by data set; a method that has some of its own lays them over zero-shot CLIP's.
 
     Raises:
         ValueError: for a template without exactly one "{}".
     """
-    configured, published = getattr(cfg.DATASET, "TEMPLATE", ""), DATASET_TEMPLATES.get(cfg.DATASET.NAME)
-    if configured:
+    if configured := getattr(cfg.DATASET, "TEMPLATE", ""):
         return check_template(configured, "DATASET.TEMPLATE")
-    return check_template(published or getattr(dataset, "template", "") or "a photo of a {}.")
+    known = published.get(cfg.DATASET.NAME)
+    return check_template(known or getattr(dataset, "template", "") or "a photo of a {}.")

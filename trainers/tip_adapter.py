@@ -134,13 +134,17 @@ class WithCache(HeadTrainer):
         best = int(np.argmax(right))
         head.beta.fill_(betas[best // len(alphas)])
         head.alpha.fill_(alphas[best % len(alphas)])
-        found = {
+        self.note_search(100 * int(right[best]) / len(labels))
+        print(f"Searched on {len(labels)} validation images: {self.notes['searched']}")
+
+    def note_search(self, val_accuracy: float) -> None:
+        """Keep for results.json with which alpha and beta the model is right on how many validation images, in %."""
+        head = self.model.head
+        self.notes["searched"] = {
             "alpha": head.alpha.item(),
             "beta": head.beta.item(),
-            "val_accuracy": 100 * int(right[best]) / len(labels),
+            "val_accuracy": val_accuracy,
         }
-        self.notes["searched"] = found
-        print(f"Searched on {len(labels)} validation images: {found}")
 
 
 def grid(most: float, steps: int) -> list[float]:
@@ -182,3 +186,9 @@ class TipAdapterF(WithCache):
         if self.epoch + 1 == self.max_epoch or self.cfg.TEST.FINAL_MODEL == "best_val":
             self.search()
         super().after_epoch()
+
+    def final_evaluation(self) -> None:
+        """As always; what was searched is that of the deployed epoch."""
+        if self.settings.SEARCH and self.cfg.TEST.FINAL_MODEL == "best_val":
+            self.note_search(self.best_result)
+        super().final_evaluation()

@@ -10,7 +10,6 @@ paper's selective inference). Names tell, also for base and new classes in one s
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -22,6 +21,7 @@ from common.unpickling import CheckpointError
 from dassl.engine import TRAINER_REGISTRY
 from prompting import PromptedCLIP, Prompts, TowerSizes
 from trainers.base import Between, add_trainer_config
+from trainers.heads import places_of
 from trainers.layernorm_tuning import LAYERNORM_RANGES, LayerNormLearner, LayerNormTuning, tuned_layers
 
 add_trainer_config(
@@ -49,13 +49,6 @@ class Classifier(nn.Module):
         super().__init__()
         self.classnames = tuple(classnames)
         self.weight = nn.Parameter(torch.zeros(len(self.classnames), width))
-
-    def rows_of(self, classnames: Sequence[str]) -> list[int]:
-        """Row of each class; -1 where it was not trained on. Equal names keep their order."""
-        rows = defaultdict(list)
-        for row, name in enumerate(self.classnames):
-            rows[name].append(row)
-        return [rows[name].pop(0) if rows[name] else -1 for name in classnames]
 
 
 class TwoStageLearner(LayerNormLearner):
@@ -94,7 +87,7 @@ class SelectiveCLIP(PromptedCLIP):
 
     def set_classes(self, classnames: Sequence[str]) -> None:
         super().set_classes(classnames)
-        self.rows = self.prompt_learner.classifier.rows_of(classnames)
+        self.rows = places_of(classnames, self.prompt_learner.classifier.classnames)
 
     def text_features(self, prompts: Prompts | None = None) -> Tensor:
         """What stands for the current classes, normalised, (n_cls, embed_dim), float32."""

@@ -35,8 +35,9 @@ def test_language_only_leaves_the_images(small_clip, some_images):
     assert (output.text_features - own_text(small_clip)).abs().max() > 1e-3
 
 
-def test_vision_only_leaves_the_text(small_clip, some_images):
-    learner = ivlp(small_clip, text_depth=0, vision_depth=3)
+@pytest.mark.parametrize("n_text", [2, 8])  # of which none is learned
+def test_vision_only_leaves_the_text(small_clip, some_images, n_text):
+    learner = ivlp(small_clip, text_depth=0, vision_depth=3, n_text=n_text)
     model = PromptedCLIP(small_clip, learner, CLASSNAMES, FP32)
     output = model.outputs(some_images)
     torch.testing.assert_close(output.text_features, own_text(small_clip), atol=1e-5, rtol=1e-5)

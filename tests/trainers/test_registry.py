@@ -178,6 +178,44 @@ def test_saved_prompts_give_the_same_logits_on_new_classes(case, images, tmp_pat
     assert loaded.test() == accuracy
 
 
+OTHER_SETTINGS = {
+    "CoOp": ("TRAINER.COOP.CLASS_TOKEN_POSITION", "middle"),
+    "CLIP_LoRA": ("TRAINER.CLIP_LORA.ALPHA", 2.0),
+    "MMA": ("TRAINER.MMA.ADAPTER_SCALE", 0.5),
+    "MMRLpp": ("TRAINER.MMRLPP.BETA", 0.25),
+    "TaskRes": ("TRAINER.TASKRES.RESIDUAL_SCALE", 0.25),
+    "CLIP_Adapter": ("TRAINER.CLIP_ADAPTER.RATIO", 0.5),
+    **dict.fromkeys(("MaPLe_BMIP", "PromptSRC_BMIP", "CoPrompt_BMIP"), ("TRAINER.BMIP.CTX_INIT", "a photo of the")),
+    **dict.fromkeys(("CoOp_DePT", "PromptSRC_DePT"), ("TRAINER.DEPT.LAMBDA", 0.25)),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_SETTINGS)
+def test_settings_other_than_the_checkpoints_are_said(case, built, tmp_path, capsys):
+    key, value = OTHER_SETTINGS[case]
+    node, name = key.split(".")[1:]
+    own = built(case).cfg.TRAINER[node][name]
+    build(case, tmp_path, **{key: value}).save_model(0, str(tmp_path))
+    for loaded, said in (
+        (built(case), [f"Note: {key} is {own!r}, the checkpoint was trained with {value!r}"]),
+        (build(case, **{key: value}), []),
+    ):
+        capsys.readouterr()
+        copy.deepcopy(loaded).load_model(str(tmp_path))
+        assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("Note")] == said
+
+
+@pytest.mark.parametrize(
+    "settings", [None, "CSC: false\nCLASS_TOKEN_POSITION: middle\nCTX_INIT:\n- x\n", ":", "\x1b: \n"]
+)
+def test_a_checkpoint_with_settings_as_earlier_versions_wrote_them_loads(settings, built, tmp_path):
+    trainer = build("CoOp", tmp_path)
+    extra = trainer.checkpoint_extra
+    trainer.checkpoint_extra = lambda name: extra(name) | {"settings": settings}
+    trainer.save_model(0, str(tmp_path))
+    copy.deepcopy(built("CoOp")).load_model(str(tmp_path))
+
+
 @pytest.mark.parametrize("case", ANY_CLASSES)
 def test_evaluation(case, built):
     """As Dassl does it: one number, the same each time, of whichever classes are asked for."""
@@ -338,6 +376,7 @@ def test_a_method_reads_no_other_methods_node(method):
         if node not in TRAINER_NODES[method]:
             del cfg.TRAINER[node]
     trainer = build_trainer(cfg)
+    assert trainer.nodes == TRAINER_NODES[method]
     if trainer.needs_training:
         assert torch.isfinite(torch.tensor(train_on(trainer, first_batch(trainer))["loss"]))
     assert len(trainer.checkpoint_extra("prompt_learner")["settings"]) > 0

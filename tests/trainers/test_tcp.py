@@ -30,7 +30,7 @@ def test_the_texts_of_every_data_set(small_clip, name):
     assert int((layout.context >= 0).sum()) == 4
     text = SimpleTokenizer().decode(layout.tokens[0, 5 : int(layout.lengths[0]) - 1].tolist())
     assert text.split() == after.format("sea lion").lower().replace(".", " .").replace(",", " ,").split()
-    assert FROZEN_TEMPLATES.get(name, DATASET_TEMPLATES[name]).count("{}") == 1
+    assert FROZEN_TEMPLATES[name].count("{}") == 1
 
 
 def test_class_features_are_the_mean_of_sentences_and_computed_once(small_clip, monkeypatch):

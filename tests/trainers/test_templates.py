@@ -1,6 +1,8 @@
 """Which template a data set is prompted with."""
 
 import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +10,9 @@ import torch
 
 import datasets  # noqa: F401  adds DATASET.TEMPLATE
 from dassl.config import get_cfg_default
-from tests.trainers.small_runs import build
+from dassl.data.datasets import DATASET_REGISTRY
+from tests.trainers.small_runs import build, repository
+from trainers import load_run
 from trainers.templates import (
     IMAGENET_TEMPLATES,
     IMAGENET_TEMPLATES_SELECT,
@@ -61,6 +65,18 @@ def test_zero_shot_takes_sentences_in_place_of_templates(tmp_path):
         described.model.text_features()
 
 
+@pytest.mark.parametrize("case", ["KgCoOp", "TCP", "ProGrad"])
+@pytest.mark.parametrize("template", ["", "a scan of {}."])
+def test_a_configured_template_comes_before_what_a_method_published(case, template, monkeypatch):
+    """The bundled digits under the name of a data set on which these methods' teachers are not zero-shot CLIP."""
+    textures = type("DescribableTextures", (DATASET_REGISTRY.get("Digits"),), {})
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "DescribableTextures", textures)
+    trainer = build(case, **{"DATASET.NAME": "DescribableTextures", "DATASET.TEMPLATE": template})
+    published = "a texture of {}." if case == "ProGrad" else "a photo of a {}, a type of texture."
+    expected = build("ZeroshotCLIP", **{"DATASET.TEMPLATE": template or published}).model.text_features()
+    torch.testing.assert_close(trainer.objective.teacher, expected, rtol=0, atol=2e-6)
+
+
 @pytest.mark.parametrize("trainer", ["KgCoOp", "PromptSRC"])
 def test_a_teacher_takes_sentences_in_place_of_templates(trainer, tmp_path):
     """Sentences that are one template's give the teacher of zero-shot CLIP."""
@@ -76,3 +92,31 @@ def test_a_teacher_takes_sentences_in_place_of_templates(trainer, tmp_path):
     path.write_text("{}")
     with pytest.raises(ValueError, match=f"{key}: .* no sentence for 5 classes"):
         build(trainer, **{key: str(path)})
+
+
+@pytest.mark.parametrize(
+    "case",
+    [
+        *("ZeroshotCLIP", "ZeroshotCLIP2", "TCP", "MMRL", "MMRLpp", "ProGrad"),
+        *("TaskRes", "CLIP_Adapter", "TipAdapter", "TipAdapterF", "CLAP"),
+    ],
+)
+def test_a_loaded_run_has_the_template_of_its_data_sets_class(case, tmp_path, monkeypatch):
+    """As RESISC45 has one: no configuration names it, and no list of published ones."""
+    own = {"template": "a digit, drawn: {}."}
+    drawn = type("DrawnDigits", (DATASET_REGISTRY.get("Digits"),), own)
+    monkeypatch.setitem(DATASET_REGISTRY._obj_map, "DrawnDigits", drawn)
+    trainer = build(case, tmp_path, **{"DATASET.NAME": "DrawnDigits", "OPTIM.MAX_EPOCH": 1})
+    if trainer.needs_training:
+        trainer.train()
+    (tmp_path / "config.yaml").write_text(trainer.cfg.dump(), encoding="utf-8")
+    loaded = load_run(tmp_path, "cpu").model
+    for model in (trainer.model.eval(), loaded):
+        model.set_classes(["digit seven", "digit one"])
+    with torch.no_grad():
+        assert torch.equal(loaded.text_features(), trainer.model.text_features())
+
+
+def test_load_run_alone_knows_the_data_sets():
+    code = "import trainers; from dassl.data.datasets import DATASET_REGISTRY; DATASET_REGISTRY.get('RESISC45')"
+    subprocess.run([sys.executable, "-c", code], cwd=repository(), check=True)

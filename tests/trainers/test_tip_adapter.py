@@ -96,13 +96,19 @@ def test_alpha_and_beta_are_searched_on_validation_images_only(case, tmp_path, m
 
 
 def test_validation_may_choose_the_epoch(tmp_path, monkeypatch):
-    trainer = build("TipAdapterF", tmp_path, **{"TEST.FINAL_MODEL": "best_val", "TEST.NO_TEST": False})
-    deployed = []
+    options = {"TEST.FINAL_MODEL": "best_val", "TEST.NO_TEST": False}
+    trainer = build("TipAdapterF", tmp_path, **options)
+    deployed, searched, search = [], [], trainer.search
+    monkeypatch.setattr(trainer, "search", lambda: search() or searched.append(trainer.notes["searched"]))
     trainer.configure(final_evaluation=lambda: deployed.append(trainer.model.head.alpha.item()))
     trainer.train()
     assert max(epoch["val_result"] for epoch in trainer.history) == trainer.best_result
     best = torch.load(tmp_path / "prompt_learner" / "model-best.pth.tar", weights_only=True)["state_dict"]
     assert deployed == [best["head.alpha"].item()]
+    accuracies = [found["val_accuracy"] for found in searched]
+    chosen = accuracies.index(max(accuracies))
+    assert searched[chosen] != searched[-1]
+    assert trainer.notes["searched"] == pytest.approx(searched[chosen])
 
 
 @pytest.mark.parametrize("case", BOTH)

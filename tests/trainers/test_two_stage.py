@@ -8,7 +8,7 @@ from tests.trainers.replaying import record_on_cpu
 from tests.trainers.small_runs import build, logits_of, trained_tensors
 from trainers.counted_steps import MIN_LR, cosine
 from trainers.step import DeviceStep
-from trainers.two_stage import Classifier, TwoStage
+from trainers.two_stage import TwoStage
 
 HALVES = {"TRAINER.TWOSTAGE.N_ITERS_FRAC": 0.5, "OPTIM.MAX_EPOCH": 4}
 ALL = [f"digit {name}" for name in ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]]
@@ -76,10 +76,6 @@ def test_known_classes_have_rows_and_others_text(run):
         torch.testing.assert_close(mixed, expected, atol=1e-4, rtol=0)
     finally:
         model.set_classes(base)
-
-
-def test_rows_are_found_by_name():
-    assert Classifier(["a", "b", "a"], 2).rows_of(["c", "a", "b", "a", "a"]) == [-1, 0, 1, 2, -1]
 
 
 @pytest.mark.parametrize("split", ["base", "new", "all"])
