@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from common.files import DAMAGED_ARCHIVE
 from reporting.drawing import (
     COLOURS,
     DASHES,
@@ -350,7 +350,7 @@ def _features_of(run: Run, split: str) -> tuple[str, ndarray, ndarray, ndarray, 
             content = {part: file[f"{split}_{part}"] for part in ("images", "labels", "texts", "classnames")}
     except PlotError:
         raise
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARCHIVE as error:
         raise PlotError(f"{path} cannot be read ({error}): the run may have been cut short; run it again") from error
     images, texts = content["images"].astype("float64"), content["texts"].astype("float64")
     return split, images, content["labels"], texts, [str(name) for name in content["classnames"]]

@@ -13,6 +13,7 @@ from reporting.methods import PROTOCOLS
 from reporting.table import build_table, document
 from results.calibration import save_predictions
 from results.schema import load_runs
+from tests.reporting.conftest import damage
 
 
 def calibration(ece, nll=1.0, scaled=None):
@@ -167,6 +168,8 @@ def test_recompute_takes_other_bins_from_the_predictions(runs, capsys):
     [
         (None, "no run has its predictions.npz"),
         (b"PK damaged", "cannot be read"),
+        ("content", "cannot be read"),
+        ("method", "cannot be read"),
         ("lacking", "lacks brier, confidence"),
     ],
 )
@@ -174,6 +177,9 @@ def test_recompute_refuses_what_it_cannot_use_in_one_line(runs, capsys, content,
     path = runs.add().with_name("predictions.npz")
     if content == "lacking":
         np.savez(path, base_label=np.zeros(3))
+    elif isinstance(content, str):
+        save(path.parent)
+        damage(path, content)
     elif content:
         path.write_bytes(content)
     assert main(["recompute", str(runs.root)]) == 2

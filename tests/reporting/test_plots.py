@@ -13,7 +13,7 @@ from reporting.drawing import COLOURS, FAMILIES, Options, PlotError, look, looks
 from reporting.methods import selected
 from reporting.plots import KINDS, draw_plot
 from results.schema import ResultsError, load_runs
-from tests.reporting.conftest import twin
+from tests.reporting.conftest import damage, twin
 
 ROOT = Path(__file__).resolve().parents[2]
 THREE = ("Caltech101", "OxfordPets", "EuroSAT")
@@ -23,7 +23,7 @@ def save_features(folder, classes=3, per_class=5):
     draw = np.random.default_rng(0)
     centres = draw.normal(size=(classes, 8))
     labels = np.repeat(np.arange(classes), per_class)
-    np.savez(
+    np.savez_compressed(
         folder / "features.npz",
         base_images=(centres[labels] + 0.1 * draw.normal(size=(len(labels), 8))).astype("float16"),
         base_labels=labels,
@@ -268,12 +268,21 @@ def test_an_unknown_metric_is_refused_with_the_choices(runs):
         figure_of("seeds", load_runs([runs.root]), Options(metric="f1"))
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no zip at all"])
-def test_damaged_features_are_named(runs, content):
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no zip at all", "content", "method"])
+def test_damaged_features_are_named_and_leave_the_page_its_other_plots(runs, content):
     path = runs.add().with_name("features.npz")
-    path.write_bytes(content)
-    with pytest.raises(PlotError, match=re.escape(str(path))):
+    if isinstance(content, str):
+        save_features(path.parent)
+        damage(path, content)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(PlotError, match=f"{re.escape(str(path))} cannot be read"):
         draw_plot("tsne", load_runs([runs.root]), "png")
+    target = runs.root / "report.html"
+    assert main(["html", str(runs.root), "-o", str(target)]) == 0
+    page = target.read_text(encoding="utf-8")
+    assert "features.npz cannot be read" in page
+    assert "<svg" in page
 
 
 def test_features_are_never_unpickled(runs):
