@@ -366,12 +366,16 @@ def chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[Metric]:
 
 def comparability(runs: Sequence[Run]) -> list[str]:
     """Warnings about what keeps runs from being compared: other images, other weights, a demonstration model."""
-    facts = [(f"runs on {run.dataset} use different split files", run, "data", "split_sha256") for run in runs]
+    facts = [
+        (f"runs on {run.dataset} use different split files", run, run.record["data"], "split_sha256") for run in runs
+    ]
     different = "runs have different weights for the backbone"
-    facts += [(f"{different} {run.backbone}", run, "model", "backbone_sha256") for run in runs]
+    facts += [(f"{different} {run.backbone}", run, run.record["model"], "backbone_sha256") for run in runs]
+    split = "some runs are tested on validation images, others on test images (TEST.SPLIT)"
+    facts += [(split, run, run.settings, "TEST.SPLIT") for run in runs]
     first_with: dict[str, dict[str, Run]] = defaultdict(dict)  # each content under one name
     for said, run, part, key in facts:
-        if (content := run.record[part].get(key)) is not None:
+        if (content := part.get(key)) is not None:
             first_with[said].setdefault(content, run)
     groups = {said: list(by_content.values()) for said, by_content in first_with.items()}
     first_of = {run.demonstration: run for run in reversed(runs)}

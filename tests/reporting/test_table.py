@@ -167,6 +167,27 @@ def test_different_split_files_are_warned_about(runs):
     assert build(runs).warnings == (f"runs on digits use different split files: {first}, {second}",)
 
 
+def on_split(name):
+    return {"config": {"SEED": 1, "TEST": {"SPLIT": name}}, "overrides": {"TEST.SPLIT": name} if name == "val" else {}}
+
+
+def test_runs_on_validation_images_are_rows_of_their_own(runs):
+    runs.add(seed=1, **on_split("test"))
+    runs.add(seed=2, **on_split("val"))
+    table = build(runs)
+    assert labels(table) == ["CoOp (TEST.SPLIT test)", "CoOp (TEST.SPLIT val)"]
+    assert "CoOp (TEST.SPLIT val): changed: TEST.SPLIT val." in table.legend
+
+
+def test_methods_on_validation_and_on_test_images_are_warned_about(runs):
+    tested = runs.add(**on_split("test"))
+    runs.add(trainer="MaPLe")  # of a version that did not record it
+    assert build(runs).warnings == ()
+    validated = runs.add(trainer="BMIP", **on_split("val"))
+    said = "some runs are tested on validation images, others on test images (TEST.SPLIT)"
+    assert build(runs).warnings == (f"{said}: {tested}, {validated}",)
+
+
 def test_different_weights_under_one_name_are_warned_about(runs):
     model = {"trainable_parameters": 512, "trainable_tensors": {}}
     first = runs.add(seed=1, model={**model, "backbone_sha256": "aa"})

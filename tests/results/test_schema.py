@@ -241,6 +241,8 @@ def test_images_that_are_turned_upright_are_stated():
         (["SEED", "3", "OUTPUT_DIR", "x", "RESUME", "x", "DATASET.ROOT", "x", "USE_CUDA", "False"], {}),
         (["TRAINER.NAME", "CoOp", "MODEL.BACKBONE.NAME", "RN50"], {}),  # keys of the record
         (["DATASET.NUM_SHOTS", "4", "TEST.FINAL_MODEL", "best_val"], {}),  # of the protocol
+        (["TEST.SPLIT", "val", "TEST.PER_CLASS_RESULT", "True"], {"TEST.SPLIT": "val"}),
+        (["TEST.EVALUATOR", "Mine"], {"TEST.EVALUATOR": "Mine"}),
         (["DATALOADER.NUM_WORKERS", "0", "DATALOADER.TEST.BATCH_SIZE", "8", "TRAIN.PRINT_FREQ", "5"], {}),
     ],
 )
