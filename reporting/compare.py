@@ -18,6 +18,7 @@ from reporting.methods import (
     chosen_metrics,
     comparability,
     dataset_order,
+    datasets_of,
     group_methods,
     shots_text,
     sources_of,
@@ -121,7 +122,9 @@ def _compared(
     ]
     if one.deterministic != other.deterministic:
         fixed = one if one.deterministic else other
-        legend.append(f"{fixed.label} trains nothing: its number stands for every seed.")
+        differs = any(seed is not None for metric in chosen for _, _, seed in _values(fixed, metric))
+        but = ", unless its own seeds differ" if differs else ""
+        legend.append(f"{fixed.label} trains nothing: its number stands for every seed{but}.")
     if len(lines) > 1:
         chance = "about one in twenty of equal methods comes below the 5 % level by chance"
         legend.append(f"{len(lines)} comparisons are made here: {chance}.")
@@ -245,7 +248,8 @@ def _lines(metric: Metric, one: Method, other: Method, sources: Collection[str])
     by_shots: dict[int, list[Pair]] = defaultdict(list)
     for key in sorted(keys, key=lambda key: (dataset_order(key[0]), key[1] or 0, key[2] or 0)):
         dataset, shots, seed = key
-        left, right = (values.get(key, values.get((dataset, None, None))) for values in (first, second))
+        places = (key, (dataset, None, seed), (dataset, None, None))
+        left, right = (next((values[at] for at in places if at in values), None) for values in (first, second))
         if left is not None and right is not None:
             by_shots[shots or 0].append(Pair(dataset, shots or 0, seed, left, right))
     for shots, pairs in sorted(by_shots.items()):
@@ -259,14 +263,21 @@ def _lines(metric: Metric, one: Method, other: Method, sources: Collection[str])
 
 
 def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int | None], float]:
-    """The metric by data set, shots and seed; a method that trains nothing has one number for all shots and seeds."""
-    values = {}
-    for run in method.runs:
-        value = metric.of_run(run)
-        if value is not None:
-            key = (run.dataset, None, None) if method.deterministic else (run.dataset, run.shots, run.seed)
-            values[key] = value if metric.percent else 100 * value  # points are hundredths of either
-    return values
+    """The metric by data set, shots and seed.
+
+    A method that trains nothing has one number for all shots, and for all seeds unless it differs between them.
+    """
+    values: dict[tuple[str, int | None, int | None], float] = {}
+    if method.deterministic:
+        for dataset in datasets_of(method.runs):
+            if (summary := method.summary(metric, dataset)) is not None:
+                by_seed = {None: summary.mean} if summary.deterministic else summary.values
+                values |= {(dataset, None, seed): value for seed, value in by_seed.items()}
+    else:
+        found = {(run.dataset, run.shots, run.seed): metric.of_run(run) for run in method.runs}
+        values = {key: value for key, value in found.items() if value is not None}
+    # points are hundredths of either
+    return values if metric.percent else {key: 100 * value for key, value in values.items()}
 
 
 def sentence(result: Paired, where: str, first: str, second: str, lower: bool = False) -> str:

@@ -64,6 +64,7 @@ class Metric:
     lower: bool = False  # whether lower is better
     percent: bool = True
     whole: bool = False  # whether it is a count, shown without decimals
+    seeded: bool = False  # whether it follows from the seed even where nothing is trained
     group: str = ""  # a name by which it is chosen together with others
     legend: str = ""  # what it is, where the protocol's legend does not say it
 
@@ -120,7 +121,7 @@ def _calibration(*splits: str) -> tuple[Metric, ...]:
             of_run = partial(Run.calibration, split=split, name=name, scaled=scaled)
             alone = splits == ("all",)
             key, heading = (group, shown) if alone else (f"{group}_{split}", f"{shown} {split}")
-            metrics.append(Metric(key, heading, of_run, group=group, **how))
+            metrics.append(Metric(key, heading, of_run, seeded=scaled, group=group, **how))
     return tuple(metrics)
 
 

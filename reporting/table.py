@@ -352,7 +352,7 @@ def _warnings(
             yield f"{method.label} mixes selection rules ({listed})"
         for dataset in sorted({run.dataset for run in method.runs}) if method.deterministic else ():
             runs = method.runs_on(dataset)
-            equal = [metric for metric in metrics if metric.group != COST]
+            equal = [metric for metric in metrics if metric.group != COST and not metric.seeded]
             differing = [metric.label for metric in equal if len(set(map(metric.of_run, runs))) > 1]
             if differing:
                 paths = ", ".join(str(run.path) for run in runs)

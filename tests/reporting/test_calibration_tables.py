@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 
 import numpy as np
@@ -138,6 +139,26 @@ def test_comparisons_take_them_in_points(both, capsys):
         ("ECE base", -5.0),
         ("NLL base x 100", -50.0),
     ]
+
+
+def test_zero_shot_at_a_temperature_is_compared_seed_by_seed(runs, capsys):
+    """The validation images, which the temperature fits, are drawn by the seed, though nothing is trained."""
+    for seed, scaled in enumerate((3.0, 5.0, 8.5), start=1):
+        runs.add(with_calibration(runs, 9.0, scaled=scaled), trainer="ZeroshotCLIP", zero_shot=True, seed=seed)
+        runs.add(with_calibration(runs, 4.0, scaled=2.0 * seed), seed=seed)
+    table = shown(runs, "ece_scaled_base", "ece_base")
+    assert table.warnings == ()
+    names = "ece_scaled_base,ece_base"
+    assert main(["compare", "ZeroshotCLIP", "CoOp", str(runs.root), "--metrics", names, "--format", "json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    scaled, plain = content["metrics"]
+    assert [(pair["first"], pair["second"]) for pair in scaled["pairs"]] == [(3.0, 2.0), (5.0, 4.0), (8.5, 6.0)]
+    assert [pair["first"] for pair in plain["pairs"]] == [9.0] * 3
+    zero_shot, coop = (row.cells["ece_scaled_base"].mean for row in table.blocks[0].rows)
+    assert scaled["difference"]["mean"] == pytest.approx(coop - zero_shot)
+    assert any(
+        line.endswith("its number stands for every seed, unless its own seeds differ.") for line in content["legend"]
+    )
 
 
 def save(folder, flags=(True, False, True, True)):
