@@ -193,7 +193,8 @@ def reliability(runs: Sequence[Run], options: Options) -> Figure:
     splits = (options.split,) if options.split else ("all", "base", "new")
     recorded = [name for name in splits for run in runs if _bins_of(run, name)]
     if not recorded:
-        raise PlotError(f"no run recorded the calibration of class split {splits[0]!r}: {runs[0].path}")
+        looked_at = " or ".join(map(repr, splits))
+        raise PlotError(f"no run recorded the calibration of class split {looked_at}: {runs[0].path}")
     split = recorded[0]
     drawn = []
     for (method, look), dataset in product(methods, datasets_of(runs)):
@@ -252,10 +253,11 @@ def confusion(runs: Sequence[Run], options: Options) -> Figure:
     splits = (options.split,) if options.split else ("all", "base", "new")
     tested = [(name, run) for name in splits for run in runs if name in run.record["metrics"]]
     recorded = [(name, run) for name, run in tested if run.record["metrics"][name].get("confusion")]
-    split = recorded[0][0] if recorded else splits[0]
-    recorded = [run.record["metrics"][split] for name, run in recorded if name == split]
     if not recorded:
-        raise PlotError(f"no run recorded a confusion matrix of class split {split!r}: {runs[0].path}")
+        looked_at = " or ".join(map(repr, splits))
+        raise PlotError(f"no run recorded a confusion matrix of class split {looked_at}: {runs[0].path}")
+    split = recorded[0][0]
+    recorded = [run.record["metrics"][split] for name, run in recorded if name == split]
     one_number_of_shots(runs, protocol, "a confusion matrix")
     matrices = [metrics["confusion"] for metrics in recorded]  # counts by true class and prediction
     if len({len(matrix) for matrix in matrices}) > 1:

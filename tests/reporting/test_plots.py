@@ -165,11 +165,7 @@ def test_a_reliability_diagram_sums_the_seeds_bins(runs_for):
     assert [text.get_text() for text in panels[0].texts] == ["ECE 11.5 % (n=2)"]
 
 
-def test_a_reliability_diagram_needs_calibration_and_one_kind_of_bins(runs):
-    first = runs.add({"all": {"accuracy": 1.0}})
-    with pytest.raises(PlotError, match="no run recorded the calibration of class split 'all'"):
-        figure_of("reliability", load_runs([runs.root]))
-    first.unlink()
+def test_a_reliability_diagram_needs_one_kind_of_bins(runs):
     for seed, bins in ((1, [3, 4]), (2, [3, 4, 5])):
         metrics = {"accuracy": 1.0, "calibration": {"bins": {"count": bins, "correct": bins}}}
         runs.add({"all": metrics}, seed=seed)
@@ -246,7 +242,8 @@ def test_every_image_and_class_name_is_in_the_tsne_plot(runs_for):
         ("gain", "no other method has a number on a data set where CoOp has one"),
         ("gates", "no run recorded gates: only BMIP"),
         ("curves", "no run has a training history"),
-        ("confusion", "no run recorded a confusion matrix of class split 'all'"),
+        ("confusion", "no run recorded a confusion matrix of class split 'all' or 'base' or 'new': "),
+        ("reliability", "no run recorded the calibration of class split 'all' or 'base' or 'new': "),
         ("tsne", "features.npz: no such file; run with TEST.SAVE_FEATURES True"),
     ],
 )
@@ -254,6 +251,13 @@ def test_what_is_missing_is_said_instead_of_an_empty_plot(runs, kind, message):
     runs.add()
     with pytest.raises(PlotError, match=message):
         draw_plot(kind, load_runs([runs.root]), "png")
+
+
+@pytest.mark.parametrize("kind", ["confusion", "reliability"])
+def test_a_class_split_that_was_chosen_is_the_only_one_looked_at(runs, kind):
+    runs.add()
+    with pytest.raises(PlotError, match="of class split 'new': "):
+        figure_of(kind, load_runs([runs.root]), Options(split="new"))
 
 
 def test_base_against_new_needs_both(runs):
