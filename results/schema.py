@@ -382,7 +382,10 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 OWN_DATA = ("folder", "csv")  # DATASET.NAME of a user's images, in any case
 MAX_LABEL = 80
-BUNDLED = re.compile(r"digits|emoji(kinds|concepts)(fluent|flat|contrast)?")
+BUNDLED = re.compile(
+    r"digits|emoji(kinds|concepts)(fluent|flat|contrast)?|miniobjects(plain|edges|textured|pixel)?"
+    r"|mini(vehicles|devices|places|animals|food|sports|arrows|tuning)"
+)
 # The literature's data sets in its order, and how else they are written (without case and punctuation).
 DATASETS = (
     *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397"),
