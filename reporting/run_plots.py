@@ -175,7 +175,8 @@ def gates(runs: Sequence[Run], options: Options) -> Figure:
         if alone:
             _thin_line(panel, [], [], **_ALONE)
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
-        panel.set(title=wrapped(panel, f"{title}: {tower}"), xlabel="epoch", ylabel="weight of the own prompt")
+        panel.set(title=wrapped(panel, f"{title}: {tower}"), xlabel="epoch")
+        panel.set_ylabel("gate: weight of the tower's\nown prompt, rest: projected")
         panel.set_ylim(-0.02, 1.02)
     return figure
 

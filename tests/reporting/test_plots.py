@@ -224,6 +224,9 @@ def test_gate_lines_are_the_mean_over_seeds_with_a_band(runs_for):
     assert text.get_title() == "BMIP, Caltech101: text"
     assert vision.lines[0].get_ydata() == pytest.approx([0.5, 0.6, 0.7])
     assert len(text.collections) == 1
+    assert {axes.get_ylabel() for axes in (vision, text)} == {
+        "gate: weight of the tower's\nown prompt, rest: projected"
+    }
 
 
 def test_every_image_and_class_name_is_in_the_tsne_plot(runs_for):
