@@ -225,8 +225,8 @@ def selection_rules(methods: Sequence[Method], who: str) -> Iterable[str]:
         if not method.deterministic:
             by_rule[method.selection_rule].append(method.label)
     if len(by_rule) > 1:
-        listed = "; ".join(f"{', '.join(names)}: {rule}" for rule, names in by_rule.items())
-        yield f"{who} their weights by different rules ({listed}), which is part of the difference"
+        rules = "; ".join(f"{', '.join(names)}: {rule}" for rule, names in by_rule.items())
+        yield f"{who} their weights by different rules ({rules}), which is part of the difference"
 
 
 def _method(methods: Sequence[Method], name: str) -> Method:
@@ -235,8 +235,8 @@ def _method(methods: Sequence[Method], name: str) -> Method:
     if len(found) == 1:
         return found[0]
     what = "fits several methods" if found else "fits no method"
-    listed = "; ".join(f"{method.trainer}/{method.setting} ({method.label})" for method in found or methods)
-    raise ResultsError(f"{name!r} {what}: {listed}")
+    choices = "; ".join(f"{method.trainer}/{method.setting} ({method.label})" for method in found or methods)
+    raise ResultsError(f"{name!r} {what}: {choices}")
 
 
 def _lines(metric: Metric, one: Method, other: Method, sources: Collection[str]) -> Iterable[MetricLine]:
