@@ -188,10 +188,10 @@ def build_table(
         line.replace(_IN_PERCENT, _MOSTLY) if any(not m.percent for m in chosen) else line for line in _COUNTING
     ]
     own = protocol.legend
-    if len(requested) == len(chosen) and protocol.columns_by != "metric":  # which is about accuracy
+    if len(requested) == len(chosen):  # it is about accuracy
         own = (_COLUMNS,) if by_shots else ()
-    asked = dict.fromkeys(metric.legend for metric in requested)
-    legend = [*counting, *own, *asked, *_runs_legend(runs, methods, by_shots, sources)]
+    by_metric = dict.fromkeys(metric.legend for metric in chosen if metric.legend)
+    legend = [*counting, *own, *by_metric, *_runs_legend(runs, methods, by_shots, sources)]
     if published is not None:
         trainers = {method.trainer for method in methods}
         # published few-shot values are accuracies

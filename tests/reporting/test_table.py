@@ -48,6 +48,22 @@ def test_the_two_conventions_of_h(runs):
     assert "average of each run's own H" in legend
 
 
+@pytest.mark.parametrize(
+    ("names", "explained"),
+    [
+        ((), ["base, new: ", "H: ", "all: ", "AUROC: "]),
+        (("base", "new", "H"), ["base, new: ", "H: "]),
+        (("openworld_auc", "average_H"), ["AUROC: ", "H: "]),
+        (("fpr95", "all"), ["FPR95: ", "all: "]),
+    ],
+)
+def test_the_legend_explains_the_metrics_that_are_shown(runs, names, explained):
+    runs.add()
+    legend = build_table(load_runs([runs.root]), metrics=names).legend
+    starts = ("base, new: ", "H: ", "all: ", "AUROC: ", "FPR95: ")
+    assert [start for line in legend for start in starts if line.startswith(start)] == explained
+
+
 def test_rows_are_ordered_and_settings_shown_where_needed(runs):
     for trainer, setting in [("Unheard", "x"), ("MaPLe", "a"), ("BMIP", "a"), ("BMIP", "b"), ("CoOp", "a")]:
         runs.add(trainer=trainer, setting=setting)
