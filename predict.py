@@ -30,7 +30,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--load-epoch", type=int, help="which epoch's checkpoint; default: best, else last")
     parser.add_argument("--backbone", default="", help="zero-shot: ViT-B/16, a file, a folder, hf:USER/REPOSITORY ...")
-    parser.add_argument("--template", default="a photo of a {}.", help="zero-shot: prompt with one {} for the class")
+    parser.add_argument("--template", help="zero-shot: prompt with one {} for the class; default: a photo of a {}.")
     parser.add_argument("--classes", default="", help="class names with commas between; default: the run's own")
     parser.add_argument("--classes-file", default="", help="file with one class name per line")
     parser.add_argument("--top", type=int, default=5, help="how many classes to show per image")
@@ -101,7 +101,7 @@ def write(predictions: Iterable[Prediction], form: str) -> list[str]:
     text has a line per image, json an object per line, csv a row per image and rank. An unreadable image has its error
     in place of the classes.
     """
-    errors, table = [], csv.writer(sys.stdout)
+    errors, table = [], csv.writer(sys.stdout, lineterminator="\n")
     if form == "csv":
         table.writerow(["image", "rank", "class", "probability", "error"])
     for prediction in predictions:
@@ -123,12 +123,19 @@ def write(predictions: Iterable[Prediction], form: str) -> list[str]:
 
 def run(args: argparse.Namespace) -> int:
     """Find the images, load the classifier, predict, print; returns 1 where some images could not be read."""
+    if args.model_dir and args.backbone:
+        raise ValueError("give --model-dir or --backbone, not both")
+    if args.template is not None and not args.backbone:
+        raise ValueError("--template is for zero-shot: give --backbone with it")
+    if args.load_epoch is not None and not args.model_dir:
+        raise ValueError("--load-epoch is for a run: give --model-dir with it")
     images, classes = find_images(args.images), class_names(args)
     with contextlib.redirect_stdout(sys.stderr):  # what Dassl says while building is no result
         if args.model_dir:
             classifier = load_run(args.model_dir, args.device, args.load_epoch)
         elif args.backbone and classes is not None:
-            classifier = zero_shot(args.backbone, classes, args.template, args.device)
+            template = {} if args.template is None else {"template": args.template}
+            classifier = zero_shot(args.backbone, classes, device=args.device, **template)
         else:
             raise ValueError("give --model-dir, or --backbone together with --classes or --classes-file")
     if hasattr(sys.stdout, "reconfigure"):

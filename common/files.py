@@ -9,6 +9,7 @@ import csv
 import functools
 import hashlib
 import io
+import lzma
 import os
 import re
 import secrets
@@ -16,7 +17,9 @@ import socket
 import stat
 import tempfile
 import time
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,6 +33,14 @@ StrPath = str | os.PathLike[str]
 RUN_LOCK = ".lock"  # train.py's, while it works in its output folder
 SWEEP_LOCK = ".sweep.lock"  # a sweep's, while it runs the job of a folder
 MAX_LOCK_BYTES = 1024
+# What zipfile and NumPy raise for an archive of arrays (.npz) that is not, or not wholly, what was written.
+# RuntimeError: an entry that needs a password or a later version of the format. The last line: an array's header, which
+# NumPy reads as Python and which may state any size.
+DAMAGED_ARCHIVE = (
+    *(OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile),
+    *(zlib.error, lzma.LZMAError),
+    *(SyntaxError, tokenize.TokenError, MemoryError, OverflowError),
+)
 SETTLE_SECONDS = 1.0  # a lock is empty for a moment; below 2 s, after which the library removes what it cannot read
 
 

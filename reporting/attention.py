@@ -27,7 +27,7 @@ def draw_attention(
         image: (height, width, 3), from 0 to 1, as the tower sees it.
         maps: by layer, the attention of [CLS] to the patches, (rows, columns); each has its own scale from 0.
         on_prompts: the share of [CLS]'s attention on prompt tokens, of every layer.
-        gates: by layer, the own prompt tokens' weight (BMIP).
+        gates: by layer, the weight of the tower's own prompt; the rest is the projected one's (BMIP).
         title: above the image.
         file_format: png or svg.
         dpi: of a png.
@@ -50,7 +50,8 @@ def draw_attention(
             axes[-1].plot(on_prompts, color=COLOURS[0], marker="o", label="share on prompts")
             if gates:
                 layers, weights = zip(*gates.items(), strict=True)
-                axes[-1].plot(layers, weights, color=COLOURS[1], marker="s", label="gate: weight of own")
+                label = "gate: weight of the tower's\nown prompt, rest: projected"
+                axes[-1].plot(layers, weights, color=COLOURS[1], marker="s", label=label)
             axes[-1].set(xlabel="layer", ylim=(0, 1))
             axes[-1].xaxis.get_major_locator().set_params(integer=True)
             axes[-1].legend(fontsize=6, handlelength=1.5)

@@ -18,6 +18,7 @@ from reporting.methods import (
     chosen_metrics,
     comparability,
     dataset_order,
+    datasets_of,
     group_methods,
     shots_text,
     sources_of,
@@ -33,6 +34,8 @@ _IN_WORDS = {
     "open_H": "in open-world H",
 }
 
+
+_WITHOUT_SOURCE = " The source data set is left out."
 
 # of the csv
 _FACTS = ("protocol", "first", "second")
@@ -88,24 +91,26 @@ def build_comparison(
             unknown metric.
     """
     protocol_name = check_protocol(runs, protocol_name)
-    methods = group_methods(runs, PROTOCOLS[protocol_name])
+    protocol = PROTOCOLS[protocol_name]
+    methods = group_methods(runs, protocol)
     one, other = _method(methods, first), _method(methods, second)
     if one is other:
         raise ResultsError(f"{first!r} and {second!r} are the same method: {one.label}")
-    return _compared(one, other, protocol_name, metrics)
+    return _compared(one, other, protocol_name, metrics, sources_of(runs, protocol))
 
 
-def _compared(one: Method, other: Method, protocol_name: str, metrics: Sequence[str]) -> Comparison:
+def _compared(
+    one: Method, other: Method, protocol_name: str, metrics: Sequence[str], sources: Collection[str]
+) -> Comparison:
     protocol = PROTOCOLS[protocol_name]
     chosen = [metric for metric in chosen_metrics(protocol, metrics) if metric.of_run is not None]
     if costs := [metric.key for metric in chosen if metric.group == COST]:
         raise ResultsError(f"{costs[0]} is a cost, of which no difference is tested: name it to `reporting table`")
-    sources = sources_of([*one.runs, *other.runs], protocol)
     lines = [line for metric in chosen for line in _lines(metric, one, other, sources)]
     if not lines:
         raise ResultsError(
-            f"{one.label} and {other.label} share no data set, shots and seed (the first: {_places(one)}; the second: "
-            f"{_places(other)})"
+            f"{one.label} and {other.label} share no {'target ' if sources else ''}data set, shots and seed "
+            f"(the first: {_places(one)}; the second: {_places(other)})"
         )
     left_out = tuple(map(printable, _left_out(one, other)))
     warnings = [*comparability([*one.runs, *other.runs]), *selection_rules([one, other], "the two choose")]
@@ -113,10 +118,13 @@ def _compared(one: Method, other: Method, protocol_name: str, metrics: Sequence[
         f"Differences: {other.label} minus {one.label} in percent points, paired by data set, shots and seed. "
         "Interval: Student's t, 95 %. Tests: paired t-test and Wilcoxon's signed-rank test, two-sided. A difference is "
         "claimed only where both are below 5 %; where none is, the two need not be equal."
+        f"{_WITHOUT_SOURCE if sources else ''}"
     ]
     if one.deterministic != other.deterministic:
         fixed = one if one.deterministic else other
-        legend.append(f"{fixed.label} trains nothing: its number stands for every seed.")
+        differs = any(seed is not None for metric in chosen for _, _, seed in _values(fixed, metric))
+        but = ", unless its own seeds differ" if differs else ""
+        legend.append(f"{fixed.label} trains nothing: its number stands for every seed{but}.")
     if len(lines) > 1:
         chance = "about one in twenty of equal methods comes below the 5 % level by chance"
         legend.append(f"{len(lines)} comparisons are made here: {chance}.")
@@ -125,7 +133,7 @@ def _compared(one: Method, other: Method, protocol_name: str, metrics: Sequence[
             "Average over data sets: of each data set's mean difference. Its interval over seeds, of the average of "
             "each seed that all data sets have, says how far training again on these data sets would change it; its "
             f"interval over data sets, how far other data sets would. Won, tied, lost: data sets where {other.label} "
-            f"is better, equal to one decimal, and worse.{' The source data set is left out.' if sources else ''}"
+            "is better, equal to one decimal, and worse."
         )
     title = f"{other.label} against {one.label}: {protocol.title}"
     warnings = (*left_out, *map(printable, warnings))
@@ -144,12 +152,14 @@ def against_all(
         ResultsError: as there; or there is no other method.
     """
     protocol_name = check_protocol(runs, protocol_name)
-    methods = group_methods(runs, PROTOCOLS[protocol_name])
+    protocol = PROTOCOLS[protocol_name]
+    methods = group_methods(runs, protocol)
     one = _method(methods, first)
     others = [method for method in methods if method is not one]
     if not others:
         raise ResultsError(f"{one.label} is the only method of these runs")
-    found = [_compared(other, one, protocol_name, metrics) for other in others]
+    sources = sources_of(runs, protocol)
+    found = [_compared(other, one, protocol_name, metrics, sources) for other in others]
     columns: dict[str, dict[str, float]] = defaultdict(dict)  # p-values by label and row
     for comparison in found:
         for line in comparison.lines:
@@ -172,14 +182,14 @@ def against_all(
         content.append(corrected.content)
     notes = [
         f"Differences: {one.label} minus the row's method in percent points, paired by data set, shots and seed; n "
-        "pairs. In brackets: Student's 95 % interval.",
+        f"pairs. In brackets: Student's 95 % interval.{_WITHOUT_SOURCE if sources else ''}",
         "*: a difference is claimed: the paired t-test and Wilcoxon's signed-rank test are both below 5 % after Holm's "
         "correction over the rows of a column. Where none is, the two need not be equal. csv and json have the "
         "p-values without the correction, too.",
     ]
     warnings = [warning for comparison in found for warning in comparison.left_out]
     warnings += map(printable, [*comparability(runs), *selection_rules([one, *others], "the methods choose")])
-    title = f"{one.label} against every other method: {PROTOCOLS[protocol_name].title}"
+    title = f"{one.label} against every other method: {protocol.title}"
     grid, lead = Grid(title, ["Method", "n", *columns], 1, rows), [_summary(*item) for item in shown.items()]
     warnings = tuple(dict.fromkeys(warnings))
     return Document(title, [grid], notes, warnings, records, {"comparisons": content, "legend": notes}, lead)
@@ -215,8 +225,8 @@ def selection_rules(methods: Sequence[Method], who: str) -> Iterable[str]:
         if not method.deterministic:
             by_rule[method.selection_rule].append(method.label)
     if len(by_rule) > 1:
-        listed = "; ".join(f"{', '.join(names)}: {rule}" for rule, names in by_rule.items())
-        yield f"{who} their weights by different rules ({listed}), which is part of the difference"
+        rules = "; ".join(f"{', '.join(names)}: {rule}" for rule, names in by_rule.items())
+        yield f"{who} their weights by different rules ({rules}), which is part of the difference"
 
 
 def _method(methods: Sequence[Method], name: str) -> Method:
@@ -225,20 +235,21 @@ def _method(methods: Sequence[Method], name: str) -> Method:
     if len(found) == 1:
         return found[0]
     what = "fits several methods" if found else "fits no method"
-    listed = "; ".join(f"{method.trainer}/{method.setting} ({method.label})" for method in found or methods)
-    raise ResultsError(f"{name!r} {what}: {listed}")
+    choices = "; ".join(f"{method.trainer}/{method.setting} ({method.label})" for method in found or methods)
+    raise ResultsError(f"{name!r} {what}: {choices}")
 
 
 def _lines(metric: Metric, one: Method, other: Method, sources: Collection[str]) -> Iterable[MetricLine]:
-    """One comparison for each number of shots."""
+    """One comparison for each number of shots, of every data set but the `sources`."""
     first, second = _values(one, metric), _values(other, metric)
-    keys = {*first, *second}
+    keys = {key for key in (*first, *second) if key[0] not in sources}
     if not (one.deterministic and other.deterministic):
         keys = {key for key in keys if key[2] is not None}
     by_shots: dict[int, list[Pair]] = defaultdict(list)
     for key in sorted(keys, key=lambda key: (dataset_order(key[0]), key[1] or 0, key[2] or 0)):
         dataset, shots, seed = key
-        left, right = (values.get(key, values.get((dataset, None, None))) for values in (first, second))
+        places = (key, (dataset, None, seed), (dataset, None, None))
+        left, right = (next((values[at] for at in places if at in values), None) for values in (first, second))
         if left is not None and right is not None:
             by_shots[shots or 0].append(Pair(dataset, shots or 0, seed, left, right))
     for shots, pairs in sorted(by_shots.items()):
@@ -246,20 +257,27 @@ def _lines(metric: Metric, one: Method, other: Method, sources: Collection[str])
         label, where = name, _IN_WORDS.get(metric.key, f"in {name}")
         if len(by_shots) > 1:
             label, where = f"{label}, {shots_text(shots)}", f"{where} with {shots_text(shots)}"
-        result = compare_pairs(pairs, sources)
+        result = compare_pairs(pairs)
         said = sentence(result, where, one.label, other.label, metric.lower)
         yield MetricLine(metric.key, label, result, said, metric.lower, p_holm=result.p)
 
 
 def _values(method: Method, metric: Metric) -> dict[tuple[str, int | None, int | None], float]:
-    """The metric by data set, shots and seed; a method that trains nothing has one number for all shots and seeds."""
-    values = {}
-    for run in method.runs:
-        value = metric.of_run(run)
-        if value is not None:
-            key = (run.dataset, None, None) if method.deterministic else (run.dataset, run.shots, run.seed)
-            values[key] = value if metric.percent else 100 * value  # points are hundredths of either
-    return values
+    """The metric by data set, shots and seed.
+
+    A method that trains nothing has one number for all shots, and for all seeds unless it differs between them.
+    """
+    values: dict[tuple[str, int | None, int | None], float] = {}
+    if method.deterministic:
+        for dataset in datasets_of(method.runs):
+            if (summary := method.summary(metric, dataset)) is not None:
+                by_seed = {None: summary.mean} if summary.deterministic else summary.values
+                values |= {(dataset, None, seed): value for seed, value in by_seed.items()}
+    else:
+        found = {(run.dataset, run.shots, run.seed): metric.of_run(run) for run in method.runs}
+        values = {key: value for key, value in found.items() if value is not None}
+    # points are hundredths of either
+    return values if metric.percent else {key: 100 * value for key, value in values.items()}
 
 
 def sentence(result: Paired, where: str, first: str, second: str, lower: bool = False) -> str:

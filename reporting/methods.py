@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import product
 from typing import Literal
@@ -64,6 +64,7 @@ class Metric:
     lower: bool = False  # whether lower is better
     percent: bool = True
     whole: bool = False  # whether it is a count, shown without decimals
+    seeded: bool = False  # whether it follows from the seed even where nothing is trained
     group: str = ""  # a name by which it is chosen together with others
     legend: str = ""  # what it is, where the protocol's legend does not say it
 
@@ -75,7 +76,7 @@ class Protocol:
     title: str
     columns_by: Literal["metric", "shots", "dataset"]
     metrics: tuple[Metric, ...]  # a single one where columns are shots or data sets
-    legend: tuple[str, ...]  # what the columns mean
+    legend: tuple[str, ...]  # what the columns mean, where the metrics' own legends do not say it
     on_request: tuple[Metric, ...] = ()  # metrics that are shown where they are asked for only
     also_reads: tuple[str, ...] = ()  # other protocols whose runs hold everything this table needs
 
@@ -86,18 +87,34 @@ def _run_harmonic_mean(run: Run) -> float | None:
 
 
 _ALL = Metric("all", "all", lambda run: run.accuracy("all"))
+# A line of the legend that several metrics share stands there once.
+_ACCURACIES = (
+    "base, new: accuracy on the base (new) classes' test images among the base (new) classes; trained on base."
+)
+_TWO_H = (
+    "H: harmonic mean of the average base and the average new accuracy (the literature's convention, no deviation). "
+    "avg H: average of each run's own H. The two conventions differ."
+)
+_ALL_CLASSES = (
+    "all: accuracy over base and new test images with one softmax over all classes. open-H: harmonic mean of the base "
+    "images' and the new images' accuracy there, average of each run's own."
+)
+_AREAS = (
+    "AUROC: base against new images by the largest base-class probability. OpenworldAUC (Hua et al., ICML 2025): the "
+    "share of base-new image pairs that are ranked rightly with both images classified rightly in their own group."
+)
 _BASE_NEW = (
-    Metric("base", "base", lambda run: run.accuracy("base")),
-    Metric("new", "new", lambda run: run.accuracy("new")),
-    Metric("H", "H", harmonic_of=("base", "new")),
-    Metric("average_H", "avg H", _run_harmonic_mean),
+    Metric("base", "base", lambda run: run.accuracy("base"), legend=_ACCURACIES),
+    Metric("new", "new", lambda run: run.accuracy("new"), legend=_ACCURACIES),
+    Metric("H", "H", harmonic_of=("base", "new"), legend=_TWO_H),
+    Metric("average_H", "avg H", _run_harmonic_mean, legend=_TWO_H),
 )
 _OPEN_WORLD = (
     *_BASE_NEW,
-    _ALL,
-    Metric("open_H", "open-H", lambda run: run.open_world("open_H")),
-    Metric("auroc", "AUROC", lambda run: run.open_world("auroc")),
-    Metric("openworld_auc", "OpenworldAUC", lambda run: run.open_world("openworld_auc")),
+    replace(_ALL, legend=_ALL_CLASSES),
+    Metric("open_H", "open-H", lambda run: run.open_world("open_H"), legend=_ALL_CLASSES),
+    Metric("auroc", "AUROC", lambda run: run.open_world("auroc"), legend=_AREAS),
+    Metric("openworld_auc", "OpenworldAUC", lambda run: run.open_world("openworld_auc"), legend=_AREAS),
 )
 # Of results.calibration: name in results.json, label, and what it is.
 _CALIBRATION = (
@@ -120,7 +137,7 @@ def _calibration(*splits: str) -> tuple[Metric, ...]:
             of_run = partial(Run.calibration, split=split, name=name, scaled=scaled)
             alone = splits == ("all",)
             key, heading = (group, shown) if alone else (f"{group}_{split}", f"{shown} {split}")
-            metrics.append(Metric(key, heading, of_run, group=group, **how))
+            metrics.append(Metric(key, heading, of_run, seeded=scaled, group=group, **how))
     return tuple(metrics)
 
 
@@ -184,29 +201,17 @@ def _detection() -> Iterable[Metric]:
             yield Metric(key, heading, of_run, lower=lower, group=key if default else score, legend=legend)
 
 
-_BASE_NEW_LEGEND = (
-    "base, new: accuracy on the base (new) classes' test images among the base (new) classes; trained on base.",
-    "H: harmonic mean of the average base and the average new accuracy (the literature's convention, no deviation). "
-    "avg H: average of each run's own H. The two conventions differ.",
-)
-_OPEN_WORLD_LEGEND = (
-    *_BASE_NEW_LEGEND,
-    "all: accuracy over base and new test images with one softmax over all classes. open-H: harmonic mean of the base "
-    "images' and the new images' accuracy there, average of each run's own.",
-    "AUROC: base against new images by the largest base-class probability. OpenworldAUC (Hua et al., ICML 2025): the "
-    "share of base-new image pairs that are ranked rightly with both images classified rightly in their own group.",
-)
 _PER_DATASET, _HAND_WRITTEN = "Accuracy over all classes of each data set", "with hand-written prompts"
 _FEW_SHOT = "Columns: shots per class. Accuracy over all classes."
 _ASKED = (*_calibration("all"), *_COST)
 
 PROTOCOLS: Mapping[str, Protocol] = {
     "open_world": Protocol(
-        *("Open-world generalization", "metric", _OPEN_WORLD, _OPEN_WORLD_LEGEND),
+        *("Open-world generalization", "metric", _OPEN_WORLD, ()),
         on_request=(*_calibration("base", "new", "all"), *_detection(), *_COST),
     ),
     "base_to_new": Protocol(
-        *("Base-to-new generalization", "metric", _BASE_NEW, _BASE_NEW_LEGEND),
+        *("Base-to-new generalization", "metric", _BASE_NEW, ()),
         on_request=(*_calibration("base", "new"), *_COST),
         also_reads=("open_world",),
     ),
@@ -366,12 +371,16 @@ def chosen_metrics(protocol: Protocol, names: Sequence[str]) -> list[Metric]:
 
 def comparability(runs: Sequence[Run]) -> list[str]:
     """Warnings about what keeps runs from being compared: other images, other weights, a demonstration model."""
-    facts = [(f"runs on {run.dataset} use different split files", run, "data", "split_sha256") for run in runs]
+    facts = [
+        (f"runs on {run.dataset} use different split files", run, run.record["data"], "split_sha256") for run in runs
+    ]
     different = "runs have different weights for the backbone"
-    facts += [(f"{different} {run.backbone}", run, "model", "backbone_sha256") for run in runs]
+    facts += [(f"{different} {run.backbone}", run, run.record["model"], "backbone_sha256") for run in runs]
+    split = "some runs are tested on validation images, others on test images (TEST.SPLIT)"
+    facts += [(split, run, run.settings, "TEST.SPLIT") for run in runs]
     first_with: dict[str, dict[str, Run]] = defaultdict(dict)  # each content under one name
     for said, run, part, key in facts:
-        if (content := run.record[part].get(key)) is not None:
+        if (content := part.get(key)) is not None:
             first_with[said].setdefault(content, run)
     groups = {said: list(by_content.values()) for said, by_content in first_with.items()}
     first_of = {run.demonstration: run for run in reversed(runs)}

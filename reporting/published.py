@@ -21,7 +21,6 @@ from results.schema import DATASETS, canonical_dataset
 AVERAGE = "average"
 ELEVEN = frozenset(DATASETS[:11])  # what base-to-new and few-shot averages of the literature are over
 BACKBONE, SHOTS = "ViT-B/16", 16
-ROUNDING = 0.02  # two decimals explain half of it, numbers rounded twice the rest
 PUBLISHED_FILE = Path(__file__).with_name("published.json")
 # The official README states three averages that do not fit together.
 BMIP_AVERAGES_NOTE = (
@@ -147,31 +146,12 @@ def chosen_entries(protocol: str, trainers: Collection[str], choice: str) -> lis
 def averaged_datasets(entries: Sequence[Entry]) -> Set[str]:
     """The data sets that published averages are over: those of an entry that has them all."""
     for entry in entries:
-        if targets := _averaged(next(iter(entry.values.values())), entry.average_over):
+        if targets := averaged(next(iter(entry.values.values())), entry.average_over):
             return targets
     return ELEVEN if any(entry.average_over == len(ELEVEN) for entry in entries) else set()
 
 
-def _averaged(values: Mapping[str, Summary], average_over: int | None) -> Set[str]:
+def averaged(values: Mapping[str, Summary], average_over: int | None) -> Set[str]:
     """The data sets with a value, without ImageNet where it is the source; none where the average is over others."""
     datasets = values.keys() - {AVERAGE}
     return next((names for names in (datasets, datasets - {"imagenet"}) if len(names) == average_over), set())
-
-
-def contradictions(entry: Entry) -> dict[str, float]:
-    """What an entry states otherwise than its own values have it, by more than rounding, as in its `contradictions`.
-
-    H is the harmonic mean of base and new, that of averages too; another average is the mean over its data sets.
-    """
-    found = {}
-    for metric, values in entry.values.items():
-        for dataset, stated in values.items():
-            if metric == "H":
-                parts = [entry.value(part, dataset) for part in ("base", "new")]
-                follows = harmonic_mean(*(part.mean for part in parts)) if all(parts) else None
-            else:
-                targets = _averaged(values, entry.average_over) if dataset == AVERAGE else ()
-                follows = fmean(values[name].mean for name in targets) if targets else None
-            if follows is not None and abs(follows - stated.mean) > ROUNDING:
-                found[f"{dataset} {metric}"] = round(follows, 2)
-    return found

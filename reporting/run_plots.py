@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import random
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
+from common.files import DAMAGED_ARCHIVE
 from reporting.drawing import (
     COLOURS,
     DASHES,
@@ -175,7 +175,8 @@ def gates(runs: Sequence[Run], options: Options) -> Figure:
         if alone:
             _thin_line(panel, [], [], **_ALONE)
         panel.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
-        panel.set(title=wrapped(panel, f"{title}: {tower}"), xlabel="epoch", ylabel="weight of the own prompt")
+        panel.set(title=wrapped(panel, f"{title}: {tower}"), xlabel="epoch")
+        panel.set_ylabel("gate: weight of the tower's\nown prompt, rest: projected")
         panel.set_ylim(-0.02, 1.02)
     return figure
 
@@ -193,7 +194,8 @@ def reliability(runs: Sequence[Run], options: Options) -> Figure:
     splits = (options.split,) if options.split else ("all", "base", "new")
     recorded = [name for name in splits for run in runs if _bins_of(run, name)]
     if not recorded:
-        raise PlotError(f"no run recorded the calibration of class split {splits[0]!r}: {runs[0].path}")
+        looked_at = " or ".join(map(repr, splits))
+        raise PlotError(f"no run recorded the calibration of class split {looked_at}: {runs[0].path}")
     split = recorded[0]
     drawn = []
     for (method, look), dataset in product(methods, datasets_of(runs)):
@@ -252,10 +254,11 @@ def confusion(runs: Sequence[Run], options: Options) -> Figure:
     splits = (options.split,) if options.split else ("all", "base", "new")
     tested = [(name, run) for name in splits for run in runs if name in run.record["metrics"]]
     recorded = [(name, run) for name, run in tested if run.record["metrics"][name].get("confusion")]
-    split = recorded[0][0] if recorded else splits[0]
-    recorded = [run.record["metrics"][split] for name, run in recorded if name == split]
     if not recorded:
-        raise PlotError(f"no run recorded a confusion matrix of class split {split!r}: {runs[0].path}")
+        looked_at = " or ".join(map(repr, splits))
+        raise PlotError(f"no run recorded a confusion matrix of class split {looked_at}: {runs[0].path}")
+    split = recorded[0][0]
+    recorded = [run.record["metrics"][split] for name, run in recorded if name == split]
     one_number_of_shots(runs, protocol, "a confusion matrix")
     matrices = [metrics["confusion"] for metrics in recorded]  # counts by true class and prediction
     if len({len(matrix) for matrix in matrices}) > 1:
@@ -350,7 +353,7 @@ def _features_of(run: Run, split: str) -> tuple[str, ndarray, ndarray, ndarray, 
             content = {part: file[f"{split}_{part}"] for part in ("images", "labels", "texts", "classnames")}
     except PlotError:
         raise
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARCHIVE as error:
         raise PlotError(f"{path} cannot be read ({error}): the run may have been cut short; run it again") from error
     images, texts = content["images"].astype("float64"), content["texts"].astype("float64")
     return split, images, content["labels"], texts, [str(name) for name in content["classnames"]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -137,8 +137,8 @@ class Paired:
     interval: Interval  # of the differences
     p_t: float | None  # paired t-test
     p_signed_rank: float | None  # Wilcoxon's
-    # Each data set's mean difference, but of no data set that transfer runs were trained on. With several, over these
-    # means, and over the average differences of the seeds that every data set has.
+    # Each data set's mean difference. With several, over these means, and over the average differences of the seeds
+    # that every data set has.
     datasets: Mapping[str, float]
     by_dataset: Interval | None
     by_seed: Interval | None
@@ -163,17 +163,14 @@ class Paired:
         return both and self.interval.n >= MIN_PAIRS and self.interval.excludes_zero
 
 
-def compare_pairs(pairs: Sequence[Pair], sources: Collection[str] = ()) -> Paired:
-    """Interval and tests of the differences of at least one pair; `sources` enter no average over data sets.
-
-    Needs scipy.
-    """
+def compare_pairs(pairs: Sequence[Pair]) -> Paired:
+    """Interval and tests of the differences of at least one pair; needs scipy."""
     from scipy import stats
 
     differences = [pair.difference for pair in pairs]
     by_dataset: dict[str, list[float]] = {}
     by_seed: dict[int, list[float]] = {}
-    for pair in (pair for pair in pairs if pair.dataset not in sources):
+    for pair in pairs:
         by_dataset.setdefault(pair.dataset, []).append(pair.difference)
         if pair.seed is not None:
             by_seed.setdefault(pair.seed, []).append(pair.difference)

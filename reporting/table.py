@@ -86,6 +86,12 @@ class Block:
     key: str = ""  # in the papers' layout, the column that the block has of every data set
     lower: frozenset[str] = frozenset()  # columns of which the lowest number is the best
     whole: frozenset[str] = frozenset()  # columns of counts
+    costs: frozenset[str] = frozenset()  # columns of other costs, which differ by magnitudes
+
+    def decimals(self, key: str, value: float, digits: int) -> int:
+        """How many to show of a column's number: none of a count, of another cost three significant digits."""
+        magnitude = int(f"{value:.2e}".partition("e")[2])
+        return 0 if key in self.whole else max(0, 2 - magnitude) if key in self.costs else digits
 
     def for_reading(self) -> Block:
         """The block without published rows that have nothing to say in it.
@@ -151,13 +157,14 @@ def build_table(
     keys, title = {metric.key: metric.label for metric in chosen}, protocol.title
     lower = frozenset(metric.key for metric in chosen if metric.lower)
     whole = frozenset(metric.key for metric in chosen if metric.whole)
+    costs = frozenset(metric.key for metric in chosen if metric.group == COST and not metric.whole)
     if by_shots:
         if len(chosen) > 1:
             raise ResultsError(f"a table by shots shows one metric: choose one of {', '.join(keys)} with --metrics")
         every, (metric,) = chosen, chosen
         title = f"{title}: {metric.label}" if requested else title
         keys = {str(count): shots_text(count) for count in shots}
-        lower, whole = (frozenset(keys) if flag else frozenset() for flag in (metric.lower, metric.whole))
+        lower, whole, costs = (frozenset(keys) if kind else frozenset() for kind in (lower, whole, costs))
     places, targets = list(datasets), [name for name in datasets if not (by_dataset and name in sources)]
     if len(targets) > 1:
         short = by_dataset and AVERAGE not in datasets
@@ -181,10 +188,10 @@ def build_table(
         line.replace(_IN_PERCENT, _MOSTLY) if any(not m.percent for m in chosen) else line for line in _COUNTING
     ]
     own = protocol.legend
-    if len(requested) == len(chosen) and protocol.columns_by != "metric":  # which is about accuracy
+    if len(requested) == len(chosen):  # it is about accuracy
         own = (_COLUMNS,) if by_shots else ()
-    asked = dict.fromkeys(metric.legend for metric in requested)
-    legend = [*counting, *own, *asked, *_runs_legend(runs, methods, by_shots, sources)]
+    by_metric = dict.fromkeys(metric.legend for metric in chosen if metric.legend)
+    legend = [*counting, *own, *by_metric, *_runs_legend(runs, methods, by_shots, sources)]
     if published is not None:
         trainers = {method.trainer for method in methods}
         # published few-shot values are accuracies
@@ -201,12 +208,13 @@ def build_table(
         return tuple(replace(row, cells={key: row.cells[place, key] for key in keys}) for row in rows)
 
     def kinds_of(key: str, columns: Iterable[str]) -> dict[str, frozenset[str]]:
-        return {name: frozenset(columns) for name, keys in (("lower", lower), ("whole", whole)) if key in keys}
+        return {name: frozenset(columns) for name, keys in kinds.items() if key in keys}
 
+    kinds = {"lower": lower, "whole": whole, "costs": costs}
     titles = {key: label if requested else title for key, label in keys.items()} if by_dataset else keys
     averages = None
     if len(targets) > 1:
-        averages = Block(average, {key: average} if by_dataset and len(keys) == 1 else titles, within(average))
+        averages = Block(average, {key: average} if by_dataset and len(keys) == 1 else titles, within(average), **kinds)
     if group == "average":
         places = [place for place in places if place not in datasets]
     if by_dataset:
@@ -216,10 +224,7 @@ def build_table(
         labels = {place: place for place in places}
         blocks = [Block(label, labels, across(key), key=key, **kinds_of(key, labels)) for key, label in keys.items()]
     else:
-        blocks = [
-            Block(place, keys, within(place), place if place in datasets else None, lower=lower, whole=whole)
-            for place in places
-        ]
+        blocks = [Block(place, keys, within(place), place if place in datasets else None, **kinds) for place in places]
     entering = {metric.key for metric in chosen}.union(*(metric.harmonic_of or () for metric in chosen))
     read = [metric for metric in every if metric.key in entering and metric.of_run]
     warnings = [*_warnings(methods, read, list(product(datasets, shots)))]
@@ -352,7 +357,7 @@ def _warnings(
             yield f"{method.label} mixes selection rules ({listed})"
         for dataset in sorted({run.dataset for run in method.runs}) if method.deterministic else ():
             runs = method.runs_on(dataset)
-            equal = [metric for metric in metrics if metric.group != COST]
+            equal = [metric for metric in metrics if metric.group != COST and not metric.seeded]
             differing = [metric.label for metric in equal if len(set(map(metric.of_run, runs))) > 1]
             if differing:
                 paths = ", ".join(str(run.path) for run in runs)
@@ -367,7 +372,7 @@ def document(table: Table, digits: int = 2) -> Document:
         best = {}  # each column's best measured mean as it is shown, where two rows or more have one
         for key in block.columns:
             measured = [row.cells[key] for row in block.rows if not row.source]
-            means = [round(cell.mean, 0 if key in block.whole else digits) for cell in measured if cell is not None]
+            means = [round(cell.mean, block.decimals(key, cell.mean, digits)) for cell in measured if cell is not None]
             best[key] = (min if key in block.lower else max)(means) if len(means) > 1 else None
         lines = []
         for row in block.rows:
@@ -380,11 +385,11 @@ def document(table: Table, digits: int = 2) -> Document:
                 if cell is None:
                     numbers.append(Number())
                     continue
-                count = key in block.whole
-                style = ",.0f" if count else f".{digits}f"
-                spread = "" if cell.std is None or (count and not cell.std) else f" ± {cell.std:{style}}"
+                decimals = block.decimals(key, cell.mean, digits)
+                style = f",.{decimals}f"
+                spread = "" if cell.std is None or (key in block.whole and not cell.std) else f" ± {cell.std:{style}}"
                 fewer = "" if cell.n == len(row.seeds) or cell.deterministic else f" (n={cell.n})"
-                leads = not row.source and round(cell.mean, 0 if count else digits) == best[key]
+                leads = not row.source and round(cell.mean, decimals) == best[key]
                 numbers.append(Number(f"{cell.mean:{style}}{spread}{fewer}", cell.mean, leads))
             lines.append(Line((row.method.label, seeds), numbers, row.method.trainer, published=bool(row.source)))
         headings = ["Method", "Seeds", *block.columns.values()]
@@ -415,9 +420,13 @@ def _intervals(averages: Block, digits: int) -> Iterable[Grid]:
             found = [cell and (cell.over_seeds if over == "seeds" else cell.over_datasets) for cell in cells]
             found = [interval if interval is not None and interval.low is not None else None for interval in found]
             if counts := sorted({interval.n for interval in found if interval is not None}):
+                styles = [
+                    one and f",.{averages.decimals(key, one.mean, digits)}f"
+                    for key, one in zip(filled, found, strict=True)
+                ]
                 numbers = [
-                    Number() if one is None else Number(f"{one.low:.{digits}f} to {one.high:.{digits}f}", one.low)
-                    for one in found
+                    Number() if one is None else Number(f"{one.low:{style}} to {one.high:{style}}", one.low)
+                    for one, style in zip(found, styles, strict=True)
                 ]
                 names = row.method.label, f"{over} (n={' - '.join(map(str, counts))})"
                 lines.append(Line(names, numbers, row.method.trainer))

@@ -138,9 +138,10 @@ def verified(runs: Sequence[Run]) -> tuple[Document, bool]:
     warnings = [
         f"{printable(run.dataset)} has no published zero-shot number"
         for run in runs
-        if run.trainer == TRAINER and run.dataset not in {row.run.dataset for row in rows}
+        if run.trainer == TRAINER and not run.demonstration and run.dataset not in {row.run.dataset for row in rows}
     ]
-    return Document(title, [grid], list(dict.fromkeys(notes)), warnings, records, content, lead=lead), agree
+    notes, warnings = list(dict.fromkeys(notes)), list(dict.fromkeys(warnings))
+    return Document(title, [grid], notes, warnings, records, content, lead=lead), agree
 
 
 def _causes(rows: Sequence[Compared]) -> Iterator[str]:

@@ -6,14 +6,13 @@ percent, the negative log-likelihood in nats, and the Brier score from 0 to 2.
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from common.files import atomic_write
+from common.files import DAMAGED_ARCHIVE, atomic_write
 
 PREDICTIONS_FILE = "predictions.npz"
 BINS = 15
@@ -162,7 +161,7 @@ def read_predictions(path: Path) -> dict[str, dict[str, np.ndarray]]:
                 splits.setdefault(split, {})[name] = file[key]
     except FileNotFoundError:
         raise
-    except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
+    except DAMAGED_ARCHIVE as error:
         raise ValueError(f"{path} cannot be read ({error}): run the test again") from error
     for split, parts in splits.items():
         if lacking := {"label", "prediction", "confidence", "nll", "brier"} - parts.keys():

@@ -21,7 +21,6 @@ import math
 import os
 import tempfile
 import time
-import tokenize
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +37,7 @@ from torch.utils.data import DataLoader, Subset
 from yacs.config import CfgNode
 
 from common.commandline import listed
-from common.files import atomic_write
+from common.files import DAMAGED_ARCHIVE, atomic_write
 from dassl.config import cfg_default
 from dassl.data import DatasetWrapper, StoredFeatureLoader, build_data_loader
 from prompting.weights import tensors_digest
@@ -52,12 +51,6 @@ KEY_BYTES = 16
 BATCHES_AT_ONCE = 64  # whose features come from the device together
 # A file changed just before it was read may change again within one tick of a coarse file system's clock.
 SETTLED_SECONDS = 2.0
-# What numpy and zipfile raise for files that are not, or not wholly, what was written; RuntimeError: a zip entry that
-# needs a password or a later version of the format; the last two: an array's header, which NumPy reads as Python.
-DAMAGED = (
-    *(OSError, ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile, zipfile.LargeZipFile),
-    *(SyntaxError, tokenize.TokenError),
-)
 
 cfg_default.TEST.SAVE_FEATURES = False  # keep an evaluation's image and text features, for t-SNE plots and probes
 cfg_default.FEATURES = CfgNode(
@@ -289,14 +282,14 @@ class FeatureStore:
                 os.utime(path)  # used: it goes last when room is made
             except FileNotFoundError:
                 continue  # another process made room
-            except DAMAGED as error:
+            except DAMAGED_ARCHIVE as error:
                 print(f"Image features: {path} is damaged ({error}): computed anew")
                 path.unlink(missing_ok=True)
         return table
 
 
 def read_features(path: Path, context: str) -> Table:
-    """What a file of the store holds; raises one of `DAMAGED`.
+    """What a file of the store holds; raises one of `DAMAGED_ARCHIVE`.
 
     Its arrays' numbers are read as they lie there: NumPy itself would take memory for what a header states.
     """

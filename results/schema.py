@@ -53,7 +53,7 @@ class Key:
 # every key of a table and every item of a list.
 _PATHS_OF = {
     Key(str): "status protocol trainer setting dataset backbone train_classes selection_rule finished_at",
-    Key(str, optional=True): "config.DATASET.PATH config.DATASET.LABEL",
+    Key(str, optional=True): "config.DATASET.PATH config.DATASET.LABEL config.TEST.SPLIT",
     Key(str, optional=True, null=True): "source_dataset environment.git_revision environment.precision "
     "environment.device environment.device_name data.split_sha256 data.fewshot_sha256 model.backbone_sha256",
     Key(bool, optional=True, null=True): "environment.git_dirty notes.transductive",
@@ -382,7 +382,10 @@ def load_runs(paths: Iterable[str | Path]) -> list[Run]:
 
 OWN_DATA = ("folder", "csv")  # DATASET.NAME of a user's images, in any case
 MAX_LABEL = 80
-BUNDLED = re.compile(r"digits|emoji(kinds|concepts)(fluent|flat|contrast)?")
+BUNDLED = re.compile(
+    r"digits|emoji(kinds|concepts)(fluent|flat|contrast)?|miniobjects(plain|edges|textured|pixel)?"
+    r"|mini(vehicles|devices|places|animals|food|sports|arrows|tuning)"
+)
 # The literature's data sets in its order, and how else they are written (without case and punctuation).
 DATASETS = (
     *("imagenet", "caltech101", "oxford_pets", "stanford_cars", "oxford_flowers", "food101", "fgvc_aircraft", "sun397"),
@@ -400,6 +403,7 @@ _NO_DIFFERENCE = {
     *(f"DATASET.{key}" for key in ("NAME", "PATH", "LABEL", "TEMPLATE", "NUM_SHOTS", "SUBSAMPLE_CLASSES")),
     *("DATASET.SOURCE_DOMAINS", "DATASET.TARGET_DOMAINS"),
 }
+_OF_TESTS = ("TEST.SPLIT", "TEST.EVALUATOR")  # the keys of TEST that decide numbers and are told nowhere else
 
 
 def canonical_dataset(name: str) -> str:
@@ -447,5 +451,6 @@ def dataset_label(settings: Mapping[str, Any], root: str = "") -> str:
 def deciding_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that decide a run's numbers and are told nowhere else in its record, by dotted key."""
     flat = flatten(config)
-    without = {key for key in flat if key in _NO_DIFFERENCE or key.startswith("TEST.") or is_free(key, flat)}
+    without = {key for key in flat if key in _NO_DIFFERENCE or is_free(key, flat)}
+    without |= {key for key in flat if key.startswith("TEST.") and key not in _OF_TESTS}
     return {key: value for key, value in flat.items() if key not in without}

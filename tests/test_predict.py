@@ -249,7 +249,9 @@ def test_formats(run, capsys):
     assert predict.main([*command, "json"]) == 0
     objects = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     assert predict.main([*command, "csv"]) == 0
-    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    table = capsys.readouterr().out
+    assert "\r" not in table
+    rows = list(csv.DictReader(io.StringIO(table)))
     assert len(text) == len(objects) == len(rows) / 2 == len(predict.find_images([SEVENS]))
     assert text[0].startswith(objects[0]["image"] + ": " + objects[0]["ranking"][0]["class"])
     assert float(rows[0]["probability"]) == pytest.approx(objects[0]["ranking"][0]["probability"], abs=1e-6)

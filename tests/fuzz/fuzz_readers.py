@@ -27,6 +27,7 @@ import atheris
 with atheris.instrument_imports(
     include=["dassl.config", "dassl.utils", "common", "datasets", "results", "prompting", "reporting", "yaml", "PIL"]
 ):
+    from common.files import DAMAGED_ARCHIVE
     from common.unpickling import CheckpointError, read_checkpoint
     from dassl.config import YamlFileError, read_yaml
     from dassl.utils import CheckpointError as EngineError
@@ -36,7 +37,7 @@ with atheris.instrument_imports(
     from datasets.splits import SplitFileError, check_classes, parse_entries
     from datasets.unpack import ArchiveError, Limits, unpack
     from prompting.weight_files import BackboneError, read_state_dict
-    from results.features import DAMAGED, read_features
+    from results.features import read_features
     from results.schema import ResultsError, read_results
 
 
@@ -162,7 +163,7 @@ READERS = {
     "pickle": Reader(lambda path: read_pickle(str(path)), (SelectionError,), pickle_seed),
     "archive": Reader(read_archive, (ArchiveError,), archive_seed),
     "image": Reader(read_image, (UnreadableImageError,), image_seed),
-    "features": Reader(lambda path: read_features(path, "c"), DAMAGED, features_seed),
+    "features": Reader(lambda path: read_features(path, "c"), DAMAGED_ARCHIVE, features_seed),
 }
 
 

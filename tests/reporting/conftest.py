@@ -3,6 +3,7 @@
 import copy
 import json
 import random
+import struct
 from pathlib import Path
 
 import pytest
@@ -111,6 +112,16 @@ def twin(text: str) -> str:
     record = json.loads(text)
     record["metrics"]["new"]["accuracy"] += 1
     return json.dumps(record)
+
+
+def damage(path: Path, kind: str) -> None:
+    """Change one byte of a compressed archive: of the first member's "content", or the "method" that it names."""
+    content = bytearray(path.read_bytes())
+    if kind == "content":
+        content[30 + sum(struct.unpack_from("<HH", content, 26))] ^= 0xFF
+    else:
+        content[content.index(b"PK\x01\x02") + 10] = 99
+    path.write_bytes(content)
 
 
 @pytest.fixture

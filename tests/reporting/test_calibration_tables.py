@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import re
 
 import numpy as np
@@ -13,6 +14,7 @@ from reporting.methods import PROTOCOLS
 from reporting.table import build_table, document
 from results.calibration import save_predictions
 from results.schema import load_runs
+from tests.reporting.conftest import damage
 
 
 def calibration(ece, nll=1.0, scaled=None):
@@ -139,6 +141,26 @@ def test_comparisons_take_them_in_points(both, capsys):
     ]
 
 
+def test_zero_shot_at_a_temperature_is_compared_seed_by_seed(runs, capsys):
+    """The validation images, which the temperature fits, are drawn by the seed, though nothing is trained."""
+    for seed, scaled in enumerate((3.0, 5.0, 8.5), start=1):
+        runs.add(with_calibration(runs, 9.0, scaled=scaled), trainer="ZeroshotCLIP", zero_shot=True, seed=seed)
+        runs.add(with_calibration(runs, 4.0, scaled=2.0 * seed), seed=seed)
+    table = shown(runs, "ece_scaled_base", "ece_base")
+    assert table.warnings == ()
+    names = "ece_scaled_base,ece_base"
+    assert main(["compare", "ZeroshotCLIP", "CoOp", str(runs.root), "--metrics", names, "--format", "json"]) == 0
+    content = json.loads(capsys.readouterr().out)
+    scaled, plain = content["metrics"]
+    assert [(pair["first"], pair["second"]) for pair in scaled["pairs"]] == [(3.0, 2.0), (5.0, 4.0), (8.5, 6.0)]
+    assert [pair["first"] for pair in plain["pairs"]] == [9.0] * 3
+    zero_shot, coop = (row.cells["ece_scaled_base"].mean for row in table.blocks[0].rows)
+    assert scaled["difference"]["mean"] == pytest.approx(coop - zero_shot)
+    assert any(
+        line.endswith("its number stands for every seed, unless its own seeds differ.") for line in content["legend"]
+    )
+
+
 def save(folder, flags=(True, False, True, True)):
     right = np.array(flags)
     values = {"confidence": [0.9, 0.8, 0.7, 0.95], "nll": [0.1, 1.6, 0.4, 0.05], "brier": [0.02, 1.3, 0.2, 0.01]}
@@ -167,6 +189,8 @@ def test_recompute_takes_other_bins_from_the_predictions(runs, capsys):
     [
         (None, "no run has its predictions.npz"),
         (b"PK damaged", "cannot be read"),
+        ("content", "cannot be read"),
+        ("method", "cannot be read"),
         ("lacking", "lacks brier, confidence"),
     ],
 )
@@ -174,6 +198,9 @@ def test_recompute_refuses_what_it_cannot_use_in_one_line(runs, capsys, content,
     path = runs.add().with_name("predictions.npz")
     if content == "lacking":
         np.savez(path, base_label=np.zeros(3))
+    elif isinstance(content, str):
+        save(path.parent)
+        damage(path, content)
     elif content:
         path.write_bytes(content)
     assert main(["recompute", str(runs.root)]) == 2

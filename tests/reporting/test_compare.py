@@ -345,18 +345,26 @@ def test_the_average_over_data_sets_has_an_interval_over_seeds_and_one_over_data
     assert re.search(r"\| all +\| +\+0.78 \| +\S+ to \S+ \(n=3\) \| +\S+ to \S+ \(n=3\) \| +1 \| +1 \| +1 \|", row)
 
 
-def test_a_transfers_source_enters_no_average_over_data_sets(runs):
+@pytest.mark.parametrize("protocol", ["cross_dataset", "domain_generalization"])
+def test_a_transfers_source_enters_no_difference(runs, protocol):
     for dataset, gain in (("imagenet", 9.0), ("a", 1.0), ("b", 2.0)):
         for seed in (1, 2):
             source = {} if dataset == "imagenet" else {"source_dataset": "imagenet"}
-            changes = source | {"protocol": "cross_dataset", "dataset": dataset, "seed": seed}
+            changes = source | {"protocol": protocol, "dataset": dataset, "seed": seed}
             runs.add({"all": {"accuracy": 60.0}}, **changes)
             runs.add({"all": {"accuracy": 60.0 + gain + seed / 10}}, trainer="BMIP", **changes)
     comparison = compare(runs)
     result = line(comparison, "all").result
-    assert (len(result.pairs), list(result.datasets)) == (6, ["a", "b"])
-    assert result.by_dataset.mean == result.by_seed.mean == pytest.approx(1.65)
-    assert "The source data set is left out." in comparison.legend[-1]
+    assert (len(result.pairs), list(result.datasets)) == (4, ["a", "b"])
+    assert result.interval.mean == result.by_dataset.mean == result.by_seed.mean == pytest.approx(1.65)
+    assert comparison.legend[0].endswith(" The source data set is left out.")
+    loaded = load_runs([runs.root])
+    (only,) = against_all(loaded, "BMIP").grids[0].lines
+    assert (only.numbers[0].value, only.numbers[1].value) == (4, pytest.approx(1.65))
+    assert against_all(loaded, "BMIP").notes[0].endswith(" The source data set is left out.")
+    apart = [run for run in loaded if run.dataset == {"CoOp": "a", "BMIP": "b"}[run.trainer] or not run.source_dataset]
+    with pytest.raises(ResultsError, match="share no target data set, shots and seed"):
+        build_comparison(apart, "CoOp", "BMIP")
 
 
 def test_of_an_error_the_lower_one_wins():

@@ -56,7 +56,22 @@ def test_cost_stands_for_all_columns(three):
     assert any(line.startswith("Measured on AMD EPYC, 1 thread. Time and memory of another") for line in table.legend)
     text = FORMATS["latex"](document(table, 1))
     assert "3,555,072 " in text
-    assert {"0", "0.0", "3.0"} <= set(re.findall(r"\\textbf\{([^}]*)\}", text))  # the lowest are bold
+    assert {"0", "0.00", "3.00"} <= set(re.findall(r"\\textbf\{([^}]*)\}", text))  # the lowest are bold
+
+
+@pytest.mark.parametrize("digits", [0, 2])
+def test_costs_have_three_significant_digits(runs, digits):
+    for dataset in ("digits", "emoji"):
+        for trainer, gflop in (("CoOp", 0.04606), ("MaPLe", 0.04634), ("BMIP", 1234.4)):
+            for seed in (1, 2):
+                metrics = {"base": {"accuracy": 70.0, "image_gflop": gflop * seed}, "new": {"accuracy": 60.0}}
+                runs.add(metrics, trainer=trainer, dataset=dataset, seed=seed, protocol="base_to_new")
+    table = document(shown(runs, "gflop_per_image", "base", group="average"), digits)
+    numbers, intervals = ([[number.text for number in line.numbers] for line in grid.lines] for grid in table.grids)
+    accuracy = f"{70:.{digits}f} ± {0:.{digits}f}"
+    assert numbers == [["0.0691 ± 0.0326", accuracy], ["0.0695 ± 0.0328", accuracy], ["1,852 ± 873", accuracy]]
+    assert [line.numbers[0].best for line in table.grids[0].lines] == [True, False, False]
+    assert intervals[0] == ["-0.2235 to 0.3617", "-"]
 
 
 def test_no_table_shows_them_unasked(three):

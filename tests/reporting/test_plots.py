@@ -13,7 +13,7 @@ from reporting.drawing import COLOURS, FAMILIES, Options, PlotError, look, looks
 from reporting.methods import selected
 from reporting.plots import KINDS, draw_plot
 from results.schema import ResultsError, load_runs
-from tests.reporting.conftest import twin
+from tests.reporting.conftest import damage, twin
 
 ROOT = Path(__file__).resolve().parents[2]
 THREE = ("Caltech101", "OxfordPets", "EuroSAT")
@@ -23,7 +23,7 @@ def save_features(folder, classes=3, per_class=5):
     draw = np.random.default_rng(0)
     centres = draw.normal(size=(classes, 8))
     labels = np.repeat(np.arange(classes), per_class)
-    np.savez(
+    np.savez_compressed(
         folder / "features.npz",
         base_images=(centres[labels] + 0.1 * draw.normal(size=(len(labels), 8))).astype("float16"),
         base_labels=labels,
@@ -165,11 +165,7 @@ def test_a_reliability_diagram_sums_the_seeds_bins(runs_for):
     assert [text.get_text() for text in panels[0].texts] == ["ECE 11.5 % (n=2)"]
 
 
-def test_a_reliability_diagram_needs_calibration_and_one_kind_of_bins(runs):
-    first = runs.add({"all": {"accuracy": 1.0}})
-    with pytest.raises(PlotError, match="no run recorded the calibration of class split 'all'"):
-        figure_of("reliability", load_runs([runs.root]))
-    first.unlink()
+def test_a_reliability_diagram_needs_one_kind_of_bins(runs):
     for seed, bins in ((1, [3, 4]), (2, [3, 4, 5])):
         metrics = {"accuracy": 1.0, "calibration": {"bins": {"count": bins, "correct": bins}}}
         runs.add({"all": metrics}, seed=seed)
@@ -228,6 +224,9 @@ def test_gate_lines_are_the_mean_over_seeds_with_a_band(runs_for):
     assert text.get_title() == "BMIP, Caltech101: text"
     assert vision.lines[0].get_ydata() == pytest.approx([0.5, 0.6, 0.7])
     assert len(text.collections) == 1
+    assert {axes.get_ylabel() for axes in (vision, text)} == {
+        "gate: weight of the tower's\nown prompt, rest: projected"
+    }
 
 
 def test_every_image_and_class_name_is_in_the_tsne_plot(runs_for):
@@ -246,7 +245,8 @@ def test_every_image_and_class_name_is_in_the_tsne_plot(runs_for):
         ("gain", "no other method has a number on a data set where CoOp has one"),
         ("gates", "no run recorded gates: only BMIP"),
         ("curves", "no run has a training history"),
-        ("confusion", "no run recorded a confusion matrix of class split 'all'"),
+        ("confusion", "no run recorded a confusion matrix of class split 'all' or 'base' or 'new': "),
+        ("reliability", "no run recorded the calibration of class split 'all' or 'base' or 'new': "),
         ("tsne", "features.npz: no such file; run with TEST.SAVE_FEATURES True"),
     ],
 )
@@ -254,6 +254,13 @@ def test_what_is_missing_is_said_instead_of_an_empty_plot(runs, kind, message):
     runs.add()
     with pytest.raises(PlotError, match=message):
         draw_plot(kind, load_runs([runs.root]), "png")
+
+
+@pytest.mark.parametrize("kind", ["confusion", "reliability"])
+def test_a_class_split_that_was_chosen_is_the_only_one_looked_at(runs, kind):
+    runs.add()
+    with pytest.raises(PlotError, match="of class split 'new': "):
+        figure_of(kind, load_runs([runs.root]), Options(split="new"))
 
 
 def test_base_against_new_needs_both(runs):
@@ -268,12 +275,21 @@ def test_an_unknown_metric_is_refused_with_the_choices(runs):
         figure_of("seeds", load_runs([runs.root]), Options(metric="f1"))
 
 
-@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no zip at all"])
-def test_damaged_features_are_named(runs, content):
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut short", b"no zip at all", "content", "method"])
+def test_damaged_features_are_named_and_leave_the_page_its_other_plots(runs, content):
     path = runs.add().with_name("features.npz")
-    path.write_bytes(content)
-    with pytest.raises(PlotError, match=re.escape(str(path))):
+    if isinstance(content, str):
+        save_features(path.parent)
+        damage(path, content)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(PlotError, match=f"{re.escape(str(path))} cannot be read"):
         draw_plot("tsne", load_runs([runs.root]), "png")
+    target = runs.root / "report.html"
+    assert main(["html", str(runs.root), "-o", str(target)]) == 0
+    page = target.read_text(encoding="utf-8")
+    assert "features.npz cannot be read" in page
+    assert "<svg" in page
 
 
 def test_features_are_never_unpickled(runs):

@@ -1,4 +1,5 @@
 import json
+from statistics import fmean
 
 import pytest
 
@@ -10,8 +11,8 @@ from reporting.published import (
     MARKS,
     PUBLISHED_FILE,
     Entry,
+    averaged,
     chosen_entries,
-    contradictions,
     load_published,
 )
 from reporting.stats import Summary, harmonic_mean
@@ -25,6 +26,9 @@ ELEVEN = [
 ]  # fmt: skip
 
 
+ROUNDING = 0.02  # two decimals explain half of it, numbers rounded twice the rest
+
+
 def entry(method, protocol="base_to_new", **facts):
     found = [entry for entry in load_published() if (entry.method, entry.protocol) == (method, protocol)]
     (only,) = [entry for entry in found if all(getattr(entry, key) == value for key, value in facts.items())]
@@ -34,6 +38,25 @@ def entry(method, protocol="base_to_new", **facts):
 def rows(table, title):
     block = next(block for block in table.blocks if block.title == title)
     return {row.method.label: row.cells for row in block.rows}
+
+
+def contradictions(entry: Entry) -> dict[str, float]:
+    """What an entry states otherwise than its own values have it, by more than rounding.
+
+    H is the harmonic mean of base and new, that of averages too; another average is the mean over its data sets.
+    """
+    found = {}
+    for metric, values in entry.values.items():
+        for dataset, stated in values.items():
+            if metric == "H":
+                parts = [entry.value(part, dataset) for part in ("base", "new")]
+                follows = harmonic_mean(*(part.mean for part in parts)) if all(parts) else None
+            else:
+                targets = averaged(values, entry.average_over) if dataset == AVERAGE else ()
+                follows = fmean(values[name].mean for name in targets) if targets else None
+            if follows is not None and abs(follows - stated.mean) > ROUNDING:
+                found[f"{dataset} {metric}"] = round(follows, 2)
+    return found
 
 
 def test_every_value_of_the_collection_is_there_and_a_percentage():

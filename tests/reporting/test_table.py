@@ -48,6 +48,22 @@ def test_the_two_conventions_of_h(runs):
     assert "average of each run's own H" in legend
 
 
+@pytest.mark.parametrize(
+    ("names", "explained"),
+    [
+        ((), ["base, new: ", "H: ", "all: ", "AUROC: "]),
+        (("base", "new", "H"), ["base, new: ", "H: "]),
+        (("openworld_auc", "average_H"), ["AUROC: ", "H: "]),
+        (("fpr95", "all"), ["FPR95: ", "all: "]),
+    ],
+)
+def test_the_legend_explains_the_metrics_that_are_shown(runs, names, explained):
+    runs.add()
+    legend = build_table(load_runs([runs.root]), metrics=names).legend
+    starts = ("base, new: ", "H: ", "all: ", "AUROC: ", "FPR95: ")
+    assert [start for line in legend for start in starts if line.startswith(start)] == explained
+
+
 def test_rows_are_ordered_and_settings_shown_where_needed(runs):
     for trainer, setting in [("Unheard", "x"), ("MaPLe", "a"), ("BMIP", "a"), ("BMIP", "b"), ("CoOp", "a")]:
         runs.add(trainer=trainer, setting=setting)
@@ -165,6 +181,27 @@ def test_different_split_files_are_warned_about(runs):
     first = runs.add(seed=1)
     second = runs.add(seed=2, data={"split_sha256": "bb"})
     assert build(runs).warnings == (f"runs on digits use different split files: {first}, {second}",)
+
+
+def on_split(name):
+    return {"config": {"SEED": 1, "TEST": {"SPLIT": name}}, "overrides": {"TEST.SPLIT": name} if name == "val" else {}}
+
+
+def test_runs_on_validation_images_are_rows_of_their_own(runs):
+    runs.add(seed=1, **on_split("test"))
+    runs.add(seed=2, **on_split("val"))
+    table = build(runs)
+    assert labels(table) == ["CoOp (TEST.SPLIT test)", "CoOp (TEST.SPLIT val)"]
+    assert "CoOp (TEST.SPLIT val): changed: TEST.SPLIT val." in table.legend
+
+
+def test_methods_on_validation_and_on_test_images_are_warned_about(runs):
+    tested = runs.add(**on_split("test"))
+    runs.add(trainer="MaPLe")  # of a version that did not record it
+    assert build(runs).warnings == ()
+    validated = runs.add(trainer="BMIP", **on_split("val"))
+    said = "some runs are tested on validation images, others on test images (TEST.SPLIT)"
+    assert build(runs).warnings == (f"{said}: {tested}, {validated}",)
 
 
 def test_different_weights_under_one_name_are_warned_about(runs):

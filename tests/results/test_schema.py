@@ -10,11 +10,13 @@ import pytest
 import torch
 from yacs.config import CfgNode
 
-from dassl.config import get_cfg_default
+from dassl.config import get_cfg_default, read_yaml
 from dassl.data import DatasetWrapper
 from results.record import collect_environment, describe_decoding, git_state, overrides_of, peak_memory, write_results
 from results.rundir import RunDirError, begin_run, prepare_run_dir
-from results.schema import REQUIRED_KEYS, SCHEMA_VERSION, ResultsError, Run, dataset_label, read_results
+from results.schema import REPOSITORY, REQUIRED_KEYS, SCHEMA_VERSION, ResultsError, Run, dataset_label, read_results
+
+DATASET_FILES = REPOSITORY / "configs" / "datasets"
 
 
 @pytest.fixture
@@ -226,6 +228,19 @@ def test_a_label_that_cannot_be_a_folder_is_refused(label):
         dataset_label({"NAME": "folder", "PATH": "x", "LABEL": label})
 
 
+BUNDLED_FILES = [
+    path for kind in ("digits", "emoji_*", "mini_*") for path in sorted(DATASET_FILES.glob(f"{kind}.yaml"))
+]
+
+
+@pytest.mark.parametrize("file", BUNDLED_FILES, ids=lambda file: file.stem)
+def test_own_images_cannot_take_the_name_of_a_bundled_data_set(file):
+    name = read_yaml(file)["DATASET"]["NAME"]
+    with pytest.raises(ValueError, match=f"DATASET.LABEL is '{name}', as tables call a published or bundled data set"):
+        dataset_label({"NAME": "folder", "PATH": "x", "LABEL": name})
+    assert dataset_label({"NAME": "folder", "PATH": name}) == f"folder_{name}"
+
+
 def test_images_that_are_turned_upright_are_stated():
     cfg = get_cfg_default()
     cfg.INPUT.EXIF_ORIENTATION = True
@@ -241,6 +256,8 @@ def test_images_that_are_turned_upright_are_stated():
         (["SEED", "3", "OUTPUT_DIR", "x", "RESUME", "x", "DATASET.ROOT", "x", "USE_CUDA", "False"], {}),
         (["TRAINER.NAME", "CoOp", "MODEL.BACKBONE.NAME", "RN50"], {}),  # keys of the record
         (["DATASET.NUM_SHOTS", "4", "TEST.FINAL_MODEL", "best_val"], {}),  # of the protocol
+        (["TEST.SPLIT", "val", "TEST.PER_CLASS_RESULT", "True"], {"TEST.SPLIT": "val"}),
+        (["TEST.EVALUATOR", "Mine"], {"TEST.EVALUATOR": "Mine"}),
         (["DATALOADER.NUM_WORKERS", "0", "DATALOADER.TEST.BATCH_SIZE", "8", "TRAIN.PRINT_FREQ", "5"], {}),
     ],
 )
